@@ -1,0 +1,18 @@
+"""The small module that lessons share: machine, models, data, memory, monitor, plots, checks, results.
+
+Importing it is cheap: torch and its friends are imported where they are first needed.
+"""
+
+from pathlib import Path
+
+COURSE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class CourseError(Exception):
+    """A problem a reader can mend: one line that says what is wrong and what to do.
+
+    A notebook shows that line alone; the traceback stays out of the way. Its cause, if it has one, is chained.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls this in place of printing a traceback
+        return [f"{type(self).__name__}: {self}"]

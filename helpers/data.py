@@ -1,0 +1,114 @@
+"""The instructions a lesson trains on, the template they are written in, and exact match."""
+
+import json
+from pathlib import Path
+
+from helpers import COURSE_ROOT, CourseError
+
+BUNDLED_INSTRUCTIONS = COURSE_ROOT / "assets" / "instructions"
+
+
+class DataError(CourseError, OSError):
+    """Instructions that cannot be read."""
+
+
+# Alpaca's own words (https://github.com/tatsu-lab/stanford_alpaca): a model must see at use what it saw in training.
+HEADER = "Below is an instruction that describes a task"
+WITH_INPUT = ", paired with an input that provides further context"
+REQUEST = ". Write a response that appropriately completes the request.\n\n"
+
+
+def alpaca_prompt(instruction: str, input: str = "") -> str:
+    """The prompt in Alpaca's template, with or without an input; the answer follows on a line of its own."""
+    if input:
+        asked = f"{HEADER}{WITH_INPUT}{REQUEST}### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
+    else:
+        asked = f"{HEADER}{REQUEST}### Instruction:\n{instruction}\n\n"
+    return asked + "### Response:\n"
+
+
+def to_prompt_completion(row: dict) -> dict:
+    """Alpaca's fields as the two columns that TRL asks for: it learns the completion only, and ends it with eos."""
+    return {"prompt": alpaca_prompt(row["instruction"], row["input"]), "completion": row["output"]}
+
+
+def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0):
+    """A DatasetDict with "train" and "heldout", columns instruction, input and output; and a line that names it.
+
+    "auto" is tatsu-lab/alpaca on a GPU with a network and a model other than the bundled one, else the bundled
+    instructions. A file of JSON lines is split 9 to 1. Raises DataError, one line.
+    """
+    from datasets import DatasetDict, load_dataset
+
+    if dataset_id == "auto":
+        if machine is None or machine.device == "cpu":
+            return load_instructions("bundled")
+        try:
+            return load_instructions("alpaca", machine, seed)
+        except DataError as error:
+            rows, name = load_instructions("bundled")
+            return rows, f"{name}; in place of alpaca, since {error}"
+    if dataset_id == "bundled":
+        files = {split: str(BUNDLED_INSTRUCTIONS / f"{split}.jsonl") for split in ("train", "heldout")}
+        rows = DatasetDict({split: _read_json_lines(file) for split, file in files.items()})
+        return rows, f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
+    if dataset_id in ("alpaca", "tatsu-lab/alpaca"):
+        try:
+            rows = load_dataset("tatsu-lab/alpaca", split="train")
+        except Exception as error:  # whatever the hub's client raises without a network
+            raise DataError(f'tatsu-lab/alpaca cannot be fetched ({type(error).__name__}): use "bundled"') from error
+        name = "tatsu-lab/alpaca (CC BY-NC 4.0)"
+    else:
+        rows, name = _read_json_lines(dataset_id), Path(dataset_id).name
+        if len(rows) < 10:
+            raise DataError(f"{dataset_id} has {len(rows)} rows: at least 10 are needed to hold some out")
+    parts = rows.train_test_split(test_size=0.1, seed=seed)
+    rows = DatasetDict({"train": parts["train"], "heldout": parts["test"]})
+    return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
+
+
+def _read_json_lines(file: str):
+    from datasets import Dataset
+
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"no readable file {str(file)!r}: give a file of JSON lines, {type(error).__name__}") from error
+    rows = []
+    for number, line in enumerate(filter(str.strip, lines), 1):
+        try:
+            row = json.loads(line)
+            asked = {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
+            rows.append(asked | {key: row[key] for key in ("subject", "entity") if key in row})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file}, row {number}: a JSON object with instruction and output is needed") from error
+    return Dataset.from_list(rows)
+
+
+def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 64) -> list[str]:
+    """Greedy answers to `prompts`, stripped, in order; padded on the left, stopped at eos."""
+    import torch
+
+    answers, side = [], tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(model.device)
+        with torch.no_grad():
+            tokens = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        new = tokens[:, batch["input_ids"].shape[1] :]
+        answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    tokenizer.padding_side = side
+    return answers
+
+
+def exact_match(model, tokenizer, rows, max_new_tokens: int = 16) -> float:
+    """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
+    prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
+    answers = answer(model, tokenizer, prompts, max_new_tokens)
+    return sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True)) / len(prompts)

@@ -1,0 +1,85 @@
+"""What this machine is, and what follows from it: the one place where CPU, T4 and larger GPUs part ways."""
+
+import os
+import platform
+from dataclasses import dataclass
+
+T4_BYTES = int(14.56 * 2**30)  # what a Colab T4 reports as its total memory
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine. Sizes in bytes; `dtype` is a torch dtype's name."""
+
+    device: str  # "cuda" or "cpu"
+    name: str
+    gpu_bytes: int  # 0 without a GPU
+    ram_bytes: int
+    cores: int
+    capability: tuple[int, int] | None  # CUDA compute capability, None without a GPU
+    t4_rules: bool = False
+
+    @property
+    def native_bfloat16(self) -> bool:
+        """Whether the GPU has bfloat16 units: capability 8.0 (Ampere) and later; never under T4 rules.
+
+        torch.cuda.is_bf16_supported() also answers True for emulation, as on a T4 (pytorch#148322).
+        """
+        return self.capability is not None and self.capability >= (8, 0) and not self.t4_rules
+
+    @property
+    def is_t4(self) -> bool:
+        return self.t4_rules or "T4" in self.name.split()
+
+    @property
+    def dtype(self) -> str:
+        """What to load and compute in: float32 on a CPU, float16 before Ampere, bfloat16 since."""
+        if self.device == "cpu":
+            return "float32"
+        return "bfloat16" if self.native_bfloat16 else "float16"
+
+    @property
+    def torch_dtype(self):
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    @property
+    def device_map(self) -> dict:
+        """For from_pretrained: the whole model on one device."""
+        return {"": 0 if self.device == "cuda" else "cpu"}
+
+    def __str__(self) -> str:
+        if self.device == "cpu":
+            return f"CPU, no GPU: computes in {self.dtype}"
+        rules = ", under T4 rules" if self.t4_rules else ""
+        return f"{self.name}, {self.gpu_bytes / 2**30:.2f} GiB{rules}: computes in {self.dtype}"
+
+
+def detect() -> Machine:
+    """Look at the machine. With COURSE_T4_RULES=1 in the environment a larger GPU is held to a T4's rules first."""
+    import psutil
+    import torch
+
+    ram, cores = psutil.virtual_memory().total, os.cpu_count() or 1
+    if not torch.cuda.is_available():
+        return Machine("cpu", platform.processor() or platform.machine(), 0, ram, cores, None)
+    rules = os.environ.get("COURSE_T4_RULES") == "1"
+    if rules:
+        apply_t4_rules()
+    properties = torch.cuda.get_device_properties(0)
+    gpu_bytes = min(properties.total_memory, T4_BYTES) if rules else properties.total_memory
+    return Machine("cuda", properties.name, gpu_bytes, ram, cores, torch.cuda.get_device_capability(0), rules)
+
+
+def apply_t4_rules() -> None:
+    """Hold a larger GPU to what a T4 has: 14.56 GiB, and no flash or cuDNN attention.
+
+    float16 follows from `Machine.dtype`. What this does not reproduce is the T4's speed.
+    """
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, T4_BYTES / total))
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,0 +1,119 @@
+"""Watching memory while something runs: GPU memory on a GPU, resident memory on a CPU, with the phases marked."""
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class MemoryMonitor:
+    """A context manager that samples memory in a thread, every `interval` seconds.
+
+    On a GPU: torch's allocated bytes (with torch's own exact peak) and NVML's used bytes, which count the CUDA context
+    and other processes too. On a CPU: the resident bytes of this process, where a peak between samples can be missed.
+    `samples` holds (seconds, phase, bytes, nvml_bytes or None); `peaks` maps each phase to its highest bytes.
+    """
+
+    interval: float = 0.05
+    samples: list = field(default_factory=list)
+    peaks: dict = field(default_factory=dict)
+    phase_name: str = "start"
+
+    def __enter__(self):
+        import psutil
+        import torch
+
+        self._cuda = torch.cuda if torch.cuda.is_available() else None
+        self._process = psutil.Process(os.getpid())
+        self._nvml = _nvml_device() if self._cuda else None
+        self._lock, self._stop, self._begin = threading.Lock(), threading.Event(), time.perf_counter()
+        if self._cuda:
+            self._cuda.reset_peak_memory_stats()
+        self.sample()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        self._thread.join()
+        self.sample()
+
+    def _watch(self):
+        while not self._stop.wait(self.interval):
+            self.sample()
+
+    def sample(self) -> int:
+        """Take one sample now; returns its bytes."""
+        with self._lock:
+            if self._cuda:
+                now, peak = self._cuda.memory_allocated(), self._cuda.max_memory_allocated()
+            else:
+                now = peak = self._process.memory_info().rss
+            nvml = _nvml_used(self._nvml)
+            self.samples.append((time.perf_counter() - self._begin, self.phase_name, now, nvml))
+            self.peaks[self.phase_name] = max(peak, self.peaks.get(self.phase_name, 0))
+            return now
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        """Mark what happens inside the block; the phase before it goes on after it."""
+        before = self._mark(name)
+        try:
+            yield
+        finally:
+            self._mark(before)
+
+    def _mark(self, name: str) -> str:
+        self.sample()
+        with self._lock:
+            before, self.phase_name = self.phase_name, name
+            if self._cuda:
+                self._cuda.reset_peak_memory_stats()
+        self.sample()
+        return before
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest of all phases: allocated bytes on a GPU, resident bytes on a CPU."""
+        return max(self.peaks.values())
+
+    def callback(self):
+        """A TrainerCallback that marks each optimizer step as "step", what surrounds it as "forward and backward"."""
+        from transformers import TrainerCallback
+
+        monitor = self
+
+        class Marks(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                monitor.phase_name = "forward and backward"
+
+            def on_pre_optimizer_step(self, args, state, control, **kwargs):
+                monitor._mark("step")
+
+            def on_step_end(self, args, state, control, **kwargs):
+                monitor._mark("forward and backward")
+
+        return Marks()
+
+
+def _nvml_device():
+    """NVML's handle of torch's first GPU, or None where NVML does not answer."""
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    except Exception:  # no driver, an old driver, a container that hides it: the torch counters remain
+        return None
+
+
+def _nvml_used(device) -> int | None:
+    if device is None:
+        return None
+    import pynvml
+
+    return pynvml.nvmlDeviceGetMemoryInfo(device).used

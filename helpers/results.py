@@ -1,0 +1,192 @@
+"""What a run found: begun once, recorded as it goes, kept as one JSON a lesson; and verdicts that fail when untrue."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+from helpers import COURSE_ROOT, CourseError, parameters
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+
+
+class OutputError(CourseError, OSError):
+    """A folder that cannot be written."""
+
+
+@dataclass
+class Run:
+    """One run of one lesson: where it writes, on what, and what it has recorded so far."""
+
+    lesson: str
+    folder: Path
+    parameters: dict
+    machine: object = None
+    model: object = None
+    settings: SimpleNamespace | None = None  # the parameters, with "auto" replaced by the recipe for the model
+    rows: object = None  # a DatasetDict, where the lesson asks for one
+    data_name: str = ""
+    recorded: dict = field(default_factory=dict)
+    verdicts: list = field(default_factory=list)
+
+    @property
+    def adapter(self) -> Path:
+        """Where lesson 03 leaves the adapter, and 04 and 05 look for it."""
+        return self.folder / "adapter"
+
+    def save(self) -> Path:
+        about = {
+            "parameters": self.parameters,
+            "machine": str(self.machine),
+            "model": getattr(self.model, "name", None),
+        }
+        about |= {"data": self.data_name, "python": sys.version.split()[0]}
+        about["versions"] = {name: version(name) for name in PACKAGES}
+        file = self.folder / f"{self.lesson}.json"
+        about["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+        write_whole(file, json.dumps(self.recorded | {"verdicts": self.verdicts, "run": about}, indent=1) + "\n")
+        return file
+
+
+_current: Run | None = None
+
+
+def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **values) -> Run:
+    """Check the parameters, look at the machine, find model and data, and show all in one short table.
+
+    Raises a one-line CourseError for a bad value, before anything heavy is imported, or for what cannot be found.
+    """
+    global _current
+    parameters.validate(values)
+    run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
+
+    from helpers import data, machine, models
+
+    run.machine = machine.detect()
+    shown = {"machine": str(run.machine)}
+    if "model_id" in values:
+        left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not large_model else None
+        if values.get("adapter_dir", "auto") != "auto":
+            left = Path(values["adapter_dir"]).expanduser()
+        run.model = models.resolve_model(values["model_id"], run.machine, large_model, left)
+        shown["model"] = str(run.model)
+    recipe = models.RECIPES["bundled" if run.model is None or run.model.bundled else "other"]
+    chosen = {name: recipe[name] for name, value in values.items() if name in recipe and value == "auto"}
+    run.settings = SimpleNamespace(**values | chosen)
+    if chosen:
+        shown["chosen for it"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    if with_data:
+        wanted = values.get("dataset_id", "auto")
+        if wanted == "auto" and run.model is not None and run.model.bundled:
+            wanted = "bundled"
+        run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
+        shown["data"] = run.data_name
+    shown["writes to"] = _readable(run.folder)
+    _current = run
+    quiet_libraries()
+    from IPython.display import display
+
+    display(table([{"": name, "this run": value} for name, value in shown.items()]))
+    return run
+
+
+def quiet_libraries() -> None:
+    """No progress bars for work that takes a second: loading a local model, mapping a few thousand rows."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def record(**values) -> None:
+    """Add what the lesson found to <run folder>/<lesson>.json: numbers, text, lists and dictionaries of them."""
+    run = _begun()
+    json.dumps(values)  # a TypeError here is the caller's line, before the file is touched
+    run.recorded |= values
+    run.save()
+
+
+def verdict(claim: str, holds: bool) -> None:
+    """Print a claim that does not vary from run to run, and keep it for the report; AssertionError if it is untrue."""
+    run = _begun()
+    run.verdicts.append({"claim": claim, "holds": bool(holds)})
+    run.save()
+    if not holds:
+        raise AssertionError(f"not so in this run: {claim}")
+    print(f"OK: {claim}")
+
+
+def table(rows: list[dict]):
+    """A table for display from dictionaries of ready-made text or numbers; shown as HTML by Jupyter, text elsewhere."""
+    import pandas as pd
+
+    pd.set_option("display.max_colwidth", None)
+    frame = pd.DataFrame(rows)
+    return frame.set_index(frame.columns[0])
+
+
+def output_folder(output_dir: str) -> Path:
+    """The folder of a run, made if need be; "auto" is runs/default in the course, or here when outside of it.
+
+    The environment variable COURSE_RUNS names another place for runs, for a clone that cannot be written.
+    """
+    if output_dir == "auto":
+        here = COURSE_ROOT if Path.cwd().is_relative_to(COURSE_ROOT) else Path.cwd()
+        folder = Path(os.environ.get("COURSE_RUNS") or here / "runs") / "default"
+    else:
+        folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output_dir = {str(output_dir)!r} cannot be written ({error.strerror}): name another"
+        ) from error
+    return folder
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path):
+    """Yield an empty folder beside `folder`; when the block ends well it takes the place of `folder`, else it goes."""
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        old = new.with_suffix(".old")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _begun() -> Run:
+    if _current is None:
+        raise CourseError("no run was begun: run the notebook's fourth code cell first")
+    return _current
+
+
+def _readable(folder: Path) -> str:
+    """A path without the machine in it: relative to the course or to here, else its last part."""
+    for start in (COURSE_ROOT, Path.cwd()):
+        if folder.resolve().is_relative_to(start):
+            return str(folder.resolve().relative_to(start))
+    return folder.name

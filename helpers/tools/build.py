@@ -1,0 +1,103 @@
+"""Turn lessons into notebooks and execute them on the CPU (make notebooks); --check only says what is stale."""
+
+import os
+import time
+
+from helpers import course
+
+
+def add_arguments(parser):
+    parser.add_argument("lessons", nargs="*", help="numbers or names; all by default")
+    parser.add_argument("--force", action="store_true", help="execute even where no code changed")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if a notebook is stale")
+
+
+def main(arguments) -> int:
+    chosen = [course.find_lesson(text) for text in arguments.lessons] or course.lessons()
+    stale = 0
+    for lesson in chosen:
+        new, file = course.to_notebook(lesson), course.NOTEBOOKS / f"{lesson.stem}.ipynb"
+        old = read(file)
+        kept = not arguments.force and old is not None and carry_outputs(old, new)
+        if kept and old == new:
+            print(f"{lesson.stem}: up to date")
+            continue
+        stale += 1
+        if arguments.check:
+            print(f"{lesson.stem}: stale")
+            continue
+        begun = time.perf_counter()
+        if not kept:
+            execute(new)
+        write(new, file)
+        print(f"{lesson.stem}: " + ("text changed" if kept else f"executed in {time.perf_counter() - begun:.0f} s"))
+    if not arguments.check:
+        from helpers.tools import badges
+
+        badges.write_badges()
+    return 1 if arguments.check and stale else 0
+
+
+def read(file):
+    import nbformat
+
+    return nbformat.read(file, as_version=4) if file.is_file() else None
+
+
+def write(notebook, file) -> None:
+    import nbformat
+
+    from helpers.results import write_whole
+
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, nbformat.writes(notebook) + "\n")
+
+
+def carry_outputs(old, new) -> bool:
+    """Copy the outputs of `old` into `new` if the code is the same, cell by cell, and all of it ran in order."""
+
+    def code(notebook):
+        return [c for c in notebook.cells if c.cell_type == "code"]
+
+    def untouched(a, b):
+        # The bootstrap cell holds the address, which changes no output.
+        return a.source == b.source or {"bootstrap"} == set(a.metadata.get("tags", [])) == set(
+            b.metadata.get("tags", [])
+        )
+
+    same = len(code(old)) == len(code(new)) and all(untouched(a, b) for a, b in zip(code(old), code(new), strict=True))
+    if not same or [c.execution_count for c in code(old)] != list(range(1, len(code(old)) + 1)):
+        return False
+    for a, b in zip(code(old), code(new), strict=True):
+        b.outputs, b.execution_count = a.outputs, a.execution_count
+    return True
+
+
+def execute(notebook) -> None:
+    """Run a notebook from top to bottom on a fresh kernel, on the CPU, with no network; outputs go into it, cleaned."""
+    from nbclient import NotebookClient
+
+    surroundings = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "COURSE_RUNS": str(course.COURSE_ROOT / "runs" / "build"),
+    }
+    before = {name: os.environ.get(name) for name in surroundings}
+    os.environ.update(surroundings)
+    try:
+        where = {"metadata": {"path": str(course.NOTEBOOKS)}}
+        NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    clean(notebook)
+
+
+def clean(notebook) -> None:
+    """Drop what varies or does not render: timing, widget state and views without text, progress on stderr."""
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]

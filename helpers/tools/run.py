@@ -1,0 +1,122 @@
+"""Run lessons in order through papermill, with their records and one report, into runs/NAME/ (make course)."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from helpers import COURSE_ROOT, course, parameters
+from helpers.results import OutputError, output_folder
+
+# Quiet what would otherwise be printed by libraries into every notebook.
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def add_arguments(parser):
+    parser.add_argument("lessons", nargs="*", help="numbers or names; all by default")
+    parser.add_argument("--name", default="course", help="the folder under runs/ (default: course)")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter's value"
+    )
+
+
+def main(arguments) -> int:
+    chosen = [course.find_lesson(text) for text in arguments.lessons] or course.lessons()
+    values = {name: parse_value(text) for name, text in arguments.p}
+    check_parameters(chosen, values)
+    folder = output_folder(str(run_folder(arguments.name)))
+    results = run_lessons(chosen, folder, values)
+
+    from helpers.tools import _report
+
+    report = _report.write_report(folder, results)
+    print()
+    print(_report.as_text(results))
+    print(f"\nreport: {_relative(report)}")
+    for result in results:
+        if result["error"]:
+            print(f"{result['lesson']} failed in {result['error']}", file=sys.stderr)
+    return 1 if any(result["error"] for result in results) else 0
+
+
+def run_lessons(chosen: list[Path], folder: Path, values: dict) -> list[dict]:
+    """Run each lesson into `folder`, with a bar for the lessons and one for the cells."""
+    from tqdm import tqdm
+
+    results = []
+    with tqdm(chosen, unit="lesson", bar_format="{desc:<28}{bar:20} lesson {n_fmt}/{total_fmt} [{elapsed}]") as bar:
+        for lesson in bar:
+            bar.set_description(lesson.stem)
+            results.append(run_lesson(lesson, folder, values, {"position": 1, "leave": False, "desc": "  cells"}))
+        bar.set_description("done")
+    return results
+
+
+def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> dict:
+    """Execute one notebook through papermill; returns lesson, seconds, error (or None) and the notebook's file.
+
+    A run that succeeds replaces <folder>/<lesson>.ipynb; one that fails leaves <lesson>.failed.ipynb beside it.
+    """
+    import papermill
+
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    has = course.lesson_parameters(lesson)
+    given = {name: value for name, value in values.items() if name in has} | {"output_dir": str(folder)}
+    done, part = folder / f"{lesson.stem}.ipynb", folder / f".{lesson.stem}.{os.getpid()}.ipynb"
+    failed, error, begun = folder / f"{lesson.stem}.failed.ipynb", None, time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(course.NOTEBOOKS / f"{lesson.stem}.ipynb"),
+            str(part),
+            parameters=given,
+            kernel_name="python3",
+            cwd=str(course.NOTEBOOKS),
+            progress_bar=progress_bar,
+        )
+        os.replace(part, done)
+        failed.unlink(missing_ok=True)
+    except papermill.PapermillExecutionError as problem:
+        lines = [line for line in problem.source.splitlines() if line and not line.startswith(("#", "import", "from"))]
+        error = f"cell {problem.exec_count} ({(lines or ['?'])[0][:60]}): {problem.ename}: {problem.evalue}"
+        os.replace(part, failed)
+    finally:
+        part.unlink(missing_ok=True)
+    return {
+        "lesson": lesson.stem,
+        "seconds": time.perf_counter() - begun,
+        "error": error,
+        "notebook": failed if error else done,
+    }
+
+
+def recorded(folder: Path, stem: str) -> dict:
+    """What a lesson recorded in `folder`, {} where it recorded nothing."""
+    file = folder / f"{stem}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def check_parameters(chosen: list[Path], values: dict) -> None:
+    """Stop before anything is run: a name that none of the lessons has, or a value that no lesson can take."""
+    known = set().union(*(course.lesson_parameters(lesson) for lesson in chosen)) - {"output_dir"}
+    parameters.validate(values, known)
+
+
+def parse_value(text: str):
+    """A parameter's value from the command line: a number, True, False or text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"True": True, "true": True, "False": False, "false": False}.get(text, text)
+
+
+def run_folder(name: str) -> Path:
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise OutputError(f"--name {name!r} is no folder's name: give one word")
+    return Path(os.environ.get("COURSE_RUNS") or COURSE_ROOT / "runs") / name
+
+
+def _relative(file: Path) -> str:
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)

@@ -1,0 +1,45 @@
+"""Each workaround once, with the link that says why and the version in which to look again.
+
+tests/test_workarounds.py fails when an upstream change makes one of them needless.
+"""
+
+
+def keep_4bit_layout(model):
+    """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16; returns the model.
+
+    There a forward pass in eval mode changes the packing, after which dequantizing gives garbage, and so do LoRA
+    gradients and merges. Call it right after loading. Seen in bitsandbytes 0.50.2; elsewhere it changes nothing.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def adapters_to_float32(trainer):
+    """Put trainable parameters back to float32, after SFTTrainer is built and before train(); returns the trainer.
+
+    TRL casts the adapters of a quantized model to bfloat16 (huggingface/peft#2889). With fp16=True, which a T4 needs,
+    the gradient scaler then stops: "_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'.
+    Seen in TRL 1.16.
+    """
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def repeat_kv_heads(machine) -> bool:
+    """Before Ampere, have transformers repeat key and value heads for SDPA; returns whether it did.
+
+    transformers passes enable_gqa to SDPA whatever the GPU, and Turing's fused kernels refuse differing head counts:
+    attention falls to the math kernel, whose memory grows with length squared (transformers#48633). Seen in 5.23.
+    """
+    if machine.device != "cuda" or (machine.capability >= (8, 0) and not machine.t4_rules):
+        return False
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
+    return True

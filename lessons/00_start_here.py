@@ -1,0 +1,251 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 Start here
+#
+# QLoRA fine-tunes a large language model on a small GPU: the model is stored in 4 bits a weight, and only a thin adapter is
+# trained. This course teaches it by doing. This first notebook looks at your machine, checks that everything works, and tells you which
+# models will fit.
+#
+# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing. No GPU? Everything runs, on a small model that comes
+# with the course and really learns. No network? The same.
+
+# %% tags=["parameters"]
+model_id = "auto"  # the bundled model on a CPU, a small one from the hub on a GPU; or a preset, a folder, a hub id
+seed = 0
+output_dir = "auto"
+
+# %%
+from helpers.results import begin, record, table, verdict
+
+run = begin("00_start_here", model_id=model_id, seed=seed, output_dir=output_dir)
+
+# %% [markdown]
+# ## How a lesson works
+#
+# Run the cells from top to bottom. The cell above is the same in every lesson: it checks the parameters and says what this run
+# uses. A cell that shows something that varies, like the next one, is followed by one that states what does not vary, and
+# stops with an error if it is not so.
+#
+# ## 1 Your machine
+
+# %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
+machine = run.machine
+facts = {
+    "computes on": machine.name,
+    "GPU memory": f"{machine.gpu_bytes / 2**30:.2f} GiB" if machine.gpu_bytes else "no GPU",
+    "memory": f"{machine.ram_bytes / 2**30:.1f} GiB",
+    "cores": machine.cores,
+    "bfloat16 in hardware": "yes" if machine.native_bfloat16 else "no",
+    "the course computes in": machine.dtype,
+}
+table([{"": name, "here": value} for name, value in facts.items()])
+
+# %% [markdown]
+# The last line is the first thing that goes wrong elsewhere. A T4 is a Turing GPU: it multiplies float16 fast and has no bfloat16
+# units. Many recipes ask for bfloat16 there. `helpers/machine.py` decides this in one place, for all lessons.
+
+# %%
+right_dtype = "float32" if machine.device == "cpu" else "bfloat16" if machine.native_bfloat16 else "float16"
+verdict("the dtype follows the machine: float32 on a CPU, float16 before Ampere, bfloat16 since", machine.dtype == right_dtype)
+
+# %% [markdown]
+# ## 2 The packages
+#
+# QLoRA stands on five libraries. transformers loads models, bitsandbytes stores them in 4 bits, peft adds adapters, trl trains,
+# accelerate puts things on devices. Their names for things change between releases, so the course says which releases it was
+# tested with.
+
+# %% tags=["nbval-ignore-output"] reason="versions differ between machines"
+from importlib.metadata import version
+
+from helpers.results import PACKAGES
+from helpers.tools.install import missing_requirements
+
+table([{"package": name, "version here": version(name)} for name in PACKAGES])
+
+# %%
+verdict("every package is here, in a version that the course was written for", not missing_requirements())
+
+# %% [markdown]
+# ## 3 Does 4-bit really work here?
+#
+# The one thing that must work is a product with a 4-bit matrix. bitsandbytes packs a random matrix into 4 bits and multiplies a vector with
+# it. The result is close to the exact product, and not equal: that difference is the price, and lesson 01 explains it.
+
+# %%
+import bitsandbytes as bnb
+import torch
+
+torch.manual_seed(seed)
+exact = torch.nn.Linear(256, 256, bias=False)
+packed = bnb.nn.Linear4bit(256, 256, bias=False, compute_dtype=machine.torch_dtype, quant_type="nf4")
+packed.load_state_dict(exact.state_dict())
+packed = packed.to(machine.device)  # moving it quantizes it
+x = torch.randn(4, 256)
+
+# %%
+y = packed(x.to(machine.device, machine.torch_dtype)).float().cpu()
+error = ((y - exact(x)).norm() / exact(x).norm()).item()
+bytes_a_weight = packed.weight.numel() * packed.weight.element_size() / exact.weight.numel()
+print(f"{bytes_a_weight} bytes a weight, where float32 takes {exact.weight.element_size()}")
+verdict("the 4-bit product is within 15% of the exact one", error < 0.15)
+verdict("and it is not exact", error > 0.01)
+
+# %% [markdown]
+# ## 4 A model that answers
+#
+# The model of this run, in 4 bits. The bundled one is tiny and knows a few thousand simple facts: capitals, elements,
+# plurals. It read them as quiz pages, so it goes on after a blank line or a question of its own. Making it answer properly is
+# what lesson 03 is for.
+
+# %%
+from helpers.data import answer
+from helpers.quick import load_4bit
+
+model, tokenizer = load_4bit(run.model, machine)
+question = "What is the capital of France?\n"
+said = answer(model, tokenizer, [question], max_new_tokens=6)[0]
+verdict("asked for the capital of France, the model says Paris", "Paris" in said)
+
+# %% tags=["nbval-ignore-output"] reason="what follows the answer varies with the processor"
+print(question + said)
+
+# %% [markdown]
+# ## 5 What will fit?
+#
+# A weight takes two bytes in float16 and about half a byte in 4 bits. The embeddings and the output head stay in 16 bits, which is why
+# a model with a large vocabulary shrinks less. Here are the course's presets, from their published shapes.
+
+# %%
+from helpers.models import PRESETS
+
+
+def bytes_in_16_bits(shape):
+    return 2 * parameters_of(shape)
+
+
+def parameters_of(shape):
+    h, i, kv = shape["hidden_size"], shape["intermediate_size"], shape["num_key_value_heads"] * shape["head_dim"]
+    block = 2 * h * h + 2 * h * kv + 3 * h * i
+    return shape["num_hidden_layers"] * block + embeddings_of(shape)
+
+
+def embeddings_of(shape):
+    return shape["vocab_size"] * shape["hidden_size"] * (1 if shape["tie_word_embeddings"] else 2)
+
+
+# %%
+def bytes_in_4_bits(shape):
+    bits_a_weight = 4 + 8 / 64 + 32 / (64 * 256)  # codes, 8-bit constants per 64, float32 constants per 256 of those
+    blocks = parameters_of(shape) - embeddings_of(shape)
+    return blocks * bits_a_weight / 8 + 2 * embeddings_of(shape)
+
+
+shapes = {name: preset.shape for name, preset in PRESETS.items()}
+table([
+    {"preset": name, "parameters": f"{parameters_of(s) / 1e9:.2f} billion", "16 bits": f"{bytes_in_16_bits(s) / 1e9:.2f} GB",
+     "4 bits": f"{bytes_in_4_bits(s) / 1e9:.2f} GB", "share": f"{bytes_in_4_bits(s) / bytes_in_16_bits(s):.0%}"}
+    for name, s in shapes.items()
+])  # fmt: skip
+
+# %%
+from helpers import plots
+from helpers.machine import T4_BYTES
+
+figure = plots.stacked_bars(
+    list(shapes),
+    {
+        "linear layers, 4 bits": [(bytes_in_4_bits(s) - 2 * embeddings_of(s)) / 2**30 for s in shapes.values()],
+        "embeddings and head, 16 bits": [2 * embeddings_of(s) / 2**30 for s in shapes.values()],
+        "saved": [(bytes_in_16_bits(s) - bytes_in_4_bits(s)) / 2**30 for s in shapes.values()],
+    },
+    "In 4 bits every preset leaves most of a T4 free for training", "GiB", line=T4_BYTES / 2**30, line_label="a T4's memory",
+)  # fmt: skip
+plots.show(figure, alt="Weights of each preset in 4 bits, and what that saves, against the memory of a T4")
+
+# %%
+largest = max(bytes_in_4_bits(s) for s in shapes.values())
+verdict("the weights of every preset in 4 bits fill less than half of a T4", largest < T4_BYTES / 2)
+in_16_bits = {name: bytes_in_16_bits(s) for name, s in shapes.items()}
+verdict("in 16 bits, Llama-3.1-8B does not fit at all", in_16_bits["llama-3.1-8b"] > T4_BYTES)
+
+# %% [markdown]
+# Weights are not all that a training run needs. Lesson 02 adds up the rest.
+
+# %%
+record(
+    product_error=error, bytes_a_weight=bytes_a_weight, first_answer=said.split("\n")[0],
+    bytes_in_4_bits={name: bytes_in_4_bits(s) for name, s in shapes.items()},
+)  # fmt: skip
+
+# %% [markdown]
+# ## Exercises
+#
+# Put your answer in place of the dots and run the cell: it is checked at once. The solution is folded away below.
+#
+# **1.** How many bytes do the weights of a model of 7 billion parameters take in float16?
+
+# %%
+from helpers.checks import check
+
+float16_bytes = ...
+check("00.1", float16_bytes);
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# float16_bytes = 7e9 * 2
+# check("00.1", float16_bytes)
+# ```
+# </details>
+#
+# **2.** And in 4 bits, counting the codes only?
+
+# %%
+four_bit_bytes = ...
+check("00.2", four_bit_bytes);
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# four_bit_bytes = 7e9 * 4 / 8
+# check("00.2", four_bit_bytes)
+# ```
+# </details>
+#
+# **3.** A T4's compute capability is (7, 5). bfloat16 units came with (8, 0). Write the comparison that says whether a GPU of capability
+# `c` has them, as a function.
+
+# %%
+has_bfloat16 = ...
+check("00.3", has_bfloat16);
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# has_bfloat16 = lambda c: c >= (8, 0)
+# check("00.3", has_bfloat16)
+# ```
+# </details>
+#
+# ## What you saw
+
+# %% tags=["nbval-ignore-output"] reason="the numbers of this run"
+table([
+    {"question": "what this machine computes in", "this run": machine.dtype},
+    {"question": "a 4-bit product is off by", "this run": f"{error:.1%}"},
+    {"question": "the largest preset in 4 bits", "this run": f"{largest / 2**30:.2f} GiB of a T4's {T4_BYTES / 2**30:.2f} GiB"},
+])  # fmt: skip
+
+# %% [markdown]
+# Next: [01 Quantization basics](01_quantization_basics.ipynb) builds the 4-bit numbers from nothing.
