@@ -3,7 +3,12 @@
 Importing it is cheap: torch and its friends are imported where they are first needed.
 """
 
+import os
 from pathlib import Path
+
+# Idle OpenMP threads sleep instead of spinning. With another busy process on two cores, spinning made training of the
+# bundled model several times slower. It must be set before torch loads its OpenMP, so lessons import helpers first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COURSE_ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,11 @@ def bytes_for_a_token(answer):
         right // 32: "that is one layer; there are 32",
         right * 2: "that is float32; float16 takes two bytes a number",
     }
-    return None if answer == right else hints.get(answer, "2 (keys, values) * layers * key-value heads * head size * bytes")
+    return (
+        None
+        if answer == right
+        else hints.get(answer, "2 (keys, values) * layers * key-value heads * head size * bytes")
+    )
 
 
 @exercise("04.2")

@@ -72,7 +72,7 @@ PRESETS = {
 RECIPES = {
     "bundled": {
         "max_steps": 40,
-        "batch_size": 32,  # rows of some 55 tokens
+        "batch_size": 16,  # rows of some 55 tokens
         "gradient_accumulation": 1,
         "max_length": 96,  # tokens
         "learning_rate": 3e-3,  # a small model takes a large one

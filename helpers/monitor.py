@@ -19,7 +19,7 @@ class MemoryMonitor:
     interval: float = 0.05
     samples: list = field(default_factory=list)
     peaks: dict = field(default_factory=dict)
-    phase_name: str = "start"
+    phase_name: str = "other"
 
     def __enter__(self):
         import psutil
@@ -81,7 +81,7 @@ class MemoryMonitor:
         return max(self.peaks.values())
 
     def callback(self):
-        """A TrainerCallback that marks each optimizer step as "step", what surrounds it as "forward and backward"."""
+        """A TrainerCallback that marks each optimizer step as "step", evaluation, and the rest "forward and backward"."""
         from transformers import TrainerCallback
 
         monitor = self
@@ -92,6 +92,9 @@ class MemoryMonitor:
 
             def on_pre_optimizer_step(self, args, state, control, **kwargs):
                 monitor._mark("step")
+
+            def on_prediction_step(self, args, state, control, **kwargs):
+                monitor.phase_name = "evaluate"
 
             def on_step_end(self, args, state, control, **kwargs):
                 monitor._mark("forward and backward")

@@ -7,6 +7,7 @@ import textwrap
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
 )  # fmt: skip
+GREY = "#D0D0D0"  # what is not there
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK)
 
 
@@ -16,12 +17,8 @@ def axes(title: str, x: str, y: str, size=(7.2, 3.8), **subplots):
 
     figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots(**subplots)
-    first = ax if not hasattr(ax, "flat") else ax.flat[0]
-    if hasattr(ax, "flat"):
-        figure.suptitle(title, fontsize=11)
-    else:
-        first.set_title("\n".join(textwrap.wrap(title, 78)), fontsize=11, loc="left")
-    for each in [ax] if first is ax else ax.flat:
+    figure.suptitle("\n".join(textwrap.wrap(title, int(11.5 * size[0]))), x=0.01, ha="left", fontsize=11)
+    for each in ax.flat if hasattr(ax, "flat") else [ax]:
         each.set_xlabel(x)
         each.set_ylabel(y)
         each.spines[["top", "right"]].set_visible(False)
@@ -55,7 +52,7 @@ def memory_timeline(samples, title: str, unit: str = "MB"):
         ax.fill_between([], [], color=colour[name], alpha=0.8, label=name)
     ax.set_ylim(bottom=0)
     ax.set_xlim(0, max(seconds))
-    figure.legend(frameon=False, ncols=min(6, len(names)), loc="outside lower center")
+    figure.legend(frameon=False, ncols=min(3, len(names)), loc="outside lower center")
     return figure
 
 
@@ -72,11 +69,11 @@ def bars(labels, values, title: str, x: str, colours=None, numbers: str = "{:,.2
     return figure
 
 
-def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label: str = "", size=None):
+def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label="", size=None, colours=COLOURS):
     """Horizontal stacked bars: `parts` maps each term to its values, one a label; `line` marks a limit."""
     figure, ax = axes(title, x, "", size=size or (7.2, 1.7 + 0.5 * len(labels)))
     left = [0.0] * len(labels)
-    for (name, values), colour in zip(parts.items(), COLOURS * 3, strict=False):
+    for (name, values), colour in zip(parts.items(), tuple(colours) * 3, strict=False):
         ax.barh(range(len(labels)), values, left=left, label=name, color=colour, edgecolor="white", linewidth=0.5)
         left = [a + b for a, b in zip(left, values, strict=True)]
     ax.set_yticks(range(len(labels)), labels)

@@ -39,9 +39,11 @@ def adapter_for(run: Run) -> tuple[Path, bool]:
         if base == ("bundled" if run.model.bundled else run.model.path):
             return folder, False
         if named != "auto":
-            raise ModelError(f"the adapter in {folder.name} was trained on {base}, and the model here is {run.model.name}")
+            raise ModelError(
+                f"the adapter in {folder.name} was trained on {base}, and the model here is {run.model.name}"
+            )
     elif named != "auto":
-        raise ModelError(f"no adapter_config.json in adapter_dir = {named!r}: run lesson 03, or leave it at \"auto\"")
+        raise ModelError(f'no adapter_config.json in adapter_dir = {named!r}: run lesson 03, or leave it at "auto"')
     else:
         folder = run.adapter
     if folder.exists():  # of another base: lesson 03 may want it back
@@ -58,7 +60,7 @@ def train_adapter(model: Model, machine, rows, folder: Path, steps: int = 40, ra
     import time
 
     from peft import LoraConfig
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
     set_seed(seed)
@@ -94,6 +96,7 @@ def train_adapter(model: Model, machine, rows, folder: Path, steps: int = 40, ra
         peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     adapters_to_float32(trainer)
+    trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     loss = trainer.train().training_loss
     seconds = time.perf_counter() - begun

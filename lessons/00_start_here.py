@@ -102,7 +102,7 @@ verdict("and it is not exact", error > 0.01)
 # ## 4 A model that answers
 #
 # The model of this run, in 4 bits. The bundled one is tiny and knows a few thousand simple facts: capitals, elements,
-# plurals. It read them as quiz pages, so it goes on after a blank line or a question of its own. Making it answer properly is
+# plurals. It read them as quiz pages, so after its answer it goes on with a question of its own. Making it answer and stop is
 # what lesson 03 is for.
 
 # %%
@@ -110,7 +110,7 @@ from helpers.data import answer
 from helpers.quick import load_4bit
 
 model, tokenizer = load_4bit(run.model, machine)
-question = "What is the capital of France?\n"
+question = "What is the capital of France?\nAnswer:\n"
 said = answer(model, tokenizer, [question], max_new_tokens=6)[0]
 verdict("asked for the capital of France, the model says Paris", "Paris" in said)
 
@@ -167,6 +167,7 @@ figure = plots.stacked_bars(
         "saved": [(bytes_in_16_bits(s) - bytes_in_4_bits(s)) / 2**30 for s in shapes.values()],
     },
     "In 4 bits every preset leaves most of a T4 free for training", "GiB", line=T4_BYTES / 2**30, line_label="a T4's memory",
+    colours=(plots.BLUE, plots.ORANGE, plots.GREY),
 )  # fmt: skip
 plots.show(figure, alt="Weights of each preset in 4 bits, and what that saves, against the memory of a T4")
 

@@ -352,7 +352,6 @@ verdict("it holds four bytes for each trained parameter, and a short header",
         0 <= weights_file.stat().st_size - 4 * trainable < 200_000)  # fmt: skip
 
 # %%
-import torch
 
 record(
     exact_match_before=exact_match_before,

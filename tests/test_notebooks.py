@@ -53,7 +53,9 @@ def not_executed(notebook, lesson):
 
 
 def stale(notebook, lesson):
-    return [] if notebook.metadata["course"]["source_sha256"] == course.source_hash(lesson) else ["another source's hash"]
+    return (
+        [] if notebook.metadata["course"]["source_sha256"] == course.source_hash(lesson) else ["another source's hash"]
+    )
 
 
 def too_much_ignored(notebook, lesson):
@@ -82,7 +84,9 @@ def unclean(notebook, lesson):
                 complaints.append(f"an error: {out.ename}")
             if out.get("name") == "stderr":
                 complaints.append("something on stderr")
-            texts = [out.get("text", "")] + [str(v) for k, v in out.get("data", {}).items() if not k.startswith("image/")]
+            texts = [out.get("text", "")] + [
+                str(v) for k, v in out.get("data", {}).items() if not k.startswith("image/")
+            ]
             for what, pattern in UNCLEAN.items():
                 found = re.search(pattern, "\n".join(texts))
                 complaints += [f"{what}: {found[0]!r}"] if found else []

@@ -39,12 +39,13 @@ def keyword_faults(tree) -> list[str]:
             continue
         target = known[node.func.id]
         signature = inspect.signature(target).parameters
-        fields = {f.name: f for f in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
+        parents = [c for c in getattr(target, "__mro__", ()) if dataclasses.is_dataclass(c)]  # TRL overrides some help
         for keyword in node.keywords:
             open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
             if keyword.arg not in signature and not open_ended:
                 faults.append(f"{node.func.id} has no {keyword.arg}")
-            about = fields[keyword.arg].metadata.get("help", "") if keyword.arg in fields else ""
+            found = [c.__dataclass_fields__.get(keyword.arg) for c in parents]
+            about = " ".join(f.metadata.get("help", "") for f in found if f)
             is_off = isinstance(keyword.value, ast.Constant) and keyword.value.value is None
             if "deprecated" in about.lower() and not is_off:
                 faults.append(f"{node.func.id}({keyword.arg}=) is deprecated: {about[:80]}")
@@ -70,8 +71,12 @@ def test_a_renamed_keyword_is_noticed(call):
 
 
 def test_every_requirement_is_imported_somewhere():
-    modules = {"nvidia-ml-py": "pynvml", "huggingface-hub": "huggingface_hub", "pytest": "pytest"}
-    files = [*COURSE_ROOT.glob("lessons/*.py"), *COURSE_ROOT.glob("helpers/**/*.py"), *COURSE_ROOT.glob("tests/**/*.py")]
+    modules = {"nvidia-ml-py": "pynvml", "huggingface-hub": "huggingface_hub"}
+    files = [
+        *COURSE_ROOT.glob("lessons/*.py"),
+        *COURSE_ROOT.glob("helpers/**/*.py"),
+        *COURSE_ROOT.glob("tests/**/*.py"),
+    ]
     files += [*COURSE_ROOT.glob("assets/*.py")]
     text = "\n".join(f.read_text(encoding="utf-8") for f in files)
     # Three are used by what runs the notebooks, not by an import.
@@ -122,7 +127,10 @@ def test_the_address_stands_in_pyproject_alone_and_follows_from_there():
 
 
 def test_links_between_files_lead_somewhere():
-    for folder, files in {"notebooks": LESSONS, ".": [COURSE_ROOT / "README.md", COURSE_ROOT / "CONTRIBUTING.md"]}.items():
+    for folder, files in {
+        "notebooks": LESSONS,
+        ".": [COURSE_ROOT / "README.md", COURSE_ROOT / "CONTRIBUTING.md"],
+    }.items():
         for file in files:
             for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", file.read_text(encoding="utf-8")):
                 assert (COURSE_ROOT / folder / target).exists(), f"{file.name} links to {target}"
@@ -142,15 +150,19 @@ def test_prose_of_lessons_has_no_cell_too_long_to_read():
 
 
 def test_importing_helpers_and_listing_commands_imports_nothing_heavy():
-    code = "import sys, helpers, helpers.__main__ as m; m.main([]); print([n for n in ('torch', 'transformers') if n in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=COURSE_ROOT).stdout
+    code = "import sys, helpers.__main__ as m; m.main([]); print([n for n in ('torch', 'peft') if n in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=COURSE_ROOT
+    ).stdout
     assert out.strip().endswith("[]")
     for tool in (COURSE_ROOT / "helpers" / "tools").glob("[a-z]*.py"):
         assert tool.stem in out
 
 
 def test_no_file_of_the_project_names_a_machine_it_was_made_on():
-    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=COURSE_ROOT, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=COURSE_ROOT, check=True
+    ).stdout.split()
     for name in tracked:
         if not name.endswith((".safetensors", ".ipynb")) and name != "tests/test_notebooks.py":
             text = (COURSE_ROOT / name).read_text(encoding="utf-8", errors="replace")

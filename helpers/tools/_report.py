@@ -39,7 +39,7 @@ def _lesson(folder: Path, result: dict) -> dict:
         "verdicts": verdicts,
         "held": sum(v["holds"] for v in verdicts),
         "peak": f"{peak / 1e9:.2f} GB" if peak else "-",
-        "values": [(k, _short(v)) for k, v in record.items() if isinstance(v, int | float | str)],
+        "numbers": [(k, _short(v)) for k, v in record.items() if isinstance(v, int | float | str)],
         "figures": figures(result["notebook"]),
         "about": about,
     }

@@ -1,10 +1,12 @@
 """Install what is missing from requirements.txt, without touching torch, numpy or what is already right."""
 
+import re
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 
-from helpers import COURSE_ROOT
+from helpers import COURSE_ROOT, CourseError
 
 # Colab and Kaggle bring these, built for their GPU: a pin on them would fetch gigabytes and break the runtime.
 LEFT_ALONE = ("torch", "numpy", "nvidia-", "triton", "cuda-")
@@ -14,19 +16,27 @@ def add_arguments(parser):
     parser.add_argument("--dry-run", action="store_true", help="say what would be installed")
 
 
-def main(arguments) -> int:
-    missing, constraints = missing_requirements(), free_constraints()
+def main(arguments) -> None:
+    install_missing(arguments.dry_run)
+
+
+def install_missing(dry_run: bool = False) -> None:
+    """Install what requirements.txt names and the environment lacks, and say so; CourseError, one line, if pip fails."""
+    missing = missing_requirements()
     if not missing:
         print("Nothing to install: every requirement is met.")
-        return 0
-    print("Installing", ", ".join(missing))
-    if arguments.dry_run:
-        return 0
-    file = COURSE_ROOT / "runs" / "bootstrap-constraints.txt"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("\n".join(constraints) + "\n")
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(file), *missing]
-    return subprocess.run(pip).returncode
+        return
+    print("Installing", ", ".join(missing), flush=True)
+    if dry_run:
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(free_constraints()) + "\n")
+        file.flush()
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", file.name, *missing]
+        done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CourseError(f"pip could not install {', '.join(missing)}: {reason}")
 
 
 def missing_requirements() -> list[str]:
@@ -67,7 +77,8 @@ def _lines(file: str) -> list[str]:
 
 
 def _name(line: str) -> str:
-    return line.split(";")[0].strip().split("=")[0].split(">")[0].split("<")[0].split("[")[0].strip().lower()
+    """The package that a line names, as packages are compared: lower case, dashes."""
+    return re.match(r"[A-Za-z0-9._-]+", line)[0].lower().replace("_", "-")
 
 
 def _meets(line: str, installed: str) -> bool:

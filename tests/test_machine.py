@@ -1,0 +1,125 @@
+"""The monitor sees what happens and costs nearly nothing; each workaround is still needed and still cures."""
+
+import inspect
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from helpers import machine, workarounds
+from helpers.models import BUNDLED_MODEL
+from helpers.monitor import MemoryMonitor
+
+
+def test_the_monitor_sees_a_large_allocation_and_names_its_phase():
+    with MemoryMonitor(interval=0.01) as monitor:
+        with monitor.phase("large"):
+            block = torch.ones(200_000_000, dtype=torch.uint8)
+            time.sleep(0.05)
+        del block
+    assert monitor.peaks["large"] - monitor.samples[0][2] > 180e6
+    assert monitor.peak_bytes == max(monitor.peaks.values())
+    assert [s[0] for s in monitor.samples] == sorted(s[0] for s in monitor.samples)
+
+
+def test_phases_nest_and_the_outer_one_goes_on():
+    with MemoryMonitor(interval=10) as monitor, monitor.phase("outer"):
+        with monitor.phase("inner"):
+            monitor.sample()
+        monitor.sample()
+    names = [s[1] for s in monitor.samples]
+    assert names.index("inner") > names.index("outer")
+    assert names[-2] == "outer" or "outer" in names[names.index("inner") :]
+
+
+def test_the_monitor_stops_its_thread_when_the_block_fails():
+    monitor = MemoryMonitor(interval=0.01)
+    with pytest.raises(ZeroDivisionError), monitor:
+        1 / 0  # noqa: B018
+    assert not monitor._thread.is_alive()
+
+
+def test_watching_costs_less_than_one_percent_of_a_step():
+    """One sample's processor time, times samples a second; and the marks of one step against a step of the bundled model."""
+    with MemoryMonitor(interval=10) as monitor:
+        begun = time.process_time()
+        for _ in range(2000):
+            monitor.sample()
+        seconds_a_sample = (time.process_time() - begun) / 2000
+    assert seconds_a_sample / MemoryMonitor().interval < 0.01
+    shortest_step = 0.3  # seconds, batch 32 of the bundled model; a T4's 7B step takes longer
+    samples_a_step = 4 + shortest_step / MemoryMonitor().interval  # marks, and what the thread takes meanwhile
+    assert samples_a_step * seconds_a_sample / shortest_step < 0.01
+
+
+def test_the_callback_marks_steps_of_a_real_trainer(tmp_path):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = SFTConfig(
+        output_dir=str(tmp_path), max_steps=2, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+        gradient_checkpointing=None, disable_tqdm=True, per_device_train_batch_size=2,
+    )  # fmt: skip
+    with MemoryMonitor() as monitor:
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32),
+            args=arguments,
+            train_dataset=Dataset.from_dict({"text": ["one two three", "four five six"] * 2}),
+            processing_class=AutoTokenizer.from_pretrained(BUNDLED_MODEL),
+            callbacks=[monitor.callback()],
+        )
+        trainer.train()
+    assert {"step", "forward and backward"} <= set(monitor.peaks)
+
+
+def load_4bit(cured: bool):
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        BUNDLED_MODEL, quantization_config=quantization, device_map={"": "cpu"}
+    )
+    return workarounds.keep_4bit_layout(model).eval() if cured else model.eval()
+
+
+def changed_by_a_forward_pass(model) -> bool:
+    weight = model.model.layers[0].mlp.up_proj.weight
+    before = weight.data.clone()
+    with torch.no_grad():
+        model(torch.ones(1, 8, dtype=torch.long))
+    return weight.data.shape != before.shape or not torch.equal(weight.data, before)
+
+
+def test_cured_4bit_weights_survive_a_forward_pass():
+    assert not changed_by_a_forward_pass(load_4bit(cured=True))
+
+
+def test_the_cure_for_4bit_weights_is_still_needed():
+    from bitsandbytes.nn.modules import has_avx512bf16
+
+    if not has_avx512bf16():
+        pytest.skip("this processor has no AVX512-BF16: bitsandbytes does not repack here")
+    assert changed_by_a_forward_pass(load_4bit(cured=False)), "bitsandbytes no longer repacks: drop keep_4bit_layout"
+
+
+def test_the_cure_for_bfloat16_adapters_is_still_needed():
+    import trl.trainer.sft_trainer
+
+    text = inspect.getsource(trl.trainer.sft_trainer)
+    assert "param.data = param.data.to(torch.bfloat16)" in text, (
+        "TRL casts adapters no longer: drop adapters_to_float32"
+    )
+
+
+def test_the_cure_for_grouped_queries_is_still_needed_and_reverts_nothing_on_a_cpu(monkeypatch):
+    from transformers.integrations import sdpa_attention
+
+    original = sdpa_attention.use_gqa_in_sdpa
+    assert "capability" not in inspect.getsource(original), "transformers looks at the GPU now: drop repeat_kv_heads"
+    assert not workarounds.repeat_kv_heads(machine.detect())
+    assert sdpa_attention.use_gqa_in_sdpa is original
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", original)  # restored afterwards
+    assert workarounds.repeat_kv_heads(machine.Machine("cuda", "Tesla T4", 2**34, 2**34, 2, (7, 5)))
+    assert not sdpa_attention.use_gqa_in_sdpa(None, torch.ones(1), torch.ones(1))

@@ -1,0 +1,252 @@
+"""The commands, for real: papermill, joblib, a Dask scheduler with two workers, a browser; and what bad input gets."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from helpers import COURSE_ROOT, CourseError, course
+from helpers.tools import _report, badges, build, run, sweep
+
+PYTHON = sys.executable
+
+
+def helpers(*words, cwd=COURSE_ROOT, **environment):
+    """Run `python -m helpers ...` as a person would; returns the finished process."""
+    surroundings = os.environ | {"PYTHONPATH": str(COURSE_ROOT)} | environment
+    command = [PYTHON, "-m", "helpers", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=surroundings)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def short_run(runs):
+    """Lessons 00 and 03, the latter cut short, run by the command."""
+    done = helpers("run", "0", "3", "--name", "short", "-p", "max_steps", "4", "-p", "rank", "4", COURSE_RUNS=str(runs))
+    return done, runs / "short"
+
+
+def test_run_executes_lessons_and_leaves_notebooks_records_and_a_report(short_run):
+    done, folder = short_run
+    assert done.returncode == 0, done.stderr
+    for stem in ("00_start_here", "03_t4_training"):
+        notebook = nbformat.read(folder / f"{stem}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+        assert re.search(rf"{stem}\s+\d+\s+ok", done.stdout)
+    record = json.loads((folder / "03_t4_training.json").read_text())
+    wanted = [
+        "exact_match_before",
+        "exact_match_after",
+        "train_seconds",
+        "peak_bytes",
+        "trainable_parameters",
+        "final_loss",
+    ]
+    assert all(isinstance(record[name], int | float) for name in wanted)
+    assert record["run"]["parameters"]["rank"] == 4
+    assert record["run"]["parameters"]["max_steps"] == 4
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_progress_bars_name_lesson_and_cell(short_run):
+    done, _ = short_run
+    assert "03_t4_training" in done.stderr
+    assert "lesson 1/2" in done.stderr
+    assert re.search(r"cells: +\d+%", done.stderr)
+
+
+def test_the_report_opens_in_a_browser_without_a_network(short_run, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((short_run[1] / "report.html").as_uri())
+        assert "03 T4 training" in page.inner_text("table")
+        sizes = page.eval_on_selector_all("figure img", "all => all.map(i => [i.naturalWidth, i.alt.length])")
+        assert len(sizes) >= 3
+        assert all(width > 100 and alt > 10 for width, alt in sizes)
+        assert page.locator(".bad").count() == 0
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        browser.close()
+
+
+def test_a_lesson_that_fails_is_named_with_its_cell_and_harms_no_good_file(short_run):
+    _, folder = short_run
+    good = (folder / "03_t4_training.ipynb").read_bytes()
+    record = (folder / "03_t4_training.json").read_bytes()
+    failed = helpers("run", "3", "--name", "short", "-p", "model_id", "./nowhere", COURSE_RUNS=str(folder.parent))
+    assert failed.returncode == 1
+    assert "03_t4_training failed in cell 3 (run = begin(" in failed.stderr
+    assert "no folder './nowhere' here" in failed.stderr
+    assert (folder / "03_t4_training.ipynb").read_bytes() == good
+    assert (folder / "03_t4_training.json").read_bytes() == record
+    assert (folder / "03_t4_training.failed.ipynb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("run", "3", "-p", "rnak", "4"), "no parameter 'rnak'; did you mean rank?"),
+        (("run", "3", "-p", "rank", "0"), "rank = 0 is not possible"),
+        (("run", "3", "-p", "rank", "eight"), "rank = 'eight' is not possible"),
+        (("run", "3", "-p", "rank", "1.5"), "rank = 1.5 is not possible"),
+        (("run", "9"), "no lesson '9'"),
+        (("run", "0", "--name", "../up"), "is no folder's name"),
+        (("sweep", "3", "rank"), "is not NAME=VALUE"),
+        (("sweep", "3", "rank=4,-1"), "rank = -1 is not possible"),
+        (("sweep", "3", "rank=4", "rank=8"), "stands twice"),
+        (("sweep", "3", "rank=4", "--engine", "dask"), "go together"),
+        (("sweep", "3", "rank=4", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
+        (("badges", "--repo", "no-slash"), "is not owner/name"),
+    ],
+)
+def test_bad_words_get_one_line_and_a_non_zero_exit(words, line, tmp_path):
+    done = helpers(*words, COURSE_RUNS=str(tmp_path))
+    assert done.returncode == 2
+    said = [text for text in done.stderr.splitlines() if text.strip() and not text.startswith("20")]  # Dask logs times
+    assert line in said[-1]
+    assert said[-1].startswith("python -m helpers")
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_papermill_itself_runs_a_lesson_from_any_folder(tmp_path):
+    out = tmp_path / "out.ipynb"
+    command = [PYTHON, "-m", "papermill", "--no-progress-bar", str(course.NOTEBOOKS / "03_t4_training.ipynb"), str(out)]
+    good = [*command, "-p", "rank", "4", "-p", "max_steps", "3", "-p", "output_dir", "here"]
+    subprocess.run(good, cwd=tmp_path, check=True, capture_output=True)
+    assert json.loads((tmp_path / "here" / "03_t4_training.json").read_text())["run"]["parameters"]["rank"] == 4
+    bad = subprocess.run([*command, "-p", "rank", "0"], cwd=tmp_path, capture_output=True, text=True)
+    assert bad.returncode != 0
+    assert "ParameterError: rank = 0 is not possible; allowed: a whole number from 1 to 1024" in bad.stderr
+
+
+def test_a_sweep_runs_the_grid_two_at_a_time_and_ends_with_table_and_plot(runs):
+    done = helpers("sweep", "0", "seed=1,2", "--name", "seeds", COURSE_RUNS=str(runs))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((runs / "seeds" / "sweep.json").read_text())
+    assert [row["point"] for row in rows] == [{"seed": 1}, {"seed": 2}]
+    assert rows[0]["recorded"]["product_error"] != rows[1]["recorded"]["product_error"]
+    assert re.search(r"seed\s+seconds\s+product_error\s+outcome", done.stdout)
+    assert (runs / "seeds" / "sweep.png").stat().st_size > 5000
+
+
+def test_the_same_sweep_goes_to_a_dask_cluster_of_two_processes(runs, tmp_path):
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    surroundings = os.environ | {"PYTHONPATH": str(COURSE_ROOT), "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": surroundings, "cwd": tmp_path}
+    start = [PYTHON, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    processes = [subprocess.Popen([*start, "--scheduler-file", str(file)], **quiet)]
+    try:
+        deadline = time.monotonic() + 60
+        while not file.is_file() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        worker = [PYTHON, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
+        processes += [subprocess.Popen([*worker, "--no-dashboard", "--no-nanny"], **quiet) for _ in range(2)]
+        address = json.loads(file.read_text())["address"]
+        cluster = ("--engine", "dask", "--scheduler", address)
+        done = helpers("sweep", "0", "seed=3,4", "--name", "dask", *cluster, COURSE_RUNS=str(runs))
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((runs / "dask" / "sweep.json").read_text())
+        assert [(row["point"]["seed"], row["error"]) for row in rows] == [(3, None), (4, None)]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
+def test_grids_and_plots_take_several_parameters():
+    assert sweep.parse_grid(["rank=4,8", "quant_type=nf4,fp4"]) == {"rank": [4, 8], "quant_type": ["nf4", "fp4"]}
+    assert sweep.parse_grid(["target_modules=q_proj+v_proj"]) == {"target_modules": ["q_proj,v_proj"]}
+    rows = [
+        {"point": {"rank": r, "quant_type": q}, "seconds": 1.0, "error": None, "recorded": {"loss": r / 10, "same": 1}}
+        for r in (4, 8)
+        for q in ("nf4", "fp4")
+    ]
+    assert sweep.varying(rows) == ["loss"]
+    figure = sweep.plot(rows, ["rank", "quant_type"], "test")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["quant_type=nf4", "quant_type=fp4"]
+
+
+def test_a_failed_point_of_a_sweep_is_shown_and_the_others_count():
+    rows = [
+        {"point": {"rank": 4}, "seconds": 1.0, "error": "cell 3", "recorded": {}},
+        {"point": {"rank": 8}, "seconds": 1.0, "error": None, "recorded": {"loss": 0.5}},
+    ]
+    assert "FAILED" in sweep.as_text(rows, ["rank"])
+    assert sweep.plot(rows, ["rank"], "test") is None
+
+
+def test_a_report_shows_a_failure_and_escapes_what_it_says(tmp_path):
+    result = {
+        "lesson": "00_start_here",
+        "seconds": 1.0,
+        "error": "cell 3: <script>",
+        "notebook": tmp_path / "none.ipynb",
+    }
+    page = _report.write_report(tmp_path, [result]).read_text()
+    assert "cell 3: &lt;script&gt;" in page
+    assert "failed</span>" in page
+
+
+def test_badges_move_the_whole_course_to_another_address(tmp_path):
+    clone = tmp_path / "clone"
+    ignored = shutil.ignore_patterns(".venv", "runs", ".git", "base_model", "__pycache__", ".gpu")
+    shutil.copytree(COURSE_ROOT, clone, ignore=ignored)
+    done = helpers("badges", "--repo", "someone/fork", "--tag", "v9.9", cwd=clone, PYTHONPATH=str(clone))
+    assert done.returncode == 0, done.stderr
+    old, _ = course.address()
+    texts = {p: p.read_text() for p in [*clone.glob("*.md"), *clone.glob("*.toml"), *clone.glob("notebooks/*.ipynb")]}
+    assert not [p.name for p, text in texts.items() if old in text]
+    for notebook in clone.glob("notebooks/*.ipynb"):
+        assert "someone/fork/blob/v9.9/notebooks/" in texts[notebook]
+        assert '\\"https://github.com/someone/fork\\"' in texts[notebook]
+        before = nbformat.read(course.NOTEBOOKS / notebook.name, as_version=4)
+        after = nbformat.read(notebook, as_version=4)
+        assert [c.get("outputs") for c in before.cells] == [c.get("outputs") for c in after.cells]
+
+
+def test_a_build_carries_outputs_over_only_where_no_code_changed():
+    lesson = course.lessons()[0]
+    old = nbformat.read(course.NOTEBOOKS / f"{lesson.stem}.ipynb", as_version=4)
+    new = course.to_notebook(lesson)
+    new.cells[0].source += "\n\nanother sentence"
+    assert build.carry_outputs(old, new)
+    assert [c.get("outputs") for c in old.cells] == [c.get("outputs") for c in new.cells]
+    changed = course.to_notebook(lesson)
+    changed.cells[4].source += "\n1"
+    next(
+        c for c in changed.cells if c.cell_type == "code" and c.source.startswith("from helpers.checks")
+    ).source += "\n1"
+    assert not build.carry_outputs(old, changed)
+
+
+def test_a_lesson_is_found_by_number_and_by_name():
+    assert course.find_lesson("3").stem == course.find_lesson("03_t4_training").stem == "03_t4_training"
+    with pytest.raises(CourseError, match="no lesson 'x'"):
+        course.find_lesson("x")
+
+
+def test_a_title_is_the_first_heading():
+    assert badges.title(course.find_lesson("0")) == "00 Start here"
+
+
+def test_run_folders_stay_under_runs():
+    for name in ("..", "a/b", "", "a\\b"):
+        with pytest.raises(CourseError):
+            run.run_folder(name)
