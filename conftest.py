@@ -5,8 +5,8 @@ import tempfile
 
 import pytest
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # notebooks/ holds what a CPU gives; tests/gpu asks for 0
 os.environ.update(
-    CUDA_VISIBLE_DEVICES="",  # notebooks/ holds what a CPU gives
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",

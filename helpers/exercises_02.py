@@ -25,9 +25,8 @@ def training_bytes(answer):
     n = 6_815_744
     hints = {
         12 * n: "one of the four is missing: values, gradients, and two averages",
-        8 * n: "that is Adam's averages, or values and gradients; all four are needed",
+        8 * n: "that is two of the four, or two bytes for each of the four; float32 takes four bytes",
         4 * n: "those are the values alone",
-        8 * n * 2 // 4 * 2: "that counts two bytes a number; float32 takes four",
     }
     return None if answer == 16 * n else hints.get(answer, "four float32 numbers for each trained one")
 

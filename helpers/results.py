@@ -89,7 +89,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
             wanted = "bundled"
         run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
         shown["data"] = run.data_name
-    shown["writes to"] = _readable(run.folder)
+    shown["writes to"] = "runs/default" if values.get("output_dir", "auto") == "auto" else _readable(run.folder)
     _current = run
     quiet_libraries()
     from IPython.display import display

@@ -101,3 +101,5 @@ def clean(notebook) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for out in cell.outputs:  # a view without its state shows nothing; what stands beside it does
+                out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)

@@ -1,0 +1,84 @@
+"""Whole lessons on a GPU, under T4 rules: every lesson on the bundled model, and lesson 03 on a real 7B shape.
+
+    CUDA_VISIBLE_DEVICES=0 python -m pytest tests/gpu
+
+Needs a CUDA GPU and some 20 GB of free disk; without a GPU it is skipped. With COURSE_GPU_OUT=FOLDER the records are kept.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import COURSE_ROOT
+from helpers.models import BUNDLED_MODEL, PRESETS
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+T4_BYTES = 14.56 * 2**30
+
+
+def run(*words, folder: Path, rules: bool = True) -> dict:
+    """Run lessons by the course's own command; returns the records of those that recorded, by lesson."""
+    surroundings = os.environ | {"COURSE_RUNS": str(folder.parent), "COURSE_T4_RULES": "1" if rules else "0"}
+    surroundings |= {"PYTHONPATH": f"{COURSE_ROOT}:{os.environ.get('PYTHONPATH', '')}", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "helpers", "run", *words, "--name", folder.name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=COURSE_ROOT, env=surroundings)
+    kept = os.environ.get("COURSE_GPU_OUT")
+    if kept:
+        for file in [*folder.glob("*.json"), *folder.glob("*.failed.ipynb")]:
+            shutil.copy(file, Path(kept) / f"{folder.name}-{file.name}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory):
+    """A folder with Mistral-7B's shape in random float16 weights, and the bundled tokenizer."""
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "mistral-shape"
+    shape = {k: v for k, v in PRESETS["mistral-7b"].shape.items() if k != "model_type"}
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    with torch.device("cuda"):
+        model = MistralForCausalLM(MistralConfig(**shape, bos_token_id=1, eos_token_id=2))
+    torch.set_default_dtype(torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder, max_shard_size="5GB")
+    tokenizer.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()
+    return folder
+
+
+def test_every_lesson_runs_under_t4_rules(tmp_path):
+    records = run("-p", "model_id", "bundled", folder=tmp_path / "t4-rules")
+    assert len(records) >= 6
+    for record in records.values():
+        assert "under T4 rules: computes in float16" in record["run"]["machine"]
+        assert all(v["holds"] for v in record["verdicts"])
+    assert records["03_t4_training"]["exact_match_after"] >= 0.95
+
+
+def test_lesson_03_trains_in_bfloat16_where_the_gpu_has_it(tmp_path):
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no bfloat16 units")
+    record = run("3", "-p", "model_id", "bundled", folder=tmp_path / "bfloat16", rules=False)["03_t4_training"]
+    assert "computes in bfloat16" in record["run"]["machine"]
+    assert record["exact_match_after"] >= 0.95
+
+
+def test_lesson_03_trains_a_7b_shape_within_a_t4(tmp_path, seven_billion):
+    words = ["-p", "model_id", str(seven_billion), "-p", "dataset_id", "bundled", "-p", "max_steps", "8"]
+    words += ["-p", "learning_rate", "1e-3", "-p", "eval_rows", "16"]
+    record = run("3", *words, folder=tmp_path / "mistral-shape")["03_t4_training"]
+    assert record["peak_bytes"] < T4_BYTES
+    assert record["heldout_loss_after"] < record["heldout_loss_before"]
+    assert record["trainable_parameters"] == 41_943_040  # rank 16 on all seven projections
