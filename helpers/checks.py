@@ -30,17 +30,16 @@ def find(name: str) -> Callable:
     return EXERCISES[name]
 
 
-def check(name: str, answer=...) -> bool:
+def check(name: str, answer=...) -> None:
     """Check an answer and print one line: right, a hint, or that it waits. Never raises for a wrong answer."""
     if answer is ...:
         print(f"Exercise {name}: put your answer in place of the dots and run the cell again.")
-        return False
+        return
     try:
         hint = find(name)(answer)
     except Exception as error:  # an answer of another kind than the exercise expects, or a function that fails
         hint = f"your answer could not be checked: {type(error).__name__}: {error}"
     print(f"Exercise {name}: " + ("right." if hint is None else f"not yet: {hint}"))
-    return hint is None
 
 
 def near(answer, right: float, tolerance: float = 0.01) -> bool:

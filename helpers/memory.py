@@ -194,17 +194,22 @@ def shape_of(config) -> Shape:
 
 
 def _load_config(name: str) -> dict:
-    "A configuration from a folder's config.json, or from the hub through transformers."
+    "A configuration from a folder's config.json, from a preset (helpers/models.py), or from the hub."
+    from helpers.models import PRESETS
+
     file = Path(name) / "config.json"
     if file.is_file():
         return json.loads(file.read_text())
+    for short, preset in PRESETS.items():
+        if name in (short, preset.hub_id):
+            return dict(preset.shape)
     try:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(name).to_dict()
     except Exception as error:
         raise CannotPredict(
-            f"config: no configuration at {name!r}; give a folder with config.json or a hub id you can reach"
+            f"config: no configuration at {name!r}; give a preset, a folder with config.json or a hub id you can reach"
         ) from error
 
 

@@ -22,6 +22,13 @@ class MemoryMonitor:
     phase_name: str = "other"
 
     def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *exception):
+        self.stop()
+
+    def start(self):
+        """Begin to sample, where a `with` block would have to span many cells; returns self."""
         import psutil
         import torch
 
@@ -36,7 +43,8 @@ class MemoryMonitor:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception):
+    def stop(self):
+        """Take the last sample and end the thread."""
         self._stop.set()
         self._thread.join()
         self.sample()

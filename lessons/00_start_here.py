@@ -10,11 +10,11 @@
 # # 00 Start here
 #
 # QLoRA fine-tunes a large language model on a small GPU: the model is stored in 4 bits a weight, and only a thin adapter is
-# trained. This course teaches it by doing. This first notebook looks at your machine, checks that everything works, and tells you which
-# models will fit.
+# trained. This course teaches it by doing. This first notebook looks at your machine, checks that everything works, and shows how large
+# a model's weights are beside the memory of your GPU, or of a T4 if you have none.
 #
-# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing. No GPU? Everything runs, on a small model that comes
-# with the course and really learns. No network? The same.
+# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing but the course, installed once with a network. No
+# GPU? Everything runs, on a small model that comes with the course and really learns.
 
 # %% tags=["parameters"]
 model_id = "auto"  # the bundled model on a CPU, a small one from the hub on a GPU; or a preset, a folder, a hub id
@@ -29,9 +29,8 @@ run = begin("00_start_here", model_id=model_id, seed=seed, output_dir=output_dir
 # %% [markdown]
 # ## How a lesson works
 #
-# Run the cells from top to bottom. The cell above is the same in every lesson: it checks the parameters and says what this run
-# uses. A cell that shows something that varies, like the next one, is followed by one that states what does not vary, and
-# stops with an error if it is not so.
+# Run the cells from top to bottom. The first code cell is the same in every lesson: it finds the course. The next two set the parameters,
+# check them, and show what this run uses. Some cells print `OK:` and a claim. If the claim is untrue, the cell stops with an error.
 #
 # ## 1 Your machine
 
@@ -48,8 +47,9 @@ facts = {
 table([{"": name, "here": value} for name, value in facts.items()])
 
 # %% [markdown]
-# The last line is the first thing that goes wrong elsewhere. A T4 is a Turing GPU: it multiplies float16 fast and has no bfloat16
-# units. Many recipes ask for bfloat16 there. `helpers/machine.py` decides this in one place, for all lessons.
+# The last line is a number format. float32 takes 4 bytes a number, float16 and bfloat16 take 2. A T4, of NVIDIA's Turing generation,
+# multiplies float16 fast and has no bfloat16 units; GPUs since the Ampere generation have both. Many recipes ask for bfloat16 on a T4:
+# that is the first thing that goes wrong. `helpers/machine.py` decides it in one place, for all lessons.
 
 # %%
 right_dtype = "float32" if machine.device == "cpu" else "bfloat16" if machine.native_bfloat16 else "float16"
@@ -58,9 +58,9 @@ verdict("the dtype follows the machine: float32 on a CPU, float16 before Ampere,
 # %% [markdown]
 # ## 2 The packages
 #
-# QLoRA stands on five libraries. transformers loads models, bitsandbytes stores them in 4 bits, peft adds adapters, trl trains,
-# accelerate puts things on devices. Their names for things change between releases, so the course says which releases it was
-# tested with.
+# QLoRA here stands on PyTorch and five libraries: transformers loads models, bitsandbytes stores them in 4 bits, peft adds adapters,
+# trl trains, accelerate puts things on devices; datasets reads the rows. Their names for things change between releases, so
+# `requirements.txt` says which releases the lessons were written for.
 
 # %% tags=["nbval-ignore-output"] reason="versions differ between machines"
 from importlib.metadata import version
@@ -76,8 +76,8 @@ verdict("every package is here, in a version that the course was written for", n
 # %% [markdown]
 # ## 3 Does 4-bit really work here?
 #
-# The one thing that must work is a product with a 4-bit matrix. bitsandbytes packs a random matrix into 4 bits and multiplies a vector with
-# it. The result is close to the exact product, and not equal: that difference is the price, and lesson 01 explains it.
+# The one thing that must work is a product with a 4-bit matrix. bitsandbytes packs a random matrix into 4 bits and multiplies four vectors
+# by it. The result is close to the exact product, and not equal: that difference is the price, and lesson 01 explains it.
 
 # %%
 import bitsandbytes as bnb
@@ -94,7 +94,7 @@ x = torch.randn(4, 256)
 y = packed(x.to(machine.device, machine.torch_dtype)).float().cpu()
 error = ((y - exact(x)).norm() / exact(x).norm()).item()
 bytes_a_weight = packed.weight.numel() * packed.weight.element_size() / exact.weight.numel()
-print(f"{bytes_a_weight} bytes a weight, where float32 takes {exact.weight.element_size()}")
+print(f"{bytes_a_weight} bytes a weight for the codes, where float32 takes {exact.weight.element_size()}; off by {error:.0%}")
 verdict("the 4-bit product is within 15% of the exact one", error < 0.15)
 verdict("and it is not exact", error > 0.01)
 
@@ -120,8 +120,9 @@ print(question + said)
 # %% [markdown]
 # ## 5 What will fit?
 #
-# A weight takes two bytes in float16 and about half a byte in 4 bits. The embeddings and the output head stay in 16 bits, which is why
-# a model with a large vocabulary shrinks less. Here are the course's presets, from their published shapes.
+# A weight takes two bytes in float16 and about half a byte in 4 bits. The embeddings turn tokens into vectors; the output head turns
+# vectors back into tokens. Both grow with the vocabulary, and both stay in 16 bits, which is why a model with a large vocabulary shrinks
+# less. Here are the course's presets, from their published shapes, in GiB: 1 GiB is 1.07 GB, and a T4 has 14.56 GiB.
 
 # %%
 from helpers.models import PRESETS
@@ -150,8 +151,8 @@ def bytes_in_4_bits(shape):
 
 shapes = {name: preset.shape for name, preset in PRESETS.items()}
 table([
-    {"preset": name, "parameters": f"{parameters_of(s) / 1e9:.2f} billion", "16 bits": f"{bytes_in_16_bits(s) / 1e9:.2f} GB",
-     "4 bits": f"{bytes_in_4_bits(s) / 1e9:.2f} GB", "share": f"{bytes_in_4_bits(s) / bytes_in_16_bits(s):.0%}"}
+    {"preset": name, "parameters": f"{parameters_of(s) / 1e9:.2f} billion", "16 bits": f"{bytes_in_16_bits(s) / 2**30:.2f} GiB",
+     "4 bits": f"{bytes_in_4_bits(s) / 2**30:.2f} GiB", "4 bits / 16 bits": f"{bytes_in_4_bits(s) / bytes_in_16_bits(s):.0%}"}
     for name, s in shapes.items()
 ])  # fmt: skip
 
@@ -164,9 +165,10 @@ figure = plots.stacked_bars(
     {
         "linear layers, 4 bits": [(bytes_in_4_bits(s) - 2 * embeddings_of(s)) / 2**30 for s in shapes.values()],
         "embeddings and head, 16 bits": [2 * embeddings_of(s) / 2**30 for s in shapes.values()],
-        "saved": [(bytes_in_16_bits(s) - bytes_in_4_bits(s)) / 2**30 for s in shapes.values()],
+        "the rest of the 16-bit size": [(bytes_in_16_bits(s) - bytes_in_4_bits(s)) / 2**30 for s in shapes.values()],
     },
-    "In 4 bits every preset leaves most of a T4 free for training", "GiB", line=T4_BYTES / 2**30, line_label="a T4's memory",
+    "In 4 bits, the weights of every preset take less than half of a T4", "GiB; the whole bar is the 16-bit model",
+    line=(machine.gpu_bytes or T4_BYTES) / 2**30, line_label="your GPU" if machine.gpu_bytes else "a T4's memory",
     colours=(plots.BLUE, plots.ORANGE, plots.GREY),
 )  # fmt: skip
 plots.show(figure, alt="Weights of each preset in 4 bits, and what that saves, against the memory of a T4")
@@ -175,7 +177,9 @@ plots.show(figure, alt="Weights of each preset in 4 bits, and what that saves, a
 largest = max(bytes_in_4_bits(s) for s in shapes.values())
 verdict("the weights of every preset in 4 bits fill less than half of a T4", largest < T4_BYTES / 2)
 in_16_bits = {name: bytes_in_16_bits(s) for name, s in shapes.items()}
-verdict("in 16 bits, Llama-3.1-8B does not fit at all", in_16_bits["llama-3.1-8b"] > T4_BYTES)
+verdict("in 16 bits, Llama-3.1-8B does not fit a T4 at all", in_16_bits["llama-3.1-8b"] > T4_BYTES)
+spare = (T4_BYTES - in_16_bits["qwen2.5-7b"]) / 2**30
+print(f"Qwen2.5-7B would fit in 16 bits with {spare:.1f} GiB to spare: no room to train")
 
 # %% [markdown]
 # Weights are not all that a training run needs. Lesson 02 adds up the rest.
@@ -197,7 +201,7 @@ record(
 from helpers.checks import check
 
 float16_bytes = ...
-check("00.1", float16_bytes);
+check("00.1", float16_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -208,11 +212,11 @@ check("00.1", float16_bytes);
 # ```
 # </details>
 #
-# **2.** And in 4 bits, counting the codes only?
+# **2.** And in 4 bits, counting 4 bits for each weight and nothing else?
 
 # %%
 four_bit_bytes = ...
-check("00.2", four_bit_bytes);
+check("00.2", four_bit_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -228,7 +232,7 @@ check("00.2", four_bit_bytes);
 
 # %%
 has_bfloat16 = ...
-check("00.3", has_bfloat16);
+check("00.3", has_bfloat16)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

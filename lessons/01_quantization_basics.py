@@ -102,7 +102,7 @@ verdict("70,000 overflows in float16, and 1.001 is 1 in bfloat16", overflows and
 from helpers.checks import check
 
 answer = ...
-check("01.1", answer);
+check("01.1", answer)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -250,7 +250,7 @@ verdict("each doubling of the block makes the error larger", all(e == sorted(e) 
 small = torch.tensor([[0.5, -2.0, 0.1, 1.0], [0.01, 0.02, -0.04, 0.03], [3.0, -1.0, 0.0, -6.0]])
 
 answer = ...
-check("01.2", answer);
+check("01.2", answer)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -479,7 +479,7 @@ for size in (64, 256, 1024, 4096):
 nf3_offset = 1 - (1 / 16 + 1 / 14) / 2
 
 answer = ...
-check("01.3", answer);
+check("01.3", answer)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -591,7 +591,7 @@ verdict("double quantization adds less than a hundredth to the error", twice_err
 
 # %%
 answer = ...
-check("01.4", answer);
+check("01.4", answer)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -630,7 +630,7 @@ def unpack_4bit(packed):
 
 
 answer = ...  # and then put unpack_4bit here
-check("01.5", answer);
+check("01.5", answer)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -982,7 +982,7 @@ verdict("by default 4 bits means FP4, float32 compute, no double quantization", 
 
 # %%
 answer = ...
-check("01.6", answer);
+check("01.6", answer)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

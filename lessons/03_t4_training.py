@@ -9,8 +9,9 @@
 # %% [markdown]
 # # 03 T4 training
 #
-# You fine-tune a 4-bit model with LoRA adapters, from the config to the saved adapter, and prove that it got better. Every call is
-# the library's own. The same cells run on a free Colab T4 with a 7B model and on a CPU with the course's bundled model.
+# You fine-tune a 4-bit model with LoRA adapters, from the config to the saved adapter, and measure on held-out rows whether it got better.
+# Every call is the library's own. The same cells are written for a free Colab T4 with a 7B model and for a CPU with the bundled model. We
+# have not run them on a physical T4: [measurements/](../measurements/README.md) holds runs on a larger GPU held to a T4's rules.
 #
 # **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing; lessons 01 and 02 explain the 4-bit
 # numbers and the memory.
@@ -57,15 +58,15 @@ from transformers import set_seed
 from helpers.monitor import MemoryMonitor
 
 set_seed(settings.seed)
-monitor = MemoryMonitor().__enter__()
+monitor = MemoryMonitor().start()
 
 # %% [markdown]
 # ## 1 The 4-bit config
 #
 # Three of the defaults are not what QLoRA uses, so all three are set: `fp4` becomes `nf4` (levels where a bell curve has its
 # weights), no double quantization becomes double quantization (the constants are quantized too), and computing in float32 becomes
-# computing in what this machine multiplies fast. A T4 has no bfloat16 units: there it must be float16, whatever
-# `torch.cuda.is_bf16_supported()` says, because that function also answers True for emulation.
+# computing in what this machine multiplies fast (on a CPU that is float32 again). A T4 has no bfloat16 units: there it must be float16,
+# whatever `torch.cuda.is_bf16_supported()` says, because that function also answers True for emulation.
 
 # %%
 from transformers import BitsAndBytesConfig
@@ -83,8 +84,8 @@ table([{"field": n, "default": getattr(defaults, n), "here": getattr(quantizatio
 # %% [markdown]
 # ## 2 The base model, quantized while it loads
 #
-# `from_pretrained` quantizes each linear layer as it arrives. The 16-bit model never exists as a whole on the GPU.
-# Two of this machine's traps are disarmed here; `helpers/workarounds.py` says for each what it cures and until when.
+# `from_pretrained` quantizes each linear layer as it arrives. Two traps of some machines are switched off here: a repacking of the
+# weights on some CPUs, and slow attention on GPUs before Ampere. `helpers/workarounds.py` says for each what it cures and until when.
 
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,7 +101,7 @@ with monitor.phase("load"):
         dtype=run.machine.torch_dtype,
         device_map=run.machine.device_map,
     )
-keep_4bit_layout(model);
+model = keep_4bit_layout(model)
 
 # %% [markdown]
 # What became 4-bit, and what did not? The linear layers inside the blocks did: two weights in a byte. The embeddings, the output
@@ -131,7 +132,7 @@ eval_rows = heldout.map(to_prompt_completion, remove_columns=heldout.column_name
 print(train_rows[0]["prompt"] + train_rows[0]["completion"])
 
 # %% [markdown]
-# The held-out questions are about other countries, elements, words than those to learn from. The base model read about
+# The bundled held-out questions are about other countries, elements, words than those to learn from. The bundled model read about
 # all of them in its pre-training; the instructions only show it how to answer. If it can then answer the held-out ones, it learned
 # the task and not a list.
 
@@ -163,17 +164,19 @@ verdict("the base model answers almost none of them in the form that was asked f
 # %%
 if run.model.bundled:
     asked = [r for r in heldout if not r["input"]]
-    lines = answer(model, tokenizer, [f"{r['instruction']}\nAnswer:\n" for r in asked])
+    with monitor.phase("evaluate"):
+        lines = answer(model, tokenizer, [f"{r['instruction']}\nAnswer:\n" for r in asked])
     known = sum(line.split("\n")[0] == r["output"] for line, r in zip(lines, asked, strict=True)) / len(asked)
     verdict("asked as it was taught, the base model knows at least 95% of the same answers", known >= 0.95)
 
 # %% [markdown]
-# So the knowledge is there before any tuning. What fine-tuning has to teach is the form: read the template, answer, stop.
+# So the bundled model has the knowledge before any tuning. What fine-tuning has to teach it is the form: read the template, answer, stop.
 #
 # ## 5 The adapters
 #
-# LoRA leaves a weight matrix $W$ as it is and adds a product of two thin matrices, $\frac{\alpha}{r} B A$. Only $A$ and $B$ are
-# trained. A layer with `i` inputs and `o` outputs gets `rank * (i + o)` numbers: you can count them before PEFT makes them.
+# LoRA leaves a weight matrix $W$ as it is and adds a product of two thin matrices, $\frac{\alpha}{r} B A$. $r$, the rank, is how thin
+# they are; $\alpha / r$ scales the product. $B$ starts at zero, so at first nothing changes. Only $A$ and $B$ are trained.
+# A layer with `i` inputs and `o` outputs gets `rank * (i + o)` numbers: you can count them before PEFT makes them.
 
 # %%
 from peft import LoraConfig
@@ -194,10 +197,14 @@ counted = sum(settings.rank * (m.in_features + m.out_features) for m in targets)
 # %% [markdown]
 # ## 6 The training arguments
 #
-# Each line has a reason. `fp16` or `bf16` follows the machine. `activation_checkpointing` recomputes activations instead of keeping
-# them: it costs time and saves memory, and a small model does without. `max_grad_norm` cuts off wild gradients. `eval_strategy`
-# measures the held-out loss on the way. Older texts call some of these otherwise: `max_seq_length`, `warmup_ratio`,
-# `gradient_checkpointing`.
+# - `per_device_train_batch_size` rows go through at once; `gradient_accumulation_steps` adds up several such batches before one step.
+# - `learning_rate` climbs in the first steps (`warmup_steps`) and then falls along a cosine. A tiny model takes a larger one.
+# - `optim`: Adam keeps two averages a trained number; the 8-bit and paged kinds keep them smaller or elsewhere (lesson 02).
+# - `fp16` or `bf16` follows the machine. `max_grad_norm` cuts off wild gradients.
+# - `activation_checkpointing` recomputes activations instead of keeping them: more time, less memory. A small model does without.
+# - `eval_strategy` measures the held-out loss on the way.
+#
+# Older texts call some of these otherwise: `max_seq_length`, `warmup_ratio`, `gradient_checkpointing`.
 
 # %%
 from trl import SFTConfig
@@ -282,7 +289,8 @@ train_seconds = time.perf_counter() - begun
 print(f"{trained.global_step} steps in {train_seconds:.1f} s, mean loss {trained.training_loss:.3f}")
 
 # %% [markdown]
-# The training loss falls, and so must the held-out loss, or the model is only learning the rows by heart.
+# The mean is over all steps, and the first ones dominate it. The curves say more. The training loss falls, and so must the held-out loss,
+# or the model is only learning the rows by heart.
 
 # %%
 from helpers import plots
@@ -311,9 +319,11 @@ model = trainer.model.eval()
 with monitor.phase("evaluate"):
     exact_match_after = exact_match(model, tokenizer, heldout)
     answers_after = answer(model, tokenizer, [alpaca_prompt(r["instruction"], r["input"]) for r in shown])
-verdict("more held-out rows are answered exactly than before", exact_match_after > exact_match_before or not run.model.bundled)
-if run.model.bundled and settings.max_steps >= 40 and settings.rank >= 8:
+verdict("no fewer held-out rows are answered exactly than before", exact_match_after >= exact_match_before)
+if run.model.bundled and settings.max_steps >= 40 and settings.rank >= 8:  # a rerun may ask for less
     verdict("at least 95% of the held-out rows are answered exactly", exact_match_after >= 0.95)
+if not run.model.bundled:
+    print("Free answers have many right forms: exact match says little here, the held-out loss is the measure.")
 
 # %% tags=["nbval-ignore-output"] reason="answers before training and shares vary with the machine"
 rows = zip(shown, answers_before, answers_after, strict=True)
@@ -321,24 +331,28 @@ print(f"exact match: {exact_match_before:.1%} before, {exact_match_after:.1%} af
 table([{"asked": r["instruction"], "input": r["input"], "expected": r["output"], "before": b, "after": a} for r, b, a in rows])
 
 # %% [markdown]
-# Look at the column "before": in a form that it never met, the base model talks of something else, and does not stop. After a few steps it
-# answers, and about countries and words that were in no training row.
+# Look at the column "before". The bundled model never met this form, so it talks of something else and does not stop. After training it
+# answers and stops, and none of these questions was about anything in the training rows.
 #
-# ## 10 What it cost
+# ## 10 What it cost, and did it fit?
+#
+# On a GPU this is the memory of the run, next to what the GPU has. On a CPU it is the memory of the whole Python process: most of it is
+# Python and its libraries, and it says nothing about a GPU. Each tooth is one step: activations pile up, then they are freed.
 
 # %% tags=["nbval-ignore-output"] reason="memory varies with the machine"
-monitor.__exit__()
+monitor.stop()
 unit, kind = ("GB", "GPU memory") if run.machine.device == "cuda" else ("MB", "resident memory")
 top = max(monitor.peaks, key=monitor.peaks.get)
 figure = plots.memory_timeline(monitor.samples, f"The {kind} is highest in phase '{top}'", unit)
-print(f"peak {kind}: {monitor.peak_bytes / 1e9:.2f} GB")
+print(f"peak {kind}: {monitor.peak_bytes / 1e6:,.0f} MB" + (
+    f" of {run.machine.gpu_bytes / 1e6:,.0f} MB on this GPU" if run.machine.device == "cuda" else ""))  # fmt: skip
 plots.show(figure, alt=f"{kind} over the course of the lesson, coloured by phase")
 
 # %% [markdown]
 # ## 11 Save the adapter
 #
-# What is saved is the adapter alone: a small config and its two matrices for each layer. The base model stays where it is.
-# The folder appears under its name only when all of it is written.
+# What is saved is the adapter, two matrices for each layer with a small config, and the tokenizer beside it. The base model stays where
+# it is. The folder gets its name last, so you never find half an adapter.
 
 # %%
 from helpers.results import replace_folder
@@ -373,13 +387,13 @@ record(
 # Put your answer in place of the dots and run the cell: it is checked at once.
 #
 # **1.** Mistral-7B has 32 layers. `q_proj` and `o_proj` map 4096 to 4096; `k_proj` and `v_proj` map 4096 to 1024. How many
-# parameters does LoRA train with rank 8 on these four? (Many texts say 8,388,608. That is another model's number.)
+# parameters does LoRA train with rank 8 on these four? (8,388,608 is Llama-7B's number: its `k_proj` and `v_proj` map 4096 to 4096.)
 
 # %%
 from helpers.checks import check
 
 mistral_trainable = ...
-check("03.1", mistral_trainable);
+check("03.1", mistral_trainable)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -395,7 +409,7 @@ check("03.1", mistral_trainable);
 
 # %%
 rows_a_step = ...
-check("03.2", rows_a_step);
+check("03.2", rows_a_step)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -410,7 +424,7 @@ check("03.2", rows_a_step);
 
 # %%
 compute_dtype_on_a_t4 = ...
-check("03.3", compute_dtype_on_a_t4);
+check("03.3", compute_dtype_on_a_t4)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

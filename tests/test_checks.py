@@ -53,7 +53,7 @@ def test_the_printed_solution_is_right(name, capsys):
 
 @pytest.mark.parametrize(("name", "answer", "word"), [(n, a, w) for n, rows in MISTAKES.items() for a, w in rows])
 def test_a_typical_mistake_gets_its_own_hint(name, answer, word, capsys):
-    assert not checks.check(name, answer)
+    checks.check(name, answer)
     said = capsys.readouterr().out
     assert said.startswith(f"Exercise {name}: not yet:")
     assert word in said
@@ -68,10 +68,12 @@ def test_every_exercise_has_at_least_two_mistakes_tried():
     "answer", [None, "", [], {}, object(), float("nan"), lambda: 1 / 0], ids=lambda a: type(a).__name__
 )
 def test_no_answer_of_any_kind_raises_or_passes(name, answer, capsys):
-    assert not checks.check(name, answer)
-    assert capsys.readouterr().out.count("\n") == 1
+    checks.check(name, answer)
+    said = capsys.readouterr().out
+    assert said.startswith(f"Exercise {name}: not yet:")
+    assert said.count("\n") == 1
 
 
 def test_an_answer_not_given_yet_waits(capsys):
-    assert not checks.check("00.1", ...)
+    checks.check("00.1", ...)
     assert "dots" in capsys.readouterr().out

@@ -270,14 +270,14 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_exercise_takes_the_right_answer(name, capsys):
-    assert checks.check(name, ANSWERS[name][0]())
+    checks.check(name, ANSWERS[name][0]())
     assert capsys.readouterr().out == f"Exercise {name}: right.\n"
 
 
 @pytest.mark.parametrize(("name", "i"), [(name, i) for name, (_, wrong) in ANSWERS.items() for i in range(len(wrong))])
 def test_exercise_names_the_mistake(name, i, capsys):
     answer, word = ANSWERS[name][1][i]
-    assert not checks.check(name, answer())
+    checks.check(name, answer())
     line = capsys.readouterr().out
     assert "not yet" in line
     assert word in line

@@ -121,6 +121,17 @@ def test_merge_equals_peft_bit_for_bit_whatever_the_adapter(base, settings, tmp_
     assert any(not torch.equal(tensor, stored[k]) for k, tensor in expected.state_dict().items())
 
 
+@pytest.mark.parametrize("rank", [1, 4, 16, 64])
+@pytest.mark.parametrize("shape", [(512, 768), (513, 777), (300, 64), (64, 300), (7, 5)])
+def test_product_by_rows_has_the_bits_of_the_whole_product(shape, rank):
+    torch.manual_seed(rank)
+    for _ in range(3):  # the first time the shape is looked at, then what was found is used
+        b, a = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+        parts = [part.clone() for part in merge._product(b, a, 64 * shape[1])]
+        assert len(parts) == -(-shape[0] // 64)
+        assert torch.equal(torch.cat(parts), (b @ a).view(-1))
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
@@ -136,7 +147,9 @@ def test_merge_equals_peft_bit_for_bit_in_every_dtype(stored, shards, tied, tmp_
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("double_quant", [True, False], ids=["double", "single"])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_merge_into_dequantized_weights_equals_peft_bit_for_bit(base, adapter, quant_type, double_quant, dtype, tmp_path):
+def test_merge_into_dequantized_weights_equals_peft_bit_for_bit(
+    base, adapter, quant_type, double_quant, dtype, tmp_path
+):
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
     )
@@ -149,7 +162,9 @@ def test_merge_into_dequantized_weights_equals_peft_bit_for_bit(base, adapter, q
         assert_same(tmp_path / "out", expected)
 
 
-@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["q_proj"]], ids="+".join)
+@pytest.mark.parametrize(
+    "saved", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["q_proj"]], ids="+".join
+)
 @pytest.mark.parametrize("way", ["original", "dequantized"])
 def test_tied_base_with_its_own_head_or_embedding_equals_peft(way, saved, tmp_path):
     base = make_base(tmp_path / "base", tied=True)
@@ -258,7 +273,7 @@ def test_nan_or_infinity_in_an_adapter_is_refused(base, adapter, value, tmp_path
 
 
 def test_adapter_of_another_base_is_refused_by_name_and_by_shape(base, adapter, tmp_path):
-    shallow, config = make_base(tmp_path / "shallow", layers=1), base / "config.json"
+    shallow = make_base(tmp_path / "shallow", layers=1)
     refused(shallow, adapter, tmp_path / "out", "has no model.layers.1.*trained on.*this base is 'shallow'")
     narrow = LlamaConfig.from_pretrained(base, intermediate_size=120)
     LlamaForCausalLM(narrow).save_pretrained(tmp_path / "narrow")
@@ -266,7 +281,6 @@ def test_adapter_of_another_base_is_refused_by_name_and_by_shape(base, adapter, 
     saved = make_adapter(base, tmp_path / "saved", modules_to_save=["lm_head"])
     LlamaForCausalLM(LlamaConfig.from_pretrained(base, vocab_size=99)).save_pretrained(tmp_path / "vocabulary")
     refused(tmp_path / "vocabulary", saved, tmp_path / "out", r"lm_head.weight is \(99, 64\)")
-    assert config.is_file()
 
 
 def test_adapter_whose_file_and_config_disagree_is_refused(base, adapter, tmp_path):
@@ -363,8 +377,9 @@ def test_killed_merge_leaves_no_folder_or_a_complete_one_and_the_next_one_sweeps
     adapter, out = base / "adapter", tmp_path / "result" / "out"
     merge_adapter(base, adapter, tmp_path / "whole", progress=False)
     whole = {f.name: f.read_bytes() for f in (tmp_path / "whole").iterdir()}
-    command, randomly, absent, left = [sys.executable, "-c", CHILD.format(before="import torch; print('go', flush=True)")], random.Random(0), 0, 0
-    for moment in range(8):
+    command = [sys.executable, "-c", CHILD.format(before="import torch; print('go', flush=True)")]
+    randomly, absent, left = random.Random(0), 0, 0
+    for moment in range(5):
         child = subprocess.Popen([*command, base, adapter, out], stdout=subprocess.PIPE, cwd=COURSE_ROOT)
         child.stdout.readline()
         begun = time.monotonic()
@@ -380,7 +395,7 @@ def test_killed_merge_leaves_no_folder_or_a_complete_one_and_the_next_one_sweeps
             shutil.rmtree(out)
         else:
             absent += 1
-    assert absent >= 5
+    assert absent >= 3
     assert left >= 1  # some were killed while they wrote
     merge_adapter(base, adapter, out, progress=False)
     assert [f.name for f in out.parent.iterdir()] == ["out"]
@@ -469,7 +484,7 @@ print(json.dumps({"above_bare_python": peak() - bare, "copied": copied, "merged"
 """
 
 
-def measure(base, folder, base_weights="original", rounds=3):
+def measure(base, folder, base_weights="original", rounds=5):
     command = [sys.executable, "-c", MEASURE, str(base), str(folder), base_weights, str(rounds)]
     done = subprocess.run(command, cwd=COURSE_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -506,5 +521,5 @@ def test_merge_of_a_whole_7b_model_is_small_and_at_least_half_as_fast_as_copying
 
 @linux
 def test_merge_into_dequantized_7b_sized_tensors_is_small_too(tmp_path):
-    base = make_large(tmp_path / "base", hidden=4096, intermediate=14336, layers=1, heads=32)
+    base = make_large(tmp_path / "base", hidden=4096, intermediate=14336, layers=1, heads=32, vocabulary=1000)
     assert measure(base, tmp_path, "dequantized", rounds=1)["above_bare_python"] < 1.5e9

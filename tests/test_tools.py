@@ -91,7 +91,7 @@ def test_a_lesson_that_fails_is_named_with_its_cell_and_harms_no_good_file(short
     record = (folder / "03_t4_training.json").read_bytes()
     failed = helpers("run", "3", "--name", "short", "-p", "model_id", "./nowhere", COURSE_RUNS=str(folder.parent))
     assert failed.returncode == 1
-    assert "03_t4_training failed in cell 3 (run = begin(" in failed.stderr
+    assert "03_t4_training failed in cell 4 (run = begin(" in failed.stderr
     assert "no folder './nowhere' here" in failed.stderr
     assert (folder / "03_t4_training.ipynb").read_bytes() == good
     assert (folder / "03_t4_training.json").read_bytes() == record

@@ -4,7 +4,7 @@
     python -m helpers memory predict MODEL --plan              what fits that GPU, and fastest
     python -m helpers memory score measurements/h200_memory_rows.jsonl
 
-MODEL is a folder with a config.json, or a hub id.
+MODEL is a preset such as mistral-7b, a folder with a config.json, or a hub id.
 """
 
 import dataclasses
