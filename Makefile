@@ -18,6 +18,8 @@ notebooks: .venv/.course
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 13); ok or sys.exit("this course needs Python 3.11 or 3.12, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt -e .
+	# Kernels warn of unencrypted local connections, several times a lesson, in the middle of the progress bars.
+	mkdir -p .venv/etc/ipython && echo '{"IPKernelApp": {"log_level": 40}}' > .venv/etc/ipython/ipython_kernel_config.json
 	touch $@
 
 .venv/.test: .venv/.course

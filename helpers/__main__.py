@@ -11,7 +11,11 @@ TOOLS = COURSE_ROOT / "helpers" / "tools"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers",
+        description=__doc__,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=150),
+    )  # one line a command
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for file in sorted(TOOLS.glob("[a-z]*.py")):
         # The help line is read, not imported, so that listing commands stays fast.

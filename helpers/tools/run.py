@@ -1,5 +1,6 @@
 """Run lessons in order through papermill, with their records and one report, into runs/NAME/ (make course)."""
 
+import datetime
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 from helpers import COURSE_ROOT, course, parameters
-from helpers.results import OutputError, output_folder
+from helpers.results import OutputError, output_folder, write_whole
 
 # Quiet what would otherwise be printed by libraries into every notebook.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -15,6 +16,7 @@ QUIET = {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1
 
 def add_arguments(parser):
     parser.add_argument("lessons", nargs="*", help="numbers or names; all by default")
+    parser.add_argument("--times", action="store_true", help="maintainers: keep the seconds for the lessons' heads")
     parser.add_argument("--name", default="course", help="the folder under runs/ (default: course)")
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter's value"
@@ -34,6 +36,8 @@ def main(arguments) -> int:
     print()
     print(_report.as_text(results))
     print(f"\nreport: {_relative(report)}")
+    if arguments.times:
+        write_times(folder, results)
     for result in results:
         if result["error"]:
             print(f"{result['lesson']} failed in {result['error']}", file=sys.stderr)
@@ -94,6 +98,16 @@ def recorded(folder: Path, stem: str) -> dict:
     """What a lesson recorded in `folder`, {} where it recorded nothing."""
     file = folder / f"{stem}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def write_times(folder: Path, results: list[dict]) -> None:
+    """Write measurements/lesson_times.json, which the build quotes in each lesson's first cell (kernel start included)."""
+    good = [result for result in results if not result["error"]]
+    about = recorded(folder, good[0]["lesson"])["run"]
+    times = {result["lesson"]: {"cpu_time": f"about {max(5, 5 * round(result['seconds'] / 5))} s"} for result in good}
+    measured = {"date": datetime.date.today().isoformat(), "machine": about["machine"], "cores": os.cpu_count()}
+    measured |= {"python": about["python"], "versions": about["versions"]}
+    write_whole(course.TIMES, json.dumps({"measured": measured, "lessons": times}, indent=1) + "\n")
 
 
 def check_parameters(chosen: list[Path], values: dict) -> None:
