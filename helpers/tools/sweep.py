@@ -38,7 +38,8 @@ def main(arguments) -> int:
     rows = engine(arguments.scheduler, [(str(lesson), str(folder / point_name(p)), p) for p in points])
     write_whole(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
     print(as_text(rows, list(grid)))
-    figure = plot(rows, list(grid), lesson.stem)
+    swept = [name for name, values in grid.items() if len(values) > 1] or list(grid)
+    figure = plot(rows, swept, lesson.stem)
     if figure is not None:
         figure.savefig(folder / "sweep.png", dpi=110)
         print(f"table: {os.path.relpath(folder / 'sweep.json')}, plot: {os.path.relpath(folder / 'sweep.png')}")
