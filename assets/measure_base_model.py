@@ -17,10 +17,11 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 
+from helpers import data, machine, models, quick  # noqa: E402
+
+# isort: split
 import torch  # noqa: E402  # after helpers, which says how its threads wait
 from make_corpus import load_facts, plain_questions  # noqa: E402
-
-from helpers import data, machine, models, quick  # noqa: E402
 
 MODEL = ASSETS / "base_model"
 CARD_START, CARD_END = "<!-- from training.json -->", "<!-- end -->"
@@ -31,7 +32,8 @@ def load_base(nf4=False, folder=MODEL):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if nf4:
-        return quick.load_4bit(models.resolve_model(str(folder), machine.detect()), machine.detect())
+        here = machine.detect()
+        return quick.load_4bit(models.resolve_model(str(folder), here), here)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
@@ -81,7 +83,8 @@ def measure_tuning(seed=0, folder=MODEL):
     "seed, exact_match_after and train_seconds of one QLoRA run on the NF4 model, as a dictionary."
     from peft import PeftModel
 
-    model, here = models.resolve_model(str(folder), machine.detect()), machine.detect()
+    here = machine.detect()
+    model = models.resolve_model(str(folder), here)
     rows = data.load_instructions("bundled")[0]
     with tempfile.TemporaryDirectory() as place:
         trained = quick.train_adapter(model, here, rows["train"], Path(place) / "adapter", seed=seed)

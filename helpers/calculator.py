@@ -1,9 +1,7 @@
 """The calculator of lesson 02: controls for a run, its memory against a GPU's line, and what `plan` would change."""
 
-import base64
 import dataclasses
 import functools
-import io
 
 from helpers import plots
 from helpers.memory import GIB, GPUS, QKVO, CannotPredict, RunSpec, cost_per_token, plan, predict, shape_of
@@ -133,9 +131,7 @@ def still(prediction, gpu: str, words: str) -> bytes:
     figure = plots.stacked_bars(
         [""], parts, words, "GiB", line=total, line_label=f"{gpu}: {total:.2f}", size=(7.6, 2.6)
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-    return buffer.getvalue()
+    return plots.png(figure)
 
 
 def calculate(**start) -> None:
@@ -143,19 +139,12 @@ def calculate(**start) -> None:
 
     `start`: values of controls (keys of SETTINGS) other than those it starts with by itself.
     """
-    from IPython.display import display
-
     settings = AT_START | start
     prediction, words = describe(**settings)
     said = "; ".join(f"{SETTINGS[name][0]} {value}" for name, value in settings.items())
-    picture = base64.b64encode(still(prediction, settings["gpu"], words)).decode()
-    # One output, two forms: a live front end shows the panel, and whatever cannot (a page on GitHub) the picture.
-    output = {"text/plain": f"{said}\n{words}", "image/png": picture}
-    panel = _panel(settings)
-    if panel is not None:
-        view = "application/vnd.jupyter.widget-view+json"
-        output[view] = panel._repr_mimebundle_()[view]
-    display(output, raw=True, metadata={"image/png": {"alt": f"Memory of a run, stacked by what it holds. {words}"}})
+    picture = still(prediction, settings["gpu"], words)
+    alt = f"Memory of a run, stacked by what it holds. {words}"
+    plots.show_panel(_panel(settings), picture, f"{said}\n{words}", alt)
 
 
 def _panel(settings: dict):

@@ -1,7 +1,8 @@
 """The explorer of lesson 01: sliders that change how weights are quantized, and a still figure without them."""
 
-import base64
 import functools
+
+from helpers import plots
 
 SIGMA = 0.02  # standard deviation of the pretended weights, as in a small language model
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
@@ -33,16 +34,10 @@ def measure(quantize, dequantize, levels, block_size: int, outlier: int) -> tupl
 
 def draw(quantize, dequantize, sets: dict, name: str, block_size: int, outlier: int) -> tuple:
     """The picture (PNG bytes) and the line of numbers for one setting of the sliders."""
-    import io
-
-    from helpers import plots
-
     scaled, error, bits = measure(quantize, dequantize, sets[name], block_size, outlier)
     numbers = f"{name}, blocks of {block_size}: relative error {error:.1%}, {bits:.3f} bits a weight"
     figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    return buffer.getvalue(), numbers
+    return plots.png(figure, dpi=80), numbers
 
 
 def explore(quantize, dequantize, sets: dict) -> None:
@@ -50,17 +45,10 @@ def explore(quantize, dequantize, sets: dict) -> None:
 
     `quantize` and `dequantize` are lesson 01's quantize_blockwise and dequantize_blockwise, `sets` names levels.
     """
-    from IPython.display import display
-
     at_start = {"name": next(iter(sets)), "block_size": 64, "outlier": 20}
     picture, numbers = draw(quantize, dequantize, sets, **at_start)
-    # One output, two forms: a live front end shows the panel, and whatever cannot (a page on GitHub) the picture.
-    output = {"text/plain": numbers, "image/png": base64.b64encode(picture).decode()}
     panel = _panel(functools.partial(draw, quantize, dequantize, sets), sets, at_start, picture, numbers)
-    if panel is not None:
-        view = "application/vnd.jupyter.widget-view+json"
-        output[view] = panel._repr_mimebundle_()[view]
-    display(output, raw=True, metadata={"image/png": {"alt": f"Histogram of block-scaled weights. {numbers}."}})
+    plots.show_panel(panel, picture, numbers, f"Histogram of block-scaled weights. {numbers}.")
 
 
 def _panel(redraw, sets: dict, at_start: dict, picture: bytes, numbers: str):

@@ -1,5 +1,6 @@
 """Figures from plain data: the finding as title, axes with units, colour-blind-safe colours, alternative text."""
 
+import base64
 import io
 import textwrap
 
@@ -30,9 +31,28 @@ def show(figure, alt: str, dpi: int = 90):
     """The figure as an image with alternative text, for the last line of a cell."""
     from IPython.display import Image
 
+    return Image(png(figure, dpi), format="png", alt=alt)
+
+
+def png(figure, dpi: int = 90) -> bytes:
+    """The figure as a PNG file's bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return Image(buffer.getvalue(), format="png", alt=alt)
+    return buffer.getvalue()
+
+
+def show_panel(panel, picture: bytes, text: str, alt: str) -> None:
+    """Display a widget with a still picture (PNG) of it; `panel` None leaves the picture.
+
+    One output, two forms: a live front end shows the panel, and whatever cannot (a page on GitHub) the picture.
+    """
+    from IPython.display import display
+
+    output = {"text/plain": text, "image/png": base64.b64encode(picture).decode()}
+    if panel is not None:
+        view = "application/vnd.jupyter.widget-view+json"
+        output[view] = panel._repr_mimebundle_()[view]
+    display(output, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def memory_timeline(samples, title: str, unit: str = "MB"):
