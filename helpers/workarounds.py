@@ -43,3 +43,25 @@ def repeat_kv_heads(machine) -> bool:
 
     sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
     return True
+
+
+def liger_layers(path: str, machine) -> bool:
+    """Have Liger's kernels compute norms, rotary embedding and SwiGLU, if it can; returns whether. Call before loading.
+
+    Liger (https://github.com/linkedin/Liger-Kernel, `pip install liger-kernel`) is optional: without it, on a CPU, or for
+    an architecture that it does not know, nothing changes. SFTConfig(use_liger_kernel=True) is deprecated in TRL 1.16,
+    and TRL has a fused head of its own, so Liger's stays off.
+    """
+    if machine.device != "cuda":
+        return False
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError:
+        return False
+    from transformers import AutoConfig
+
+    apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(AutoConfig.from_pretrained(path).model_type)
+    if apply is None:
+        return False
+    apply(fused_linear_cross_entropy=False)
+    return True

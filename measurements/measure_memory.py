@@ -229,7 +229,7 @@ def upcast(model, spec):
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=spec["checkpoint_every"] > 0)
 
 
-def make_trainer(model, folder, spec, scratch, device, record=False):
+def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS, accumulation=1):
     "TRL's SFTTrainer on random tokens, adapters in `adapter_dtype`; checks before the last step that states exist."
     import torch
     from datasets import Dataset
@@ -241,9 +241,9 @@ def make_trainer(model, folder, spec, scratch, device, record=False):
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-            if state.global_step == STEPS - 1 and not optimizer.state:
+            if state.global_step == steps - 1 and not optimizer.state:
                 raise RuntimeError("no optimizer state before the last step: every step so far was skipped")
-            if state.global_step == STEPS - 1 and record:
+            if state.global_step == steps - 1 and record:
                 torch.cuda.memory._record_memory_history(max_entries=400_000, stacks="python")
                 trainer.allocated_at_record = torch.cuda.memory_allocated()
             if device != "cpu":
@@ -256,7 +256,7 @@ def make_trainer(model, folder, spec, scratch, device, record=False):
             seconds[-1] += time.perf_counter()
 
     random = torch.Generator().manual_seed(0)
-    count = spec["batch_size"] * STEPS
+    count = spec["batch_size"] * accumulation * steps
     tokens = torch.randint(3, model.config.vocab_size, (count, spec["seq_len"]), generator=random).tolist()
     checkpointing = {"every_n_layers": spec["checkpoint_every"], "offload": spec["checkpoint_offload"]}
     trainer = SFTTrainer(
@@ -265,7 +265,8 @@ def make_trainer(model, folder, spec, scratch, device, record=False):
             output_dir=str(scratch / "trainer"),
             max_length=spec["seq_len"],
             per_device_train_batch_size=spec["batch_size"],
-            max_steps=STEPS,
+            gradient_accumulation_steps=accumulation,
+            max_steps=steps,
             fp16=spec["compute_dtype"] == "float16" and device != "cpu",
             bf16=spec["compute_dtype"] == "bfloat16" and device != "cpu",
             use_cpu=device == "cpu",
@@ -400,10 +401,10 @@ def nvidia_smi():
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def child(*arguments):
-    "Run this script in a fresh process; returns its exit status and the end of what it said."
+def child(script, *arguments):
+    "Run a script in a fresh process; returns its exit status and the end of what it said."
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     return done.returncode, done.stdout[-600:]
 
@@ -454,7 +455,9 @@ def main():
     def make_all():
         for name in jobs:
             room.acquire()
-            status, said = child("--make", name, "--scratch", str(args.scratch), *(["--cpu"] if args.cpu else []))
+            status, said = child(
+                __file__, "--make", name, "--scratch", str(args.scratch), *(["--cpu"] if args.cpu else [])
+            )
             print(
                 f"{time.monotonic() - start:6.1f} s  made {name}" + (f" FAILED\n{said}" if status else ""), flush=True
             )
@@ -463,7 +466,7 @@ def main():
     def measure(job):
         if time.monotonic() - start > args.seconds:
             return None
-        status, said = child("--worker", json.dumps(job))
+        status, said = child(__file__, "--worker", json.dumps(job))
         if status:
             return print(f"{job['model']}: the process failed\n{said}", flush=True)
         row = json.loads(Path(job["result"]).read_text())
