@@ -1,9 +1,12 @@
 """What every test run shares: the CPU, no hub, runs in a folder of their own; and nbval compares no stderr."""
 
 import os
+import sys
 import tempfile
 
 import pytest
+
+from tests.limits import HALF_OF_FREE_COLAB, MemoryLimit
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # notebooks/ holds what a CPU gives; tests/gpu asks for 0
 os.environ.update(
@@ -23,3 +26,27 @@ def pytest_collect_file(file_path, parent):
     for collector in outcome.get_result() or []:
         if hasattr(collector, "skip_compare"):
             collector.skip_compare = (*collector.skip_compare, "stderr")
+
+
+# Every notebook's kernel is held to half of the memory of free Colab, for real: see tests/limits.py.
+_limits: dict = {}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    """Before a notebook's first cell runs, limit its kernel; a kernel that takes too much dies, and its cell fails."""
+    manager = getattr(getattr(item.parent, "kernel", None), "km", None)
+    if manager is not None and sys.platform == "linux" and not os.environ["CUDA_VISIBLE_DEVICES"]:
+        pid, name = manager.provisioner.pid, item.parent.name
+        if name not in _limits or _limits[name].pid != pid:
+            limit = int(float(os.environ.get("COURSE_MEMORY_LIMIT", HALF_OF_FREE_COLAB)))
+            _limits[name] = MemoryLimit(pid, limit).start()
+    yield
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what each notebook took, and what it was held to."""
+    for name, watched in _limits.items():
+        watched.stop()
+        said = f"more than {watched.limit / 1e9:.1f} GB: KILLED" if watched.exceeded else f"{watched.peak / 1e9:.2f} GB"
+        terminalreporter.write_line(f"{name}: resident at most {said}, limit {watched.limit / 1e9:.1f} GB")

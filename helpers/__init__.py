@@ -19,5 +19,14 @@ class CourseError(Exception):
     A notebook shows that line alone; the traceback stays out of the way. Its cause, if it has one, is chained.
     """
 
+    def __str__(self) -> str:  # one line, whatever a value or a path in it holds
+        return one_line(super().__str__())
+
     def _render_traceback_(self) -> list[str]:  # IPython calls this in place of printing a traceback
         return [f"{type(self).__name__}: {self}"]
+
+
+def one_line(text: str) -> str:
+    """The text in one line: a space for a line break, and an escape for what cannot be printed."""
+    shown = (c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)

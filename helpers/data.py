@@ -1,9 +1,11 @@
 """The instructions a lesson trains on, the template they are written in, and exact match."""
 
 import json
+import os
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
+from helpers.files import AGAIN, changed_asset
 
 BUNDLED_INSTRUCTIONS = COURSE_ROOT / "assets" / "instructions"
 
@@ -50,6 +52,9 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0):
             return rows, f"{name}; in place of alpaca, since {error}"
     if dataset_id == "bundled":
         files = {split: str(BUNDLED_INSTRUCTIONS / f"{split}.jsonl") for split in ("train", "heldout")}
+        changed = changed_asset(BUNDLED_INSTRUCTIONS)
+        if changed:
+            raise DataError(f"the bundled instructions: {changed}: {AGAIN}")
         rows = DatasetDict({split: _read_json_lines(file) for split, file in files.items()})
         return rows, f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
     if dataset_id in ("alpaca", "tatsu-lab/alpaca"):
@@ -60,16 +65,27 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0):
         name = "tatsu-lab/alpaca (CC BY-NC 4.0)"
     else:
         rows, name = _read_json_lines(dataset_id), Path(dataset_id).name
-        if len(rows) < 10:
-            raise DataError(f"{dataset_id} has {len(rows)} rows: at least 10 are needed to hold some out")
     parts = rows.train_test_split(test_size=0.1, seed=seed)
     rows = DatasetDict({"train": parts["train"], "heldout": parts["test"]})
     return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
 
 
+def look_at(dataset_id: str) -> None:
+    """Raise DataError, one line, for a file that is no instructions; imports nothing heavy."""
+    if dataset_id not in ("auto", "bundled", "alpaca", "tatsu-lab/alpaca"):
+        _rows_of(dataset_id)
+
+
 def _read_json_lines(file: str):
     from datasets import Dataset
 
+    return Dataset.from_list(_rows_of(file))
+
+
+def _rows_of(file: str) -> list[dict]:
+    """The rows of a file of JSON lines, each with instruction, input and output as text."""
+    if not os.path.isfile(os.path.expanduser(file)):  # a device or a pipe would never end
+        raise DataError(f"no readable file {str(file)!r}: give a file of JSON lines")
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -79,10 +95,14 @@ def _read_json_lines(file: str):
         try:
             row = json.loads(line)
             asked = {"instruction": row["instruction"], "input": row.get("input") or "", "output": row["output"]}
+            if not all(isinstance(text, str) for text in asked.values()) or not asked["instruction"].strip():
+                raise TypeError("not text")
             rows.append(asked | {key: row[key] for key in ("subject", "entity") if key in row})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{file}, row {number}: a JSON object with instruction and output is needed") from error
-    return Dataset.from_list(rows)
+    if len(rows) < 10:
+        raise DataError(f"{file} has {len(rows)} rows: at least 10 are needed to hold some out")
+    return rows
 
 
 def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 64) -> list[str]:
@@ -90,6 +110,8 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch
     import torch
 
     answers, side = [], tokenizer.padding_side
+    if tokenizer.pad_token is None:  # Mistral's and Llama's have none; what is padded is masked
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     for start in range(0, len(prompts), batch_size):
         batch = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(model.device)

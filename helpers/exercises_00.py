@@ -40,3 +40,21 @@ def has_bfloat16(answer):
     if not answer((9, 0)) or not answer((8, 9)):
         return "it says no for a later GPU, such as (8, 9) or (9, 0); compare the pairs as a whole"
     return None
+
+
+@exercise("00.4")
+def status_of(answer):
+    if not callable(answer):
+        return "give a function of free and needed that returns a status"
+    said = {free: answer(free, 1000) for free in (500, 1000, 1050, 2000)}
+    if {str(s) for s in said.values()} - {"OK", "WARN", "FAIL"}:
+        return f'it says {said[500]!r}; the three statuses are "OK", "WARN" and "FAIL", in capitals'
+    if said[500] != "FAIL":
+        return f"with 500 free of 1000 needed it says {said[500]}, and there is too little"
+    if said[1000] != "WARN":
+        return f"with 1000 free of 1000 needed it says {said[1000]}: that is enough, and nothing to spare"
+    if said[1050] != "WARN":
+        return f"with 1050 free of 1000 needed it says {said[1050]}; a tenth to spare would be 1100"
+    if said[2000] != "OK":
+        return f"with 2000 free of 1000 needed it says {said[2000]}, and that is plenty"
+    return None

@@ -38,3 +38,50 @@ def compute_dtype_on_a_t4(answer):
     if answer == "float32":
         return "that works, but leaves the T4's float16 tensor cores idle and doubles the activations"
     return 'one of "bfloat16", "float16", "float32"'
+
+
+@exercise("03.4")
+def labels(answer):
+    if not callable(answer):
+        return "a function of prompt, completion and eos is asked for"
+    given = answer([5, 6, 7], [8, 9], 2)
+    if not isinstance(given, list):
+        return "it must return a list"
+    if given == [-100] * 3 + [8, 9, 2] and answer([1], [3], 4) == [-100, 3, 4]:
+        return None
+    if given == [-100] * 3 + [8, 9]:
+        return "the eos is missing: a model that never sees the end of an answer never stops"
+    if given == [-100] * 3 + [8, 9, -100]:
+        return "the eos is masked: a model that never learns the end of an answer never stops"
+    if given == [5, 6, 7, 8, 9, 2]:
+        return "the prompt is not masked: the model would learn to write the question too"
+    if given in ([8, 9, 2], [8, 9]):
+        return "the prompt's places are missing: a masked token keeps its place, with the label -100"
+    return "a label of -100 for each prompt token, then the completion's ids, then eos"
+
+
+@exercise("03.5")
+def steps_again(answer):
+    if answer == 17:
+        return None
+    if answer == 7:
+        return "checkpoint-40 is cut off; the one before it has to do"
+    if answer == 47:
+        return "save_total_limit=2 kept two checkpoints: the last is cut off, the other is whole"
+    return "from the last whole checkpoint to step 47"
+
+
+@exercise("03.6")
+def only_time(answer):
+    right = {"checkpointing", "batch_size and gradient_accumulation"}
+    if not isinstance(answer, list | tuple | set):
+        return "a list of names is asked for"
+    if set(answer) == right:
+        return None
+    if "max_length" in answer:
+        return "a shorter max_length cuts rows: the model learns from less text"
+    if {"rank", "target_modules"} & set(answer):
+        return "with a smaller rank or fewer targets there are fewer numbers to train: the result changes"
+    if set(answer) == {"checkpointing"}:
+        return "there is one more: half the rows at once and twice as many batches make the same step"
+    return "which settings leave the gradient of a step what it was?"

@@ -378,6 +378,28 @@ def weight_bytes(shape: Shape, quant_type: str | None, double_quant: bool) -> di
     }
 
 
+def kv_cache_bytes(config, tokens: int, batch: int = 1, dtype: str = "float16") -> int:
+    """Bytes of the keys and values that generation keeps for `batch` rows of `tokens` tokens each, padding included.
+
+    In each layer a key and a value of key-value heads x head size for each token (grouped-query attention: Ainslie et
+    al. 2023, arXiv 2305.13245). transformers 5.23 `cache_utils.py`: a layer with a sliding window keeps its last
+    window - 1 tokens; of Gemma-2's layers every other one has a window, from the first on. Raises CannotPredict for
+    Qwen's use_sliding_window, an unknown dtype, and counts below 1.
+    """
+    shape = shape_of(config)
+    if dtype not in WIDTH:
+        raise CannotPredict(f"dtype is {dtype!r}; allowed: {', '.join(WIDTH)}")
+    for name, value in (("tokens", tokens), ("batch", batch)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CannotPredict(f"{name} is {value!r}; it must be a whole number above 0")
+    if shape.window and shape.model_type.startswith("qwen"):
+        raise CannotPredict("config: use_sliding_window is True; which layers slide is not described here")
+    sliding = 0 if shape.window is None else (shape.layers + 1) // 2 if shape.gemma else shape.layers
+    within = min(tokens, shape.window - 1) if shape.window else tokens
+    kept = sliding * within + (shape.layers - sliding) * tokens
+    return 2 * batch * kept * shape.kv_heads * shape.head_dim * WIDTH[dtype]
+
+
 @functools.lru_cache(maxsize=4096)
 def adapter_bytes(targets: tuple[Linear, ...], layers: int, rank: int, width: int) -> int:
     "Bytes of the adapters: A (rank x inputs) and B (outputs x rank) of each target, `width` bytes a value."

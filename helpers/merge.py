@@ -7,6 +7,8 @@ product B A, float32, when its shape is first seen; and with "dequantized" one w
 """
 
 import fcntl
+import glob
+import hashlib
 import json
 import math
 import os
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.results import replace_folder
+from helpers.results import finish_replacing, replace_folder
 
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
 OTHERS = {"U8": "uint8", "I8": "int8", "BOOL": "bool", "I16": "int16", "I32": "int32", "I64": "int64"}
@@ -27,7 +29,7 @@ MERGED_DTYPES = ("float16", "bfloat16", "float32")
 PIECE = 1 << 19  # elements worked on at a time: they stay in the processor's cache. A multiple of bitsandbytes' block
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
 TOKENIZER += ("chat_template*", "additional_chat_templates")
-BESIDE = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*", "*.py")
+BESIDE = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*")
 # Settings of an adapter that a merge follows, or that leave it unchanged. Any other that is set is refused by name.
 FOLLOWED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save"}
 IRRELEVANT = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type"}
@@ -73,14 +75,13 @@ def merge_adapter(
     dtype: "float16", "bfloat16" or "float32"; None is the base's own. `out` is complete or absent, whatever happens.
     Raises MergeError, one line, before anything is written where that can be known.
     """
-    import torch
-
     if base_weights not in ("original", "dequantized"):
         raise MergeError(f'base_weights = {base_weights!r}: "original" or "dequantized"')
     if quant_type not in ("nf4", "fp4"):
         raise MergeError(f'quant_type = {quant_type!r}: "nf4" or "fp4"')
     begun, out = time.perf_counter(), Path(out).expanduser()
     base, adapter = find_base(base), Path(adapter).expanduser()
+    finish_replacing(out.parent, glob.escape(out.name))
     _check_out(out, (base, adapter), overwrite)
     settings, updates = read_adapter(adapter)
     config, stored = read_base(base)
@@ -98,6 +99,9 @@ def merge_adapter(
     code = next(code for code, float_name in FLOATS.items() if float_name == name)
     layouts = {shard: _layout(tensors, code) for shard, tensors in shards.items()}
     total = sum(sum(sizes.values()) for _, sizes in layouts.values())
+    check_sums(base, {tensor.file for tensor in stored.values()})
+    import torch  # after the checks: it takes seconds
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
@@ -154,14 +158,44 @@ def find_base(base) -> Path:
     folder = BUNDLED_MODEL if str(base) == "bundled" else Path(base).expanduser()
     if folder.is_dir():
         return folder
-    try:
-        from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-        return Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", *TOKENIZER, *BESIDE]))
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    reasons = {  # a gated one is one not found, for the hub's client, so it comes first
+        errors.HFValidationError: "it is no hub id (owner/name)",
+        errors.GatedRepoError: "on the hub it is gated: accept its terms on its page, and log in",
+        errors.RepositoryNotFoundError: "the hub has none of that name, or it is private and you are not logged in",
+        errors.LocalEntryNotFoundError: f"it is not in the hub's cache, and {why}: fetch it where there is a network",
+    }
+    try:
+        found = Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", *TOKENIZER, *BESIDE]))
     except Exception as error:  # whatever the hub, the network or the name is
-        raise MergeError(
-            f"no folder {str(base)!r} here, and the hub did not give it ({type(error).__name__})"
-        ) from error
+        other = f"the hub did not give it ({type(error).__name__})"
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), other)
+        raise MergeError(f"no folder {str(base)!r} here, and {reason}") from error
+    if not any(found.glob("*.safetensors")):
+        part = f"it was fetched in part and {why}, or the hub has it as a pickle alone, which is not read here"
+        raise MergeError(f"{base} is in the hub's cache without *.safetensors: {part}")
+    return found
+
+
+def check_sums(base: Path, files) -> None:
+    """Raise MergeError for a file whose SHA-256 is not the one published: the bundled model's, or one from the hub.
+
+    The hub's cache names each large file by its sum. For other folders nobody has said what it should be.
+    """
+    from helpers.files import changed_asset
+
+    changed = changed_asset(base.resolve())
+    if changed:
+        raise MergeError(f"the bundled model: {changed}: fetch the course again")
+    for file in files:
+        name = file.resolve().name
+        if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", name):
+            with open(file, "rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != name:
+                    raise MergeError(f"{file.name} has not the SHA-256 that the hub published: download it again")
 
 
 def read_base(folder: Path) -> tuple[dict, dict[str, Stored]]:
@@ -247,7 +281,7 @@ def match(settings: dict, updates: dict[str, Stored], stored: dict[str, Stored],
         else:
             module, part, kind = lora.groups()
             part = "add" if kind == "bias" else part
-            plan.setdefault(f"{module}.{kind}", {}).update({part: tensor, "scaling": _scaling(settings, module)})
+            plan.setdefault(f"{module}.{kind}", {}).update({part: tensor, "scaling": scaling(settings, module)})
     wrong = f"the adapter was trained on {settings.get('base_model_name_or_path')!r}, and this base is {base!r}"
     for name, update in plan.items():
         if name not in stored and name != "lm_head.weight":  # a tied head is not stored: see _untie
@@ -268,7 +302,7 @@ def match(settings: dict, updates: dict[str, Stored], stored: dict[str, Stored],
     return plan
 
 
-def _scaling(settings: dict, module: str) -> float:
+def scaling(settings: dict, module: str) -> float:
     """What the product B A is multiplied with: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
     rank = _of_pattern(settings.get("rank_pattern"), module, settings["r"])
     alpha = _of_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
@@ -447,7 +481,7 @@ def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
 
 def _sweep(out: Path) -> None:
     """Remove what merges into `out` left behind when they were killed: nobody holds their lock any more."""
-    for lock in out.parent.glob(f".{out.name}.*.part/.merging"):
+    for lock in out.parent.glob(f".{glob.escape(out.name)}.*.part/.merging"):
         with open(lock) as opened:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

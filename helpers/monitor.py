@@ -1,6 +1,8 @@
 """Watching memory while something runs: GPU memory on a GPU, resident memory on a CPU, with the phases marked."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -20,6 +22,8 @@ class MemoryMonitor:
     samples: list = field(default_factory=list)
     peaks: dict = field(default_factory=dict)
     phase_name: str = "other"
+    tokens: int = 0
+    largest_batch: tuple = (0, 0)
 
     def __enter__(self):
         return self.start()
@@ -89,25 +93,104 @@ class MemoryMonitor:
         return max(self.peaks.values())
 
     def callback(self):
-        """A TrainerCallback that marks each optimizer step as "step", evaluation, and the rest "forward and backward"."""
+        """A TrainerCallback that marks forward, backward and step, and evaluate and "between steps" around them.
+
+        It also keeps what was trained on: `monitor.tokens` in all, padding included, and `monitor.largest_batch`
+        (rows, tokens a row).
+        """
         from transformers import TrainerCallback
 
         monitor = self
 
         class Marks(TrainerCallback):
-            def on_step_begin(self, args, state, control, **kwargs):
-                monitor.phase_name = "forward and backward"
+            def on_train_begin(self, args, state, control, model=None, **kwargs):
+                self.hooks = [
+                    model.register_forward_pre_hook(monitor._before_forward, with_kwargs=True),
+                    model.register_forward_hook(monitor._after_forward),
+                ]
 
             def on_pre_optimizer_step(self, args, state, control, **kwargs):
                 monitor._mark("step")
 
-            def on_prediction_step(self, args, state, control, **kwargs):
-                monitor.phase_name = "evaluate"
-
             def on_step_end(self, args, state, control, **kwargs):
-                monitor._mark("forward and backward")
+                monitor._mark("between steps")
+
+            def on_prediction_step(self, args, state, control, **kwargs):
+                if monitor.phase_name != "evaluate":
+                    monitor._mark("evaluate")
+
+            def on_evaluate(self, args, state, control, **kwargs):
+                monitor._mark("between steps")
+
+            def on_train_end(self, args, state, control, **kwargs):
+                for hook in self.hooks:
+                    hook.remove()
 
         return Marks()
+
+    def _before_forward(self, module, args, kwargs) -> None:
+        """Mark a forward pass of training, and note its batch."""
+        ids = kwargs.get("input_ids")
+        if module.training and ids is not None:
+            self._mark("forward")
+            self.tokens += ids.numel()
+            self.largest_batch = max(self.largest_batch, tuple(ids.shape), key=lambda shape: shape[0] * shape[1])
+
+    def _after_forward(self, module, args, output) -> None:
+        if module.training:
+            self._mark("backward")
+
+    def peak_of(self, *phases: str) -> int:
+        """The highest bytes in these phases; 0 for those that never came."""
+        return max((self.peaks.get(name, 0) for name in phases), default=0)
+
+
+class HostPeak:
+    """A context manager: `bytes` is how far this process's resident memory rose inside the block, at its highest.
+
+    Linux keeps the highest value itself and is asked to begin anew; elsewhere it is sampled every 2 ms.
+    """
+
+    bytes = 0
+
+    def __enter__(self):
+        import psutil
+
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # what was freed goes back first, or it would hide a rise
+            ctypes.CDLL(None).malloc_trim(0)
+        self._rss, self._stop = psutil.Process().memory_info, threading.Event()
+        self._exact = _reset_highest()
+        self._begin = self._top = self._rss().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if not self._exact:
+            self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._stop.wait(0.002):
+            self._top = max(self._top, self._rss().rss)
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        if not self._exact:
+            self._thread.join()
+        self.bytes = max(_highest() if self._exact else self._top, self._rss().rss) - self._begin
+
+
+def _reset_highest() -> bool:
+    """Have Linux forget the highest resident size so far (proc_pid_clear_refs(5)); False where that is not to be had."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        return _highest() > 0
+    except (OSError, StopIteration):
+        return False
+
+
+def _highest() -> int:
+    with open("/proc/self/status") as file:
+        return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
 
 
 def _nvml_device():

@@ -1,6 +1,8 @@
 """The parameters of lessons: one name means one thing everywhere, and an impossible value stops the run in one line."""
 
 import difflib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,27 +45,41 @@ def _one_of(*values) -> Rule:
 
 def _or_auto(rule: Rule) -> Rule:
     """The rule, or "auto": what the recipe for the model at hand says (helpers/models.py)."""
-    return Rule(f'"auto" or {rule.allowed}', lambda value: value == "auto" or rule.holds(value))
+    return Rule(
+        f'"auto" or {rule.allowed}', lambda value: (isinstance(value, str) and value == "auto") or rule.holds(value)
+    )
 
 
-_text = Rule("text that is not empty", lambda v: isinstance(v, str) and bool(v.strip()) and "\0" not in v)
+def _is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value) < 1000 and value.isprintable()
+
+
+def _is_path(value) -> bool:
+    if not _is_text(value) or any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+        return False
+    return not value.startswith("~") or os.path.expanduser(value) != value  # "~nobody" stays as it is
+
+
+_text = Rule("text that is not empty", _is_path)
 _flag = Rule("True or False", lambda v: isinstance(v, bool))
 
 RULES: dict[str, Rule] = {
     "model_id": Rule(
         '"auto", a preset, a local folder or a hub id such as "Qwen/Qwen2.5-0.5B"',
-        lambda v: _text.holds(v) and len(v) < 1000 and v.isprintable(),
+        _is_path,
     ),
-    "dataset_id": Rule('"auto", "bundled", "alpaca", or a file of JSON lines', _text.holds),
-    "adapter_dir": Rule('"auto" or an adapter\'s folder', _text.holds),
-    "output_dir": Rule('"auto" or a folder that can be written', _text.holds),
+    "dataset_id": Rule('"auto", "bundled", "alpaca", or a file of JSON lines', _is_path),
+    "adapter_dir": Rule('"auto" or an adapter\'s folder', _is_path),
+    "output_dir": Rule('"auto" or a folder that can be written', _is_path),
     "seed": _integer(0, 2**32 - 1),
-    "rank": _integer(1, 1024),
-    "lora_alpha": _number(0.001, 4096),
-    "lora_dropout": _number(0, 0.9),
-    "target_modules": Rule(
-        'projections such as "q_proj,k_proj,v_proj,o_proj", or "all-linear"',
-        lambda v: isinstance(v, str) and (v == "all-linear" or set(v.split(",")) <= set(PROJECTIONS)),
+    "rank": _or_auto(_integer(1, 1024)),
+    "lora_alpha": _or_auto(_number(0.001, 4096)),
+    "lora_dropout": _or_auto(_number(0, 0.9)),
+    "target_modules": _or_auto(
+        Rule(
+            'projections such as "q_proj,k_proj,v_proj,o_proj", or "all-linear"',
+            lambda v: isinstance(v, str) and (v == "all-linear" or set(v.split(",")) <= set(PROJECTIONS)),
+        )
     ),
     "max_steps": _or_auto(_integer(1, 1_000_000)),
     "batch_size": _or_auto(_integer(1, 1024)),
@@ -71,7 +87,16 @@ RULES: dict[str, Rule] = {
     "max_length": _or_auto(_integer(16, 131_072)),
     "learning_rate": _or_auto(_number(1e-8, 1)),
     "optimizer": _or_auto(_one_of(*OPTIMIZERS)),
-    "checkpointing": _or_auto(_flag),
+    "checkpointing": Rule(
+        '"auto", True, False or "offload"',
+        lambda v: isinstance(v, bool) or (isinstance(v, str) and v in ("auto", "offload")),
+    ),
+    "save_steps": _or_auto(_integer(1, 1_000_000)),
+    "checkpoint_dir": Rule('"auto" or a folder that can be written', _is_path),
+    "hub_repo": Rule(
+        '"none" or owner/name on the Hugging Face hub',
+        lambda v: isinstance(v, str) and (v == "none" or re.fullmatch(r"[\w.-]+/[\w.-]+", v) is not None),
+    ),
     "quant_type": _one_of("nf4", "fp4"),
     "double_quant": _flag,
     "block_size": _one_of(*(2**n for n in range(5, 13))),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import textwrap
 
 # Okabe and Ito's palette, safe for colour-blind readers (https://jfly.uni-koeln.de/color/).
@@ -9,6 +10,10 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
 )  # fmt: skip
 GREY = "#D0D0D0"  # what is not there
+PHASE_COLOURS = {  # of a training run, the same in every figure
+    "other": GREY, "load": BLACK, "evaluate": GREEN, "prepare": PURPLE,
+    "forward": SKY, "backward": BLUE, "step": RED, "between steps": YELLOW,
+}  # fmt: skip
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK)
 
 
@@ -60,7 +65,8 @@ def memory_timeline(samples, title: str, unit: str = "MB"):
     scale = {"MB": 1e6, "GB": 1e9}[unit]
     figure, ax = axes(title, "seconds", f"memory ({unit})")
     names = list(dict.fromkeys(phase for _, phase, *_ in samples))
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    others = itertools.cycle((ORANGE, *COLOURS))
+    colour = {name: PHASE_COLOURS.get(name) or next(others) for name in names}
     seconds, values = [s[0] for s in samples], [s[2] / scale for s in samples]
     begin = 0
     for i in range(1, len(samples) + 1):  # one filled area for each stretch of one phase, so that no seams show
@@ -71,9 +77,43 @@ def memory_timeline(samples, title: str, unit: str = "MB"):
     for name in names:
         ax.fill_between([], [], color=colour[name], alpha=0.8, label=name)
     ax.set_ylim(bottom=0)
-    ax.set_xlim(0, max(seconds))
+    ax.set_xlim(min(seconds), max(seconds))
     figure.legend(frameon=False, ncols=min(3, len(names)), loc="outside lower center")
     return figure
+
+
+def histogram(values, title: str, x: str, y: str, line=None, line_label="", bins: int = 40):
+    """How often each value comes; `line` marks a limit."""
+    figure, ax = axes(title, x, y)
+    ax.hist(values, bins=bins, color=BLUE, edgecolor="white", linewidth=0.5)
+    if line is not None:
+        ax.axvline(line, color=BLACK, linestyle="--", linewidth=1.2, label=line_label)
+        figure.legend(frameon=False, loc="outside lower center")
+    return figure
+
+
+def training_still(losses, samples, title: str, unit: str = "MB"):
+    """What a live panel showed last: loss over steps and memory over time; `losses` holds (step, loss)."""
+    figure, (left, right) = axes(title, "", "", size=(8.2, 2.8), ncols=2)
+    left.plot(*zip(*losses, strict=True) if losses else ([], []), color=BLUE, marker="o", markersize=3)
+    left.set(xlabel="step", ylabel="training loss (nats per token)", yscale="log" if losses else "linear")
+    right.plot([s[0] for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=ORANGE)
+    right.set(xlabel="seconds", ylabel=f"memory ({unit})", ylim=(0, None))
+    return figure
+
+
+def tokens_in_colour(pieces, learned):
+    """Tokens as text, those that the loss sees on a coloured ground and underlined, the masked ones grey."""
+    from html import escape
+
+    from IPython.display import HTML
+
+    seen, masked = f"background:{YELLOW};color:#000;text-decoration:underline", "color:#707070"
+    spans = [
+        f'<span style="{seen if see else masked}">{escape(piece).replace(chr(10), "&#8629;<br>")}</span>'
+        for piece, see in zip(pieces, learned, strict=True)
+    ]
+    return HTML(f'<div style="font-family:monospace;line-height:1.5">{"".join(spans)}</div>')
 
 
 def bars(labels, values, title: str, x: str, colours=None, numbers: str = "{:,.2f}", size=None):
@@ -86,6 +126,36 @@ def bars(labels, values, title: str, x: str, colours=None, numbers: str = "{:,.2
     ax.grid(False)
     ax.grid(axis="x", alpha=0.25)
     ax.set_xlim(0, 1.16 * max(values) if max(values) > 0 else 1)
+    return figure
+
+
+def grouped_bars(labels, panels: dict, title: str, lines=None):
+    """Horizontal bars, a panel for each quantity: `panels` maps its name to {group: values, one a label}.
+
+    `lines` maps a quantity to (value, label) of a line across its panel.
+    """
+    groups = list(next(iter(panels.values())))
+    height, number = 0.8 / len(groups), len(panels)
+    figure, ax = axes(title, "", "", size=(8.2, 1.5 + 0.5 * len(labels)), ncols=number, sharey=True, squeeze=False)
+    for each, (name, of_groups) in zip(ax.flat, panels.items(), strict=True):
+        for i, (group, values) in enumerate(of_groups.items()):
+            rows = [row + height * (i - (len(groups) - 1) / 2) for row in range(len(labels))]
+            drawn = each.barh(rows, values, 0.92 * height, color=COLOURS[i], label=group)
+            numbers = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" if v >= 0.1 else f"{v:.1g}" for v in values]
+            texts = each.bar_label(drawn, numbers, padding=2, fontsize=8)
+            for text in texts:  # a line may run behind it
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+        top = max(v for values in of_groups.values() for v in values)
+        if name in (lines or {}):
+            value, label = lines[name]
+            each.axvline(value, color=BLACK, linestyle="--", linewidth=1.2, label=label, zorder=0)
+            top = max(top, value)
+        each.set(xlabel=name, yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1.2 * top or 1))
+        each.grid(False)
+        each.grid(axis="x", alpha=0.25)
+    ax.flat[0].invert_yaxis()
+    shown = {text: handle for each in ax.flat for handle, text in zip(*each.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

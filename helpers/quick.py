@@ -1,9 +1,10 @@
 """What a lesson opened on its own lacks: a 4-bit base loaded as lesson 03 loads it, and an adapter made in seconds."""
 
+import shutil
 from pathlib import Path
 
 from helpers.data import load_instructions, to_prompt_completion
-from helpers.models import RECIPES, Model, ModelError, base_of
+from helpers.models import Model, ModelError, base_of, recipe_for
 from helpers.results import Run, replace_folder
 from helpers.workarounds import adapters_to_float32, keep_4bit_layout, repeat_kv_heads
 
@@ -51,28 +52,41 @@ def adapter_for(run: Run) -> tuple[Path, bool]:
         if (folder / "adapter_config.json").is_file():
             return folder, False
     rows = (run.rows or load_instructions("bundled")[0])["train"]
-    train_adapter(run.model, run.machine, rows, folder)
+    quantization = {name: v for name, v in vars(run.settings).items() if name in ("quant_type", "double_quant")}
+    train_adapter(run.model, run.machine, rows, folder, **quantization)
     return folder, True
 
 
-def train_adapter(model: Model, machine, rows, folder: Path, steps: int = 40, rank: int = 16, seed: int = 0) -> dict:
-    """Train as lesson 03 does, without its explanations, and save into `folder`; returns trained loss and seconds."""
+def train_adapter(
+    model: Model, machine, rows, folder: Path, steps: int = 40, rank: int = 16, seed: int = 0, *,
+    batch_size: int | None = None, lora_dropout: float = 0.0, heldout=None, save_steps: int = 0,
+    learning_rate: float | None = None, **quantization,
+) -> dict:  # fmt: skip
+    """Train as lesson 03 does, without its explanations, and save into `folder`; returns loss, seconds and history.
+
+    `rows`: instructions, or rows of input_ids and labels that are fed as they are. `heldout` is scored eight times on
+    the way. With `save_steps`, checkpoints go to <folder>-checkpoints, and a run that was killed goes on from there.
+    `learning_rate` None is the recipe's; `quantization` (quant_type, double_quant) goes to load_4bit.
+    """
     import time
 
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
+    from helpers.checkpoints import last_complete_checkpoint
+
     set_seed(seed)
-    recipe = RECIPES["bundled" if model.bundled else "other"]
-    base, tokenizer = load_4bit(model, machine)
+    recipe = recipe_for(model)
+    base, tokenizer = load_4bit(model, machine, **quantization)
+    checkpoints = folder.with_name(f"{folder.name}-checkpoints")
     arguments = SFTConfig(
-        output_dir=str(folder.parent / "checkpoints"),
+        output_dir=str(checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=recipe["batch_size"],
+        per_device_train_batch_size=batch_size or recipe["batch_size"],
         gradient_accumulation_steps=1,
         max_length=recipe["max_length"],
-        learning_rate=recipe["learning_rate"],
+        learning_rate=learning_rate or recipe["learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         max_grad_norm=0.3,
@@ -82,25 +96,46 @@ def train_adapter(model: Model, machine, rows, folder: Path, steps: int = 40, ra
         use_cpu=machine.device == "cpu",
         activation_checkpointing=recipe["checkpointing"],
         gradient_checkpointing=None,
-        logging_strategy="no",
-        save_strategy="no",
+        logging_strategy="no" if heldout is None else "steps",
+        logging_steps=max(1, steps // 8),
+        eval_strategy="no" if heldout is None else "steps",
+        eval_steps=max(1, steps // 8),
+        eval_on_start=heldout is not None,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 1,
         report_to="none",
         disable_tqdm=True,
         seed=seed,
     )
+
+    def prepared(given):
+        if given is None or "input_ids" in given.column_names:
+            return given
+        return given.map(to_prompt_completion, remove_columns=given.column_names)
+
     trainer = SFTTrainer(
         model=base,
         args=arguments,
-        train_dataset=rows.map(to_prompt_completion, remove_columns=rows.column_names),
+        train_dataset=prepared(rows),
+        eval_dataset=prepared(heldout),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
     )
     adapters_to_float32(trainer)
     trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
-    loss = trainer.train().training_loss
+    last = last_complete_checkpoint(checkpoints) if save_steps else None
+    loss = trainer.train(resume_from_checkpoint=last and str(last)).training_loss
     seconds = time.perf_counter() - begun
     with replace_folder(folder) as new:
         trainer.model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-    return {"train_loss": loss, "train_seconds": seconds}
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return {
+        "train_loss": loss,
+        "train_seconds": seconds,
+        "history": trainer.state.log_history,
+        "resumed_from": last and last.name,
+    }

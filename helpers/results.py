@@ -1,12 +1,14 @@
 """What a run found: begun once, recorded as it goes, kept as one JSON a lesson; and verdicts that fail when untrue."""
 
 import contextlib
+import glob
 import json
 import os
 import resource
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -68,17 +70,27 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
     parameters.validate(values)
     run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
 
+    finish_replacing(run.folder)
+
     from helpers import data, machine, models
 
+    # What was named is looked at first: the next line imports torch, which takes seconds.
+    named = values.get("model_id", "auto") != "auto"
+    run.model = models.resolve_model(values["model_id"], None) if named else None
+    if values.get("adapter_dir", "auto") != "auto":
+        models.base_of(Path(values["adapter_dir"]).expanduser())
+    data.look_at(values.get("dataset_id", "auto"))
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)}
     if "model_id" in values:
         left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not large_model else None
         if values.get("adapter_dir", "auto") != "auto":
             left = Path(values["adapter_dir"]).expanduser()
-        run.model = models.resolve_model(values["model_id"], run.machine, large_model, left)
+        run.model = run.model or models.resolve_model("auto", run.machine, large_model, left)
+        if run.model.local:
+            models.rehearse(run.model)
         shown["model"] = str(run.model)
-    recipe = models.RECIPES["bundled" if run.model is None or run.model.bundled else "other"]
+    recipe = models.recipe_for(run.model)
     chosen = {name: recipe[name] for name, value in values.items() if name in recipe and value == "auto"}
     run.settings = SimpleNamespace(**values | chosen)
     if chosen:
@@ -134,7 +146,7 @@ def table(rows: list[dict]):
     return frame.set_index(frame.columns[0])
 
 
-def output_folder(output_dir: str) -> Path:
+def output_folder(output_dir: str, name: str = "output_dir") -> Path:
     """The folder of a run, made if need be; "auto" is runs/default in the course, or here when outside of it.
 
     The environment variable COURSE_RUNS names another place for runs, for a clone that cannot be written.
@@ -149,9 +161,7 @@ def output_folder(output_dir: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(
-            f"output_dir = {str(output_dir)!r} cannot be written ({error.strerror}): name another"
-        ) from error
+        raise OutputError(f"{name} = {str(output_dir)!r} cannot be written ({error.strerror}): name another") from error
     return folder
 
 
@@ -165,17 +175,35 @@ def write_whole(file: Path, text: str) -> None:
 @contextlib.contextmanager
 def replace_folder(folder: Path):
     """Yield an empty folder beside `folder`; when the block ends well it takes the place of `folder`, else it goes."""
+    finish_replacing(folder.parent, glob.escape(folder.name))
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         yield new
         new.chmod(0o755)
-        old = new.with_suffix(".old")
         if folder.exists():
-            os.replace(folder, old)
+            os.replace(folder, new.with_suffix(".old"))
         os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        finish_replacing(folder.parent, glob.escape(folder.name))
+
+
+def finish_replacing(parent: Path, name: str = "*") -> None:
+    """Tidy up in `parent` after a replace_folder that was killed: nothing whole is lost, and halves do not pile up.
+
+    Only what replace_folder names so is touched, .NAME.RANDOM.old and .part, for the folder `name` or, in a folder of
+    the course's own, for all: a merge may write into somebody's home.
+    """
+    random = "[a-z0-9_]" * 8  # as tempfile.mkdtemp makes it
+    for old in filter(Path.is_dir, parent.glob(f".{name}.{random}.old")):
+        folder = parent / old.name[1:-4].rpartition(".")[0]
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # killed between the two renames
+            os.replace(old, folder)
+    for part in (*parent.glob(f".{name}.{random}.part"), *parent.glob(f".{name}.json.[0-9]*.part")):  # see write_whole
+        if time.time() - part.stat().st_mtime > 86_400:  # a younger one may belong to a run that is still alive
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _begun() -> Run:

@@ -37,6 +37,7 @@ settings = run.settings
 # A 4-bit weight takes half a byte. Each block of 64 weights shares a constant; with double quantization that constant is one byte, and
 # 256 of them share a float32. So a layer of `n` weights takes:
 
+
 # %%
 def linear_bytes(n):
     codes = n / 2
@@ -64,7 +65,9 @@ def size(tensor):
     return tensor.numel() * tensor.element_size()
 
 
-stored = sum(size(m.weight) + size(m.weight.quant_state.absmax) + size(m.weight.quant_state.state2.absmax) for m in layers)
+stored = sum(
+    size(m.weight) + size(m.weight.quant_state.absmax) + size(m.weight.quant_state.state2.absmax) for m in layers
+)
 print(f"{n:,} weights in {len(layers)} layers: {linear_bytes(n):,.0f} bytes computed, {stored:,} stored")
 verdict("the formula and the tensors agree within one part in a thousand", abs(stored / linear_bytes(n) - 1) < 1e-3)
 
@@ -122,6 +125,7 @@ verdict("16 bytes for each trained number", 4 * counted + gradients + averages =
 # And the paged optimizers? They can move their averages to host memory when the GPU is full. But only tensors of 100,000 elements and
 # more are paged at all. How many are there in a usual LoRA?
 
+
 # %%
 def adapter_tensors(shape, r, names):
     return [r * width for x in shape.linears if x.name in names for width in (x.inputs, x.outputs)] * shape.layers
@@ -132,7 +136,9 @@ qkvo = ("q_proj", "k_proj", "v_proj", "o_proj")
 for r, names in ((8, qkvo), (16, qkvo), (64, qkvo), (16, tuple(x.name for x in mistral.linears))):
     tensors = adapter_tensors(mistral, r, names)
     paged = sum(t for t in tensors if t >= 100_000) / sum(tensors)
-    print(f"Mistral-7B, rank {r}, {len(names)} projections: {sum(tensors):,} numbers, {paged:.0%} of them in tensors that page")
+    print(
+        f"Mistral-7B, rank {r}, {len(names)} projections: {sum(tensors):,} numbers, {paged:.0%} of them in tensors that page"
+    )
 
 # %%
 verdict("with rank 8 on q, k, v, o nothing pages", max(adapter_tensors(mistral, 8, qkvo)) < 100_000)
@@ -145,6 +151,7 @@ verdict("with rank 8 on q, k, v, o nothing pages", max(adapter_tensors(mistral, 
 #
 # The backward pass needs what the forward pass computed. torch saves those tensors, and you can watch it: a pair of hooks sees each
 # tensor that is kept. Weights that are kept anyway do not count.
+
 
 # %%
 def saved_bytes(batch, length, checkpointing):
@@ -181,11 +188,15 @@ figure = plots.curves(
      "activation checkpointing": (lengths, [b / 1e6 for b in checkpointed])},
     "Checkpointing keeps one tensor a layer and recomputes the rest", "tokens in a row", "saved for backward (MB)", log=True,
 )  # fmt: skip
-plots.show(figure, alt="Bytes saved for the backward pass against row length, with and without activation checkpointing")
+plots.show(
+    figure, alt="Bytes saved for the backward pass against row length, with and without activation checkpointing"
+)
 
 # %%
 verdict("checkpointing keeps less than a tenth", 10 * checkpointed[-1] < all_kept[-1])
-verdict("what checkpointing keeps grows in step with the tokens", abs(checkpointed[-1] / checkpointed[0] / 8 - 1) < 0.05)
+verdict(
+    "what checkpointing keeps grows in step with the tokens", abs(checkpointed[-1] / checkpointed[0] / 8 - 1) < 0.05
+)
 
 # %% [markdown]
 # The price is time: the forward pass of each layer is computed twice.
@@ -224,7 +235,9 @@ errors = [abs(p / m - 1) for p, m in pairs]
 print(f"{len(held_out)} held-out runs: mean error {sum(errors) / len(errors):.2%}, largest {max(errors):.2%}")
 
 # %%
-figure, ax = plots.axes("Predicted and measured peaks lie on one line", "measured peak (GB)", "predicted peak (GB)", size=(5.2, 4.6))
+figure, ax = plots.axes(
+    "Predicted and measured peaks lie on one line", "measured peak (GB)", "predicted peak (GB)", size=(5.2, 4.6)
+)
 top = 1.05 * max(m for _, m in pairs) / 1e9
 ax.plot([0, top], [0, top], color=plots.BLACK, linewidth=1)
 ax.plot([m / 1e9 for _, m in pairs], [p / 1e9 for p, _ in pairs], "o", color=plots.ORANGE)
@@ -245,7 +258,10 @@ import json
 compared = json.loads((COURSE_ROOT / "measurements" / "estimators.json").read_text())
 names = {"ours": "predict", **{name: f"{name} {version}" for name, version in compared["versions"].items()}}
 asked = [row for row in compared["rows"] if row["role"] == "holdout" and not row["ours"]["notes"]]
-said = {name: [(row["measured"]["peak_allocated"], row[name]["tensors"]) for row in asked if "cannot" not in row[name]] for name in names}
+said = {
+    name: [(row["measured"]["peak_allocated"], row[name]["tensors"]) for row in asked if "cannot" not in row[name]]
+    for name in names
+}
 off = {name: sorted(abs(guess / truth - 1) for truth, guess in points) for name, points in said.items()}
 table([
     {"estimator": names[name], "could be told": f"{len(e)} of {len(asked)}", "mean error": f"{sum(e) / len(e):.2%}",
@@ -254,16 +270,24 @@ table([
 ])  # fmt: skip
 
 # %%
-figure, ax = plots.axes("The others expect more than is used", "measured peak (GB)", "predicted peak (GB)", size=(5.6, 4.6))
+figure, ax = plots.axes(
+    "The others expect more than is used", "measured peak (GB)", "predicted peak (GB)", size=(5.6, 4.6)
+)
 ax.plot([0, top], [0, top], color=plots.BLACK, linewidth=1)
 for (name, points), colour, mark in zip(said.items(), (plots.ORANGE, plots.BLUE, plots.GREEN), "o^s"):
     ax.plot([m / 1e9 for m, _ in points], [p / 1e9 for _, p in points], mark, color=colour, label=names[name])
 ax.legend(frameon=False)
-plots.show(figure, alt="Predicted against measured peaks of three estimators; predict lies on the diagonal, the others mostly above it")
+plots.show(
+    figure,
+    alt="Predicted against measured peaks of three estimators; predict lies on the diagonal, the others mostly above it",
+)
 
 # %%
 means = {name: sum(e) / len(e) for name, e in off.items()}
-verdict("on these runs both others are off by more than ten times as much", min(means["fitcheck-llm"], means["canifinetune"]) > 10 * means["ours"])
+verdict(
+    "on these runs both others are off by more than ten times as much",
+    min(means["fitcheck-llm"], means["canifinetune"]) > 10 * means["ours"],
+)
 
 # %% [markdown]
 # They were not made carelessly. Both assume what was so when they were written: that embeddings and head are copied to float32, and
@@ -343,6 +367,7 @@ calculate(model="mistral-7b", gpu="t4")
 # A widely copied table gives one number for each size and method. Which batch, which length? It does not say. Here are the same sizes, for
 # one row of 512 tokens, with checkpointing and 8-bit Adam, and full fine-tuning with 32-bit Adam.
 
+
 # %%
 def llama(hidden, inner, layers, heads, kv_heads, vocab=32_000):
     return {"model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
@@ -415,9 +440,13 @@ table([
 
 # %%
 llama_65b = llama(8192, 22016, 80, 64, 64)
-paper = dataclasses.replace(one_row, rank=64, optimizer="paged_adamw_32bit", load_dtype="bfloat16", compute_dtype="bfloat16", trl_loss="full")
+paper = dataclasses.replace(
+    one_row, rank=64, optimizer="paged_adamw_32bit", load_dtype="bfloat16", compute_dtype="bfloat16", trl_loss="full"
+)
 peak_65b, number = predict(llama_65b, paper).peak_allocated, shape_of(llama_65b).parameters
-print(f"LLaMA 65B, one row of 512 tokens: {peak_65b / 1e9:.1f} GB predicted; 780 GB are {780e9 / number:.0f} bytes a parameter")
+print(
+    f"LLaMA 65B, one row of 512 tokens: {peak_65b / 1e9:.1f} GB predicted; 780 GB are {780e9 / number:.0f} bytes a parameter"
+)
 verdict("the prediction agrees with the paper: 65B fits 48 GB", peak_65b < 48e9)
 
 # %% [markdown]

@@ -11,6 +11,12 @@ MISTAKES = {
     "00.1": [(14, "bytes"), (28e9, "float32"), (7e9 * 16, "bits")],
     "00.2": [(3.5, "bytes"), (28e9, "bits"), (7e9, "two 4-bit codes")],
     "00.3": [(True, "function"), (lambda c: c >= (7, 0), "T4"), (lambda c: c == (8, 0), "later")],
+    "00.4": [
+        (True, "function"),
+        (lambda free, needed: free >= needed, "capitals"),
+        (lambda free, needed: "OK" if free > needed else "FAIL", "nothing to spare"),
+        (lambda free, needed: "WARN" if free < 1.1 * needed else "OK", "too little"),
+    ],  # fmt: skip
     "02.1": [(4096 * 14336 / 2, "constant"), (4096 * 14336 * (0.5 + 1 / 16), "without double"), (1, "half a byte")],
     "02.2": [(6_815_744 * 12, "missing"), (6_815_744 * 4, "values alone"), (0, "four float32")],
     "02.3": [(32 * 4 * 512 * 4096, "two"), (4 * 512 * 4096 * 2, "one layer"), (32 * 512 * 4096 * 2, "one row")],
@@ -19,12 +25,48 @@ MISTAKES = {
     "03.1": [(8_388_608, "1024"), (6_815_744 // 32, "one layer"), (1, "add up")],
     "03.2": [(4, "one forward pass"), (8, "multiply"), (64, "times")],
     "03.3": [("bfloat16", "emulates"), ("float32", "tensor cores"), ("int8", "one of")],
+    "03.4": [
+        (lambda p, c, e: [-100] * len(p) + c, "missing"),
+        (lambda p, c, e: [-100] * len(p) + c + [-100], "masked"),
+        (lambda p, c, e: p + c + [e], "question"),
+        (lambda p, c, e: c + [e], "place"),
+    ],
+    "03.5": [(7, "cut off"), (47, "two checkpoints"), (10, "last whole")],
+    "03.6": [(["checkpointing", "max_length"], "cuts rows"), (["rank"], "fewer"), (["checkpointing"], "one more")],
     "04.1": [(65536, "two"), (524288, "8 key-value"), (4096, "one layer")],
     "04.2": [(0, "right"), (5, "how many"), (12, "padded")],
     "04.3": [("pad", "masked"), ("bos", "begins"), ("a comma", "over")],
-    "05.1": [(0.5, "other way"), (32, "divided"), (16, "rank")],
-    "05.2": [(7_241_732_096, "two"), (4 * 7_241_732_096, "float32"), (3_620_866_048, "16 bits")],
-    "05.3": [("4-bit", "rounded away"), ("original", "rounded version"), ("none", "one of")],
+    "04.5": [(4.54, "prefill"), (0.5, "first token"), (4.0, "prefill out"), (44.04, "not one token")],
+    "04.6": [("yes", "overlap"), ("no", "a claim as well"), ("maybe", "one of")],
+    "05.1": [
+        (lambda W, A, B, rank, alpha: (W.float() + B @ A).to(W.dtype), "not scaled"),
+        (lambda W, A, B, rank, alpha: (W.float() + (B @ A) * (rank / alpha)).to(W.dtype), "other way"),
+        (lambda W, A, B, rank, alpha: W + ((B @ A) * (alpha / rank)).to(W.dtype), "round on the way"),
+        (lambda W, A, B, rank, alpha: W + (B @ A) * (alpha / rank), "round at the end"),
+        (lambda W, A, B, rank, alpha: A @ B.T if len(A) == len(B) else A, "not A @ B"),
+    ],
+    "05.2": [
+        (lambda change, update: change.norm() / update.norm(), "ratio of the norms"),
+        (lambda change, update: (change * update).sum() / (change * change).sum(), "<C, C>"),
+        (lambda change, update: (change * update).sum() / (change.norm() * update.norm()), "cosine"),
+    ],
+    "05.3": [(7_241_732_096, "two"), (4 * 7_241_732_096, "float32"), (3_620_866_048, "16 bits")],
+    "05.4": [("4-bit", "rounded away"), ("original", "rounded version"), ("none", "one of")],
+    "05.5": [("4-bit", "at once"), ("dequantized", "fall back"), ("none", "one of")],
+    "06.1": [("load_in_4bit", "refused"), ("BitsAndBytesConfig", "which argument"), ("torch_dtype", "section 3")],
+    "06.2": [
+        ({"max_seq_length": 256}, "old name"),
+        ({"max_length": 256, "eval_strategy": "no", "warmup_steps": 0.1, "fp16": True}, "by itself"),
+        ({"max_length": 256, "eval_strategy": "no", "warmup_steps": 0.1, "bf16": False}, "float16"),
+        ({"max_length": 512, "eval_strategy": "no", "warmup_steps": 0.1, "fp16": True, "bf16": False}, "256"),
+    ],
+    "06.3": [((4, 2), "half as many"), ((8, 4), "as many rows at once"), ((8, 1), "fills the memory")],
+    "06.4": [
+        (lambda labels, eos: any(eos in row for row in labels), "every row"),
+        (lambda labels, eos: all(2 in row for row in labels), "use the argument"),
+        (lambda labels, eos: None, "True is right"),
+    ],
+    "06.5": [({"gated model"}, "message"), ({"wrong template"}, "3 more"), ({"wrong base"}, "none of the six")],
 }
 
 
@@ -42,7 +84,8 @@ def solutions() -> dict[str, str]:
 
 SOLUTIONS = solutions()
 # Lesson 01 has a test file of its own: its solutions need the functions that the lesson defines.
-ALONE = [name for name in SOLUTIONS if not name.startswith("01")]
+# 04.4 needs a running model: it is in tests/test_lesson04.py.
+ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name != "04.4"]
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -1,5 +1,6 @@
 """helpers.merge: equal to PEFT bit for bit, small, fast, and never half of a folder, whatever goes wrong."""
 
+import hashlib
 import json
 import math
 import os
@@ -324,6 +325,73 @@ def test_impossible_settings_and_absent_folders_are_one_line(base, adapter, tmp_
     assert capsys.readouterr().err.startswith("python -m helpers merge: no adapter_config.json in")
 
 
+def hub_cache(folder, base, repository="someone/small"):
+    """A hub cache as huggingface_hub lays it out: blobs named by their sums, and a snapshot of links to them."""
+    home = folder / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 40
+    snapshot = home / "snapshots" / commit
+    for made in (snapshot, home / "blobs", home / "refs"):
+        made.mkdir(parents=True, exist_ok=True)
+    (home / "refs" / "main").write_text(commit)
+    for file in base.iterdir():
+        blob = home / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
+
+
+def test_base_on_the_hub_is_merged_from_its_cache(base, adapter, tmp_path, monkeypatch):
+    hub_cache(tmp_path / "hub", base)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    merge_adapter("someone/small", adapter, tmp_path / "out", progress=False)
+    assert_same(tmp_path / "out", by_peft(base, adapter))
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+
+
+def test_base_that_is_not_what_was_published_is_refused(base, adapter, tmp_path, monkeypatch):
+    snapshot = hub_cache(tmp_path / "hub", base)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    blob = (snapshot / "model.safetensors").resolve()
+    changed = bytearray(blob.read_bytes())
+    changed[-1000] ^= 1  # one bit of one weight: sizes and header are right
+    blob.write_bytes(changed)
+    refused("someone/small", adapter, tmp_path / "out", "model.safetensors has not the SHA-256 that the hub published")
+    bundled = COURSE_ROOT / "assets" / "base_model"
+    monkeypatch.setattr("helpers.files.ASSETS", tmp_path / "assets")
+    monkeypatch.setattr("helpers.models.BUNDLED_MODEL", shutil.copytree(bundled, tmp_path / "assets" / "base_model"))
+    shutil.copy(COURSE_ROOT / "assets" / "SHA256SUMS", tmp_path / "assets")
+    file = tmp_path / "assets" / "base_model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    fitting = make_adapter(bundled, tmp_path / "fitting", target_modules=["q_proj"])
+    refused("bundled", fitting, tmp_path / "out", "bundled model: model.safetensors is damaged")
+
+
+def test_base_that_the_hub_does_not_give_is_one_line(base, adapter, tmp_path, monkeypatch):
+    snapshot = hub_cache(tmp_path / "hub", base)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    refused(
+        "someone/other", adapter, tmp_path / "out", "'someone/other' here.*not in the hub's cache, and HF_HUB_OFFLINE"
+    )
+    refused("not a hub id", adapter, tmp_path / "out", "no folder 'not a hub id' here, and it is no hub id")
+    (snapshot / "model.safetensors").unlink()
+    refused("someone/small", adapter, tmp_path / "out", "in part and HF_HUB_OFFLINE is set")
+
+
+def test_base_in_the_cache_is_merged_where_the_network_refuses(base, adapter, tmp_path):
+    hub_cache(tmp_path / "hub", base)
+    refusing = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub")}
+
+    def merge_of(name):
+        command = [sys.executable, "-m", "helpers", "merge", name, str(adapter), str(tmp_path / "out")]
+        return subprocess.run(command, cwd=COURSE_ROOT, env=os.environ | refusing, capture_output=True, text=True)
+
+    done = merge_of("someone/other")
+    assert done.returncode == 2
+    assert "not in the hub's cache, and the hub cannot be reached" in done.stderr.splitlines()[-1]
+    assert merge_of("someone/small").returncode == 0
+    assert_same(tmp_path / "out", by_peft(base, adapter))
+
+
 def test_existing_output_is_kept_unless_told_otherwise(base, adapter, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -355,6 +423,30 @@ def test_write_that_fails_half_way_leaves_nothing(base, adapter, tmp_path):
         refused(base, adapter, tmp_path / "out", "was not written: File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+FULL_DISK = """
+import collections, os, shutil, sys
+base, adapter, disk = sys.argv[1:]
+if os.system(f"mount -t tmpfs -o size=200k none {disk}"):
+    sys.exit(77)
+from helpers.merge import MergeError, merge_adapter
+shutil.disk_usage = lambda path: collections.namedtuple("usage", "free")(10**12)  # it fills up after the check
+try:
+    merge_adapter(base, adapter, f"{disk}/out", progress=False)
+except MergeError as error:
+    print(error, os.listdir(disk))
+"""
+
+
+def test_disk_that_fills_up_leaves_nothing_and_says_so(base, adapter, tmp_path):
+    command = ["unshare", "-rm", sys.executable, "-c", FULL_DISK, base, adapter, tmp_path]
+    if not shutil.which("unshare") or sum(file.stat().st_size for file in base.iterdir()) < 250_000:
+        pytest.skip("needs unshare")
+    done = subprocess.run(command, cwd=COURSE_ROOT, capture_output=True, text=True)
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("this machine lets nobody mount a small disk")
+    assert done.stdout == f"{tmp_path}/out was not written: No space left on device []\n", done.stderr
 
 
 def test_shard_that_shrinks_while_it_is_read_leaves_nothing(base, adapter, tmp_path, monkeypatch):
@@ -400,6 +492,56 @@ def test_killed_merge_leaves_no_folder_or_a_complete_one_and_the_next_one_sweeps
     merge_adapter(base, adapter, out, progress=False)
     assert [f.name for f in out.parent.iterdir()] == ["out"]
     assert {f.name: f.read_bytes() for f in out.iterdir()} == whole
+
+
+KILLED_BETWEEN = """
+import os, signal
+from helpers import merge, results
+swap = os.replace
+def replace(a, b):
+    swap(a, b)
+    if str(b).endswith(".old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+"""
+
+
+def test_old_model_comes_back_after_a_kill_between_the_two_renames(base, adapter, tmp_path):
+    out = tmp_path / "out"
+    merge_adapter(base, adapter, out, progress=False)
+    (out / "mine.txt").write_text("mine")
+    ours = tmp_path / ".out.mine.old"
+    ours.mkdir()
+    (ours / "file").write_text("nothing of a merge's")
+    call = f"merge_adapter({str(base)!r}, {str(adapter)!r}, {str(out)!r}, overwrite=True, progress=False)"
+    code = f"{KILLED_BETWEEN}\nfrom helpers.merge import merge_adapter\n{call}"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=COURSE_ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    with pytest.raises(MergeError, match="is there already"):  # nobody said overwrite this time
+        merge_adapter(base, adapter, out, progress=False)
+    assert (out / "mine.txt").read_text() == "mine"
+    merge_adapter(base, adapter, out, overwrite=True, progress=False)
+    assert not (out / "mine.txt").exists()
+    assert sorted(f.name for f in tmp_path.iterdir() if not f.name.endswith(".part")) == [".out.mine.old", "out"]
+    assert (ours / "file").is_file()
+
+
+def test_old_model_comes_back_when_the_second_rename_fails(base, adapter, tmp_path, monkeypatch):
+    out, swap = tmp_path / "out", os.replace
+    merge_adapter(base, adapter, out, progress=False)
+
+    def replace(a, b):
+        if str(a).endswith(".part"):
+            raise OSError(5, "Input/output error")
+        swap(a, b)
+
+    monkeypatch.setattr(os, "replace", replace)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    with pytest.raises(MergeError, match="was not written: Input/output error"):
+        merge_adapter(base, adapter, out, overwrite=True, progress=False)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
 def test_merge_that_runs_is_not_swept_up_by_another(base, adapter, tmp_path):

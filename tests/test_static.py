@@ -42,7 +42,7 @@ def keyword_faults(tree) -> list[str]:
         parents = [c for c in getattr(target, "__mro__", ()) if dataclasses.is_dataclass(c)]  # TRL overrides some help
         for keyword in node.keywords:
             open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
-            if keyword.arg not in signature and not open_ended:
+            if keyword.arg is not None and keyword.arg not in signature and not open_ended:  # None stands for **more
                 faults.append(f"{node.func.id} has no {keyword.arg}")
             found = [c.__dataclass_fields__.get(keyword.arg) for c in parents]
             about = " ".join(f.metadata.get("help", "") for f in found if f)

@@ -86,7 +86,7 @@ def execute(notebook) -> None:
     os.environ.update(surroundings)
     try:
         where = {"metadata": {"path": str(course.NOTEBOOKS)}}
-        NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
+        NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where, coalesce_streams=True).execute()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

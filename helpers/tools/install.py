@@ -41,17 +41,20 @@ def install_missing(dry_run: bool = False) -> None:
 
 def missing_requirements() -> list[str]:
     """The lines of requirements.txt that the environment does not meet. torch counts as met in any version."""
-    missing = []
+    return [line for name, line, here, met in requirements() if not met and (here is None or name not in LEFT_ALONE)]
+
+
+def requirements() -> list[tuple[str, str, str | None, bool]]:
+    """(name, line, version here or None, whether it meets the line) of each line of requirements.txt."""
+    rows = []
     for line in _lines("requirements.txt"):
-        name, installed = _name(line), None
+        name = _name(line)
         try:
-            installed = version(name)
+            here = version(name)
         except PackageNotFoundError:
-            missing.append(line)
-            continue
-        if name not in LEFT_ALONE and not _meets(line, installed):
-            missing.append(line)
-    return missing
+            here = None
+        rows.append((name, line, here, here is not None and _meets(line, here)))
+    return rows
 
 
 def free_constraints() -> list[str]:

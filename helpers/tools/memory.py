@@ -8,8 +8,11 @@ MODEL is a preset such as mistral-7b, a folder with a config.json, or a hub id.
 """
 
 import dataclasses
+import os
+from pathlib import Path
 
-from helpers import CourseError, memory
+from helpers import CourseError, memory, models
+from helpers.files import read_object
 
 SPEC_FIELDS = {field.name: field.default for field in dataclasses.fields(memory.RunSpec)}
 
@@ -33,17 +36,32 @@ def main(arguments) -> int | None:
     given = {name: read(name, getattr(arguments, name)) for name in SPEC_FIELDS if getattr(arguments, name) is not None}
     if memory.GPUS[arguments.gpu]["kernels"] == "t4":  # what the course does there; see helpers/workarounds.py
         given = {"attention_kernels": "t4", "repeat_kv": True, **given}
-    spec, total = memory.spec_of(given), memory.GPUS[arguments.gpu]["total"]
+    spec, total, config = memory.spec_of(given), memory.GPUS[arguments.gpu]["total"], config_of(arguments.what)
     if arguments.plan:
-        found = memory.plan(arguments.what, total, spec, gpu=arguments.gpu)
+        found = memory.plan(config, total, spec, gpu=arguments.gpu)
         spec, prediction = found.spec, found.prediction
         print(f"{found.considered} settings, {found.fitting} fit. The fastest:")
         for name, reason in found.reasons.items():
             print(f"  {name:<22} {reason}")
     else:
-        prediction = memory.predict(arguments.what, spec, arguments.gpu)
+        prediction = memory.predict(config, spec, arguments.gpu)
     show(prediction, total, arguments.gpu)
     return None
+
+
+def config_of(what: str):
+    "A folder's config.json as a dictionary, else `what` if it names a model; CourseError before anything heavy is loaded."
+    if what == "auto":
+        raise CourseError('"auto" is a word of the lessons: name a model, such as mistral-7b')
+    file = Path(models.BUNDLED_MODEL if what == "bundled" else os.path.expanduser(what)) / "config.json"
+    if os.path.isfile(file):
+        try:
+            return read_object(file)
+        except ValueError as error:
+            raise CourseError(f"{what}: {error}") from error
+    if what not in models.PRESETS and what not in {preset.hub_id for preset in models.PRESETS.values()}:
+        models.resolve_model(what, None)
+    return what
 
 
 def read(name: str, text: str):
@@ -77,6 +95,8 @@ def show(prediction, total: int, gpu: str) -> None:
 
 def score(path: str, role: str | None) -> None:
     "A line a row: predicted and measured GB, and the error; then mean and largest error."
+    if not os.path.isfile(path):
+        raise CourseError(f"{path!r} is no file of rows, one JSON object a line")
     try:
         rows = memory.read_rows(path)
     except (OSError, ValueError) as error:

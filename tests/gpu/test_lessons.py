@@ -82,3 +82,33 @@ def test_lesson_03_trains_a_7b_shape_within_a_t4(tmp_path, seven_billion):
     assert record["peak_bytes"] < T4_BYTES
     assert record["heldout_loss_after"] < record["heldout_loss_before"]
     assert record["trainable_parameters"] == 41_943_040  # rank 16 on all seven projections
+    assert record["training_peak_bytes"] == pytest.approx(record["predicted_peak_bytes"], rel=0.05)
+    assert {"load", "prepare", "evaluate", "forward", "backward", "step"} <= set(record["peak_bytes_by_phase"])
+
+
+def test_a_real_out_of_memory_is_explained_and_leaves_the_gpu_as_it_was():
+    from helpers.memory import GPUS, RunSpec
+    from helpers.oom import OutOfMemory, explained
+
+    def train():
+        held = [torch.empty(2**28, device="cuda")]
+        return held + [torch.empty(2**45, device="cuda")]
+
+    before = torch.cuda.memory_allocated()
+    guard = explained(PRESETS["qwen2.5-7b"].shape, RunSpec(checkpoint_every=0), "t4", GPUS["t4"]["total"])
+    with pytest.raises(OutOfMemory, match="GiB was asked for") as caught, guard:
+        train()
+    assert "checkpointing=True" in str(caught.value)
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_paged_optimizers_page_large_tensors_only():
+    import bitsandbytes as bnb
+
+    tensors = [torch.nn.Parameter(torch.ones(n, device="cuda")) for n in (99_999, 100_000)]
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    optimizer = bnb.optim.PagedAdamW8bit(tensors)
+    optimizer.step()
+    pages = [getattr(optimizer.state[tensor]["state1"], "is_paged", False) for tensor in tensors]
+    assert pages == [False, True]

@@ -1,0 +1,116 @@
+"""What the doctor runs in a process of its own: the checks that import torch, and on a GPU one measured training."""
+
+import json
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from helpers import doctor
+from helpers.models import PRESETS
+
+STEPS = 3  # the gradient scaler may skip the first; optimizer states must stand before the last
+SHAPE, ROWS, LENGTH, RANK = "qwen2.5-0.5b", 4, 512, 16
+MARK = "\x1edoctor "  # begins what is said to the doctor; whatever else libraries print is not
+
+
+def shape_trained() -> dict:
+    """The shape that is trained."""
+    return PRESETS[SHAPE].shape
+
+
+def say(**what) -> None:
+    print(MARK + json.dumps(what), flush=True)
+
+
+def main(measure: bool) -> None:
+    for check in doctor.TORCH:
+        say(now=check.__name__.replace("_", " "))
+        findings = doctor.examine(check)
+        say(findings=[vars(finding) for finding in findings])
+        if (
+            check is doctor.gpu and doctor.worst(findings) == doctor.FAIL
+        ):  # the others would say the same in other words
+            return
+    here = doctor.look_at_gpu()
+    if not here.visible:
+        return
+    from helpers.machine import detect
+    from helpers.results import PACKAGES
+
+    machine = detect()
+    versions = {name: version(name) for name in PACKAGES}
+    say(about={"gpu": here.name, "machine": str(machine), "cuda": here.torch_cuda, "versions": versions})
+    if measure:
+        say(now="measured step")
+        say(measured=measured_step(machine), now="end")
+
+
+def measured_step(machine) -> dict:
+    """Train the shape of a small real model, with random weights, for a few steps; bytes as predicted and as measured.
+
+    The recipe is lesson 03's: NF4, double quantization, rank 16 on all linear layers, checkpointing, 8-bit paged Adam.
+    """
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from helpers.memory import RunSpec, gpu_of, predict
+    from helpers.models import BUNDLED_MODEL
+    from helpers.workarounds import adapters_to_float32, keep_4bit_layout, repeat_kv_heads
+
+    turing = repeat_kv_heads(machine)
+    dtype = machine.dtype
+    spec = RunSpec(
+        load_dtype=dtype, compute_dtype=dtype, rank=RANK, lora_dropout=0.0, batch_size=ROWS, seq_len=LENGTH,
+        attention_kernels="t4" if turing else "all", repeat_kv=turing,
+    )  # fmt: skip
+    predicted = predict(shape_trained(), spec, gpu_of(torch.cuda.get_device_name(0)))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_model(shape_trained(), Path(scratch) / "model", machine.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=machine.torch_dtype,
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=quantization, dtype=machine.torch_dtype, device_map=machine.device_map
+        )
+        keep_4bit_layout(model)
+        model.config.use_cache = False
+        measured = {"after_load": torch.cuda.memory_allocated()}
+        tokens = torch.randint(3, model.config.vocab_size, (ROWS * STEPS, LENGTH)).tolist()
+        arguments = SFTConfig(
+            output_dir=str(Path(scratch) / "out"), max_steps=STEPS, per_device_train_batch_size=ROWS, max_length=LENGTH,
+            optim=spec.optimizer, fp16=dtype == "float16", bf16=dtype == "bfloat16", activation_checkpointing=True,
+            gradient_checkpointing=None, max_grad_norm=0.3, save_strategy="no", logging_strategy="no", report_to="none",
+            disable_tqdm=True,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"input_ids": tokens}),
+            processing_class=AutoTokenizer.from_pretrained(BUNDLED_MODEL),
+            peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        adapters_to_float32(trainer)
+        trainer.train()
+    measured |= {"peak_allocated": torch.cuda.max_memory_allocated(), "peak_reserved": torch.cuda.max_memory_reserved()}
+    what = f"{PRESETS[SHAPE].hub_id}'s shape, {ROWS}x{LENGTH} tokens, rank {RANK}, {dtype}"
+    return {"what": what, "predicted": {key: getattr(predicted, key) for key in measured}, "measured": measured}
+
+
+def make_model(shape: dict, folder: Path, device: str) -> Path:
+    """Random float16 weights of this shape, made on the GPU and saved: memory depends on the shape, not on the values."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float16)
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,127 @@
+"""Lesson 06 and the table that explains errors cannot drift apart; each failure it names is met, cured and checked."""
+
+import html
+import json
+import re
+
+import nbformat
+import pytest
+
+from helpers import COURSE_ROOT, course
+from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
+
+LESSON = course.find_lesson("06")
+SOURCE = LESSON.read_text(encoding="utf-8")
+RECORDED = {r["name"]: r for r in json.loads((COURSE_ROOT / "measurements" / "h200_failures.json").read_text("utf-8"))}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return nbformat.read(course.NOTEBOOKS / f"{LESSON.stem}.ipynb", as_version=4)
+
+
+def outputs_of(stored, words: str):
+    """The outputs of the one code cell whose source holds `words`."""
+    (cell,) = [c for c in stored.cells if c.cell_type == "code" and words in c.source]
+    return cell.outputs
+
+
+def table_of(stored, words: str) -> list[list[str]]:
+    """The rows of the HTML table that a cell shows, as text."""
+    page = next(o["data"]["text/html"] for o in outputs_of(stored, words) if "text/html" in o.get("data", {}))
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    cells = [[html.unescape(c) for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
+    return [row for row in cells if any(row)]
+
+
+def test_the_headings_of_the_lesson_are_the_sections_that_explanations_name():
+    headings = dict(re.findall(r"^# ## (\d+) (.+)$", SOURCE, re.MULTILINE))
+    assert {int(number): title for number, title in headings.items() if int(number) in SECTIONS} == SECTIONS
+
+
+def test_the_lessons_table_of_failures_is_the_table_that_explains(stored):
+    shown = {row[0]: row[1:] for row in table_of(stored, "listed = [it for number")}
+    for it in FAILURES:
+        assert shown[it.shown] == [it.general(it.means), it.general(it.do), str(it.section)], it.name
+    assert len(shown) == len(FAILURES) + 2  # two rows of heads
+
+
+def test_the_lessons_table_of_renamed_arguments_is_the_one_that_explains(stored):
+    shown = {row[0]: row[1:] for row in table_of(stored, "for row in RENAMED")}
+    for row in RENAMED:
+        today, answer, since = shown[f"{row.where}: {row.old}"]
+        assert (today, since) == (row.new, row.since)
+        assert answer == ("works, and warns" if row.still else "refused")
+
+
+# What both source texts and the facts of this course name: provoked in the lesson, or replayed from a GPU.
+NAMED = (
+    ["bitsandbytes-binary", "libcudart", "flash-attention", "no-gpu", "bfloat16", "scaler-bfloat16", "unscale-fp16"]
+    + ["dtypes-differ", "no-gradient", "purely-quantized", "nan-loss", "out-of-memory", "host-memory", "does-not-fit"]
+    + ["wrong-base", "target-modules", "pad-token", "right-padding", "merge-rounds", "renamed", "disk-full"]
+    + ["gated", "unknown-model", "no-token", "no-network", "token-out-of-range", "devices-differ"]
+)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_each_named_failure_is_met_in_the_lesson_and_its_cure_printed(name, stored):
+    it = failure(name)
+    said = re.sub(
+        r"\s+",
+        " ",
+        " ".join(
+            str(o.get("text", "")) + " ".join(map(str, o.get("data", {}).values()))
+            for c in stored.cells
+            if c.cell_type == "code" and "listed = [" not in c.source and "for row in RENAMED" not in c.source
+            for o in c.outputs
+        ),
+    )
+    if name == "renamed":
+        said = " ".join(today for _, today, *_ in table_of(stored, "for row in RENAMED"))
+        assert all(row.new in said for row in RENAMED)
+        return
+    begin = re.sub(r"\s+", " ", it.do)[:60]
+    assert begin in html.unescape(said)
+
+
+def test_the_silent_failures_are_measured(stored):
+    for claim in (
+        "trained on the first, most answers never end",
+        "the question alone loses most of what was tuned",
+        "a thousandth of the right rate hardly moves the loss",
+        "float16 input to a float32 layer comes back as float16, without a word",
+        "on another base nothing is left",
+        "merged into dequantized weights, it is the one that was trained",
+    ):
+        texts = [str(o.get("text", "")) for c in stored.cells if c.cell_type == "code" for o in c.outputs]
+        assert any(f"{claim}" in text and "OK: " in text for text in texts), claim
+
+
+def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_ladder(stored):
+    order = [row[0] for row in table_of(stored, "measured_pair(name)")]
+    cures = {
+        "activation_checkpointing=True": "activation_checkpointing",
+        "no prepare_model_for_kbit_training": "prepare_model_for_kbit_training",
+        "half of max_length": "max_length",
+        "adapters on q, k, v, o alone": "target_modules",
+        "half the rows, twice the accumulation": "half the rows",
+    }
+    on_the_ladder = [cures[row] for row in order if row in cures]
+    advice = failure("out-of-memory").do
+    assert sorted(cures.values(), key=advice.index) == on_the_ladder
+
+
+def test_what_is_replayed_was_really_provoked_on_a_gpu_and_cured():
+    replayed = re.findall(r'replay\("([\w-]+)"\)', SOURCE)
+    assert len(replayed) >= 4
+    for name in replayed:
+        row = RECORDED[name]
+        assert row["provoked"]
+        assert row["cured"] in (True, None)
+        assert row["capability"] is not None
+        assert row["versions"]["trl"].startswith("1.16")
+
+
+def test_nothing_of_a_machine_is_in_the_recorded_messages():
+    text = json.dumps(list(RECORDED.values()))
+    assert not re.search(r"(?<![\w.:/])/(?:home|root|tmp|usr|opt|mnt|work|workspace|content|var)/", text)
