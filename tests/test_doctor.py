@@ -426,7 +426,7 @@ def test_an_expired_token_is_found_wherever_it_is_kept_and_never_shown(online, t
 
 def test_no_text_of_a_finding_can_hold_a_token_or_a_path(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "an-odd-token-without-prefix")
-    said = doctor.tidy(f'File "/home/someone/x/y.py" said {PLANTED} and\n an-odd-token-without-prefix ' + "z" * 500)
+    said = doctor.tidy(f'File "/srv/someone/x/y.py" said {PLANTED} and\n an-odd-token-without-prefix ' + "z" * 500)
     assert said.startswith('File ".../y.py" said (a token) and (a token) zzz')
     assert len(said) <= 240
 

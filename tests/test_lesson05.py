@@ -168,8 +168,8 @@ SCORES = {
 def records(folder, **changes):
     run = {"model": "Qwen/Qwen2.5-0.5B", "data": "tatsu-lab/alpaca (CC BY-NC 4.0), 46801 to learn and 5201 held out"}
     run |= {"machine": "Tesla T4, 14.56 GiB: computes in float16", "versions": {"torch": "2.13.0", "peft": "0.21.2"}}
-    run["parameters"] = {"output_dir": f"/home/someone/{SECRET}", "adapter_dir": "/home/someone/adapter", "seed": 7}
-    run["parameters"] |= {"learning_rate": "auto", "max_steps": 321, "quant_type": "nf4", "model_id": "/home/someone"}
+    run["parameters"] = {"output_dir": f"/srv/someone/{SECRET}", "adapter_dir": "/srv/someone/adapter", "seed": 7}
+    run["parameters"] |= {"learning_rate": "auto", "max_steps": 321, "quant_type": "nf4", "model_id": "/srv/someone"}
     found = {"measured": SCORES, "licence": "Apache-2.0", "licence_known": True, "trained_in_lesson_03": True}
     found |= {"adapter": {"r": 16, "lora_alpha": 32, "target_modules": ["v_proj", "q_proj"]}, "dtype": "float16"}
     found |= {"base_weights": "dequantized", "merged_bytes": 988_097_000, "merged_read_in_4_bits": False, "run": run}

@@ -127,12 +127,12 @@ def test_bad_words_get_one_line_and_a_non_zero_exit(words, line, tmp_path):
 def test_papermill_itself_runs_a_lesson_from_any_folder(tmp_path):
     out = tmp_path / "out.ipynb"
     command = [PYTHON, "-m", "papermill", "--no-progress-bar", str(course.NOTEBOOKS / "03_t4_training.ipynb"), str(out)]
-    good = [*command, "-p", "rank", "4", "-p", "max_steps", "3", "-p", "output_dir", "here"]
+    good = [*command, "-p", "rank", "4", "-p", "max_steps", "3", "-p", "eval_rows", "16", "-p", "output_dir", "here"]
     subprocess.run(good, cwd=tmp_path, check=True, capture_output=True)
     assert json.loads((tmp_path / "here" / "03_t4_training.json").read_text())["run"]["parameters"]["rank"] == 4
     bad = subprocess.run([*command, "-p", "rank", "0"], cwd=tmp_path, capture_output=True, text=True)
     assert bad.returncode != 0
-    assert "ParameterError: rank = 0 is not possible; allowed: a whole number from 1 to 1024" in bad.stderr
+    assert 'ParameterError: rank = 0 is not possible; allowed: "auto" or a whole number from 1 to 1024' in bad.stderr
 
 
 def test_a_sweep_runs_the_grid_two_at_a_time_and_ends_with_table_and_plot(runs):

@@ -63,7 +63,6 @@ def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> 
     A run that succeeds replaces <folder>/<lesson>.ipynb; one that fails leaves <lesson>.failed.ipynb beside it.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     has = course.lesson_parameters(lesson)
@@ -85,7 +84,9 @@ def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> 
         lines = [line for line in problem.source.splitlines() if line and not line.startswith(("#", "import", "from"))]
         error = f"cell {problem.exec_count} ({(lines or ['?'])[0][:60]}): {problem.ename}: {problem.evalue}"
         os.replace(part, failed)
-    except DeadKernelError:
+    except RuntimeError as problem:  # nbclient's DeadKernelError, or jupyter_client's own, when it died at its start
+        if "ernel died" not in str(problem):
+            raise
         error = f"cell {_executed(part) + 1}: the kernel died; it was killed, perhaps since memory ran out"
         os.replace(part, failed)
     finally:
@@ -99,12 +100,10 @@ def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> 
 
 
 def _executed(notebook: Path) -> int:
-    """How many code cells of a notebook ran to their end."""
+    """How many code cells of a notebook ran to their end; papermill marks the others "completed" as well."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return sum(
-        cell.get("metadata", {}).get("papermill", {}).get("status") == "completed"
-        for cell in cells
-        if cell["cell_type"] == "code"
+        cell.get("metadata", {}).get("papermill", {}).get("exception") is False for cell in cells if "outputs" in cell
     )
 
 
