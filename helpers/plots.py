@@ -116,8 +116,8 @@ def tokens_in_colour(pieces, learned):
     return HTML(f'<div style="font-family:monospace;line-height:1.5">{"".join(spans)}</div>')
 
 
-def bars(labels, values, title: str, x: str, colours=None, numbers: str = "{:,.2f}", size=None):
-    """Horizontal bars with their numbers beside them, first label on top."""
+def bars(labels, values, title, x, colours=None, numbers="{:,.2f}", size=None, line=None, line_label=""):
+    """Horizontal bars with their numbers beside them, first label on top; `line` marks a limit."""
     figure, ax = axes(title, x, "", size=size or (7.2, 0.9 + 0.42 * len(labels)))
     drawn = ax.barh(range(len(labels)), values, color=colours or BLUE)
     ax.bar_label(drawn, [numbers.format(v) for v in values], padding=4)
@@ -126,6 +126,9 @@ def bars(labels, values, title: str, x: str, colours=None, numbers: str = "{:,.2
     ax.grid(False)
     ax.grid(axis="x", alpha=0.25)
     ax.set_xlim(0, 1.16 * max(values) if max(values) > 0 else 1)
+    if line is not None:
+        ax.axvline(line, color=BLACK, linestyle="--", linewidth=1.2, label=line_label)
+        ax.legend(frameon=False, loc="lower right")
     return figure
 
 

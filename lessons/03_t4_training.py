@@ -1033,7 +1033,7 @@ record(
 # float16, 14.56 GiB), timed again and again while the recipe changes by one thing a row, all in one run on one H200
 # (`measurements/measure_speed.py`). The first row is the tutorials' recipe, made to run by the cure of trap 5 alone. Two times are shown: the
 # whole step, host and GPU together, and what the GPU's kernels took. They differ when the GPU waits for Python to send it work. An H200
-# often waits. A T4 computes some twelve times slower and hardly ever waits, so there look at the second.
+# often waits. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second.
 
 # %%
 import json
@@ -1062,7 +1062,7 @@ table([
 # - **Recompute less.** Memory that is left over buys speed: only every third layer is recomputed, or none with fewer rows at once. With
 #   halves the GPU has the least to do, and this host cannot feed it: more launches, each for half the work.
 #
-# `torch.compile` on each layer ran out of memory in this run: the compiled layers kept the activations that checkpointing is there to drop.
+# `torch.compile` on each layer ran out of memory in this run, probably since a compiled layer keeps the activations that checkpointing would drop.
 
 # %%
 step = {name: (statistics.median(m["step_s"]), m["gpu_busy_s"]) for name, m in ran.items()}

@@ -555,7 +555,7 @@ peaks = {"helpers.merge": host.bytes} | {f"PEFT, {way}": results["strong", way][
 table([{"merge": name, "host memory, highest rise": f"{peak / 1e6:,.1f} MB"} for name, peak in peaks.items()])
 
 # %% [markdown]
-# PEFT's ways hold the model that they make, `helpers.merge` holds rows, so for a large model they part. The course's tests
+# PEFT's ways hold the model that they make, `helpers.merge` holds rows, so the gap grows with the model. The course's tests
 # (`tests/test_merge.py`) hold `helpers.merge` below 1.5 GB above bare Python with the tensors of a 7B model. From a shell it is
 # one command, with `--base-weights dequantized` for the fourth way:
 #
@@ -859,4 +859,4 @@ table([
 # %% [markdown]
 # Merging is one line; which weights you merge into decides what you get, and only a measurement tells.
 #
-# Next: [06 Troubleshooting](06_troubleshooting.ipynb) breaks a run in each known way, and mends it.
+# Next: [06 Troubleshooting](06_troubleshooting.ipynb) breaks a run in the common ways, and mends it.

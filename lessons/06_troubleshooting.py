@@ -9,14 +9,14 @@
 # %% [markdown]
 # # 06 Troubleshooting
 #
-# A session often ends at the first stack trace. Here you cause the failures yourself, one after the other: each is provoked, read, cured, and
-# checked. Some say nothing at all and only give wrong answers; those are the ones to know best.
+# A session often ends at the first stack trace. Here you cause most of the known failures yourself: each is
+# provoked, read, cured, and checked. Those that need a GPU are replayed from a recording, and section 11 lists all of them. Some say nothing at all and only give wrong answers; those are the ones to know best.
 #
 # **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing; an adapter of lesson 03 is used if there is one, else
 # one is trained.
 
 # %% tags=["parameters"]
-model_id = "bundled"  # failures do not depend on the model; with a small one they come fast
+model_id = "bundled"  # most failures do not depend on the model; with a small one they come fast
 dataset_id = "auto"
 adapter_dir = "auto"
 seed = 0
@@ -144,6 +144,8 @@ print()
 no_gpu = provoke(lambda: torch.zeros(1).to("cuda"))
 
 # %%
+if found:  # None where the package is installed
+    verdict("flash attention that is not there is recognised", found == "flash-attention")
 if run.machine.device == "cpu":
     verdict("a GPU that is not there is recognised", no_gpu == "no-gpu")
 here = torch.zeros(1).to(run.machine.device)
@@ -314,8 +316,9 @@ verdict(
 
 # %%
 full = Path("/dev/full")
-found = provoke(lambda: full.write_text("a checkpoint")) if full.exists() else "disk-full"
-verdict("a full disk is recognised", found == "disk-full")
+if full.exists():
+    found = provoke(lambda: full.write_text("a checkpoint"))
+    verdict("a full disk is recognised", found == "disk-full")
 
 # %% [markdown]
 # The check costs one line: compare what is free with what will be written, before the run. Here for a 7B model in 16 bits. This course also
@@ -356,7 +359,11 @@ cured = SFTConfig(
 )
 for name, capability in {"T4": (7, 5), "A100": (8, 0)}.items():
     print(f"{name}, capability {capability[0]}.{capability[1]}:", "bfloat16" if capability >= (8, 0) else "float16")
-verdict("with the machine's own format the config is accepted", cured.bf16 == (run.machine.dtype == "bfloat16"))
+both = provoke(lambda: SFTConfig(**plain, use_cpu=True, fp16=True, bf16=True))
+verdict("both formats at once are refused, and that is recognised", both == "two-formats")
+verdict(
+    "with the machine's own format the config is accepted", cured.fp16 + cured.bf16 == (run.machine.device != "cpu")
+)
 
 # %% [markdown]
 # ### float16, and what the gradient scaler cannot take
@@ -433,7 +440,7 @@ verdict("one format for layer and input is the cure", layer.float()(torch.zeros(
 # ### Formats that meet, slowly
 #
 # The default of `bnb_4bit_compute_dtype` is float32. Load the rest of the model in float16, and every 4-bit layer casts its input to
-# float32, multiplies in float32, and casts the result back. Nothing fails and nothing warns. Only a clock shows it.
+# float32, multiplies in float32, and casts the result back. Nothing fails, and with a loaded model nothing warns. Only a clock shows it.
 
 # %%
 import time
@@ -466,12 +473,6 @@ for compute, given in ((torch.float32, torch.float32), (torch.float32, torch.flo
     print(
         f"{run.machine.device}: compute {compute}, input {given}: {milliseconds(compute, given):.2f} ms forward and backward"
     )
-if "slow-dtype" in recorded:
-    row = recorded["slow-dtype"]
-    for name, ms in row["milliseconds"].items():
-        print(
-            f"{row['device']}: compute {name}, input float16: {ms:.2f} ms ({row['tokens']} tokens, a layer of Mistral-7B)"
-        )
 
 # %% [markdown]
 # A GPU is many times faster in float16 than in float32: NVIDIA lists 65 TFLOPS and 8.1 [for a T4](https://www.nvidia.com/en-us/data-center/tesla-t4/).
@@ -592,7 +593,9 @@ right = RECIPES["bundled" if run.model.bundled else "other"]["learning_rate"]
 broken, losses = few_steps(torch.float16, right)
 print("in numbers:", ["nan" if loss != loss else "a number" for loss in losses])
 prompt = tokenizer(alpaca_prompt("What is the capital of Norway?"), return_tensors="pt").to(broken.device)
-found = provoke(lambda: broken.generate(**prompt, do_sample=True, max_new_tokens=4))
+with torch.no_grad():
+    likely = broken(**prompt).logits[0, -1].float().softmax(-1).cpu()  # on a GPU the draw would end the kernel
+found = provoke(lambda: torch.multinomial(likely, 1))
 del broken
 
 # %%
@@ -610,7 +613,7 @@ verdict(
 )
 
 # %% [markdown]
-# And stuck? Mostly it is the learning rate. Three of them, on the same eight rows: one right, one a thousand times smaller, one a hundred
+# And stuck? Often it is the learning rate. Three of them, on the same eight rows: one right, one a thousand times smaller, one a hundred
 # times larger.
 
 # %%
@@ -635,7 +638,7 @@ verdict("a thousandth of the right rate hardly moves the loss", fell["a thousand
 verdict("a hundredfold ends higher than the right one", not curves["a hundredfold"][-1] <= curves["right"][-1])
 
 # %% [markdown]
-# Before you change the rate, look at `grad_norm` in the log: 0 means that nothing is trained or that every label is masked, and no learning
+# Before you change the rate, look at `loss` and `grad_norm` in the log: if both are 0 under `SFTTrainer`, every label is masked, and no learning
 # rate helps.
 #
 # ## 8 Out of memory
@@ -649,8 +652,8 @@ found = replay("out-of-memory")
 verdict("it is recognised, and fewer rows ran afterwards", found == "out-of-memory" and recorded[found]["cured"])
 
 # %% [markdown]
-# The message says how much was wanted at the end, which is rarely what filled the memory. What did, lesson 02 works out. Here is the order in
-# which to act. Start from Mistral-7B with everything that costs: no checkpointing, float32 copies, plain Adam. Take the cure that saves most,
+# The message says how much was wanted at the end, which is rarely what filled the memory. What did, lesson 02 works out. Here is the order
+# for one example. Start from Mistral-7B with everything that costs: no checkpointing, float32 copies, plain Adam. Take the cure that saves most,
 # then the one that saves most of the rest, and so on.
 
 # %%
@@ -731,11 +734,16 @@ fits = next(i for i, (_, after) in enumerate(ladder) if after < GPUS["t4"]["tota
 figure = plots.bars(
     [name for name, _ in ladder], [after / 2**30 for _, after in ladder],
     f"Mistral-7B with everything that costs fits a T4 after {fits} of {len(cures)} cures", "predicted peak (GiB)",
+    line=GPUS["t4"]["total"] / 2**30, line_label="a T4's memory",
     colours=[plots.ORANGE if after > GPUS["t4"]["total"] else plots.GREEN for _, after in ladder],
 )  # fmt: skip
 plots.show(
     figure, alt="Predicted peak memory of Mistral-7B after each cure, from the costliest settings down to the leanest"
 )
+
+# %% [markdown]
+# The measured pairs have other settings, mostly longer rows, so they save other amounts: compare the last two columns with each other.
+# Most of these runs were known when the formulas were written; `measurements/README.md` tells which were predicted blind.
 
 # %%
 savings = [before - after for (_, before), (_, after) in itertools.pairwise(ladder)]
@@ -826,6 +834,7 @@ device = replay("devices-differ")
 print()
 token = replay("token-out-of-range")
 verdict("both are recognised", (device, token) == ("devices-differ", "token-out-of-range"))
+verdict("on that GPU, inputs on the model's device were the cure", recorded["devices-differ"]["cured"])
 
 # %% [markdown]
 # ## 10 It runs, and the answers are wrong
@@ -924,7 +933,7 @@ if run.model.bundled and len(heldout) >= 32:
     verdict(
         "one missing newline loses more than the whole header does", match["no newline at the end"] < match["no header"]
     )
-    verdict("so does padding on the right", match["padded on the right"] < best / 2)
+    verdict("padding on the right loses most of it too", match["padded on the right"] < best / 2)
     verdict("and on another base nothing is left", match["another base of the same shape"] < 0.1)
 
 # %% [markdown]
@@ -1005,7 +1014,7 @@ if run.model.bundled:
 #
 # ### A merge that erased the tuning
 #
-# Take the adapter at a fiftieth of its strength, as weak as a very short training might leave it. Merge it into the 4-bit
+# Take the adapter at a fiftieth of its strength, to see the effect at its clearest (lesson 05 trains a weak one). Merge it into the 4-bit
 # weights, and into dequantized ones (lesson 05), and see how far each is from the model with the adapter beside it. 0 is that model, 1 is as far
 # away as the untuned base.
 
@@ -1046,7 +1055,7 @@ verdict("the warning of the 4-bit merge is recognised", recognise(heard[-1]).fai
 if run.machine.dtype == "float32":
     verdict(
         "merged into 4 bits, the model is as far off as the untuned base, or nearly",
-        distance["into 4-bit weights"] > 0.5,
+        distance["into 4-bit weights"] > 0.9,
     )
     verdict(
         "merged into dequantized weights, it is the one that was trained", distance["into dequantized weights"] < 0.01

@@ -1,6 +1,6 @@
 """The doctor on a GPU: 4 bits on the GPU itself, and the page's prediction beside its measurement.
 
-CUDA_VISIBLE_DEVICES=0 python -m pytest tests/gpu/test_doctor.py
+CUDA_VISIBLE_DEVICES=0 python -m pytest tests/gpu/test_gpu_doctor.py
 """
 
 import json
