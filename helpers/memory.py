@@ -1396,56 +1396,58 @@ class _Allocator:
 
     def take(self, size) -> int:
         "Allocate `size` bytes; returns the block's address."
-        size = max(512, -(-int(size) // 512) * 512)
+        size = (int(size) + 511) // 512 * 512 or 512
         small = size <= MIB
-        pool = self.pools[small]
+        pool, blocks = self.pools[small], self.blocks
         place = bisect.bisect_left(pool, (size, 0))
         if place < len(pool):
             have, address = pool.pop(place)
+            block = blocks[address]
         else:
             have = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
             address, self.end = self.end, self.end + have + 512  # the gap keeps segments from being merged
-            self.blocks[address] = [have, None, None, True, small]
+            block = blocks[address] = [have, None, None, True, small]
             self.reserved += have
             self.peak_reserved = max(self.peak_reserved, self.reserved)
-        block, rest = self.blocks[address], have - size
+        rest = have - size
         if rest >= 512 if small else rest > MIB:
-            after = address + size
-            self.blocks[after] = [rest, address, block[2], True, small]
-            if block[2] is not None:
-                self.blocks[block[2]][1] = after
+            after, following = address + size, block[2]
+            blocks[after] = [rest, address, following, True, small]
+            if following is not None:
+                blocks[following][1] = after
             block[0], block[2] = size, after
             bisect.insort(pool, (rest, after))
+            have = size
         block[3] = False
-        self.allocated += block[0]
-        self.peak = max(self.peak, self.allocated)
+        self.allocated += have
+        if self.allocated > self.peak:
+            self.peak = self.allocated
         return address
 
     def give(self, address) -> None:
         "Free a block and merge it with free neighbours."
-        block = self.blocks[address]
-        pool = self.pools[block[4]]
-        self.allocated -= block[0]
+        blocks = self.blocks
+        block = blocks[address]
+        size, before, after, _, small = block
+        pool = self.pools[small]
+        self.allocated -= size
         block[3] = True
-        after = block[2]
-        if after is not None and self.blocks[after][3]:
-            self._merge(pool, address, after)
-        before = block[1]
-        if before is not None and self.blocks[before][3]:
-            pool.pop(bisect.bisect_left(pool, (self.blocks[before][0], before)))
-            self._merge(None, before, address)
-            address = before
-        bisect.insort(pool, (self.blocks[address][0], address))
-
-    def _merge(self, pool, left, right):
-        "Join block `right` to `left`; takes `right` out of the pool where one is given."
-        size, _, after, _, _ = self.blocks.pop(right)
-        if pool is not None:
-            pool.pop(bisect.bisect_left(pool, (size, right)))
-        self.blocks[left][0] += size
-        self.blocks[left][2] = after
-        if after is not None:
-            self.blocks[after][1] = left
+        if after is not None and blocks[after][3]:  # the right neighbour becomes a part of this one
+            more, _, following, *_ = blocks.pop(after)
+            del pool[bisect.bisect_left(pool, (more, after))]
+            size, after = size + more, following
+            block[0], block[2] = size, after
+            if after is not None:
+                blocks[after][1] = address
+        if before is not None and blocks[before][3]:  # and this one of the left
+            left = blocks[before]
+            del pool[bisect.bisect_left(pool, (left[0], before))]
+            del blocks[address]
+            size, address = size + left[0], before
+            left[0], left[2] = size, after
+            if after is not None:
+                blocks[after][1] = before
+        bisect.insort(pool, (size, address))
 
     def empty_cache(self) -> None:
         "Give back every segment that is wholly free (`torch.cuda.empty_cache`)."
