@@ -308,18 +308,28 @@ def test_a_containers_limit_counts_and_its_file_cache_does_not(monkeypatch, tmp_
         assert doctor.examine(doctor.host_memory)[0].status == "OK"
 
 
+def other_pythons():
+    """(minor, path) of each Python 3 beside this one that really runs: a shim may name one and not start it."""
+    for minor in (10, 12, 13):
+        found = sorted(COURSE_ROOT.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
+        for other in map(str, found or filter(None, [shutil.which(f"python3.{minor}")])):
+            asked = subprocess.run(
+                [other, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True
+            )
+            if asked.stdout.strip() == str(minor):
+                yield minor, other
+
+
 def test_an_old_python_is_told_so():
     """With each Python on this machine, bare of packages: lines, never a traceback."""
     code = f"import sys; sys.path.insert(0, {str(COURSE_ROOT)!r}); from helpers.__main__ import main; sys.exit(main(['doctor']))"
-    tried = []
-    for minor in (10, 12, 13):
-        found = sorted(COURSE_ROOT.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
-        for other in found or filter(None, [shutil.which(f"python3.{minor}")]):
-            done = subprocess.run([str(other), "-I", "-c", code], capture_output=True, text=True)
-            assert done.returncode == 1, done.stderr
-            assert "Traceback" not in done.stdout + done.stderr
-            assert ("is too old" in done.stdout) == (minor < 11)
-            tried.append(minor)
+    tried = 0
+    for minor, other in other_pythons():
+        done = subprocess.run([other, "-I", "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        assert ("is too old" in done.stdout) == (minor < 11)
+        tried += 1
     if not tried:
         pytest.skip("no other Python on this machine")
 
