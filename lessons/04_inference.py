@@ -555,7 +555,7 @@ verdict("a second adapter takes less than a second base would", held["yes or no"
 
 # %% [markdown]
 # The bundled model is so small that an adapter is a fair part of its size. But an adapter grows with the width of a layer, the layer with
-# its square. For the models that people use, an adapter is a few percent:
+# its square. For the models that people use, an adapter is a few percent to a twelfth:
 
 # %%
 from helpers.memory import adapter_bytes, shape_of, weight_bytes
@@ -565,7 +565,7 @@ rows = []
 for name in ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"):
     shape = shape_of(PRESETS[name].shape)
     of_base = sum(weight_bytes(shape, settings.quant_type, settings.double_quant).values())
-    of_adapter = adapter_bytes(shape.linears, shape.layers, 16, 2)
+    of_adapter = adapter_bytes(shape.linears, shape.layers, 16, 4)  # in float32, as lesson 03 leaves them
     rows.append({"model": name, "base in 4 bits": f"{of_base / 1e9:.2f} GB", "rank 16 on all layers": f"{of_adapter / 1e6:.0f} MB",
                  "of the base": f"{of_adapter / of_base:.1%}"})  # fmt: skip
 table(rows)
@@ -731,8 +731,8 @@ verdict("a batch of 16 makes more tokens a second than a batch of 1", times[16, 
 
 # %% [markdown]
 # Prefill works on all tokens of the prompt at once, so its time grows with them. A decode step works on one token of each row and has to go
-# through all the weights for it. That way is the same for one row or for many, so more rows make more tokens a second, though not
-# in proportion: each row adds its own arithmetic. The milliseconds hold for this machine and this model.
+# through all the weights for it. That way is the same for one row or for many, so more rows make more tokens a second; how
+# many more, the right figure shows, within the noise of this clock. The milliseconds hold for this machine and this model.
 #
 # ## 11 What the KV cache costs
 #
@@ -758,8 +758,8 @@ table(rows)
 
 # %% [markdown]
 # The function is one product: keys and values, layers, key-value heads, head size, bytes a number, tokens. Padding counts like any token.
-# Mistral-7B shares each key-value head among four heads (grouped-query attention), without which its cache would be four times as large. It
-# also attends to the last 4,096 tokens only, so no row keeps more than that. Against a T4:
+# Mistral-7B shares each key-value head among four heads (grouped-query attention), without which its cache would be four times as large.
+# Version 0.1, the one here, also attends to the last 4,096 tokens only, so no row keeps more than that. Against a T4:
 
 # %%
 from helpers.memory import GIB, GPUS
@@ -871,7 +871,7 @@ if run.machine.device == "cpu":
 # %% [markdown]
 # On a CPU bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual: it reads the small weights, writes the large
 # ones and reads those again. That is more traffic than the unquantized layer has, not less, and the unpacking is the same work for one token
-# as for many. So it weighs most on decoding and is lost in a long prefill.
+# as for many. So it weighs most on decoding, and less and less the longer the prompt.
 #
 # That is how these kernels work, and no law. On a GPU bitsandbytes has kernels that unpack while they multiply, for one row since
 # [0.40](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.40.0) and for small batches since
