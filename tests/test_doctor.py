@@ -523,7 +523,11 @@ SAID = {
 def test_the_page_compares_prediction_with_measurement(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
     (tmp_path / "default").mkdir()
-    record = {"predicted_peak_bytes": 5.0e9, "peak_bytes": 4.9e9, "run": {"machine": "Tesla T4", "model": "Qwen2.5-7B"}}
+    record = {
+        "predicted_peak_bytes": 5.0e9,
+        "training_peak_bytes": 4.9e9,
+        "run": {"machine": "Tesla T4", "model": "Qwen2.5-7B"},
+    }
     (tmp_path / "default" / "03_t4_training.json").write_text(json.dumps(record))
     (tmp_path / "default" / "02_memory_math.json").write_text("{cut short")
     (tmp_path / "default" / "04_inference.json").write_text("[]")
@@ -544,9 +548,13 @@ def test_the_page_says_so_where_nothing_was_measured(tmp_path, monkeypatch):
 
 
 def test_what_a_cpu_recorded_is_not_compared_with_a_gpus_prediction():
-    record = {"predicted_peak_bytes": 5e9, "peak_bytes": 1e9, "run": {"machine": "CPU, no GPU: computes in float32"}}
+    record = {
+        "predicted_peak_bytes": 5e9,
+        "training_peak_bytes": 1e9,
+        "run": {"machine": "CPU, no GPU: computes in float32"},
+    }
     assert command.comparisons(None, {"03_t4_training": record}) == []
-    assert command.comparisons(None, {"03_t4_training": {"peak_bytes": 1e9}}) == []
+    assert command.comparisons(None, {"03_t4_training": {"training_peak_bytes": 1e9}}) == []
 
 
 def test_the_page_claims_no_t4_of_ours():

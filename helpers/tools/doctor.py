@@ -168,7 +168,7 @@ def comparisons(measured: dict | None, lessons: dict[str, dict]) -> list[tuple[s
             rows.append((f"{measured['what']}: {words}", measured["predicted"][key], measured["measured"][key]))
     for stem, record in lessons.items():
         on_cpu = record.get("run", {}).get("machine", "CPU").startswith("CPU")
-        predicted, peak = record.get("predicted_peak_bytes"), record.get("peak_bytes")
+        predicted, peak = record.get("predicted_peak_bytes"), record.get("training_peak_bytes")
         if not on_cpu and all(isinstance(v, int | float) and v > 0 for v in (predicted, peak)):
             rows.append((f"{stem}, {record['run'].get('model')}: peak allocated", predicted, peak))
     return rows
