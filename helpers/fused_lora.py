@@ -1,56 +1,140 @@
-"""A 4-bit layer and its adapter as one operation: the same numbers with fewer kernels and no copies between them."""
+"""4-bit layers that share an input, and their adapters, as one operation: the same numbers in fewer kernels and bytes."""
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
 
 
-class _Fused(torch.autograd.Function):
-    """y = x W' + scaling (x A') B', with W frozen and packed; half the kernel launches of PEFT's modules one by one."""
+class _Project(torch.autograd.Function):
+    """y_i = x W_i' + s_i (x A_i') B_i' for the layers i of one input x; W_i stays frozen and packed.
 
-    @staticmethod
-    def forward(ctx, x, lora_a, lora_b, weight, bias, scaling):
-        rows = x.reshape(-1, x.shape[-1])
-        a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)  # [r, in], [out, r]
-        down = rows @ a.T
-        y = torch.nn.functional.linear(rows, dequantize_4bit(weight.data, weight.quant_state).to(x.dtype), bias)
-        y.addmm_(down, b.T, alpha=scaling)
-        ctx.save_for_backward(x, down, a, b)
-        ctx.weight, ctx.scaling, ctx.adapter_dtype = weight, scaling, lora_a.dtype
-        return y.view(*x.shape[:-1], -1)
+    `layers` holds (W_i, bias_i, s_i, rank_i), rank 0 where there is no adapter; `factors` holds all A_i, then all B_i.
+    With `norm`, which made x from `source`, backward makes x again: `source` is kept by the norm in any case.
+    """
 
     @staticmethod
-    def backward(ctx, grad):
-        x, down, a, b = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
-        grad_down = (grad @ b).mul_(ctx.scaling)
-        grad_a = (grad_down.T @ x.reshape(-1, x.shape[-1])).to(ctx.adapter_dtype)
-        grad_b = (grad.T @ (down * ctx.scaling)).to(ctx.adapter_dtype)
-        grad_x = None
+    def forward(ctx, x, source, norm, layers, *factors):
+        rows, outputs, at = x.reshape(-1, x.shape[-1]), [], 0
+        bs = [b.to(x.dtype) for b in factors[len(factors) // 2 :]]  # each [out, r]
+        if factors:
+            a = torch.cat(factors[: len(bs)]).to(x.dtype)  # [sum of r, in]
+            down, left = rows @ a.T, iter(bs)
+            ctx.save_for_backward(source if norm else x, down, a, *bs)
+        for weight, bias, scaling, rank in layers:
+            y = torch.nn.functional.linear(rows, _restored(weight, x.dtype), bias)
+            if rank:
+                y.addmm_(down[:, at : at + rank], next(left).T, alpha=scaling)
+                at += rank
+            outputs.append(y.view(*x.shape[:-1], -1))
+        ctx.layers, ctx.norm, ctx.dtypes = layers, norm, [factor.dtype for factor in factors]
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        shape, grads = grads[0].shape[:-1], [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        grad_x, grad_factors = None, []
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ dequantize_4bit(ctx.weight.data, ctx.weight.quant_state).to(grad.dtype)
-            grad_x = grad_x.addmm_(grad_down, a).view_as(x)
-        return grad_x, grad_a, grad_b, None, None, None
+            for grad, (weight, *_) in zip(grads, ctx.layers, strict=True):
+                w = _restored(weight, grad.dtype)
+                grad_x = grad @ w if grad_x is None else grad_x.addmm_(grad, w)
+        if ctx.dtypes:
+            x, down, a, *bs = ctx.saved_tensors
+            x = ctx.norm(x) if ctx.norm else x
+            tuned = [
+                (grad, scaling, rank) for grad, (_, _, scaling, rank) in zip(grads, ctx.layers, strict=True) if rank
+            ]
+            ranks = [rank for *_, rank in tuned]
+            scaled = [(grad @ b).mul_(s) for (grad, s, _), b in zip(tuned, bs, strict=True)]  # gradients of down
+            grad_bs = [grad.T @ (d * s) for (grad, s, _), d in zip(tuned, down.split(ranks, dim=1), strict=True)]
+            grad_down = torch.cat(scaled, dim=1)
+            grad_as = (grad_down.T @ x.reshape(-1, x.shape[-1])).split(ranks)
+            grad_factors = [grad.to(dtype) for grad, dtype in zip([*grad_as, *grad_bs], ctx.dtypes, strict=True)]
+            if grad_x is not None:
+                grad_x.addmm_(grad_down, a)
+        return grad_x if grad_x is None else grad_x.view(*shape, -1), None, None, None, *grad_factors
+
+
+def _restored(weight, dtype):
+    return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+
+
+class _Group:
+    "Layers of one input: the first that is called computes all of them, the others hand out what is theirs."
+
+    def __init__(self, modules):
+        self.modules, self.by_peft, self.waiting = modules, [module.forward for module in modules], {}
+        for index, module in enumerate(modules):
+            module.forward = self.forward_of(index)
+
+    def forward_of(self, index):
+        def forward(x, *args, **kwargs):
+            made_for, output = self.waiting.pop(index, (None, None))
+            if made_for is x:
+                return output
+            layers = None if index or args or kwargs or not torch.is_grad_enabled() else self.layers(x)
+            if layers is None:
+                return self.by_peft[index](x, *args, **kwargs)
+            norm, source = getattr(x, "made_by", (None, None))
+            frozen, factors = [layer[:4] for layer in layers], [layer[4:] for layer in layers if layer[3]]
+            factors = [a for a, _ in factors] + [b for _, b in factors]
+            with torch.autocast(x.device.type, enabled=False):
+                outputs = _Project.apply(x, source, norm, frozen, *factors)
+            self.waiting = {i: (x, output) for i, output in enumerate(outputs) if i}
+            return outputs[0]
+
+        return forward
+
+    def layers(self, x):
+        "(weight, bias, scaling, rank, A, B) of each layer, or None where one of them has to go PEFT's way."
+        found = []
+        for module in self.modules:
+            base = getattr(module, "base_layer", module)
+            if x.dtype != base.compute_dtype:
+                return None
+            bias = None if base.bias is None else base.bias.to(x.dtype)
+            if base is module:
+                found.append((base.weight, bias, None, 0))
+                continue
+            names = module.active_adapters
+            if module.disable_adapters or module.merged or len(names) != 1:
+                return None
+            a, b = module.lora_A[names[0]].weight, module.lora_B[names[0]].weight
+            found.append((base.weight, bias, module.scaling[names[0]], a.shape[0], a, b))
+        return found
 
 
 def fuse_lora(model) -> int:
-    """Have every plain LoRA layer on a 4-bit weight compute in one operation; returns how many there were.
+    """Have 4-bit layers and their LoRA adapters compute in few operations; returns how many adapters take part.
 
-    Works on a PEFT model with one active adapter, in place. A layer with dropout, DoRA or another variant keeps PEFT's
-    own forward, and so does any call that the fused operation does not cover: an adapter that is switched off or
-    merged, an input of another dtype than the layer computes in. LoRA's product
-    is that of Hu et al. 2021 (arXiv 2106.09685), eq. 3; one autograd function for base and adapter is what Unsloth does.
+    Works on a PEFT model with one active adapter, in place, for training: q, k and v become one operation, gate and up
+    another, and the input that a norm made for them is made again in backward instead of being kept. A layer with dropout,
+    DoRA or another variant keeps PEFT's own forward, and so does any call that is not covered: without gradients, with an
+    adapter that is switched off or merged, with an input of another dtype than the layer computes in. LoRA's product is
+    that of Hu et al. 2021 (arXiv 2106.09685), eq. 3; one autograd function for base and adapter is what Unsloth does.
     """
-    from peft.tuners.lora.bnb import Linear4bit
-
     count = 0
-    for module in model.modules():
-        if isinstance(module, Linear4bit) and _is_plain(module):
-            module.forward = _forward_of(module, module.forward)
-            count += 1
+    for name, parent in list(model.named_modules()):
+        if name.endswith("layernorm"):
+            parent.register_forward_hook(_sign)
+        for names in SIBLINGS:
+            modules = [getattr(parent, name, None) for name in names]
+            if all(_is_plain(module) for module in modules):
+                count += sum(module is not getattr(module, "base_layer", module) for module in modules)
+                _Group(modules)
     return count
 
 
+def _sign(norm, inputs, output):
+    output.made_by = (norm, inputs[0].detach())
+
+
 def _is_plain(module) -> bool:
+    from peft.tuners.lora.bnb import Linear4bit as Adapted
+
+    if not isinstance(module, Adapted):
+        return isinstance(module, Linear4bit)
     names = list(module.lora_A)
     return (
         len(names) == 1
@@ -59,17 +143,3 @@ def _is_plain(module) -> bool:
         and module.lora_A[names[0]].bias is None
         and module.lora_B[names[0]].bias is None
     )
-
-
-def _forward_of(module, by_peft):
-    def forward(x, *args, **kwargs):
-        base, names = module.base_layer, module.active_adapters
-        covered = not (args or kwargs or module.disable_adapters or module.merged) and len(names) == 1
-        if not covered or x.dtype != base.compute_dtype or not torch.is_grad_enabled():
-            return by_peft(x, *args, **kwargs)
-        a, b = module.lora_A[names[0]].weight, module.lora_B[names[0]].weight
-        bias = None if base.bias is None else base.bias.to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return _Fused.apply(x, a, b, base.weight, bias, module.scaling[names[0]])
-
-    return forward

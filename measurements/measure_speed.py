@@ -13,6 +13,7 @@ run one after the other, alone on the GPU; `step_s` lists ten steps after the th
 """
 
 import argparse
+import contextlib
 import datetime
 import gc
 import json
@@ -38,7 +39,7 @@ START = {
     "adapter_dtype": "float32", "rank": 8, "target_modules": QKVO, "lora_dropout": 0.05, "batch_size": ROWS,
     "seq_len": LENGTH, "optimizer": "paged_adamw_32bit", "upcast_non_quantized": True, "checkpoint_every": 1,
     "checkpoint_offload": False, "attention": "sdpa", "attention_kernels": "all", "repeat_kv": False,
-    "layer_kernels": None, "compile": None, "fused_lora": False,
+    "layer_kernels": None, "compile": None, "fused_lora": False, "fewer_walks": False,
 }  # fmt: skip
 
 
@@ -99,6 +100,8 @@ def measure(spec, accumulation, job):
     import torch
     from transformers import PrinterCallback
 
+    from helpers.workarounds import fewer_walks
+
     device = job["device"]
     if device != "cpu":
         total = torch.cuda.get_device_properties(0).total_memory
@@ -124,7 +127,8 @@ def measure(spec, accumulation, job):
     watch = profile_of(job["profile"])
     if device != "cpu":
         trainer.add_callback(watch)
-    trainer.train()
+    with fewer_walks(trainer) if spec["fewer_walks"] else contextlib.nullcontext():
+        trainer.train()
     timed = seconds[WARM : WARM + TIMED]
     found = {"step_s": [round(s, 4) for s in timed], "first_steps_s": [round(s, 3) for s in seconds[:WARM]]}
     found["tokens_per_s"] = round(ROWS * LENGTH / statistics.median(timed))

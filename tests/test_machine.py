@@ -1,5 +1,6 @@
 """The monitor sees what happens and costs nearly nothing; each workaround is still needed and still cures."""
 
+import contextlib
 import inspect
 import time
 
@@ -123,3 +124,48 @@ def test_the_cure_for_grouped_queries_is_still_needed_and_reverts_nothing_on_a_c
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", original)  # restored afterwards
     assert workarounds.repeat_kv_heads(machine.Machine("cuda", "Tesla T4", 2**34, 2**34, 2, (7, 5)))
     assert not sdpa_attention.use_gqa_in_sdpa(None, torch.ones(1), torch.ones(1))
+
+
+def counting(method, walks, trainer):
+    def counted(*words, **more):
+        walks.append(trainer.state.global_step)
+        return method(*words, **more)
+
+    return counted
+
+
+def trained(folder, cured: bool):
+    """(walks through the model in one step, mode of a deep module in each forward pass, the adapters) of four steps."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    torch.manual_seed(0)
+    model, rows = load_4bit(cured=True), Dataset.from_dict({"text": ["one two three", "four five six"] * 4})
+    arguments = SFTConfig(
+        output_dir=str(folder), max_steps=4, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+        gradient_checkpointing=None, disable_tqdm=True, per_device_train_batch_size=2, eval_strategy="steps", eval_steps=2,
+    )  # fmt: skip
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows.select([0]), peft_config=lora
+    )
+    workarounds.adapters_to_float32(trainer)
+    deep, walks, modes = trainer.model.get_base_model().model.layers[-1].mlp, [], []
+    deep.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    for name in ("train", "named_modules"):  # what a walk calls on each module that it comes to
+        setattr(deep, name, counting(getattr(deep, name), walks, trainer))
+    with workarounds.fewer_walks(trainer) if cured else contextlib.nullcontext():
+        trainer.train()
+    assert len(list(trainer.model.parameters())) > 100  # as before, all of them
+    adapters = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return walks.count(1), modes, adapters
+
+
+def test_fewer_walks_trains_the_same_adapters_and_is_still_needed(tmp_path):
+    (walks, modes, adapters), (cured, cured_modes, cured_adapters) = trained(tmp_path, False), trained(tmp_path, True)
+    assert walks >= 5, "transformers walks through the model less often now: drop fewer_walks"
+    assert cured == 0
+    assert modes == cured_modes == [True, True, False, True, True, False]
+    for name, adapter in adapters.items():
+        assert torch.equal(adapter, cured_adapters[name]), name
