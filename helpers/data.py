@@ -129,8 +129,8 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch
     return answers
 
 
-def exact_match(model, tokenizer, rows, max_new_tokens: int = 16) -> float:
+def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
     """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
     prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
-    answers = answer(model, tokenizer, prompts, max_new_tokens)
+    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
     return sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True)) / len(prompts)

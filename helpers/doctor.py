@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from helpers.models import AUTO_LARGE, PRESETS, offline
+
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 PATIENCE = 4  # seconds to wait for a server
 LITTLE_MEMORY, TOO_LITTLE_MEMORY = 3e9, 1.5e9  # bytes; tests/test_memory_limit.py prints what each lesson takes
@@ -200,8 +202,6 @@ def disk():
 
 def downloads():
     """Space for a model from the hub, where the hub's client keeps them."""
-    from helpers.models import AUTO_LARGE, PRESETS
-
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
     folder = next(p for p in (cache.expanduser(), *cache.expanduser().parents) if p.is_dir())
     free, needed = shutil.disk_usage(folder).free, PRESETS[AUTO_LARGE].download_bytes
@@ -264,7 +264,7 @@ def _limits() -> dict[str, float]:
 
 def network():
     """One request to the hub. Offline is no failure: the bundled model needs no network."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if offline():
         return WARN, "HF_HUB_OFFLINE is set: nothing is fetched", "unset it if you want models from the hub"
     try:
         _ask("/api/models/Qwen/Qwen2.5-0.5B")
@@ -286,7 +286,7 @@ def hub_access():
     token, where = _token()
     if not token:
         return OK, "no token is set, and none is needed: only gated models ask for one", ""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if offline():
         return OK, f"a token is set ({where}); offline it is not tried", ""
     try:
         _ask("/api/whoami-v2", token)
@@ -350,7 +350,11 @@ def look_at_gpu() -> Gpu:
     """Ask torch and the driver."""
     import torch
 
-    about = {"driver": _driver(), "torch_cuda": torch.version.cuda, "in_colab": "COLAB_RELEASE_TAG" in os.environ}
+    about = {
+        "driver": gpus_of_driver(),
+        "torch_cuda": torch.version.cuda,
+        "in_colab": "COLAB_RELEASE_TAG" in os.environ,
+    }
     if not torch.cuda.is_available():
         return Gpu(0, **about)
     free, total = torch.cuda.mem_get_info(0)
@@ -471,8 +475,8 @@ def four_bits():
     )
 
 
-def _driver() -> tuple[str, ...]:
-    """The names of the GPUs that the driver has, without asking torch."""
+def gpus_of_driver() -> tuple[str, ...]:
+    """The names of the GPUs that the driver has, without asking torch, which would take seconds to import."""
     try:
         import pynvml
 

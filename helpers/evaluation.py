@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from helpers.data import alpaca_prompt, answer
+from helpers.data import alpaca_prompt, exact_match
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,10 @@ def evaluate(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int =
     """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found."""
     was_training = model.training
     model.eval()
-    prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
-    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
-    right = sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True))
+    share = exact_match(model, tokenizer, rows, max_new_tokens, batch_size)
     loss = completion_loss(model, tokenizer, rows, batch_size)
     model.train(was_training)
-    return Evaluation(loss, right / len(rows), wilson_interval(right, len(rows)), len(rows))
+    return Evaluation(loss, share, wilson_interval(round(share * len(rows)), len(rows)), len(rows))
 
 
 def completion_loss(model, tokenizer, rows, batch_size: int = 64, max_length: int = 512) -> float:

@@ -19,6 +19,8 @@ LOG = 300_000  # characters of a log, from its end
 _BEGINS = re.compile(
     r"^(?:[A-Za-z_][\w.]{0,120})?(?:Error|Exception|Timeout|Interrupt|NotFound|Died)(?::|$)", re.MULTILINE
 )
+# A file of an installed package in a traceback, as Python and IPython print it.
+_PACKAGE_FILE = re.compile(r"(?:site|dist)-packages[/\\]([\w/\\]{1,200})\.py\b")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 
 
@@ -50,27 +52,30 @@ def explain(what: BaseException | str) -> str:
 def recognise(what: BaseException | str) -> Known | None:
     """The failure that an exception or a text shows, or None. In a text the last error counts, then all of it."""
     if isinstance(what, BaseException):
-        return next(filter(None, map(_look, _messages(what))), None)
+        return next(filter(None, (_look(said, modules) for said, modules in _messages(what))), None)
     text = _ESCAPES.sub("", str(what)[-LOG:])
     begins = [found.start() for found in _BEGINS.finditer(text)]
-    last = text[begins[-1] :][:MESSAGE] if begins else ""
-    return _look(last) or _look(text)
+    last, modules = text[begins[-1] :][:MESSAGE] if begins else "", _modules_in(text)
+    return _look(last, modules) or _look(text, modules)
 
 
 def all_in(text: str) -> list[Known]:
     """Every failure that a log shows, the one of its last error first."""
     first = recognise(text)
     text = _ESCAPES.sub("", text[-LOG:])
-    rest = [_fill(it, text) for it in FAILURES if first is None or it.name != first.failure.name]
+    modules = _modules_in(text)
+    rest = [_fill(it, text, modules) for it in FAILURES if first is None or it.name != first.failure.name]
     return [known for known in [first, *rest] if known is not None]
 
 
-def _look(text: str) -> Known | None:
-    return next((known for it in FAILURES if (known := _fill(it, text)) is not None), None)
+def _look(text: str, modules: set[str]) -> Known | None:
+    return next((known for it in FAILURES if (known := _fill(it, text, modules)) is not None), None)
 
 
-def _fill(it: Failure, text: str) -> Known | None:
-    """The failure with its words filled in, if one of its patterns is in `text`."""
+def _fill(it: Failure, text: str, modules: set[str]) -> Known | None:
+    """The failure with its words filled in, if one of its patterns is in `text`; `modules` empty: nobody knows where."""
+    if it.raised_in and modules and not any(re.match(it.raised_in, name) for name in modules):
+        return None
     for pattern in it.patterns:
         if match := pattern.search(text):
             words = words_of(it, pattern, match)
@@ -82,15 +87,29 @@ def _fill(it: Failure, text: str) -> Known | None:
     return None
 
 
+def _modules_in(text: str) -> set[str]:
+    """The modules of installed packages whose files a printed traceback names."""
+    return {re.sub(r"[/\\]", ".", found) for found in _PACKAGE_FILE.findall(text)}
+
+
+def _modules_of(error: BaseException) -> set[str]:
+    """The modules that an error came through."""
+    names, step = set(), error.__traceback__
+    while step is not None:
+        names.add(str(step.tb_frame.f_globals.get("__name__")))
+        step = step.tb_next
+    return names
+
+
 def _messages(error: BaseException):
-    """ "Type: message" of an error, then of what caused it, at most eight of them."""
+    """("Type: message", modules it came through) of an error, then of what caused it, at most eight of them."""
     seen = 0
     while error is not None and seen < 8:
         try:
             said = str(error)
         except Exception:  # an error that cannot even be printed
             said = ""
-        yield f"{type(error).__name__}: {said[:MESSAGE]}"
+        yield f"{type(error).__name__}: {said[:MESSAGE]}", _modules_of(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         seen += 1
 

@@ -24,7 +24,7 @@ PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "pyn
 
 @dataclass(frozen=True)
 class Renamed:
-    """An old name, where it was passed or imported from, what to write today, and which release refuses it."""
+    """An old name, where it was passed or imported from, what to write today, the release that changed it, a thread."""
 
     where: str
     old: str
@@ -41,12 +41,17 @@ class Renamed:
             no_attribute = rf"module '?{self.where}\b.{{0,40}} has no attribute '?{self.old}\b"
             return rf"cannot import name '{self.old}' from '{self.where}|{no_attribute}"
         called = self.where if self.where != "from_pretrained" else r"\w{1,80}"  # it ends up in a model's own class
-        return rf"\b{called}\.__init__\(\) got an unexpected keyword argument '{self.old}'"
+        refused = rf"\b{called}\.__init__\(\) got an unexpected keyword argument '{self.old}'"
+        return rf"{refused}|'{called}' object has no attribute '{self.old}'" if self.where == "SFTTrainer" else refused
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failure: what a learner sees, what it means, what to do, the section of lesson 06, its compiled patterns."""
+    """One failure: what a learner sees, what it means, what to do, the section of lesson 06, its compiled patterns.
+
+    `raised_in`, where it is set, matches the name of a module that must be in the traceback: KeyError: 'text' out of a
+    learner's own dictionary is another matter than the same words out of a library.
+    """
 
     name: str
     section: int
@@ -54,6 +59,7 @@ class Failure:
     means: str
     do: str
     patterns: tuple = ()
+    raised_in: str = ""
 
     @staticmethod
     def general(text: str) -> str:

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from helpers import COURSE_ROOT
-from helpers.checkpoints import safetensors_header
 
 ASSETS = COURSE_ROOT / "assets"
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -105,6 +104,19 @@ def read_object(file: Path) -> dict:
     if not isinstance(read, dict):
         raise ValueError(f"{file.name} holds {type(read).__name__}, not an object")
     return read
+
+
+def safetensors_header(file: Path) -> tuple[int, dict]:
+    """(bytes before the tensors, header): the header's length in 8 bytes, then the header as JSON.
+
+    ValueError if the file ends before that. The format: https://huggingface.co/docs/safetensors
+    """
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        text = opened.read(min(length, 100_000_000))
+    if not length or len(text) != length:
+        raise ValueError(f"{Path(file).name} ends within its header")
+    return 8 + length, json.loads(text)
 
 
 def safetensors_shapes(file: Path) -> dict[str, list[int]]:

@@ -14,14 +14,16 @@ Sources, read in the releases named: transformers 5.23 (modeling files, `integra
 `optim/optimizer.py`), torch 2.11 (autograd, `utils/checkpoint.py`, the caching allocator). No constant is fitted.
 """
 
-import bisect
 import contextlib
+import copy
 import dataclasses
 import functools
 import heapq
 import itertools
 import json
+import operator
 import warnings
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,6 +221,13 @@ OPTIMIZERS = (
     "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit",
     "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit", "sgd",
 )  # fmt: skip
+ALLOWED = {
+    "quant_type": ("nf4", "fp4", "int8", None), "load_dtype": ("float16", "bfloat16"),
+    "compute_dtype": ("float16", "bfloat16"), "adapter_dtype": (*WIDTH, None), "optimizer": OPTIMIZERS,
+    "attention": ("sdpa", "eager"), "attention_kernels": ("all", "t4"), "layer_kernels": (None, "liger"),
+    "trl_loss": ("tiled", "full"),
+}  # fmt: skip
+LEAST = {"batch_size": 1, "seq_len": 2, "checkpoint_every": 0, "rank": 1}
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*QKVO, "gate_proj", "up_proj", "down_proj")
 
@@ -229,7 +238,7 @@ class RunSpec:
 
     `quant_type`: "nf4", "fp4", "int8", or None for 16-bit weights. `rank` None trains every weight (then `quant_type`
     is None). `adapter_dtype`: what the adapters are held in during training. `checkpoint_every`: 0 is off, 1 every
-    layer, n every n-th. `attention_kernels`: "all", or "t4" (also "no_flash"): memory-efficient and math, as Turing.
+    layer, n every n-th. `attention_kernels`: "all", or "t4": memory-efficient and math, as on Turing.
     `repeat_kv`: keys and values repeated before attention instead of `enable_gqa`. `layer_kernels`: None or "liger".
     `trl_loss`: "tiled" (TRL 1.15 and later) or "full", where all logits exist at once in float32 and 16 bit.
     Raises CannotPredict naming field and value.
@@ -256,54 +265,34 @@ class RunSpec:
     trl_loss: str = "tiled"
 
     def __post_init__(self):
-        def allowed(field, values):
+        for field, values in ALLOWED.items():
             if getattr(self, field) not in values:
                 options = ", ".join(str(value) for value in values)
                 raise CannotPredict(f"spec: {field} is {getattr(self, field)!r}; allowed: {options}")
-
-        def whole(field, least):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        for field, least in LEAST.items():
+            value, full = getattr(self, field), field == "rank" and self.rank is None
+            if not full and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise CannotPredict(f"spec: {field} is {value!r}; it must be a whole number of at least {least}")
-
-        allowed("quant_type", ("nf4", "fp4", "int8", None))
-        for field in ("load_dtype", "compute_dtype"):
-            allowed(field, ("float16", "bfloat16"))
-        allowed("adapter_dtype", (*WIDTH, None))
-        allowed("optimizer", OPTIMIZERS)
-        allowed("attention", ("sdpa", "eager"))
-        allowed("attention_kernels", ("all", "t4", "no_flash"))
-        allowed("layer_kernels", (None, "liger"))
-        allowed("trl_loss", ("tiled", "full"))
-        whole("batch_size", 1)
-        whole("seq_len", 2)
-        whole("checkpoint_every", 0)
         modules = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
         if isinstance(modules, str):
             raise CannotPredict(f"spec: target_modules is {modules!r}; give a list of names, or 'all-linear'")
-        object.__setattr__(self, "target_modules", tuple(modules) if modules and self.rank is not None else None)
-        if self.rank is not None:
-            whole("rank", 1)
-            if not self.target_modules:
-                raise CannotPredict("spec: target_modules is empty; name the layers to adapt, or set rank to None")
-            if self.adapter_dtype is None:
-                raise CannotPredict("spec: adapter_dtype is None; allowed with adapters: float32, float16, bfloat16")
-        elif self.quant_type is not None:
-            raise CannotPredict(
-                f"spec: rank is None with quant_type {self.quant_type!r}; quantized weights cannot train, set a rank"
-            )
-        if not 0 <= self.lora_dropout < 1:
-            raise CannotPredict(f"spec: lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
-        if self.upcast_non_quantized and self.quant_type is None:
-            raise CannotPredict(
-                "spec: upcast_non_quantized is True with quant_type None; it makes every weight float32"
-            )
-        if self.rank is None and "float16" in (self.load_dtype, self.compute_dtype):
-            raise CannotPredict(
-                "spec: load_dtype or compute_dtype is 'float16' with rank None; the scaler wants bfloat16"
-            )
-        if self.checkpoint_offload and not self.checkpoint_every:
-            raise CannotPredict("spec: checkpoint_offload is True with checkpoint_every 0; offload needs checkpointing")
+        full = self.rank is None
+        object.__setattr__(self, "target_modules", None if full or not modules else tuple(modules))
+        for wrong, message in (
+            (not full and not self.target_modules, "target_modules is empty; name the layers to adapt, or set rank to None"),
+            (not full and self.adapter_dtype is None, "adapter_dtype is None; allowed with adapters: " + ", ".join(WIDTH)),
+            (full and self.quant_type is not None,
+             f"rank is None with quant_type {self.quant_type!r}; quantized weights cannot train, set a rank"),
+            (not 0 <= self.lora_dropout < 1, f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1"),
+            (self.upcast_non_quantized and self.quant_type is None,
+             "upcast_non_quantized is True with quant_type None; it makes every weight float32"),
+            (full and "float16" in (self.load_dtype, self.compute_dtype),
+             "load_dtype or compute_dtype is 'float16' with rank None; the scaler wants bfloat16"),
+            (self.checkpoint_offload and not self.checkpoint_every,
+             "checkpoint_offload is True with checkpoint_every 0; offload needs checkpointing"),
+        ):  # fmt: skip
+            if wrong:
+                raise CannotPredict(f"spec: {message}")
 
 
 def spec_of(spec) -> RunSpec:
@@ -407,25 +396,25 @@ def adapter_bytes(targets: tuple[Linear, ...], layers: int, rank: int, width: in
 
 
 @functools.lru_cache(maxsize=4096)
-def state_bytes(sizes: tuple[int, ...], optimizer: str, width: int) -> int:
-    """Bytes of optimizer state on the GPU for parameters of these element counts, `width` bytes a value.
+def state_sizes(n: int, optimizer: str, width: int) -> tuple[int, ...]:
+    """Bytes of each tensor of optimizer state on the GPU for a parameter of n elements, `width` bytes a value.
 
     torch AdamW: two tensors of the parameter's dtype. bitsandbytes (`optim/optimizer.py`): two 32-bit tensors, or two
     8-bit ones with a float32 per block of 256; tensors under 4,096 elements stay 32-bit; paged ones of 100,000 and
     more live in managed memory, outside torch's count.
     """
     if optimizer == "sgd":
-        return 0
-    paged, total = optimizer.startswith("paged"), 0
-    for n in sizes:
-        if optimizer.startswith("adamw_torch"):
-            total += blocks(width * n) * 2
-            continue
-        eight = "8bit" in optimizer and n >= EIGHT_BIT_FROM
-        if not (paged and n >= PAGED_FROM):
-            total += blocks(n if eight else 4 * n) * 2
-        total += blocks(4 * -(-n // 256)) * 2 if eight else 0
-    return total
+        return ()
+    if optimizer.startswith("adamw_torch"):
+        return (width * n,) * 2
+    eight = "8bit" in optimizer and n >= EIGHT_BIT_FROM
+    averages = () if optimizer.startswith("paged") and n >= PAGED_FROM else (n if eight else 4 * n,) * 2
+    return averages + ((4 * -(-n // 256),) * 2 if eight else ())
+
+
+def state_bytes(sizes: tuple[int, ...], optimizer: str, width: int) -> int:
+    "Bytes of optimizer state on the GPU for parameters of these element counts (see state_sizes)."
+    return sum(blocks(*state_sizes(n, optimizer, width)) for n in sizes)
 
 
 def _trained_sizes(shape: Shape, spec: RunSpec, targets: tuple[Linear, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -436,6 +425,15 @@ def _trained_sizes(shape: Shape, spec: RunSpec, targets: tuple[Linear, ...]) -> 
     return tuple(layer), (*(shape.vocab * shape.hidden,) * (1 if shape.tied else 2), shape.hidden)
 
 
+def _optimized(optimizer: str, layers: tuple, outside: tuple):
+    """(element counts, optimizer) for the embedding, the layers, and what is left, in the optimizer's order.
+
+    transformers `trainer.py create_optimizer` has an 8-bit optimizer keep the embedding's states in 32 bits.
+    """
+    embedding = optimizer.replace("8bit", "32bit")
+    return (outside[:1], embedding), (layers, optimizer), (outside[1:], optimizer)
+
+
 # ------------------------------------------------------------------------------------ 2. what comes and goes: the tape
 
 # A size is a sum of terms, kept as its coefficients: bytes (or values) for each of these. Tokens are batch x length.
@@ -444,6 +442,9 @@ BASIS = ("1", "tokens", "rank", "tokens x rank", "tokens x length", "length", "l
 
 def _size(*, one=0, tokens=0, rank=0, tokens_rank=0, tokens_length=0, length=0, length_length=0):
     return (one, tokens, rank, tokens_rank, tokens_length, length, length_length)
+
+
+NOTHING = _size()
 
 
 def _times(size, factor):
@@ -509,18 +510,18 @@ class _Tape:
 
     def __init__(self, kind, checkpoint):
         self.kind, self.checkpoint, self.muted = kind, checkpoint, False
-        self.alive, self.moments, self.growing, self.ticks = {}, [], False, 0
+        self.alive, self.total, self.moments, self.growing, self.ticks = {}, NOTHING, [], False, 0
         self.events, self.keys = [], 0  # every making (key, size, label) and release (key, None, None), in order
         self.gradients, self.result = [], None  # of weights, and of the layer's input: they outlive the layer
         self.saves, self.store, self.replaying = 0, None, False
 
     def change(self, size, label, sign):
         if sign < 0 and self.growing:
-            self.moments.append({name: tuple(total) for name, total in self.alive.items() if any(total)})
+            self.moments.append((self.total, dict(self.alive)))
         self.growing = sign > 0
-        total = self.alive.setdefault(label, [0] * len(BASIS))
-        for i, x in enumerate(size):
-            total[i] += sign * x
+        change = operator.add if sign > 0 else operator.sub
+        self.alive[label] = tuple(map(change, self.alive.get(label, NOTHING), size))
+        self.total = tuple(map(change, self.total, size))
 
     # -- making and saving
 
@@ -543,17 +544,24 @@ class _Tape:
                 node.saved.append(self.saves)
                 self.saves += 1
 
-    def apply(self, values, width, parents, backward, save=(), save_output=(), trained=False):
+    def apply(self, values, width, parents, backward=None, save=(), save_output=(), trained=False):
         """One operation: saves inputs, makes its output, saves outputs. `backward(gradient, *saved)` returns buffers.
 
         torch's own operations save their inputs before they run; a Python autograd.Function saves all of them after.
-        A parent that needs no gradient gets none: `backward` receives `need`, a tuple of flags, as keyword.
+        A parent that needs no gradient gets none: `backward` receives `need`, a tuple of flags, as keyword. Without a
+        `backward`, each parent that needs one gets a fresh gradient of its own size.
         """
         node = None
         if trained or any(parent.node for parent in parents):
+            sizes = [(parent.values, parent.width) for parent in parents]
+
+            def fresh(g, *saved, need):
+                return [self.gradient(*size) if needed else None for size, needed in zip(sizes, need, strict=True)]
+
             self.ticks += 1
             edges = [parent.node for parent in parents]
-            node = _Node(self.ticks, edges, functools.partial(backward, need=tuple(edge is not None for edge in edges)))
+            need = tuple(edge is not None for edge in edges)
+            node = _Node(self.ticks, edges, functools.partial(backward or fresh, need=need))
             self.save(node, *save)
         out = _Value(self.new(values, width), values, width, node)
         if node and save_output:
@@ -564,44 +572,28 @@ class _Tape:
 
     def cast(self, x, width):
         "To another dtype; a no-op where it already is."
-        if x.width == width:
-            return x
-        values, back = x.values, x.width
-        return self.apply(values, width, [x], lambda g, need: [self.gradient(values, back)])
+        return x if x.width == width else self.apply(x.values, width, [x])
 
     def each(self, x, width=None, save_input=False, save_output=False, passes=False):
         "An elementwise operation with one tensor input; `passes` when its backward hands the gradient on."
-        values, back = x.values, x.width
-
-        def backward(g, *saved, need):
-            return [g if passes and (width or back) == back else self.gradient(values, back)]
-
+        handed = (lambda g, *saved, need: [g]) if passes and width in (None, x.width) else None
         saved = (x.buffer,) if save_input else ()
-        return self.apply(values, width or back, [x], backward, saved, ("output",) if save_output else ())
+        return self.apply(x.values, width or x.width, [x], handed, saved, ("output",) if save_output else ())
 
     def multiply(self, a, b):
-        values, wa, wb = a.values, a.width, b.width
-
-        def backward(g, *saved, need):
-            return [self.gradient(values, wa) if need[0] else None, self.gradient(values, wb) if need[1] else None]
-
-        return self.apply(values, max(wa, wb), [a, b], backward, (a.buffer, b.buffer))
+        return self.apply(a.values, max(a.width, b.width), [a, b], None, (a.buffer, b.buffer))
 
     def add(self, a, b):
-        values, wa, wb = a.values, a.width, b.width
-        wide = max(wa, wb)
-
-        def backward(g, need):
-            return [g if w == wide else self.gradient(values, w) for w in (wa, wb)]
-
-        return self.apply(values, wide, [a, b], backward)
+        values, widths = a.values, (a.width, b.width)
+        wide = max(widths)
+        return self.apply(
+            values, wide, [a, b], lambda g, need: [g if w == wide else self.gradient(values, w) for w in widths]
+        )
 
     def dropout(self, x):
         if not self.kind.dropout:
             return x
-        values, width = x.values, x.width
-        mask = self.new(values, 1)
-        return self.apply(values, width, [x], lambda g, m, need: [self.gradient(values, width)], (mask,))
+        return self.apply(x.values, x.width, [x], None, (self.new(x.values, 1),))
 
     def norm(self, x, rows):
         """RMSNorm. `rows` is the number of norms taken.
@@ -635,21 +627,19 @@ class _Tape:
         scale_node = scale.node
         y = self.apply(values, 4, [wide, scale], backward_scale, (wide.buffer, scale.buffer))
         del wide, scale
-        if kind.gemma:
+        if kind.shape.gemma:
             y = self.each(y)
             return self.cast(y, width)
         y = self.cast(y, width)
-        if kind.full:
-            return self.apply(values, width, [y], self._trained_scale(values, width), (y.buffer,), trained=True)
-        return self.each(y)
+        if not kind.full:
+            return self.each(y)
 
-    def _trained_scale(self, values, width):
-        def backward(g, saved, need):
+        def backward_weight(g, saved, need):
             out, other = self.gradient(values, width), self.gradient(values, width)
             del other
             return [out]
 
-        return backward
+        return self.apply(values, width, [y], backward_weight, (y.buffer,), trained=True)
 
     def dequantize(self, linear, backward=False):
         "Scratch for one weight in 16 bit, as bitsandbytes makes it before every matrix product."
@@ -672,7 +662,7 @@ class _Tape:
             return self.apply(out, width, [x], backward_trained, (x.buffer,), trained=True)
         inner = self.cast(x, kind.compute)
         if kind.quant is None:
-            return self.apply(out, kind.compute, [inner], lambda g, need: [self.gradient(values, kind.compute)])
+            return self.apply(out, kind.compute, [inner])
         if kind.quant == "int8":
             return self._int8(inner, linear, out)
 
@@ -771,16 +761,13 @@ class _Tape:
 
     def repeat(self, x, values):
         "Keys or values copied once for each query head that shares them."
-        if x.values == values:
-            return x
-        small, width = x.values, x.width
-        return self.apply(values, width, [x], lambda g, need: [self.gradient(small, width)])
+        return x if x.values == values else self.apply(values, x.width, [x])
 
     def attention(self, q, k, v):
         "Attention by the kernel that torch picks; returns (batch, length, heads x head size) in the compute dtype."
         kind = self.kind
-        full, width, scores = q.values, kind.compute, _size(tokens_length=kind.heads)
-        rows = _size(tokens=kind.heads)
+        full, width, scores = q.values, kind.compute, _size(tokens_length=kind.shape.heads)
+        rows = _size(tokens=kind.shape.heads)
         if kind.attention == "eager":
             return self._eager(q, self.repeat(k, full), self.repeat(v, full), scores)
         if kind.repeat:
@@ -820,17 +807,12 @@ class _Tape:
         infinite = self.new(scores, 1)
         del infinite, raw
         returned = self.new(scores, width)
-        y = self.cast(self._mix(soft, many_v, full, scores, 4), width)
+        y = self.cast(self._mix(soft, many_v, full, 4), width)
         del returned, mask, scaled, soft, q, k, v, many_k, many_v
         return self.each(y, passes=True)  # laid out again as (batch, length, heads, size)
 
     def _scores(self, q, k, scores, width):
-        full = q.values
-
-        def backward(g, *saved, need):
-            return [self.gradient(full, width), self.gradient(full, width)]
-
-        return self.apply(scores, width, [q, k], backward, (q.buffer, k.buffer))
+        return self.apply(scores, width, [q, k], None, (q.buffer, k.buffer))
 
     def _softmax(self, x):
         "In float32 whatever the input; saves its result."
@@ -844,13 +826,9 @@ class _Tape:
 
         return self.apply(scores, 4, [x], backward, save_output=("output",))
 
-    def _mix(self, weights, v, full, scores, width):
+    def _mix(self, weights, v, full, width):
         "Attention weights times values."
-
-        def backward(g, *saved, need):
-            return [self.gradient(scores, width), self.gradient(full, width)]
-
-        return self.apply(full, width, [weights, v], backward, (weights.buffer, v.buffer))
+        return self.apply(full, width, [weights, v], None, (weights.buffer, v.buffer))
 
     def _eager(self, q, k, v, scores):
         "transformers `eager_attention_forward`: scores and softmax as tensors of their own."
@@ -861,14 +839,14 @@ class _Tape:
         weights = self._scores(q, k, scores, width)
         del q, k
         weights = self.each(weights)
-        if kind.gemma:  # the soft cap: divide, tanh, multiply
+        if kind.shape.gemma:  # the soft cap: divide, tanh, multiply
             weights = self.each(weights)
             weights = self.each(weights, save_output=True)
             weights = self.each(weights)
         # Plus the mask, which has the stream's dtype.
         weights = self.each(weights, width=max(width, kind.residual), passes=True)
         weights = self.cast(self.cast(self._softmax(weights), query_width), width)
-        y = self._mix(weights, v, full, scores, width)
+        y = self._mix(weights, v, full, width)
         del weights, v
         return self.each(y, passes=True)
 
@@ -878,7 +856,7 @@ class _Tape:
         residual = x
         h = self.norm(x, _size(tokens=1))
         h = self._self_attention(h)
-        if kind.gemma:
+        if kind.shape.gemma:
             h = self.norm(h, _size(tokens=1))
         x = self.add(residual, h)
         del residual, h
@@ -886,7 +864,7 @@ class _Tape:
         h = self.norm(x, _size(tokens=1))
         del x
         h = self._mlp(h)
-        if kind.gemma:
+        if kind.shape.gemma:
             h = self.norm(h, _size(tokens=1))
         return self.add(residual, h)
 
@@ -900,7 +878,7 @@ class _Tape:
             del qkv
         else:
             q, k, v = (self.linear(h, by_name[f"{name}_proj"]) for name in "qkv")
-        if kind.qk_norm:
+        if kind.shape.qk_norm:
             q, k = self.norm(q, _size(tokens=shape.heads)), self.norm(k, _size(tokens=shape.kv_heads))
         q, k = self.rope(q), self.rope(k)
         if shape.fused and not kind.liger:  # Phi-3 joins the turned part and the rest
@@ -1011,44 +989,27 @@ class _Kind(_Hashed):
     __hash__ = _Hashed.__hash__
 
     @property
-    def heads(self):
-        return self.shape.heads
-
-    @property
-    def gemma(self):
-        return self.shape.gemma
-
-    @property
-    def qk_norm(self):
-        return self.shape.qk_norm
-
-    @property
     def stream(self):
         return _size(tokens=self.shape.hidden)
 
 
 @dataclass(frozen=True)
 class _Played:
-    "What a tape found: moments of the forward and backward pass, what stays after each, all as label -> size."
+    "What a tape found: moments of both passes as (total, label -> size), and sizes of what stays after each."
 
     forward: tuple
-    kept: dict
+    kept: tuple
     backward: tuple
     gradients: tuple
     events: tuple  # of the forward and of the backward pass
     keys: tuple  # of the input, the output, the output's gradient and the input's gradient
 
 
-def _total(moment):
-    return tuple(map(sum, zip(*moment.values(), strict=True))) if moment else _size()
-
-
 def _prune(moments):
-    "Moments that no other moment exceeds in every coefficient: a peak is always one of them."
-    pairs = sorted(((_total(m), m) for m in moments), key=lambda pair: -sum(pair[0]))
+    "Moments, as (total, parts), that no other moment exceeds in every coefficient: a peak is always one of them."
     kept = []
-    for total, moment in pairs:
-        if not any(all(x >= y for x, y in zip(other, total, strict=True)) for other, _ in kept):
+    for total, moment in sorted(moments, key=lambda pair: -sum(pair[0])):
+        if not any(all(map(operator.ge, other, total)) for other, _ in kept):
             kept.append((total, moment))
     return tuple(kept)
 
@@ -1056,6 +1017,8 @@ def _prune(moments):
 @functools.lru_cache(maxsize=4096)
 def _play(kind: _Kind, checkpoint: bool, first: bool = False) -> _Played:
     "Play one layer. `first`: its input needs no gradient (the embedding's output, without checkpointing)."
+    if kind.offload and not checkpoint:  # nothing of this layer is offloaded
+        return _play(dataclasses.replace(kind, offload=False), checkpoint, first)
     tape = _Tape(kind, checkpoint)
     if checkpoint:
         tape.muted = True
@@ -1069,16 +1032,15 @@ def _play(kind: _Kind, checkpoint: bool, first: bool = False) -> _Played:
     out = tape.layer(source)
     node, keys = out.node, [source.buffer.key, out.buffer.key]
     del out, source
-    forward, events = _prune(tape.moments), [tape.events]
-    kept = {name: tuple(total) for name, total in tape.alive.items() if any(total)}
+    forward, events, kept = _prune(tape.moments), [tape.events], tape.total
     tape.moments, tape.growing, tape.events = [], False, []
     gradient = tape.gradient(kind.stream, kind.residual)
     keys.append(gradient.key)
     tape.run(node, gradient)
     del gradient, node
-    tape.moments.append({name: tuple(total) for name, total in tape.alive.items() if any(total)})
+    tape.moments.append((tape.total, dict(tape.alive)))
     keys.append(tape.result.key if tape.result else None)
-    gradients = _total({"none": _size()} | {str(i): g.size for i, g in enumerate(tape.gradients)})
+    gradients = tuple(map(sum, zip(NOTHING, *(g.size for g in tape.gradients), strict=True)))
     tape.muted = True  # what is left now outlives the layer
     return _Played(forward, kept, _prune(tape.moments), gradients, (*events, tape.events), tuple(keys))
 
@@ -1107,11 +1069,16 @@ def predict(config, spec, gpu: str = "h200") -> Prediction:
     """Predict the memory of a fine-tuning run, in bytes, from the model's configuration and the run's settings.
 
     `config`: a transformers config, a dictionary of its keys, a local folder or a hub id. `spec`: a RunSpec or a
-    dictionary of its fields. `gpu`: a key of GPUS; it decides the cuBLAS workspace alone. Full sequences are assumed:
-    padding only makes less. Raises CannotPredict for what cannot be predicted.
+    dictionary of its fields. `gpu`: a key of GPUS; it decides the cuBLAS workspace, and a T4 has no flash attention.
+    Full sequences are assumed: padding only makes less. Raises CannotPredict for what cannot be predicted.
     """
     shape, spec = shape_of(config), _on(gpu, spec_of(spec))
-    moment, parts = max(_moments(shape, spec, _gpu(gpu)), key=lambda pair: sum(pair[1].values()))
+    kind, standing, cast = _settled(shape, spec, _gpu(gpu))
+    moment, groups = max(_moments(shape, spec, kind, cast), key=lambda pair: _bytes(pair[1]))
+    parts = standing | {TABLES: _tables(shape, spec)}
+    for group in groups:
+        for name, size in group.items():
+            parts[name] = parts.get(name, 0) + size
     parts = {name: round(size) for name, size in parts.items() if round(size)}
     after_load, before_training, peak, reserved = _replay(shape, spec, gpu)
     parts["blocks larger than what they hold"] = peak - sum(parts.values())
@@ -1174,8 +1141,15 @@ def _kind(shape: Shape, spec: RunSpec, targets) -> _Kind:
     )
 
 
-def _standing(shape: Shape, spec: RunSpec, targets, gpu: dict) -> dict[str, int]:
-    "What is there at every moment of a training step, by name, in bytes."
+def _settled(shape: Shape, spec: RunSpec, gpu: dict) -> tuple[_Kind, dict[str, int], int]:
+    """What batch and checkpointing do not change: the kind of layer, what is there at every moment of a training step
+    by name, and autocast's copies of a layer's adapters (until the forward pass ends), in bytes.
+    """
+    targets = _targets(shape, spec)
+    kind = _kind(shape, spec, targets)
+    casts = 0
+    if spec.rank is not None and kind.adapter != kind.compute:
+        casts = blocks(*(kind.compute * spec.rank * size for x in targets for size in (x.inputs, x.outputs)))
     parts = dict(weight_bytes(shape, spec.quant_type, spec.double_quant))
     layer, outside = _trained_sizes(shape, spec, targets)
     width = WIDTH[spec.adapter_dtype or "float32"] if spec.rank is not None else WIDTH[spec.load_dtype]
@@ -1187,11 +1161,13 @@ def _standing(shape: Shape, spec: RunSpec, targets, gpu: dict) -> dict[str, int]
         parts["float32 copies of what is not quantized"] = plain
     if spec.rank is not None:
         parts["adapters"] = adapter_bytes(targets, shape.layers, spec.rank, width)
-    states = [state_bytes(sizes, spec.optimizer, width) for sizes in (layer, outside)]
-    parts["optimizer states"] = shape.layers * states[0] + states[1]
+    states = [state_bytes(sizes, name, width) for sizes, name in _optimized(spec.optimizer, layer, outside)]
+    parts["optimizer states"] = shape.layers * states[1] + states[0] + states[2]
     parts["cuBLAS workspaces"] = 2 * gpu["workspace"]
-    parts["token ids, masks, rotary tables"] = _tables(shape, spec)
-    return parts
+    return kind, parts, casts
+
+
+TABLES = "token ids, masks, rotary tables"
 
 
 def _tables(shape: Shape, spec: RunSpec) -> int:
@@ -1207,88 +1183,69 @@ def _tables(shape: Shape, spec: RunSpec) -> int:
     return size
 
 
-def _moments(shape: Shape, spec: RunSpec, gpu: dict):
-    "Every candidate for the peak, as (name, parts in bytes)."
-    targets = _targets(shape, spec)
-    kind = _kind(shape, spec, targets)
-    standing = _standing(shape, spec, targets, gpu)
+@functools.lru_cache(maxsize=1 << 17)
+def _layer(kind: _Kind, checkpoint: bool, first: bool, point: tuple) -> tuple[dict, dict, float, float]:
+    "One layer at these tokens, in bytes: (its forward pass at the peak, its backward pass, what it keeps, gradients)."
+    played = _play(kind, checkpoint, first)
+    peaks = []
+    for moments in (played.forward, played.backward):
+        _, largest = max(moments, key=lambda pair: _at(pair[0], point), default=(0, {}))
+        peaks.append({name: _at(size, point) for name, size in largest.items()})
+    return (*peaks, _at(played.kept, point), _at(played.gradients, point))
+
+
+def _moments(shape: Shape, spec: RunSpec, kind: _Kind, cast: int):
+    """Every candidate for the peak: its name, and what is there besides what always is, as dictionaries of bytes.
+
+    `plan` asks for thousands of these: layers and loss come from caches.
+    """
     tokens, length, rank = spec.batch_size * spec.seq_len, spec.seq_len, spec.rank or 0
     point = (1, tokens, rank, tokens * rank, tokens * length, length, length * length)
-    every, layers = spec.checkpoint_every, shape.layers
-
-    def at(moment):
-        return {name: _at(size, point) for name, size in moment.items()}
+    every, layers, last = spec.checkpoint_every, shape.layers, shape.layers - 1
+    stream = tokens * shape.hidden * kind.residual
+    on = _layer(kind, True, False, point) if every else None
+    off = _layer(kind, False, False, point) if every != 1 else None
+    extra = 0 if every or kind.full else _layer(kind, False, True, point)[2] - off[2]  # of the first layer
 
     def checkpointed(index):
-        return bool(every) and index % every == 0
+        return -(-index // every) if every else 0
 
-    def merged(*groups):
-        out = dict(standing)
-        for group in groups:
-            for name, size in group.items():
-                out[name] = out.get(name, 0) + size
-        return out
-
-    stream = _at(kind.stream, point) * kind.residual
-    played = {check: _play(kind, check) for check in {checkpointed(i) for i in range(layers)}}
-    kept = {check: at(one.kept) for check, one in played.items()}
-    first = at(_play(kind, False, True).kept) if not every and not kind.full else None
-
-    def before(index):
+    def held(index):
         "What layers 0 .. index - 1 hold for their backward pass."
-        number = len([i for i in range(index) if checkpointed(i)])
-        held = {}
-        for check, count in ((True, number), (False, index - number)):
-            if count:
-                one = kept[check]
-                for _name, size in one.items():
-                    held[KEPT] = held.get(KEPT, 0) + count * size
-        if first is not None and index:
-            held[KEPT] = held.get(KEPT, 0) + sum(first.values()) - sum(kept[False].values())
-        if number and not kind.offload:
-            held[INPUTS] = number * stream
-        elif kind.offload:
-            held[INPUTS] = stream  # the embedding's output stays: it is the leaf that gradients are asked of
-        return held
+        number = checkpointed(index)
+        kept = (number * on[2] if on else 0) + ((index - number) * off[2] if off else 0) + (extra if index else 0)
+        # Of what is offloaded, the embedding's output stays: it is the leaf that gradients are asked of.
+        return {KEPT: kept, INPUTS: stream if kind.offload else number * stream}
 
-    def casts(index):
-        "16-bit copies that autocast holds for layers 0 .. index - 1; layers without checkpointing saved theirs anyway."
-        return {CAST: cast * len([i for i in range(index) if checkpointed(i)])}
-
-    cast = _cast_cache(spec, targets, kind)
-    per_layer = _at(next(iter(played.values())).gradients, point)
-    outside, table = _outside_gradients(shape, kind)
+    def layer(index):
+        "The layer, and its own input where checkpointing keeps it on the GPU."
+        own = bool(every) and index % every == 0
+        return (on, {INPUTS: 0 if kind.offload else stream}) if own else (off, {})
 
     # The last layer's forward pass; the loss; backward through the last layers; the first; the optimizer.
-    last = layers - 1
-    for _, moment in played[checkpointed(last)].forward:
-        own = {INPUTS: stream} if checkpointed(last) and not kind.offload else {}
-        yield "forward pass of the last layer", merged(before(last), own, casts(last), at(moment))
-    for name, parts in _loss(shape, spec, kind):
-        yield name, merged(before(layers), casts(layers) if "forward" in name else {}, parts)
-    for index in {last, *(i for i in range(max(0, layers - (every or 1)), layers)), 0}:
-        one = played[checkpointed(index)]
-        own = {INPUTS: stream} if checkpointed(index) and not (kind.offload and index) else {}
-        if kind.offload:
-            own = {} if index else {}
-        done = {PARAM: (layers - 1 - index) * per_layer + outside}
-        for _, moment in one.backward:
-            name = f"backward pass of layer {index}" + (" (recomputed)" if checkpointed(index) else "")
-            yield name, merged(before(index) if index or not kind.offload else {INPUTS: stream}, own, done, at(moment))
+    # Layers without checkpointing saved autocast's copies anyway, and they are not counted again.
+    played, own = layer(last)
+    yield "forward pass of the last layer", (held(last), own, {CAST: cast * checkpointed(last)}, played[0])
+    for name, parts in _loss(shape, kind, spec.batch_size, length, spec.trl_loss):
+        yield name, (held(layers), {CAST: cast * checkpointed(layers) if "forward" in name else 0}, parts)
+    outside, table = _outside_gradients(shape, kind)
+    per_layer = (on or off)[3]
+    for index in {last, *range(max(0, layers - (every or 1)), layers), 0}:
+        played, own = layer(index)
+        name = f"backward pass of layer {index}" + (" (recomputed)" if played is on else "")
+        before = held(index) if index or not kind.offload else {INPUTS: stream}
+        yield name, (before, own, {PARAM: (last - index) * per_layer + outside}, played[1])
     trained = layers * per_layer + outside + table
     if table:
-        yield "backward pass of the embedding", merged({PARAM: trained, GRAD: stream})
+        scratch = _embedding_scratch(shape, spec)
+        yield "backward pass of the embedding", ({PARAM: trained, GRAD: stream + scratch},)
     trained -= table if shape.tied else 0
     # torch `_multi_tensor_adam` makes a square root of each second moment.
-    scratch = trained if spec.optimizer == "adamw_torch" else 0
-    yield "optimizer step", merged({PARAM: trained, "optimizer scratch": scratch})
+    yield "optimizer step", ({PARAM: trained, "optimizer scratch": trained if spec.optimizer == "adamw_torch" else 0},)
 
 
-def _cast_cache(spec: RunSpec, targets, kind: _Kind) -> int:
-    "Bytes a layer of adapter weights that autocast keeps in the compute dtype until the forward pass ends."
-    if spec.rank is None or kind.adapter == kind.compute:
-        return 0
-    return blocks(*(kind.compute * spec.rank * size for x in targets for size in (x.inputs, x.outputs)))
+def _bytes(groups) -> float:
+    return sum(sum(group.values()) for group in groups)
 
 
 def _outside_gradients(shape: Shape, kind: _Kind) -> tuple[int, int]:
@@ -1303,56 +1260,45 @@ def _outside_gradients(shape: Shape, kind: _Kind) -> tuple[int, int]:
     return table + blocks(kind.residual * shape.hidden), table
 
 
-def _loss(shape: Shape, spec: RunSpec, kind: _Kind):
+def _embedding_scratch(shape: Shape, spec: RunSpec) -> int:
+    """Bytes of partial sums in the embedding's backward pass; none up to 3,072 tokens.
+
+    torch `aten/src/ATen/native/cuda/Embedding.cu` and `EmbeddingBackwardKernel.cu`: a float32 row for each distinct
+    token at most, and one more for each ten tokens.
+    """
+    tokens = spec.batch_size * spec.seq_len
+    return 4 * shape.hidden * (tokens // 10 + min(tokens, shape.vocab)) if tokens > 3072 else 0
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _loss(shape: Shape, kind: _Kind, batch: int, length: int, trl_loss: str) -> list[tuple[str, dict]]:
     """Moments of final norm, head and loss, on top of what the layers keep.
 
     trl 1.16 `kernels/chunked_logprob.py`: logits exist one tile at a time, at most 4,096 tokens x 32,768 entries of
     the vocabulary in the compute dtype, in the forward pass and again in the backward pass; the head's slice is cast
     when it is float32; the gradient of the hidden states is summed in float32.
     """
-    scored = spec.batch_size * (spec.seq_len - 1)
-    stream = spec.batch_size * spec.seq_len * shape.hidden
-    norm = stream * (kind.residual if kind.liger else 4)  # what the final norm saves
-    hidden = scored * shape.hidden
-    compute = kind.compute
-    output = stream * kind.residual
+    scored, stream = batch * (length - 1), batch * length * shape.hidden
+    hidden, compute, residual = scored * shape.hidden, kind.compute, kind.residual
+    norm = stream * (residual if kind.liger else 4)  # what the final norm saves
+    name, output = "final norm and hidden states", stream * residual
     tile, *casts = _tile(shape, kind, scored, backward=False)
-    piece = sum(casts)
-    backward_tile = sum(_tile(shape, kind, scored, backward=True))
-    small = blocks(*(4 * scored,) * 7, *(8 * scored,) * 2)
-    if spec.trl_loss == "full":
+    if trl_loss == "full":
         # Before 1.15: all logits in the compute dtype, a float32 copy, and its gradient.
-        logits = spec.batch_size * spec.seq_len * shape.vocab
-        yield (
-            "loss, backward",
-            {"final norm and hidden states": norm + output, LOSS: logits * (compute + 4 + 4) + piece},
-        )
-        return
-    yield (
-        "loss, forward",
-        {"final norm and hidden states": norm + output + hidden * kind.residual, LOSS: tile + piece + small},
-    )
-    head = shape.vocab * shape.hidden * 4 if kind.full else 0  # the head's gradient, summed in float32
-    yield (
-        "loss, backward",
-        {
-            "final norm and hidden states": norm + hidden * kind.residual,
-            GRAD: 4 * hidden,
-            PARAM: head,
-            LOSS: backward_tile + small,
-        },
-    )
-    if head:
-        yield (
-            "loss, backward",
-            {"final norm and hidden states": norm + hidden * kind.residual, GRAD: 4 * hidden, PARAM: head * 3 // 2},
-        )
-    # The final norm's backward, five float32 tensors beside its input (see _Tape.norm).
-    if not kind.liger:
-        yield (
-            "backward pass of the final norm",
-            {"final norm and hidden states": norm, GRAD: stream * 4 * 5, PARAM: head // 2},
-        )
+        logits = batch * length * shape.vocab * (compute + 4 + 4)
+        return [("loss, backward", {name: norm + output, LOSS: logits + sum(casts)})]
+    small = blocks(*(4 * scored,) * 7, *(8 * scored,) * 2)
+    # Gradients are summed in float32; what comes back in 16 bit is made while all else of the function still lives.
+    head = shape.vocab * shape.hidden * 4 if kind.full else 0
+    summed = hidden * (4 if residual == 4 else 4 + residual)
+    backward = sum(_tile(shape, kind, scored, backward=True)) + small
+    found = [
+        ("loss, forward", {name: norm + output + hidden * residual, LOSS: tile + sum(casts) + small}),
+        ("loss, backward", {name: norm + hidden * residual, GRAD: summed, PARAM: head * 3 // 2, LOSS: backward}),
+    ]
+    if not kind.liger:  # the final norm's backward pass: five float32 tensors beside its input (see _Tape.norm)
+        found.append(("backward pass of the final norm", {name: norm, GRAD: stream * 4 * 5, PARAM: head // 2}))
+    return found
 
 
 LOSS = "tile of logits"
@@ -1387,198 +1333,212 @@ class _Allocator:
     Rules from torch 2.11 `c10/cuda/CUDACachingAllocator.cpp`: sizes are rounded to 512 bytes; up to 1 MiB come from
     2 MiB segments, up to 10 MiB from 20 MiB ones, larger ones from their own, rounded to 2 MiB; a block is split if
     more than 1 MiB is left (512 bytes in the small pool). What is not split off counts as allocated.
+
+    Addresses and sizes are in units of 512 bytes. A block is one number, size << 40 | address, so that the best fit
+    in a sorted list of free blocks is the first that is large enough.
     """
 
     def __init__(self):
-        self.pools = {True: [], False: []}  # free blocks as (size, address), by small or not
-        self.blocks = {}  # address -> [size, address before, address after, is free, is small]
+        self.small, self.large = [], []  # free blocks in order
+        self.edges = {}  # of each free block: start -> end and end -> start, to find free neighbours
+        self.segments = {}  # start -> size
         self.end = self.allocated = self.reserved = self.peak = self.peak_reserved = 0
 
-    def take(self, size) -> int:
-        "Allocate `size` bytes; returns the block's address."
-        size = (int(size) + 511) // 512 * 512 or 512
-        small = size <= MIB
-        pool, blocks = self.pools[small], self.blocks
-        place = bisect.bisect_left(pool, (size, 0))
-        if place < len(pool):
-            have, address = pool.pop(place)
-            block = blocks[address]
-        else:
-            have = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
-            address, self.end = self.end, self.end + have + 512  # the gap keeps segments from being merged
-            block = blocks[address] = [have, None, None, True, small]
-            self.reserved += have
-            self.peak_reserved = max(self.peak_reserved, self.reserved)
-        rest = have - size
-        if rest >= 512 if small else rest > MIB:
-            after, following = address + size, block[2]
-            blocks[after] = [rest, address, following, True, small]
-            if following is not None:
-                blocks[following][1] = after
-            block[0], block[2] = size, after
-            bisect.insort(pool, (rest, after))
-            have = size
-        block[3] = False
-        self.allocated += have
-        if self.allocated > self.peak:
-            self.peak = self.allocated
-        return address
+    def take(self, *sizes) -> list[int]:
+        "Allocate blocks of these sizes in bytes, one after the other; returns them."
+        held = [None] * len(sizes)
+        self.play([(i, pages(size)) for i, size in enumerate(sizes)], held)
+        return held
 
-    def give(self, address) -> None:
-        "Free a block and merge it with free neighbours."
-        blocks = self.blocks
-        block = blocks[address]
-        size, before, after, _, small = block
-        pool = self.pools[small]
-        self.allocated -= size
-        block[3] = True
-        if after is not None and blocks[after][3]:  # the right neighbour becomes a part of this one
-            more, _, following, *_ = blocks.pop(after)
-            del pool[bisect.bisect_left(pool, (more, after))]
-            size, after = size + more, following
-            block[0], block[2] = size, after
-            if after is not None:
-                blocks[after][1] = address
-        if before is not None and blocks[before][3]:  # and this one of the left
-            left = blocks[before]
-            del pool[bisect.bisect_left(pool, (left[0], before))]
-            del blocks[address]
-            size, address = size + left[0], before
-            left[0], left[2] = size, after
-            if after is not None:
-                blocks[after][1] = before
-        bisect.insort(pool, (size, address))
+    def give(self, *blocks) -> None:
+        "Free blocks, each merged with free neighbours."
+        self.play([(i, None) for i in range(len(blocks))], blocks)
+
+    def play(self, events, held) -> None:
+        "In order: (i, size) allocates a block and puts it into `held[i]`, (i, None) frees the one that is there."
+        small, large, edges, allocated, peak = self.small, self.large, self.edges, self.allocated, self.peak
+        address = ADDRESS
+        for i, need in events:
+            if need is None:
+                block = held[i]
+                size, start = block >> 40, block & address
+                allocated -= size
+                pool, end = small if size <= 2048 else large, start + size
+                if end in edges:
+                    after = edges.pop(end)
+                    del pool[bisect_left(pool, after - end << 40 | end)]
+                    end = after
+                if start in edges:
+                    before = edges.pop(start)
+                    del pool[bisect_left(pool, start - before << 40 | before)]
+                    start = before
+                edges[start], edges[end] = end, start
+                insort(pool, end - start << 40 | start)
+                continue
+            pool = small if need <= 2048 else large
+            place = bisect_left(pool, need << 40)
+            if place < len(pool):
+                block = pool.pop(place)
+                size, start = block >> 40, block & address
+                end = edges.pop(start)
+            else:
+                size = 4096 if need <= 2048 else 40960 if need < 20480 else -(-need // 4096) * 4096
+                start, end = self.end, self.end + size
+                block, self.end = size << 40 | start, end + 1  # the gap keeps segments from being merged
+                edges[end], self.segments[start] = start, size
+                self.reserved += size
+                self.peak_reserved = max(self.peak_reserved, self.reserved)
+            if size - need > 2048 or need <= 2048 and size > need:
+                after = start + need
+                edges[after], edges[end] = end, after
+                insort(pool, size - need << 40 | after)
+                block, size = need << 40 | start, need
+            else:
+                del edges[end]
+            held[i] = block
+            allocated += size
+            if allocated > peak:
+                peak = allocated
+        self.allocated, self.peak = allocated, peak
+
+    def copy(self):
+        "Another allocator in the same state."
+        other = copy.copy(self)
+        other.small, other.large, other.edges = self.small[:], self.large[:], dict(self.edges)
+        other.segments = dict(self.segments)
+        return other
 
     def empty_cache(self) -> None:
         "Give back every segment that is wholly free (`torch.cuda.empty_cache`)."
-        for small, pool in self.pools.items():
-            whole = [entry for entry in pool if self.blocks[entry[1]][1] is None and self.blocks[entry[1]][2] is None]
-            self.pools[small] = [entry for entry in pool if entry not in whole]
-            for size, address in whole:
+        for start, size in list(self.segments.items()):
+            if self.edges.get(start) == start + size:
+                (self.small if size == 4096 else self.large).remove(size << 40 | start)
+                del self.edges[start], self.edges[start + size], self.segments[start]
                 self.reserved -= size
-                del self.blocks[address]
 
 
-def _replay_load(heap: _Allocator, shape: Shape, spec: RunSpec) -> dict[str, list]:
-    """Load the model as transformers 5.23 does; returns addresses of the 16-bit tensors, in the model's order.
+ADDRESS = (1 << 40) - 1
+
+
+def pages(size) -> int:
+    "Bytes in units of 512, rounded up, at least one."
+    return int(size) + 511 >> 9 or 1
+
+
+def _replay_load(heap: _Allocator, shape: Shape, spec: RunSpec) -> list[int]:
+    """Load the model as transformers 5.23 does; returns the 16-bit blocks, in the order in which they are upcast.
 
     First one block as large as the weights will be, taken and given back (`modeling_utils.py
     caching_allocator_warmup`); then tensor by tensor in the order of their names, each quantized as it arrives.
     """
     linears = sum(linear.weights for linear in shape.linears) * shape.layers
     each = {None: 2, "int8": 1}.get(spec.quant_type, 0.5)
-    heap.give(heap.take(each * linears + 2 * (shape.parameters - linears)))
-    for _ in range(2):
-        heap.take(2 * shape.head_dim)
-    head = [] if shape.tied else [heap.take(2 * shape.vocab * shape.hidden)]
-    embedding = [heap.take(2 * shape.vocab * shape.hidden)]
+    heap.give(*heap.take(each * linears + 2 * (shape.parameters - linears)))
+    table = 2 * shape.vocab * shape.hidden
+    heap.take(2 * shape.head_dim, 2 * shape.head_dim)
+    head = [] if shape.tied else heap.take(table)
+    embedding = heap.take(table)
     if spec.quant_type in ("nf4", "fp4") and spec.double_quant:
         heap.take(1024)
-    plain = []
     # Names in natural order: input_layernorm, mlp, post_..., pre_..., self_attn.
-    mlp = sorted(
-        (x for x in shape.linears if x.name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj")),
-        key=lambda x: x.name,
-    )
-    attention = sorted((x for x in shape.linears if x not in mlp), key=lambda x: x.name)
-    norms = list(shape.norms)
+    by_name = sorted(shape.linears, key=lambda linear: linear.name)
+    mlp = [linear for linear in by_name if linear.name.split("_")[0] in ("gate", "up", "down")]
+    norm, *norms = shape.norms
+    events = [(("norm", 0), pages(2 * norm))]
+    for linear in mlp:
+        events += _arrival(linear, spec)
+    events += [(("norm", i + 1), pages(2 * size)) for i, size in enumerate(norms)]
+    for linear in by_name:
+        events += [] if linear in mlp else _arrival(linear, spec)
+    kept = [name for name, size in events if size and name[0] in ("norm", "bias")]
+    plain = []
     for _ in range(shape.layers):
-        plain.append(heap.take(2 * norms[0]))
-        for linear in mlp:
-            plain += _replay_linear(heap, linear, spec)
-        plain += [heap.take(2 * size) for size in norms[1:]]
-        for linear in attention:
-            plain += _replay_linear(heap, linear, spec)
-    plain.append(heap.take(2 * shape.hidden))
-    return {"plain": plain, "embedding": embedding, "head": head}
+        held = {}
+        heap.play(events, held)
+        plain += [held[name] for name in kept]
+    return [*embedding, *plain, *heap.take(2 * shape.hidden), *head]
 
 
-def _replay_linear(heap: _Allocator, linear: Linear, spec: RunSpec) -> list:
-    "One weight arrives and is quantized (bitsandbytes `functional.py`); returns addresses of what stays 16-bit."
-    kept = [heap.take(2 * linear.outputs)] if linear.bias else []
-    weight = heap.take(2 * linear.weights)
-    if spec.quant_type is None:
-        return [*kept, weight]
-    if spec.quant_type == "int8":
-        heap.take(linear.weights)
-        heap.take(4 * linear.outputs)
-        heap.give(weight)
-        return kept
+def _arrival(linear: Linear, spec: RunSpec) -> list[tuple]:
+    "The allocator's events while one weight arrives and is quantized (bitsandbytes `functional.py`)."
     number = -(-linear.weights // 64)
-    absmax = heap.take(4 * number)
-    heap.take((linear.weights + 1) // 2)
-    heap.take(4 * 16)
-    if spec.double_quant:
-        heap.take(4)
-        shifted = heap.take(4 * number)
-        heap.take(4 * 256)
-        heap.take(4 * -(-number // 256))
-        heap.take(number)
-        heap.give(shifted)
-        heap.give(absmax)
-    heap.give(weight)
-    return kept
+    made = {"bias": 2 * linear.outputs} if linear.bias else {}
+    made["weight"], gone = 2 * linear.weights, ["weight"]
+    if spec.quant_type is None:
+        gone = []
+    elif spec.quant_type == "int8":
+        made |= {"codes": linear.weights, "scales": 4 * linear.outputs}
+    else:
+        made |= {"absmax": 4 * number, "codes": (linear.weights + 1) // 2, "levels": 4 * 16}
+        if spec.double_quant:
+            made |= {
+                "offset": 4,
+                "shifted": 4 * number,
+                "code": 4 * 256,
+                "nested": 4 * -(-number // 256),
+                "8 bit": number,
+            }
+            gone = ["shifted", "absmax", "weight"]
+    return [((name, linear.name), pages(size)) for name, size in made.items()] + [
+        ((x, linear.name), None) for x in gone
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared(shape: Shape, spec: RunSpec) -> tuple[_Allocator, int]:
+    "The allocator before training, and what was allocated after loading; of `spec` only what matters until then."
+    heap = _Allocator()
+    plain = _replay_load(heap, shape, spec)
+    after_load = heap.allocated
+    if spec.upcast_non_quantized:  # one tensor after the other: a float32 copy, then the 16-bit one goes
+        for block in plain:
+            heap.take(2 * 512 * (block >> 40))
+            heap.give(block)
+        heap.empty_cache()
+    if spec.rank is not None:
+        # Made in float32; TRL turns a quantized model's adapters to bfloat16; then to what the run holds them in.
+        sizes = _trained_sizes(shape, spec, _targets(shape, spec))[0] * shape.layers
+        held = heap.take(*(4 * n for n in sizes))
+        width, adapter = 4, WIDTH[spec.adapter_dtype]
+        for then in ([2] if spec.quant_type else []) + [adapter]:
+            if then != width or spec.quant_type and spec.adapter_dtype == "float16":
+                for i, n in enumerate(sizes):
+                    (fresh,) = heap.take(then * n)
+                    heap.give(held[i])
+                    held[i] = fresh
+                width = then
+    return heap, after_load
+
+
+# What does not matter until training starts, set to one value.
+UNTRAINED = {
+    "batch_size": 1, "seq_len": 2, "optimizer": "sgd", "checkpoint_every": 1, "checkpoint_offload": False,
+    "attention_kernels": "all", "repeat_kv": False, "lora_dropout": 0.0,
+}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
 def _replay(shape: Shape, spec: RunSpec, gpu: str) -> tuple[int, int, int, int]:
     "Load, prepare and train two steps in an allocator of our own: the four figures of a Prediction, in bytes."
-    heap = _Allocator()
-    names = _replay_load(heap, shape, spec)
-    after_load = heap.allocated
-    targets = _targets(shape, spec)
-    kind = _kind(shape, spec, targets)
-    if spec.upcast_non_quantized:  # one tensor after the other: a float32 copy, then the 16-bit one goes
-        for address in (*names["embedding"], *names["plain"], *names["head"]):
-            size = heap.blocks[address][0]
-            heap.take(2 * size)
-            heap.give(address)
-        heap.empty_cache()
-    layer, outside = _trained_sizes(shape, spec, targets)
-    if spec.rank is not None:
-        # Made in float32; TRL turns a quantized model's adapters to bfloat16; then to what the run holds them in.
-        sizes = layer * shape.layers
-        held = [heap.take(4 * n) for n in sizes]
-        width = 4
-        for then in ([2] if spec.quant_type else []) + [kind.adapter]:
-            if then != width or spec.quant_type and spec.adapter_dtype == "float16":
-                for i, n in enumerate(sizes):
-                    fresh = heap.take(then * n)
-                    heap.give(held[i])
-                    held[i] = fresh
-                width = then
-    else:
-        width = WIDTH[spec.load_dtype]
+    heap, after_load = _prepared(shape, _unchecked(spec, UNTRAINED))
+    heap = heap.copy()
     before_training = heap.allocated
     heap.peak, heap.peak_reserved = heap.allocated, heap.reserved
-
+    targets = _targets(shape, spec)
+    kind = _kind(shape, spec, targets)
+    layer, outside = _trained_sizes(shape, spec, targets)
+    width = WIDTH[spec.load_dtype] if spec.rank is None else kind.adapter
     step = _Step(heap, shape, spec, kind)
     for number in range(2):
         step.play(workspace=GPUS[gpu]["workspace"] if number == 0 else 0)
         if number == 0:
-            for n in (*layer * shape.layers, *outside):
-                _replay_state(heap, n, spec.optimizer, width)
+            for sizes, name in _optimized(spec.optimizer, layer * shape.layers, outside):
+                heap.take(*itertools.chain.from_iterable(state_sizes(n, name, width) for n in sizes))
         if spec.optimizer == "adamw_torch":
-            scratch = [heap.take(width * n) for n in (*layer * shape.layers, *outside)]
-            for address in scratch:
-                heap.give(address)
-        step.zero_grad()
-    return after_load, before_training, heap.peak, heap.peak_reserved
-
-
-def _replay_state(heap: _Allocator, n: int, optimizer: str, width: int) -> None:
-    "The optimizer's tensors for a parameter of n elements (see state_bytes)."
-    if optimizer == "sgd":
-        return
-    eight, paged = "8bit" in optimizer and n >= EIGHT_BIT_FROM, optimizer.startswith("paged")
-    for _ in range(2):
-        if optimizer.startswith("adamw_torch"):
-            heap.take(width * n)
-        elif not (paged and n >= PAGED_FROM):
-            heap.take(n if eight else 4 * n)
-    if eight:
-        heap.take(4 * -(-n // 256))
-        heap.take(4 * -(-n // 256))
+            heap.give(*heap.take(*(width * n for n in (*layer * shape.layers, *outside))))
+        heap.give(*step.gradients)
+        step.gradients = []
+    return tuple(512 * units for units in (after_load, before_training, heap.peak, heap.peak_reserved))
 
 
 class _Step:
@@ -1588,24 +1548,39 @@ class _Step:
         self.heap, self.shape, self.spec, self.kind = heap, shape, spec, kind
         tokens, length, rank = spec.batch_size * spec.seq_len, spec.seq_len, spec.rank or 0
         self.point = (1, tokens, rank, tokens * rank, tokens * length, length, length * length)
-        self.gradients, self.sized = [], {}
+        self.gradients, self.compiled = [], {}
 
-    def numbers(self, played, which):
-        "A tape's events with sizes in bytes; releases are None. Anything under 4 KiB is left out."
-        found = self.sized.get((id(played), which))
+    def events(self, played, checkpointed):
+        """A tape for the allocator: (forward, backward, places of casts, places of gradients, number of places).
+
+        What a layer is given (its input, its output's gradient) is not allocated here. Its output, and the casts in
+        autocast's cache, outlive its forward pass. Anything under 4 KiB is left out.
+        """
+        found = self.compiled.get(id(played))
         if found is None:
-            found, dropped = [], set()
-            for key, size, label in played.events[which]:
-                if size is None:
-                    if key not in dropped:
-                        found.append((key, None, None))
-                else:
-                    number = int(_at(size, self.point))
-                    if number < 4096:
-                        dropped.add(key)
+            source, out, gradient, result = played.keys
+            casts, alive, labels, passes = [], {out}, {}, ([], [])
+            for into, events, given in zip(
+                passes, played.events, (None if checkpointed else source, gradient), strict=True
+            ):
+                alive.add(given)
+                for key, size, label in events:
+                    if size is not None:
+                        number, labels[key] = int(_at(size, self.point)), label
+                        if key != given and number >= 4096:
+                            into.append((key, pages(number)))
+                            alive.add(key)
+                    elif key not in alive or into is passes[0] and key == out:
+                        continue
+                    elif into is passes[0] and labels.get(key) == CAST:
+                        casts.append(key)
+                        alive.remove(key)
                     else:
-                        found.append((key, number, label))
-            self.sized[id(played), which] = found
+                        into.append((key, None))
+                        alive.remove(key)
+                alive.discard(out)
+            found = *passes, casts, sorted(alive - {None, result}), 1 + max(labels)
+            self.compiled[id(played)] = found
         return found
 
     def play(self, workspace):
@@ -1615,64 +1590,47 @@ class _Step:
         every, layers = spec.checkpoint_every, shape.layers
         check = [bool(every) and i % every == 0 for i in range(layers)]
         played = [_play(kind, check[i], i == 0 and not every and not kind.full) for i in range(layers)]
-        tables = [take(_tables(shape, spec))]
-        embedded = out = take(residual * stream)
+        tables, embedded = take(_tables(shape, spec), residual * stream)
+        out = embedded
         if workspace:
             take(workspace)
         casts, inputs, handles = [], [], []
         for i in range(layers):
             source_key, out_key, *_ = played[i].keys
-            own = {} if check[i] else {source_key: out}
+            forward, _, cached, _, number = self.events(played[i], check[i])
+            own = [None] * number
+            if not check[i]:
+                own[source_key] = out
             inputs.append(out)
-            made = set()
-            for key, number, label in self.numbers(played[i], 0):
-                if key == source_key and number is not None and not check[i]:
-                    continue
-                if number is not None:
-                    own[key] = take(number)
-                    if label == CAST:
-                        made.add(key)
-                elif key == out_key:
-                    pass
-                elif key in made:
-                    casts.append(own.pop(key))  # autocast's cache holds it until the forward pass ends
-                elif key in own:
-                    address = own.pop(key)
-                    if address != embedded or not every:
-                        give(address)
+            heap.play(forward, own)
+            casts += [own[key] for key in cached]
             if check[i] and kind.offload and i:
                 give(inputs[i])
-            out = own.pop(out_key)
+            out = own[out_key]
             handles.append(own)
         gradient = self._loss(out, casts)
         if workspace:
             take(workspace)
         for i in reversed(range(layers)):
-            source_key, _, gradient_key, result_key = played[i].keys
+            _, _, gradient_key, result_key = played[i].keys
+            _, backward, _, gradients, _ = self.events(played[i], check[i])
             own = handles[i]
             own[gradient_key] = gradient
-            for key, number, _ in self.numbers(played[i], 1):
-                if key == gradient_key and number is not None:
-                    continue
-                if number is not None:
-                    own[key] = take(number)
-                elif key in own:
-                    address = own.pop(key)
-                    if address != embedded:
-                        give(address)
-            gradient = own.pop(result_key, None) if result_key is not None else None
-            self.gradients += [address for address in own.values() if address != embedded]
+            heap.play(backward, own)
+            gradient = None if result_key is None else own[result_key]
+            self.gradients += [own[key] for key in gradients]
             if check[i] and i and not kind.offload:
                 give(inputs[i])
-        if every or kind.full or embedded in heap.blocks and not heap.blocks[embedded][3]:
+        if every:
             give(embedded)
         if kind.full:
-            table = take(residual * shape.vocab * shape.hidden)
+            (table,) = take(residual * shape.vocab * shape.hidden)
+            if partial := _embedding_scratch(shape, spec):
+                give(*take(partial))
             give(table) if shape.tied else self.gradients.append(table)
         if gradient is not None:
             give(gradient)
-        for address in tables:
-            give(address)
+        give(tables)
 
     def _loss(self, hidden, casts):
         "Final norm, tiled head and their backward passes; returns the address of the last layer's gradient."
@@ -1681,95 +1639,58 @@ class _Step:
         stream = spec.batch_size * spec.seq_len * shape.hidden
         scored = spec.batch_size * (spec.seq_len - 1)
 
-        def norm_scratch(number):
-            for address in [take(4 * stream) for _ in range(number)]:
-                give(address)
+        def sized(*values):  # in the residual stream's dtype
+            return take(*(residual * number for number in values))
 
+        saved = hidden
         if kind.liger:
-            saved, y = hidden, take(residual * stream)
+            (y,) = sized(stream)
         else:
-            saved = hidden
             if residual != 4:
-                saved = take(4 * stream)
+                (saved,) = take(4 * stream)
                 give(hidden)
-            norm_scratch(1)
+            give(*take(4 * stream))
             wide = take(4 * stream)
-            if residual != 4 and not kind.gemma:
-                narrow = take(residual * stream)
-                give(wide)
+            if residual != 4 and not kind.shape.gemma:
+                narrow = sized(stream)
+                give(*wide)
                 wide = narrow
-            y = take(residual * stream)
-            give(wide)
-        picked = take(residual * scored * shape.hidden)
-
-        def tile(backward):
-            for address in [take(size) for size in _tile(shape, kind, scored, backward)]:
-                give(address)
-
+            (y,) = sized(stream)
+            give(*wide)
+        (picked,) = sized(scored * shape.hidden)
         if spec.trl_loss == "full":
-            made = [take(width * spec.batch_size * spec.seq_len * shape.vocab) for width in (compute, 4, 4)]
-            for address in made:
-                give(address)
+            give(*take(*(width * spec.batch_size * spec.seq_len * shape.vocab for width in (compute, 4, 4))))
         else:
-            tile(backward=False)
-        give(y)
-        for address in casts:
-            give(address)
-        gradient = take(4 * scored * shape.hidden)
-        head = take(4 * shape.vocab * shape.hidden) if kind.full else None
-        tile(backward=True)
+            give(*take(*_tile(shape, kind, scored, backward=False)))
+        give(y, *casts)
+        # Gradients of hidden states and head are summed in float32; the 16-bit ones are made before anything goes.
+        summed = gradient = take(4 * scored * shape.hidden)
+        head = take(4 * shape.vocab * shape.hidden) if kind.full else []
+        tiles = take(*_tile(shape, kind, scored, backward=True))
         if residual != 4:
-            narrow = take(residual * scored * shape.hidden)
-            give(gradient)
-            gradient = narrow
-        if head is not None:
-            self.gradients.append(take(residual * shape.vocab * shape.hidden))
-            give(head)
-        give(picked)
+            gradient = sized(scored * shape.hidden)
+        if head:
+            self.gradients += sized(shape.vocab * shape.hidden)
+        give(*(summed if residual != 4 else []), *head, *tiles, picked)
         for size in (scored * shape.hidden, stream):  # gradients of the choice of positions, and of the shift by one
-            fresh = take(residual * size)
-            give(gradient)
+            fresh = sized(size)
+            give(*gradient)
             gradient = fresh
         if kind.liger:
             give(saved)
-            return gradient
+            return gradient[0]
         wide = take(4 * stream)
-        give(gradient)
-        norm_scratch(4)
+        give(*gradient)
+        give(*take(*(4 * stream,) * 4))
         give(saved)
-        if residual == 4:
-            return wide
-        gradient = take(residual * stream)
-        give(wide)
-        return gradient
-
-    def zero_grad(self):
-        for address in self.gradients:
-            self.heap.give(address)
-        self.gradients = []
+        if residual != 4:
+            gradient = sized(stream)
+            give(*wide)
+            wide = gradient
+        return wide[0]
 
 
 # ------------------------------------------------------------------------------------------------------- 5. planning
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def _layer_bytes(kind: _Kind, checkpoint: bool, first: bool, point: tuple) -> tuple[float, float, float, float]:
-    "One layer at these tokens: (peak of its forward, of its backward pass, what it keeps, its weights' gradients)."
-    played = _play(kind, checkpoint, first)
-    peaks = [
-        max((_at(total, point) for total, _ in moments), default=0) for moments in (played.forward, played.backward)
-    ]
-    return (*peaks, _at(_total(played.kept), point), _at(played.gradients, point))
-
-
-@functools.lru_cache(maxsize=1 << 15)
-def _loss_bytes(shape: Shape, kind: _Kind, batch: int, length: int, trl_loss: str) -> tuple[float, float]:
-    "Peak of the loss (forward, backward), from the same terms as `_loss`."
-    spec = _unchecked(RunSpec(), {"batch_size": batch, "seq_len": length, "trl_loss": trl_loss})
-    found = [(name, sum(parts.values())) for name, parts in _loss(shape, spec, kind)]
-    return tuple(
-        max((size for name, size in found if ("forward" in name) == forward), default=0) for forward in (True, False)
-    )
 
 
 def _unchecked(spec: RunSpec, changes: dict) -> RunSpec:
@@ -1778,49 +1699,6 @@ def _unchecked(spec: RunSpec, changes: dict) -> RunSpec:
     copy.__dict__.update(spec.__dict__)
     copy.__dict__.update(changes)
     return copy
-
-
-def _quick_peak(shape: Shape, spec: RunSpec, kind: _Kind, fixed: int, cast: int) -> float:
-    """The largest of `_moments` without naming its parts: what `plan` can afford ten thousand times.
-
-    `fixed`: bytes of `_standing` without its tables; `cast`: `_cast_cache`.
-    """
-    tokens, length, rank = spec.batch_size * spec.seq_len, spec.seq_len, spec.rank or 0
-    point = (1, tokens, rank, tokens * rank, tokens * length, length, length * length)
-    every, layers, last = spec.checkpoint_every, shape.layers, shape.layers - 1
-    stream = tokens * shape.hidden * kind.residual
-    on = _layer_bytes(kind, True, False, point) if every else None
-    off = _layer_bytes(kind, False, False, point) if every != 1 else None
-    first = _layer_bytes(kind, False, True, point) if not every and not kind.full else None
-
-    def before(index):
-        number = -(-index // every) if every else 0
-        held = number * on[2] if on else 0
-        held += (index - number) * off[2] if off else 0
-        if first and index:
-            held += first[2] - off[2]
-        return held + (stream if kind.offload else number * stream)
-
-    def layer(index):
-        return on if every and index % every == 0 else off
-
-    def casts(index):
-        return cast * (-(-index // every) if every else 0)
-
-    (outside, table), per_layer = _outside_gradients(shape, kind), (on or off)[3]
-    forward, backward = _loss_bytes(shape, kind, spec.batch_size, length, spec.trl_loss)
-    own = stream if layer(last) is on and not kind.offload else 0
-    best = [before(last) + own + casts(last) + layer(last)[0]]
-    best += [before(layers) + casts(layers) + forward, before(layers) + backward]
-    for index in {last, *range(max(0, layers - (every or 1)), layers), 0}:
-        own = stream if layer(index) is on and not kind.offload else 0
-        held = before(index) if index or not kind.offload else stream
-        best.append(held + own + (last - index) * per_layer + outside + layer(index)[1])
-    trained = layers * per_layer + outside + table
-    best.append(trained + stream if table else 0)
-    trained -= table if shape.tied else 0
-    best.append(trained * (2 if spec.optimizer == "adamw_torch" else 1))
-    return fixed + _tables(shape, spec) + max(best)
 
 
 # A pass over the weights costs as much as 256 tokens, whatever the batch: dequantizing a weight moves 2.5 bytes, a
@@ -1887,35 +1765,30 @@ def plan(
     if not choices and budget_bytes < loaded:
         raise CannotPredict(f"plan: budget_bytes is {int(budget_bytes):,}; the weights alone take {loaded:,}")
     choices = CHOICES if choices is None else choices
-    for field, values in choices.items():
+    neutral = vars(base) | {"checkpoint_every": 1, "checkpoint_offload": False}  # offload needs checkpointing
+    checked = {}
+    for field, values in choices.items():  # each value on its own
         if not values:
             raise CannotPredict(f"plan: choices has no value for {field}; give at least one")
-    spec_of(
-        {**_fields(base), **{field: values[0] for field, values in choices.items()}}
-    )  # unknown names are refused here
-    checked = {}
-    for field, values in choices.items():  # each value on its own; offload needs checkpointing, looked at later
-        extra = {"checkpoint_every": 1} if field == "checkpoint_offload" else {}
-        extra = {"checkpoint_offload": False} if field == "checkpoint_every" else extra
-        made = [RunSpec(**{**_fields(base), **extra, field: value}) for value in values]
-        checked[field] = tuple(getattr(spec, field) for spec in made)
+        checked[field] = tuple(getattr(spec_of(neutral | {field: value}), field) for value in values)
     choices = checked
     candidates = _candidates(shape, base, choices, hardware)
     room = budget_bytes * (1 - margin)
     fitting = sorted((cost, peak, i) for i, (cost, peak, _) in enumerate(candidates) if peak <= room)
     for cost, _, i in fitting:
-        chosen = RunSpec(**_fields(candidates[i][2]))
+        chosen = RunSpec(**vars(candidates[i][2]))
         prediction = predict(shape, chosen, gpu)
         if prediction.peak_allocated <= room and prediction.peak_reserved <= budget_bytes:
-            reasons = _reasons(candidates, candidates[i][2], choices, room)
+            reasons = _reasons(candidates, candidates[i][2], choices)
+            left = f"{margin:.0%} of {budget_bytes / GIB:.2f} are left free; torch reserves"
+            reasons["room"] = (
+                f"the peak takes {prediction.peak_allocated / GIB:.2f} of {room / GIB:.2f} GiB: "
+                f"{left} {prediction.peak_reserved / GIB:.2f}"
+            )
             return Plan(chosen, prediction, cost, reasons, len(candidates), len(fitting))
     least = min(peak for _, peak, _ in candidates)
     smallest = f"the smallest of {len(candidates)} settings peaks at {int(least):,}"
     raise CannotPredict(f"plan: budget_bytes is {int(budget_bytes):,}; {smallest}")
-
-
-def _fields(spec: RunSpec) -> dict:
-    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
 
 
 def _candidates(shape: Shape, base: RunSpec, choices: dict, gpu: dict) -> list[tuple[float, float, RunSpec]]:
@@ -1928,19 +1801,18 @@ def _candidates(shape: Shape, base: RunSpec, choices: dict, gpu: dict) -> list[t
             continue
         key = tuple(getattr(spec, field) for field in settling)
         if key not in settled:
-            targets = _targets(shape, spec)
-            kind = _kind(shape, spec, targets)
-            fixed = sum(_standing(shape, spec, targets, gpu).values()) - _tables(shape, spec)
-            settled[key] = kind, fixed, _cast_cache(spec, targets, kind)
-        found.append((cost_per_token(shape, spec), _quick_peak(shape, spec, *settled[key]), spec))
+            settled[key] = _settled(shape, spec, gpu)
+        kind, standing, cast = settled[key]
+        peak = max(_bytes(groups) for _, groups in _moments(shape, spec, kind, cast))
+        found.append((cost_per_token(shape, spec), sum(standing.values()) + _tables(shape, spec) + peak, spec))
     return found
 
 
-def _reasons(candidates, chosen: RunSpec, choices: dict, room: float) -> dict[str, str]:
+def _reasons(candidates, chosen: RunSpec, choices: dict) -> dict[str, str]:
     "For each setting that had alternatives: what the others would have cost, all else as chosen."
     table = {tuple(getattr(spec, field) for field in choices): (cost, peak) for cost, peak, spec in candidates}
     here = tuple(getattr(chosen, field) for field in choices)
-    mine, my_peak = table[here]
+    mine, _ = table[here]
     reasons = {}
     for place, (field, values) in enumerate(choices.items()):
         keys = {value: (*here[:place], value, *here[place + 1 :]) for value in values if value != here[place]}
@@ -1958,7 +1830,6 @@ def _reasons(candidates, chosen: RunSpec, choices: dict, room: float) -> dict[st
             reasons[field] = f"{value}: as fast as the others, and the smallest peak"
         else:
             reasons[field] = f"{value}: the fastest; the slowest choice takes {slowest / mine - 1:.0%} more time"
-    reasons["room"] = f"the peak takes {my_peak / GIB:.2f} of {room / GIB:.2f} GiB"
     return reasons
 
 
@@ -1982,7 +1853,7 @@ def gpu_of(device: str) -> str:
 def score(rows) -> list[dict]:
     """Predictions beside measurements, for rows without an error: bytes and relative errors, a dictionary a row.
 
-    Keys: model, role, spec, moment, and for each of after_load, before_training, peak_allocated and peak_reserved a
+    Keys: model, role, spec, moment, notes, and for each of after_load, before_training, peak_allocated and peak_reserved a
     triple (predicted, measured, predicted / measured - 1).
     """
     table = []
@@ -1990,7 +1861,8 @@ def score(rows) -> list[dict]:
         if row["error"] is not None:
             continue
         predicted = predict(row["config"], row["spec"], gpu_of(row["device"]))
-        scored = {"model": row["model"], "role": row.get("role"), "spec": row["spec"], "moment": predicted.moment}
+        scored = {"model": row["model"], "role": row.get("role"), "spec": row["spec"]}
+        scored |= {"moment": predicted.moment, "notes": predicted.notes}
         for key in ("after_load", "before_training", "peak_allocated", "peak_reserved"):
             guess, truth = getattr(predicted, key), row["measured"][key]
             scored[key] = (guess, truth, guess / truth - 1)

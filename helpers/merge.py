@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import CourseError
+from helpers.files import WIDTHS, read_object, safetensors_header
 from helpers.results import finish_replacing, replace_folder
 
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
 OTHERS = {"U8": "uint8", "I8": "int8", "BOOL": "bool", "I16": "int16", "I32": "int32", "I64": "int64"}
-WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "U8": 1, "I8": 1, "BOOL": 1, "I16": 2, "I32": 4, "I64": 8}  # bytes
 MERGED_DTYPES = ("float16", "bfloat16", "float32")
+BEHIND = 1 << 24  # bytes written that wait for the disk
 PIECE = 1 << 19  # elements worked on at a time: they stay in the processor's cache. A multiple of bitsandbytes' block
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
 TOKENIZER += ("chat_template*", "additional_chat_templates")
@@ -116,7 +117,7 @@ def merge_adapter(
         ):
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it does: see _sweep
             for shard, tensors in shards.items():
-                with open(new / shard, "wb") as file:
+                with open(new / shard, "wb", buffering=0) as file:
                     header, sizes = layouts[shard]
                     file.write(header)
                     for key, following in zip(sizes, [*list(sizes)[1:], list(sizes)[-1]], strict=True):
@@ -128,9 +129,8 @@ def merge_adapter(
                         writing = None  # one piece is written while the next one is computed
                         for piece in _updated(pieces, update):
                             bar.update(writing.result() if writing else 0)
-                            writing = writer.submit(file.write, piece.view(torch.uint8).numpy())
+                            writing = writer.submit(_write, file, piece.view(torch.uint8).numpy())
                         bar.update(writing.result() if writing else 0)
-                        _to_disk(file, sizes[key])
             for shard in shards:  # on the disk itself, so that "complete" holds after a power cut too
                 with open(new / shard, "rb") as file:
                     os.fsync(file.fileno())
@@ -153,15 +153,14 @@ def merge_adapter(
 
 def find_base(base) -> Path:
     """The folder of a base model: as named, the bundled one, or the hub's files (downloaded where they are not here)."""
-    from helpers.models import BUNDLED_MODEL
+    from helpers.models import BUNDLED_MODEL, offline
 
     folder = BUNDLED_MODEL if str(base) == "bundled" else Path(base).expanduser()
     if folder.is_dir():
         return folder
     from huggingface_hub import errors, snapshot_download
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
     reasons = {  # a gated one is one not found, for the hub's client, so it comes first
         errors.HFValidationError: "it is no hub id (owner/name)",
         errors.GatedRepoError: "on the hub it is gated: accept its terms on its page, and log in",
@@ -223,9 +222,7 @@ def tensors_in(file: Path) -> dict[str, Stored]:
     try:
         with safe_open(file, framework="pt"):  # checks header, offsets and length, and reads no tensor
             pass
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
+        start, header = safetensors_header(file)
     except FileNotFoundError as error:
         pickled = [old.name for old in file.parent.glob("*.bin")]
         cure = f"; {pickled[0]} is a pickle, which can run code: load it once and save it again" if pickled else ""
@@ -234,9 +231,8 @@ def tensors_in(file: Path) -> dict[str, Stored]:
         raise MergeError(f"{file} is broken ({str(error).splitlines()[0]}): copy or download it again") from error
     header.pop("__metadata__", None)
     for key, entry in header.items():
-        if entry["dtype"] not in WIDTHS:
+        if entry["dtype"] not in FLOATS | OTHERS:
             raise MergeError(f"{key} in {file.name} is stored as {entry['dtype']}: merging needs 16 or 32 bits")
-    start = 8 + length
     return {k: Stored(file, start + e["data_offsets"][0], e["dtype"], tuple(e["shape"])) for k, e in header.items()}
 
 
@@ -406,8 +402,6 @@ def _requantized(pieces, tensor: Stored, quant_type: str, double_quant: bool):
 
 def _updated(pieces, update: dict):
     """Yield the pieces with the adapter's update added: scaling * B A for a weight, scaling * add for a bias."""
-    import torch
-
     if "A" in update:
         steps = _product(_whole(update["B"]), _whole(update["A"]), _piece_size(update["B"], update["A"].shape[1]))
     elif "add" in update:
@@ -415,11 +409,8 @@ def _updated(pieces, update: dict):
     else:
         yield from pieces
         return
-    wide = torch.empty(PIECE)
     for piece, step in zip(pieces, steps, strict=True):
-        wide = wide if len(wide) >= len(piece) else torch.empty(len(piece))
-        total = wide[: len(piece)].copy_(piece).add_(step.mul_(update["scaling"]))  # in float32, rounded once
-        yield piece.copy_(total)
+        yield piece.copy_(step.mul_(update["scaling"]).add_(piece))  # in float32, rounded once
 
 
 def _product(b, a, size: int):
@@ -497,10 +488,19 @@ def _fetch(tensor: Stored) -> None:
             os.posix_fadvise(file.fileno(), tensor.start, tensor.numel * WIDTHS[tensor.code], os.POSIX_FADV_WILLNEED)
 
 
-def _to_disk(file, nbytes: int) -> None:
-    """Have the system begin to write the last `nbytes` of a file, beside what is being computed."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), file.tell() - nbytes, nbytes, os.POSIX_FADV_DONTNEED)
+def _write(file, piece) -> int:
+    """Write a piece; every BEHIND bytes have the system put on the disk what is new, and forget what is there already.
+
+    So its cache takes little memory, and the same pages again. Writing to fresh ones took several times as long on a
+    virtual machine: presumably its host must give it each of them first.
+    """
+    done = file.tell()
+    rest = memoryview(piece)
+    while rest:  # an unbuffered write may take a part
+        rest = rest[file.write(rest) :]
+    if done // BEHIND < file.tell() // BEHIND and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return piece.nbytes
 
 
 def _bar(total: int, progress: bool):
@@ -510,12 +510,12 @@ def _bar(total: int, progress: bool):
 
 
 def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise MergeError(f"no {file.name} in {file.parent}: name a folder that save_pretrained wrote")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MergeError(f"no {file.name} in {file.parent}: name a folder that save_pretrained wrote") from error
-    except (OSError, ValueError) as error:
-        raise MergeError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
+        return read_object(file)
+    except ValueError as error:
+        raise MergeError(f"{file} cannot be read ({error})") from error
 
 
 def _write_json(file: Path, content: dict) -> None:

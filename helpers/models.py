@@ -198,6 +198,11 @@ def base_of(adapter: Path) -> str:
     return "bundled" if Path(name).parts[-2:] == BUNDLED_MODEL.parts[-2:] else name
 
 
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set now, to one of the words that the hub's client takes for true when it is imported."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _local(folder: Path) -> Model:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json: name a folder that save_pretrained wrote")
@@ -220,7 +225,8 @@ def _reach(hub_id: str, gated: str) -> None:
         RepositoryNotFoundError,
     )
 
-    unreached = f'{hub_id} is not on this disk and the hub cannot be reached: use model_id="bundled"'
+    why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
+    unreached = f'{hub_id} is not on this disk and {why}: use model_id="bundled"'
     try:
         code = asks_for_code(_fetched_config(hub_id).parent)
         whole = _has_safetensors(hub_id)
@@ -231,10 +237,7 @@ def _reach(hub_id: str, gated: str) -> None:
     except RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {hub_id}, or it is private and you are not logged in") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        raise ModelError(
-            unreached.replace("the hub cannot be reached", "HF_HUB_OFFLINE is set") if offline else unreached
-        ) from error
+        raise ModelError(unreached) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"{hub_id} cannot be fetched ({type(error).__name__}): check the name and the network"

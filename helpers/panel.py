@@ -1,6 +1,5 @@
 """A live panel while a model trains: memory, loss, tokens a second, time left; a still picture of it remains."""
 
-import base64
 import time
 
 from helpers import plots
@@ -22,7 +21,7 @@ def training_panel(monitor, budget_bytes: int = 0):
             self.losses, self.drawn = [], 0.0
             self.first, self.begun, self.tokens = state.global_step, time.perf_counter(), monitor.tokens
             self.bar, self.line, self.box = _widgets(state.max_steps)
-            self.handle = _show(self.box, "training begins")
+            self.handle = plots.show_panel(self.box, None, "training begins", "")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in (logs or {}):
@@ -38,7 +37,8 @@ def training_panel(monitor, budget_bytes: int = 0):
             if self.box:
                 self.bar.value, self.line.value = state.global_step, words
             picture = plots.png(plots.training_still(self.losses, monitor.samples, words, unit))
-            _show(self.box, words, picture, self.handle)
+            alt = f"Training loss over steps and memory over time. {words}"
+            plots.show_panel(self.box, picture, words, alt, self.handle)
 
         def words(self, state) -> str:
             """The panel's numbers in a line."""
@@ -63,19 +63,3 @@ def _widgets(steps: int):
         return None, None, None
     bar, line = widgets.IntProgress(max=steps, layout={"width": "98%"}), widgets.HTML("training begins")
     return bar, line, widgets.VBox([bar, line])
-
-
-def _show(box, text: str, picture: bytes | None = None, handle=None):
-    """Display one output of widget, text and picture, or put it in the place of `handle`'s; returns the handle."""
-    from IPython.display import DisplayHandle
-
-    output = {"text/plain": text}
-    if picture:
-        output["image/png"] = base64.b64encode(picture).decode()
-    if box:
-        view = "application/vnd.jupyter.widget-view+json"
-        output[view] = box._repr_mimebundle_()[view]
-    alt = {"image/png": {"alt": f"Training loss over steps and memory over time. {text}"}}
-    new = handle or DisplayHandle()
-    (new.update if handle else new.display)(output, raw=True, metadata=alt)
-    return new

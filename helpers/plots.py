@@ -46,18 +46,23 @@ def png(figure, dpi: int = 90) -> bytes:
     return buffer.getvalue()
 
 
-def show_panel(panel, picture: bytes, text: str, alt: str) -> None:
-    """Display a widget with a still picture (PNG) of it; `panel` None leaves the picture.
+def show_panel(panel, picture: bytes | None, text: str, alt: str, handle=None):
+    """Display a widget with a still picture (PNG) of it, or put them in the place of `handle`'s; returns the handle.
 
     One output, two forms: a live front end shows the panel, and whatever cannot (a page on GitHub) the picture.
+    `panel` or `picture` None leaves the other.
     """
-    from IPython.display import display
+    from IPython.display import DisplayHandle
 
-    output = {"text/plain": text, "image/png": base64.b64encode(picture).decode()}
+    output = {"text/plain": text}
+    if picture is not None:
+        output["image/png"] = base64.b64encode(picture).decode()
     if panel is not None:
         view = "application/vnd.jupyter.widget-view+json"
         output[view] = panel._repr_mimebundle_()[view]
-    display(output, raw=True, metadata={"image/png": {"alt": alt}})
+    new = handle or DisplayHandle()
+    (new.update if handle else new.display)(output, raw=True, metadata={"image/png": {"alt": alt}})
+    return new
 
 
 def memory_timeline(samples, title: str, unit: str = "MB"):
@@ -82,10 +87,10 @@ def memory_timeline(samples, title: str, unit: str = "MB"):
     return figure
 
 
-def histogram(values, title: str, x: str, y: str, line=None, line_label="", bins: int = 40):
+def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
     """How often each value comes; `line` marks a limit."""
     figure, ax = axes(title, x, y)
-    ax.hist(values, bins=bins, color=BLUE, edgecolor="white", linewidth=0.5)
+    ax.hist(values, bins=40, color=BLUE, edgecolor="white", linewidth=0.5)
     if line is not None:
         ax.axvline(line, color=BLACK, linestyle="--", linewidth=1.2, label=line_label)
         figure.legend(frameon=False, loc="outside lower center")
@@ -178,11 +183,11 @@ def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label=
     return figure
 
 
-def curves(series: dict, title: str, x: str, y: str, log: bool = False, markers: bool = True):
+def curves(series: dict, title: str, x: str, y: str, log: bool = False):
     """Lines: `series` maps a label to (xs, ys)."""
     figure, ax = axes(title, x, y)
     for (label, (xs, ys)), colour, mark in zip(series.items(), COLOURS, "osD^vPX*", strict=False):
-        ax.plot(xs, ys, color=colour, marker=mark if markers else None, markersize=4, label=label)
+        ax.plot(xs, ys, color=colour, marker=mark, markersize=4, label=label)
     if log:
         ax.set_yscale("log")
     if len(series) > 1:

@@ -144,7 +144,8 @@ print(question + said)
 #
 # A weight takes two bytes in float16 and about half a byte in 4 bits. The embeddings turn tokens into vectors; the output head turns
 # vectors back into tokens. Both grow with the vocabulary, and both stay in 16 bits, which is why a model with a large vocabulary shrinks
-# less. Here are the course's presets, from their published shapes, in GiB: 1 GiB is 1.07 GB, and a T4 has 14.56 GiB.
+# less. Here are the course's presets, from their published shapes, in GiB: 2 to the power of 30 bytes, somewhat more than the 10 to the
+# power of 9 of a GB. The dashed line in the figure is the memory of your GPU, or of a T4 if you have none.
 
 # %%
 from helpers.models import PRESETS

@@ -47,10 +47,13 @@ import gc
 from helpers.quick import adapter_for, train_adapter
 
 adapter, made_now = adapter_for(run)
-some_rows = run.rows["train"].select(range(min(256, len(run.rows["train"]))))
+some_rows = run.rows["train"].select(range(min(128, len(run.rows["train"]))))
 yes_or_no = some_rows.map(lambda row: {"output": "yes" if row["input"] else "no"})
 second_adapter = run.folder / "adapter-yes-or-no"
-train_adapter(run.model, run.machine, yes_or_no, second_adapter, steps=12, rank=8, seed=settings.seed)
+train_adapter(
+    run.model, run.machine, yes_or_no, second_adapter, steps=24, batch_size=4, rank=8, seed=settings.seed,
+    quant_type=settings.quant_type, double_quant=settings.double_quant,
+)  # fmt: skip
 gc.collect()  # what the training held goes before the base comes
 verdict(
     "there are two adapters for this base model",
@@ -270,25 +273,24 @@ table(
 # %%
 if learned:
     verdict(
-        "no other template is answered better than the one of the training",
-        shares["as in training"] == max(shares.values()),
+        "no other template is clearly better than the one of the training",
+        shares["as in training"] >= max(shares.values()) - 0.1,
     )
 if learned and run.model.bundled:
+    right = shares["as in training"]
     verdict(
-        "leaving out the last newline loses at least half of the answers",
-        shares["no newline at the end"] <= 0.5 * shares["as in training"],
+        "one space more at the end loses at least a quarter of the answers",
+        shares["a space at the end"] <= 0.75 * right,
     )
-    verdict(
-        "so does another model's chat format", shares["another model's chat format"] <= 0.5 * shares["as in training"]
-    )
-    verdict(
-        "leaving out the header loses less than the last newline", shares["no header"] > shares["no newline at the end"]
-    )
+    verdict("another model's chat format loses at least half", shares["another model's chat format"] <= 0.5 * right)
+    verdict("leaving out the header loses less than that space", shares["no header"] > shares["a space at the end"])
 
 # %% [markdown]
 # Look at the end of each prompt (`Ċ` is how the tokenizer writes a newline, `Ġ` a space). For the bundled model the header hardly matters.
 # What matters is where the answer is to begin: the adapter learned to speak after one newline token. Two newlines are one other token,
-# which it never saw there. So write the template once, in one function, and call that function in training and at use.
+# which it never saw there, and the space is the one that the early check complained of. How much each of the small changes costs differs from
+# one training to the next: train with another seed and some bars move far. Nothing in the training decided what happens there, so do
+# not rely on it. Write the template once, in one function, and call that function in training and at use.
 #
 # ## 4 When to stop
 #
@@ -303,7 +305,7 @@ with torch.no_grad():
     endless = model.generate(**one, max_new_tokens=settings.max_new_tokens, do_sample=False, eos_token_id=None)[
         0, start:
     ]
-if learned:
+if learned and settings.max_new_tokens >= 12:  # room for an answer and its end
     verdict("the tuned model ends its answer by itself", stopped[-1].item() == tokenizer.eos_token_id)
 verdict("without a stop it uses all the tokens it may", len(endless) == settings.max_new_tokens)
 
@@ -340,11 +342,11 @@ if run.model.bundled:
 def picture(side):
     tokenizer.padding_side = side
     mask = tokenizer(prompts[:4], padding=True, return_tensors="pt")["attention_mask"]
-    return ["".join("#" if real else "." for real in row[::2]) + ">" for row in mask.tolist()]
+    return ["".join("#" if real else "." for real in row) + ">" for row in mask.tolist()]
 
 
 for side in ("left", "right"):
-    print(side, "(every second token; . is padding, > is where it goes on)", *picture(side), sep="\n  ")
+    print(f"{side} (# a token, . padding, > where it goes on)", *picture(side), sep="\n  ")
 
 # %% [markdown]
 # One prompt at a time needs no padding: those answers are the yardstick.
@@ -410,7 +412,7 @@ def sampled(temperature, top_k):
     return text_of(tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :]))
 
 
-temperatures = (0.5, 1.0, 2.0, 3.0)
+temperatures = (0.5, 2.0, 3.0)
 drawn = {(t, k): sampled(t, k) for t in temperatures for k in (0, 50)}
 kept = {key: sum(a == row["output"].strip() for a, row in zip(said, asked)) / len(said) for key, said in drawn.items()}
 verdict("the same seed draws the same answers again", sampled(2.0, 0) == drawn[2.0, 0])
@@ -419,7 +421,7 @@ verdict("the same seed draws the same answers again", sampled(2.0, 0) == drawn[2
 of = len(prompts[:24])
 greedy = sum(a == row["output"].strip() for a, row in zip(tuned[:24], asked)) / of
 figure = plots.curves(
-    {"greedy": (temperatures, [100 * greedy] * 4),
+    {"greedy": (temperatures, [100 * greedy] * len(temperatures)),
      "sampled, the 50 likeliest": (temperatures, [100 * kept[t, 50] for t in temperatures]),
      "sampled, all tokens": (temperatures, [100 * kept[t, 0] for t in temperatures])},
     f"Greedy answers {greedy:.0%} right; sampled at temperature 3, {kept[3.0, 50]:.0%}, without top_k {kept[3.0, 0]:.0%}",
@@ -456,7 +458,7 @@ opening = tokenizer("Norway is a country", return_tensors="pt").to(model.device)
 with torch.no_grad(), model.disable_adapter():
     written = model.generate(
         **opening, max_new_tokens=40, do_sample=False, streamer=TextStreamer(tokenizer, skip_special_tokens=True)
-    );  # fmt: skip
+    )
 
 # %% [markdown]
 # A program needs the pieces in its own hands. `TextIteratorStreamer` hands them over one by one, while `generate` works in a thread of its
@@ -495,16 +497,12 @@ print("the first pieces:", pieces[:6])
 # %%
 model.load_adapter(second_adapter, adapter_name="yes or no")
 said = {}
-for name in ("answers", "yes or no"):
+for name in ("yes or no", "answers"):
     model.set_adapter(name)
-    said[name] = answer(model, tokenizer, prompts[:8], settings.max_new_tokens)
-model.set_adapter("answers")
+    said[name] = answer(model, tokenizer, prompts, settings.max_new_tokens)
 with model.disable_adapter():
-    said["no adapter"] = answer(model, tokenizer, prompts[:8], settings.max_new_tokens)
-verdict(
-    "back on the first adapter, it answers as before",
-    answer(model, tokenizer, prompts, settings.max_new_tokens) == tuned,
-)
+    said["no adapter"] = answer(model, tokenizer, prompts[:4], settings.max_new_tokens)
+verdict("back on the first adapter, it answers as before", said["answers"] == tuned)
 
 # %% tags=["nbval-ignore-output"] reason="what the base model says varies with the processor"
 table(
@@ -516,27 +514,30 @@ table(
 
 # %%
 expected = ["yes" if row["input"] else "no" for row in asked]
+right_task = sum(a == e for a, e in zip(said["yes or no"], expected)) / len(expected)
 if run.model.bundled:
-    right_task = sum(a == e for a, e in zip(said["yes or no"], expected)) / len(said["yes or no"])
-    verdict("the second adapter does another task: it says yes or no, and is mostly right", right_task > 0.5)
-if learned:
-    verdict("the two adapters answer the same prompts differently", said["answers"] != said["yes or no"])
+    verdict("the second adapter does another task: yes or no, nine times in ten the right one", right_task >= 0.9)
+if run.model.bundled and learned:
+    verdict("no prompt gets the same answer from both", all(a != b for a, b in zip(said["answers"], said["yes or no"])))
 
 # %% [markdown]
 # One batch can even mix them: `adapter_names` gives each row its adapter, `"__base__"` for none. The base's part of the work is done once
 # for all rows.
 
 # %%
-batch = tokenizer(prompts[:2] * 3, return_tensors="pt", padding=True).to(model.device)
-names = [name for name in ("answers", "yes or no", "__base__") for _ in prompts[:2]]
+rows = [(i, name) for i in range(len(prompts[:4])) for name in ("answers", "yes or no", "__base__")]
+batch = tokenizer([prompts[i] for i, _ in rows], return_tensors="pt", padding=True).to(model.device)
+names = [name for _, name in rows]
 with torch.no_grad():
     tokens = model.generate(**batch, max_new_tokens=settings.max_new_tokens, do_sample=False, adapter_names=names)
-mixed = text_of(tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :]))
+mixed = dict(zip(rows, text_of(tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :]))))
 if run.model.bundled and learned:
-    as_alone = said["answers"][:2] + said["yes or no"][:2]
-    verdict(
-        "in a mixed batch each row answers as its own adapter does", sum(a == b for a, b in zip(mixed, as_alone)) >= 3
-    )
+    for name in ("answers", "yes or no"):
+        own = all(mixed[i, name] == said[name][i] for i, each in rows if each == name)
+        verdict(f"in a mixed batch the rows of '{name}' answer as that adapter alone does", own)
+    others = [{mixed[i, "answers"], mixed[i, "yes or no"]} for i, each in rows if each == "__base__"]
+    without = [mixed[i, "__base__"] for i, each in rows if each == "__base__"]
+    verdict("and the rows without an adapter as neither", not any(a in b for a, b in zip(without, others)))
 
 # %% [markdown]
 # What does another adapter cost, against another base? Count the bytes of the tensors.
@@ -638,7 +639,7 @@ table(rows)
 
 # %%
 clear = scored["tuned"].interval[0] > scored["base"].interval[1]
-if run.model.bundled and learned:
+if run.model.bundled and learned and len(heldout) >= 8:  # of a few rows all intervals touch
     verdict("base and tuned model differ: their intervals do not touch", clear)
 
 # %% [markdown]
@@ -661,32 +662,40 @@ def greedy_by_hand(model, ids, new_tokens):
     "(tokens, seconds to the first one, seconds for each later one, the cache) of `ids`, batch x length without padding."
     begun = now()
     out = model(ids, use_cache=True, logits_to_keep=1)  # prefill
-    tokens = [out.logits[:, -1:].argmax(-1)]
-    first = now()
+    tokens, clock = [out.logits[:, -1:].argmax(-1)], [now()]
     for _ in range(new_tokens - 1):
         out = model(tokens[-1], past_key_values=out.past_key_values, use_cache=True)  # decode
         tokens.append(out.logits[:, -1:].argmax(-1))
-    return torch.cat(tokens, dim=1), first - begun, (now() - first) / max(1, new_tokens - 1), out.past_key_values
+        clock.append(now())
+    later = [b - a for a, b in zip(clock, clock[1:])]
+    return torch.cat(tokens, dim=1), clock[0] - begun, later, out.past_key_values
 
 
 by_hand = greedy_by_hand(model, one["input_ids"], settings.max_new_tokens)[0][0]
-verdict("it generates the tokens that generate() does", torch.equal(by_hand[: len(stopped)], stopped))
+verdict("its first token is the one that generate() makes", by_hand[0].item() == stopped[0].item())
+if run.model.bundled:  # another model's generation_config.json may ask for more than the likeliest token
+    verdict("and so are all others, up to its end", torch.equal(by_hand[: len(stopped)], stopped))
 
 # %% [markdown]
-# Now time it for prompts of three lengths in batches of three sizes. Each is timed twice and the better time counts.
+# Now time it: prompts of three lengths one at a time, and batches of three sizes. Whatever else the computer does in between can only
+# add to a time, so the shortest of many is the closest to what the work takes. All sizes take turns, so that a busy moment does not hit
+# one of them alone.
 
 
 # %%
-def best_times(model, batch, length, new_tokens=9, times=2):
-    ids = torch.randint(3, model.config.vocab_size, (batch, length), device=model.device)
-    runs = [greedy_by_hand(model, ids, new_tokens)[1:3] for _ in range(times)]
-    return tuple(min(seconds) for seconds in zip(*runs))
+def best_times(model, sizes, turns=3, new_tokens=7):
+    "For each size (rows, tokens a prompt): the shortest seconds to the first token, and of a decode step."
+    best = {size: (float("inf"), float("inf")) for size in sizes}
+    ids = {size: torch.randint(3, model.config.vocab_size, size, device=model.device) for size in sizes}
+    for size in list(sizes) * turns:
+        _, first, later, _ = greedy_by_hand(model, ids[size], new_tokens)
+        best[size] = min(best[size][0], first), min(best[size][1], *later)
+    return best
 
 
 torch.manual_seed(settings.seed)
 lengths, batches = (32, 128, 512), (1, 4, 16)
-best_times(model, 1, 32, times=1)  # the first call of anything is slow
-times = {(batch, length): best_times(model, batch, length) for batch in batches for length in lengths}
+times = best_times(model, [(1, length) for length in lengths] + [(batch, 128) for batch in batches[1:]])
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
 table([
@@ -698,25 +707,19 @@ table([
 # %%
 gain = times[1, 128][1] * 16 / times[16, 128][1]
 figure, (ax, bx) = plots.axes(
-    f"Prompts of 32 to 512 tokens: the first token takes {times[1, 512][0] / times[1, 32][0]:.0f} times as long, a later one "
+    f"A prompt of 512 tokens, not 32: the first token takes {times[1, 512][0] / times[1, 32][0]:.1f} times as long, a later one "
     f"{times[1, 512][1] / times[1, 32][1]:.1f} times; 16 rows make {gain:.1f} times the tokens of one", "", "", size=(9.2, 4.2), ncols=2,
 )  # fmt: skip
-for batch, colour in zip(batches, plots.COLOURS):
-    ax.plot(
-        lengths, [1000 * times[batch, n][0] for n in lengths], "o-", color=colour, label=f"first token, batch {batch}"
-    )
-    ax.plot(
-        lengths, [1000 * times[batch, n][1] for n in lengths], "s--", color=colour, label=f"later token, batch {batch}"
-    )
-for length, colour in zip(lengths, plots.COLOURS[3:]):
-    bx.plot(
-        batches, [b / times[b, length][1] for b in batches], "o-", color=colour, label=f"prompts of {length} tokens"
-    )
-ax.set(xscale="log", yscale="log", xticks=lengths, xticklabels=lengths, xlabel="prompt (tokens)", ylabel="milliseconds")
-bx.set(xticks=batches, ylim=(0, None), xlabel="prompts in a batch", ylabel="new tokens a second, all rows")
+for i, (name, mark) in enumerate({"first token": "o-", "each later token": "s--"}.items()):
+    ax.plot(lengths, [1000 * times[1, n][i] for n in lengths], mark, color=plots.COLOURS[i], label=name)
+bx.plot(batches, [b / times[b, 128][1] for b in batches], "o-", color=plots.COLOURS[2], label="all rows together")
+bx.plot(batches, [1 / times[b, 128][1] for b in batches], "s--", color=plots.COLOURS[3], label="each row")
+ax.set(xscale="log", xticks=lengths, xticklabels=lengths, ylim=(0, None))
+ax.set(xlabel="prompt (tokens), one row", ylabel="milliseconds")
+bx.set(xticks=batches, ylim=(0, None), xlabel="rows in a batch, prompts of 128 tokens", ylabel="new tokens a second")
 ax.minorticks_off()
-ax.legend(frameon=False, fontsize=8)
-bx.legend(frameon=False, fontsize=8)
+for each in (ax, bx):
+    each.legend(frameon=False, fontsize=9)
 plots.show(
     figure,
     alt="Left: time to the first token grows with the prompt, that of a later token hardly. Right: tokens a second grow with the batch",
@@ -727,12 +730,12 @@ if run.machine.device == "cpu":  # a GPU may be faster with a small model than P
     verdict("a longer prompt delays the first token more than it slows the later ones",
             times[1, 512][0] / times[1, 32][0] > times[1, 512][1] / times[1, 32][1])  # fmt: skip
 verdict("reading a prompt token costs less than making a token", times[1, 512][0] / 512 < times[1, 512][1])
-verdict("a batch of 16 makes more tokens a second than a batch of 1", times[16, 32][1] / 16 < times[1, 32][1])
+verdict("16 rows make more than twice the tokens a second of one", gain > 2)
 
 # %% [markdown]
 # Prefill works on all tokens of the prompt at once, so its time grows with them. A decode step works on one token of each row and has to go
-# through all the weights for it. That way is the same for one row or for many, so more rows make more tokens a second; how
-# many more, the right figure shows, within the noise of this clock. The milliseconds hold for this machine and this model.
+# through all the weights for it. That way is the same for one row or for many, so more rows make more tokens a second. It is no gift:
+# each row for itself gets its tokens no faster, and often slower. The milliseconds hold for this machine and this model.
 #
 # ## 11 What the KV cache costs
 #
@@ -767,46 +770,51 @@ from helpers.memory import GIB, GPUS
 contexts = [2**n for n in range(8, 16)]
 names, t4 = ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"), GPUS["t4"]["total"]
 of_weights = {name: sum(weight_bytes(shape_of(PRESETS[name].shape), "nf4", True).values()) for name in names}
-of_cache = {name: [kv_cache_bytes(PRESETS[name].shape, tokens, 8) for tokens in contexts] for name in names}
-passes = {
-    name: next(
-        (n for n in range(1, contexts[-1]) if kv_cache_bytes(PRESETS[name].shape, n, 8) > of_weights[name]), None
-    )
-    for name in names
-}
-where = ", ".join(f"{name} {'never' if n is None else f'at {n:,}'}" for name, n in passes.items())
+
+
+def first_over(name, limit, rows=8):
+    "The tokens a row at which the cache of so many rows outgrows `limit` bytes, None up to the longest context drawn."
+    shape = PRESETS[name].shape
+    return next((n for n in range(1, contexts[-1] + 1) if kv_cache_bytes(shape, n, rows) > limit), None)
+
+
+def said_of(tokens):
+    return f"at {tokens:,}" if tokens else f"not up to {contexts[-1]:,}"
+
+
+where = ", ".join(f"{name} {said_of(first_over(name, t4 - of_weights[name]))}" for name in names)
 
 # %%
+held_by = {
+    name: [(of_weights[name] + kv_cache_bytes(PRESETS[name].shape, n, 8)) / GIB for n in contexts] for name in names
+}
 figure = plots.curves(
-    {f"{name} (weights {of_weights[name] / GIB:.1f} GiB)": (contexts, [size / GIB for size in of_cache[name]]) for name in names},
-    f"Tokens a row at which 8 rows' cache outgrows the 4-bit weights: {where}", "tokens a row, 8 rows", "KV cache in float16 (GiB)", log=True,
+    {f"{name} (weights {of_weights[name] / GIB:.1f} GiB)": (contexts, sizes) for name, sizes in held_by.items()},
+    f"Tokens a row at which weights and cache of 8 rows fill a T4: {where}", "tokens a row, 8 rows", "4-bit weights and cache (GiB)",
 )  # fmt: skip
 ax = figure.axes[0]
 ax.axhline(t4 / GIB, color=plots.BLACK, linestyle="--", linewidth=1, label=f"all of a T4 ({t4 / GIB:.2f} GiB)")
 ax.set_xscale("log", base=2)
 ax.set_xticks(contexts, [f"{n:,}" for n in contexts])
-ax.legend(frameon=False)
+ax.set_ylim(bottom=0)
+ax.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.55))
 plots.show(
     figure,
-    alt="Size of the KV cache of eight rows against their length for three models; Mistral's stops growing at its window",
+    alt="4-bit weights and KV cache of eight rows against their length for three models, beside the memory of a T4; Mistral's stops growing at its window",
 )
 
 # %% [markdown]
-# So rows times tokens decides what fits, once the weights are small. How many rows of 4,096 tokens fit on a T4 beside the weights, if a
-# twentieth is left free?
+# Each curve begins at the weights; what it rises is the cache. So rows times tokens decides what fits, once the weights are small. When does
+# the cache of 8 rows outgrow the weights? And how many rows of 4,096 tokens fit on a T4 beside them, if a twentieth is left free?
 
 # %%
-room = {name: int((0.95 * t4 - of_weights[name]) // kv_cache_bytes(PRESETS[name].shape, 4096)) for name in names}
-table(
-    [
-        {
-            "model": name,
-            "a row's cache": f"{kv_cache_bytes(PRESETS[name].shape, 4096) / GIB:.3f} GiB",
-            "rows that fit": room[name],
-        }
-        for name in names
-    ]
-)
+of_a_row = {name: kv_cache_bytes(PRESETS[name].shape, 4096) for name in names}
+room = {name: int((0.95 * t4 - of_weights[name]) // of_a_row[name]) for name in names}
+table([
+    {"model": name, "8 rows' cache outgrows the weights": f"{said_of(first_over(name, of_weights[name]))} tokens",
+     "cache of a row of 4,096": f"{of_a_row[name] / GIB:.3f} GiB", "such rows that fit": room[name]}
+    for name in names
+])  # fmt: skip
 
 # %% [markdown]
 # ## 12 Is a 4-bit model faster?
@@ -824,26 +832,24 @@ packed, state = bnb.functional.quantize_4bit(
 work = {
     f"not quantized, {run.machine.dtype}": lambda x: torch.nn.functional.linear(x, plain),
     "4-bit": lambda x: bnb.matmul_4bit(x, packed.t(), quant_state=state),
-    "unpacking alone": lambda x: bnb.functional.dequantize_4bit(packed, state),
+    "unpacking alone": lambda x: bnb.functional.dequantize_4bit(packed, state),  # the same work for any x
 }
 
 
-def milliseconds(call, x, times=4):
-    seconds = []
-    for _ in range(times):
-        begun = now()
-        call(x)
-        seconds.append(now() - begun)
-    return 1000 * min(seconds[1:])
+def seconds_of(call, x):
+    begun = now()
+    call(x)
+    return now() - begun
 
 
 # %%
 at_once = (1, 4, 16, 64, 256)
-one_layer = {name: [] for name in work}
-for number in at_once:
-    x = torch.randn(number, 4096, dtype=run.machine.torch_dtype, device=model.device)
-    for name, call in work.items():
-        one_layer[name].append(milliseconds(call, x))
+one_layer = {name: [float("inf")] * len(at_once) for name in work}  # milliseconds, the shortest of five turns
+for _ in range(5):
+    for i, number in enumerate(at_once):
+        x = torch.randn(number, 4096, dtype=run.machine.torch_dtype, device=model.device)
+        for name, call in work.items():
+            one_layer[name][i] = min(one_layer[name][i], 1000 * seconds_of(call, x))
 without, with_4_bits, unpacking = one_layer.values()
 slower = [b / a for a, b in zip(without, with_4_bits)]
 
@@ -891,14 +897,14 @@ free = (
     else psutil.virtual_memory().available
 )
 fits = 1.5 * needed < free
-speeds = {"4-bit with adapter": best_times(model, 1, 256, times=4)}
+speeds = {"4-bit with adapter": best_times(model, [(1, 256)])[1, 256]}
 with model.disable_adapter():
-    speeds["4-bit, adapter off"] = best_times(model, 1, 256, times=4)
+    speeds["4-bit, adapter off"] = best_times(model, [(1, 256)])[1, 256]
 if fits:
     unquantized = AutoModelForCausalLM.from_pretrained(
         run.model.path, dtype=run.machine.torch_dtype, device_map=run.machine.device_map
     ).eval()
-    speeds[f"not quantized, {run.machine.dtype}"] = best_times(unquantized, 1, 256, times=4)
+    speeds[f"not quantized, {run.machine.dtype}"] = best_times(unquantized, [(1, 256)])[1, 256]
     del unquantized
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
@@ -1050,7 +1056,7 @@ check("04.6", second_is_better)
 # %% tags=["nbval-ignore-output"] reason="the numbers of this run"
 table([
     {"question": "exact match", "this run": f"base {scored['base'].exact_match:.1%}, tuned {scored['tuned'].exact_match:.1%}"},
-    {"question": "a template without its last newline", "this run": f"{shares['as in training']:.0%} become {shares['no newline at the end']:.0%}"},
+    {"question": "one space more after the template", "this run": f"{shares['as in training']:.0%} become {shares['a space at the end']:.0%}"},
     {"question": "answers kept in a batch", "this run": f"padded left {same_left:.0%}, padded right {same_right:.0%}"},
     {"question": "another adapter", "this run": f"{held['yes or no'] / held['base']:.0%} of the base's bytes"},
     {"question": "16 rows instead of one", "this run": f"{gain:.1f} times the tokens a second"},

@@ -175,7 +175,7 @@ from helpers.quick import load_4bit, train_adapter
 
 adapters = {"strong": strong, "weak": run.folder / "adapter-weak"}
 train_adapter(
-    run.model, run.machine, run.rows["train"], adapters["weak"], steps=12, seed=settings.seed,
+    run.model, run.machine, run.rows["train"], adapters["weak"], steps=16, batch_size=4, seed=settings.seed,
     learning_rate=recipe_for(run.model)["learning_rate"] / 2, quant_type=settings.quant_type,
     double_quant=settings.double_quant,
 )  # fmt: skip
@@ -555,6 +555,40 @@ peaks = {"helpers.merge": host.bytes} | {f"PEFT, {way}": results["strong", way][
 table([{"merge": name, "host memory, highest rise": f"{peak / 1e6:,.1f} MB"} for name, peak in peaks.items()])
 
 # %% [markdown]
+# What is small in memory is not fast. `helpers.merge` works on the CPU, also where a GPU is, and to merge into the dequantized weights it
+# quantizes and dequantizes each of them there. bitsandbytes was made fast on GPUs. Time both ways on one matrix, the shortest of three
+# turns, and see what that means for the 7 billion weights of a large model.
+
+# %%
+piece = torch.randn(2048, 2048)
+
+
+def seconds_a_weight(work):
+    "The shortest of three turns, for each weight of the piece."
+    turns = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        work(piece)
+        turns.append(time.perf_counter() - begun)
+    return min(turns) / piece.numel()
+
+
+unpack = seconds_a_weight(lambda weight: F.dequantize_4bit(*quantize(weight)))
+copy = seconds_a_weight(lambda weight: weight.half())
+
+# %% tags=["nbval-ignore-output"] reason="seconds vary"
+table([
+    {"each weight": name, "one": f"{1e9 * seconds:.2f} ns", "7 billion of them": f"{7e9 * seconds:,.0f} s"}
+    for name, seconds in {"rounded to 16 bits": copy, "quantized and dequantized first": unpack}.items()
+])  # fmt: skip
+
+# %%
+verdict("on a CPU, quantizing and dequantizing takes more than five times as long as rounding", unpack > 5 * copy)
+
+# %% [markdown]
+# So a merge into the dequantized base waits for the quantization most of the time, and the last column says how long that is for a large
+# model. One into the original base has no such wait, only the product of $B$ and $A$ and the disk. It is paid once.
+#
 # PEFT's ways hold the model that they make, `helpers.merge` holds rows, so the gap grows with the model. The course's tests
 # (`tests/test_merge.py`) hold `helpers.merge` below 1.5 GB above bare Python with the tensors of a 7B model. From a shell it is
 # one command, with `--base-weights dequantized` for the fourth way:

@@ -60,10 +60,12 @@ def recipes(rules):
     add("fused Adam", "torch's fused Adam", optimizer="adamw_torch_fused")
     add("compiled", "each layer compiled by torch.compile", compile="default")
     add("Liger", "Liger's kernels for norm, rotary embedding and SwiGLU", compile=None, layer_kernels="liger")
-    add("one operation", "a 4-bit layer and its adapter as one operation", fused_lora=True)
+    add("one operation", "4-bit layers of one input, and their adapters, as one operation", fused_lora=True)
+    add("fewer walks", "the trainer no longer walks through all modules", fewer_walks=True)
     add("every third layer", "one layer in three recomputed", checkpoint_every=3)
     if rules != "t4":
         add("every fourth layer", "one layer in four recomputed", checkpoint_every=4)
+        add("every sixth layer", "one layer in six recomputed", checkpoint_every=6)
     add("nothing recomputed", "4 rows at a time, twice, nothing recomputed", batch_size=4, checkpoint_every=0)
     lean = {"batch_size": ROWS, "checkpoint_every": 1, "checkpoint_offload": True, "optimizer": "paged_adamw_8bit"}
     add("lean", "every layer recomputed from an input kept on the host, 8-bit Adam, small cuBLAS workspace", **lean)

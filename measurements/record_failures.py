@@ -243,7 +243,10 @@ def provoke_one(name: str) -> dict:
         try:
             steps = it.provoke()
             result = next(steps)()
-            row |= result if isinstance(result, dict) else {}  # a measurement fills in its own row
+            if (
+                type(result) is dict
+            ):  # a measurement fills in its own row; what a model returns is a kind of dict as well
+                row |= result
         except BaseException as error:  # KeyboardInterrupt of a child is a row as well
             row |= describe(error)
             row["provoked"] = it.says in row["message"]

@@ -72,6 +72,18 @@ def test_the_last_error_of_a_log_counts_and_the_others_are_mentioned():
     assert explain.recognise(log).failure.name == "unscale-fp16"
 
 
+def test_where_an_error_was_raised_counts_in_a_printed_traceback():
+    """KeyError: 'text' is about rows only where the traceback leads through a library that reads rows."""
+    said = "Traceback (most recent call last):\n  File \"{}\", line 3, in x\nKeyError: 'text'\n"
+    assert explain.recognise(said.format("lib/site-packages/trl/trainer/sft_trainer.py")).failure.name == "data-columns"
+    assert explain.recognise(said.format("lib/site-packages/pandas/core/frame.py")) is None
+    assert explain.recognise("KeyError: 'text'").failure.name == "data-columns"  # nobody knows where
+
+
+def test_no_pattern_can_be_told_of_by_raised_in_alone():
+    assert all(it.patterns for it in FAILURES if it.raised_in)
+
+
 def test_a_chained_error_is_known_by_its_cause():
     error = RuntimeError("the checkpoint could not be written")
     error.__cause__ = OSError(28, "No space left on device")
@@ -171,16 +183,19 @@ def tiny(width=64):
                                                         num_hidden_layers=1, num_attention_heads=2))
 model, lora = tiny(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 get_peft_model(tiny(), lora).save_pretrained("adapter")
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_dataset
 rows = Dataset.from_list([{{"instruction": "Name a colour", "input": "", "output": "blue"}}] * 4)
 good = dict(output_dir="out", use_cpu=True, bf16=False, report_to="none")
-ids = torch.ones(1, 4, dtype=int)
+ids, params = torch.ones(1, 4, dtype=int), list(model.parameters())
 frozen = PeftModel.from_pretrained(tiny(), "adapter")
 def trainer_of(rows):
     return SFTTrainer(model=tiny(), args=SFTConfig(**good), train_dataset=rows, peft_config=lora,
                       processing_class=AutoTokenizer.from_pretrained(path))
 text_rows = Dataset.from_list([{{"text": "blue"}}] * 4)
 load = AutoModelForCausalLM.from_pretrained
+def two_adapters():
+    SFTTrainer(model=get_peft_model(tiny(), lora), peft_config=lora, args=SFTConfig(**good), train_dataset=text_rows,
+               processing_class=tokenizer)
 """
 OOM = next(row["message"] for row in RECORDED if row["name"] == "out-of-memory")
 # What a learner types, the error that comes, the failure it is, and words that the answer must hold.
@@ -267,7 +282,21 @@ MISTAKES = {
     ),
     "a name that never was": ("from trl import SFTTrainr", "ImportError", "cannot-import", "SFTTrainr"),
     "an argument that never was": ("LoraConfig(rank=8)", "TypeError", "unknown-argument", "rank"),
-}
+    "text to generate from": ('model.generate("What is it?")', "AttributeError", "not-a-tensor", "return_tensors"),
+    "no tensors asked for": ('tokenizer("a")["input_ids"].to("cpu")', "AttributeError", "not-a-tensor", "return_tensors"),
+    "stars forgotten": ('model.generate(tokenizer("a", return_tensors="pt"))', "AttributeError", "batch-as-it-is", "**inputs"),
+    "scores decoded": ("tokenizer.decode(model(input_ids=ids))", "KeyError", "not-token-ids", "generate(**inputs"),
+    "no labels": ("model(input_ids=ids).loss.backward()", "AttributeError", "no-loss", "labels=inputs"),
+    "an adapter's method on the base": ("model.merge_and_unload()", "AttributeError", "no-peft", "trainer.model"),
+    "all parts of the data": ('trainer_of(DatasetDict({"train": text_rows}))', "TypeError", "whole-dataset", 'rows["train"]'),
+    "a part that is not there": ('DatasetDict({"train": rows})["validation"]', "KeyError", "data-split", "validation"),
+    "a file that is not there": ('load_dataset("json", data_files="my.jsonl")', "FileNotFoundError", "no-file", "my.jsonl"),
+    "a class imported as a module": ("import peft.LoraConfig", "ModuleNotFoundError", "import-path", "from peft import"),
+    "a number format that torch has not": ('load(path, dtype="bf16")', "AttributeError", "dtype-name", "torch.bfloat16"),
+    "an optimizer's name": ('SFTConfig(**good, optim="adamw8bit")', "ValueError", "invalid-choice", "paged_adamw_8bit"),
+    "a number in quotation marks": ('torch.optim.AdamW(params, lr="2e-4")', "TypeError", "number-as-text", "float(value)"),
+    "an adapter on an adapter": ("two_adapters()", "ValueError", "adapter-twice", "is_trainable=True"),
+}  # fmt: skip
 COURSE_ERRORS = {
     "an impossible parameter": (
         'begin("03_t4_training", rank=0)',
@@ -280,6 +309,12 @@ QUIET = {
     "an error of the learner's own": "raise ValueError('mine')",
     "no error": "1 + 1",
     "an interrupt": "raise KeyboardInterrupt",
+    "a dictionary of the learner's own": "{}['text']",
+    "another one": "{}['validation']",
+    "and one more": "{}['input_ids']",
+    "a comparison of the learner's own": "1.5 <= '2'",
+    "a conversion of the learner's own": "range('x'), range([])",
+    "a bare error of the learner's own": "raise AttributeError",
 }
 
 

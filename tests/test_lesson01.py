@@ -326,7 +326,7 @@ def test_explorer_measures_what_the_lesson_says(lesson, sets):
 
 def shown(monkeypatch, lesson, sets) -> dict:
     outputs = []
-    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
+    monkeypatch.setattr("IPython.core.display_functions.display", lambda data, **_: outputs.append(data))
     explorer.explore(lesson.quantize_blockwise, lesson.dequantize_blockwise, sets)
     return outputs[0]
 

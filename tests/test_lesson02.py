@@ -29,21 +29,23 @@ def without_model(settings: dict) -> dict:
 # The calculator.
 
 
-def test_calculator_redraws_in_under_150_ms():
-    for model in calculator.SETTINGS["model"][1]:  # the first use of each model plays its layers through
-        calculator.describe(**FITS | {"model": model})
+def test_calculator_redraws_in_under_150_ms_with_advice_and_nothing_remembered():
+    caches = [f for module in (calculator, memory) for f in vars(module).values() if hasattr(f, "cache_clear")]
 
     def seconds(settings):
-        calculator.predicted.cache_clear()
-        memory._replay.cache_clear()
-        begun = time.perf_counter()
+        for cache in caches:
+            cache.cache_clear()
+        begun = time.process_time()
         prediction, _ = calculator.describe(**settings)
         calculator.bar_html(prediction, settings["gpu"])
-        return time.perf_counter() - begun
+        calculator.advice(settings["model"], settings["gpu"], calculator.spec_for(**without_model(settings)))
+        return time.process_time() - begun
 
+    seconds(FITS)
     # The best of three: other work on the same cores is not the calculator's.
-    best = [min(seconds(settings) for _ in range(3)) for settings in random_settings(11)]
-    assert statistics.median(best) < 0.15
+    best = [min(seconds(settings) for _ in range(3)) for settings in random_settings(12)]
+    assert statistics.median(best) < 0.12
+    assert max(best) < 0.15
 
 
 def test_calculator_finds_a_plan_again_when_only_what_plan_chooses_moves():
@@ -126,7 +128,7 @@ def test_advice_follows_itself():
 
 def shown(monkeypatch) -> dict:
     outputs = []
-    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
+    monkeypatch.setattr("IPython.core.display_functions.display", lambda data, **_: outputs.append(data))
     calculator.calculate()
     return outputs[0]
 

@@ -200,7 +200,10 @@ def test_an_unquantized_model_is_loaded_only_where_it_fits(free, loaded, monkeyp
     model = types.SimpleNamespace(config=config, disable_adapter=contextlib.nullcontext)
     monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=free))
     names = {"torch": torch, "shape_of": shape_of, "AutoModelForCausalLM": Loader, "model": model}
-    names |= {"run": types.SimpleNamespace(machine=machine, model=bundled()), "best_times": lambda *a, **k: (1.0, 1.0)}
+    names |= {
+        "run": types.SimpleNamespace(machine=machine, model=bundled()),
+        "best_times": lambda *a, **k: {(1, 256): (1.0, 1.0)},
+    }
     exec(cell_with("psutil"), names)
     assert names["fits"] is loaded
     assert len(calls) == len(names["speeds"]) - 2 == int(loaded)

@@ -51,15 +51,22 @@ def test_earlier_rows_from_another_script_are_predicted_as_well():
 @pytest.mark.parametrize("rows", [HELD_OUT, EARLIER], ids=["held out", "earlier"])
 @pytest.mark.parametrize(("key", "bound"), [("after_load", 0.003), ("before_training", 0.003), ("peak_reserved", 0.05)])
 def test_loading_and_reserved_memory_are_within_bounds(rows, key, bound):
-    adapters = [row for row in rows if row["spec"]["rank"]]
-    assert max(errors(adapters if key == "peak_reserved" else rows, key)) <= bound
+    assert max(errors(rows, key)) <= bound
 
 
-def test_what_full_fine_tuning_reserves_is_predicted_less_well():
-    """A known gap: the one held-out row of full fine-tuning is 11% over. Its allocated peak is within the bounds above."""
-    full = [row for row in HELD_OUT if not row["spec"]["rank"]]
-    assert full
-    assert max(errors(full, "peak_reserved")) <= 0.12
+def test_what_full_fine_tuning_reserves_is_predicted_to_one_percent():
+    "Nothing was fitted to its held-out row: what was missing is the test of an embedding's optimizer states below."
+    for role in ("tuning", "holdout"):
+        full = [row for row in ROWS if row["role"] == role and not row["spec"]["rank"]]
+        assert full
+        assert max(errors(full, "peak_reserved")) <= 0.01
+
+
+def test_runs_that_peak_in_the_loss_are_predicted_to_a_twentieth_of_a_percent():
+    "The tiled loss frees nothing before its 16-bit gradients exist."
+    found = [abs(scored["peak_allocated"][2]) for scored in score(ROWS) if scored["moment"] == "loss, backward"]
+    assert len(found) >= 3
+    assert max(found) <= 0.0005
 
 
 def test_roles_in_the_rows_are_those_of_the_script():
@@ -94,16 +101,16 @@ def test_parts_add_up_to_the_peak_and_rounding_is_a_small_part(row):
     assert predicted.after_load <= predicted.before_training <= predicted.peak_allocated <= predicted.peak_reserved
 
 
-@pytest.mark.parametrize(
-    "row", ROWS, ids=lambda row: f"{row['model']}-{row['spec']['batch_size']}x{row['spec']['seq_len']}"
-)
-def test_plans_quick_peak_is_the_largest_named_moment(row):
-    shape, spec, gpu = memory.shape_of(row["config"]), memory.spec_of(row["spec"]), memory.GPUS["h200"]
-    targets = memory._targets(shape, spec)
-    kind = memory._kind(shape, spec, targets)
-    fixed = sum(memory._standing(shape, spec, targets, gpu).values()) - memory._tables(shape, spec)
-    quick = memory._quick_peak(shape, spec, kind, fixed, memory._cast_cache(spec, targets, kind))
-    assert quick == pytest.approx(max(sum(parts.values()) for _, parts in memory._moments(shape, spec, gpu)))
+def test_plan_reckons_with_the_peak_that_predict_names_the_parts_of():
+    gpu = memory.GPUS["h200"]
+    for row in ROWS:
+        shape, spec = memory.shape_of(row["config"]), memory.spec_of(row["spec"])
+        choices = {"batch_size": (spec.batch_size, 2 * spec.batch_size)}
+        (_, peak, _), (_, twice, _) = memory._candidates(shape, spec, choices, gpu)
+        parts = predict(shape, spec).parts
+        named = sum(size for name, size in parts.items() if name != "blocks larger than what they hold")
+        assert peak == pytest.approx(named, abs=len(parts))
+        assert twice > peak
 
 
 def settings_nobody_measured(number):
@@ -312,6 +319,33 @@ def test_optimizer_states_are_those_of_bitsandbytes(size, optimizer, bits):
     assert memory.state_bytes((size,), optimizer, 4) == expected
 
 
+def test_an_embedding_keeps_32_bit_states_under_8_bit_adam(tmp_path):
+    """transformers sees to it; when it stops, `memory._optimized` is to follow."""
+    from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+
+    config = AutoConfig.for_model(
+        "llama", vocab_size=300, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, tie_word_embeddings=False, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    options = {"output_dir": str(tmp_path), "optim": "adamw_8bit", "use_cpu": True, "report_to": []}
+    optimizer = Trainer(model=model, args=TrainingArguments(**options)).create_optimizer()
+    for parameter in model.parameters():
+        parameter.grad = parameter.data
+    optimizer.step()
+    made = {}
+    for name, parameter in model.named_parameters():
+        tensors = [
+            x for key, x in optimizer.state[parameter].items() if key in ("state1", "state2", "absmax1", "absmax2")
+        ]
+        made[name] = memory.blocks(*(x.numel() * x.element_size() for x in tensors))
+    assert made["model.embed_tokens.weight"] == memory.blocks(*(4 * 300 * 64,) * 2)
+    assert made["lm_head.weight"] < made["model.embed_tokens.weight"] / 3
+    shape = memory.shape_of(config)
+    spec = RunSpec(quant_type=None, rank=None, load_dtype="bfloat16", compute_dtype="bfloat16", optimizer="adamw_8bit")
+    assert memory._settled(shape, spec, memory.GPUS["h200"])[1]["optimizer states"] == sum(made.values())
+
+
 def test_states_of_100_000_elements_and_more_are_paged_away():
     assert memory.state_bytes((99_999,), "paged_adamw_32bit", 4) > 0
     assert memory.state_bytes((100_000,), "paged_adamw_32bit", 4) == 0
@@ -319,22 +353,26 @@ def test_states_of_100_000_elements_and_more_are_paged_away():
 
 
 def test_allocator_reuses_splits_and_merges_blocks():
-    heap = memory._Allocator()
-    first, second = heap.take(3 * 2**20), heap.take(3 * 2**20)
-    assert heap.reserved == 20 * 2**20
-    assert heap.allocated == 6 * 2**20
+    heap, units = memory._Allocator(), 2**20 // 512  # of 512 bytes in a MiB
+    first, second = heap.take(3 * 2**20, 3 * 2**20)
+    assert heap.reserved == 20 * units
+    assert heap.allocated == 6 * units
     heap.give(first)
-    assert heap.take(2.5 * 2**20) == first, "best fit"
-    assert heap.allocated == 6 * 2**20, "half a MiB is not split off"
-    heap.give(first)
-    heap.give(second)
+    (third,) = heap.take(2.5 * 2**20)
+    assert third == first, "best fit"
+    assert heap.allocated == 6 * units, "half a MiB is not split off"
+    before = heap.copy()
+    heap.give(third, second)
     assert heap.allocated == 0
-    assert len(heap.pools[False]) == 1, "neighbours are merged"
+    assert len(heap.large) == 1, "neighbours are merged"
     heap.take(100)
-    assert heap.allocated == 512
-    assert heap.reserved == 22 * 2**20
+    assert heap.allocated == 1
+    assert heap.reserved == 22 * units
     heap.empty_cache()
-    assert heap.reserved == 2 * 2**20
+    assert heap.reserved == 2 * units
+    assert (before.allocated, before.reserved) == (6 * units, 20 * units), "a copy goes its own way"
+    before.give(third, second)
+    assert before.large == [20 * units << 40]
 
 
 CHOICES = {
@@ -350,7 +388,7 @@ CHOICES = {
 def test_ten_thousand_settings_are_planned_in_under_a_second():
     seconds = []
     for _ in range(3):  # the least of three: a neighbour on the same core slows any one of them
-        for cached in (memory._play, memory._layer_bytes, memory._loss_bytes, memory._replay):
+        for cached in (memory._play, memory._layer, memory._loss, memory._replay, memory._prepared):
             cached.cache_clear()
         start = time.process_time()
         found = plan(MISTRAL, 14.56 * 2**30, choices=CHOICES)
@@ -379,6 +417,10 @@ def test_plan_leaves_the_margin_it_was_told_to_leave():
         found = plan(MISTRAL, budget, margin=margin)
         assert found.prediction.peak_allocated <= budget * (1 - margin)
         assert found.prediction.peak_reserved <= budget
+        stated = (
+            f"takes {found.prediction.peak_allocated / 2**30:.2f} of {(1 - margin) * 14.56:.2f} GiB: {margin:.0%} of"
+        )
+        assert stated in found.reasons["room"]
 
 
 def test_more_room_never_makes_a_slower_plan():
@@ -415,6 +457,10 @@ def test_command_line_predicts_plans_and_scores(tmp_path, capsys):
     assert "The fastest" in capsys.readouterr().out
     assert main(["memory", "score", str(MEASUREMENTS / "h200_earlier_rows.jsonl")]) == 0
     assert "peak_allocated: mean error" in capsys.readouterr().out
+    assert main(["memory", "score", str(MEASUREMENTS / "h200_memory_rows.jsonl"), "--role", "holdout"]) == 0
+    said, whole = capsys.readouterr().out, [row for row in HELD_OUT if row["spec"]["quant_type"] != "int8"]
+    assert "not in the means, 1 rows: int8" in said
+    assert said.rstrip().endswith(f"{len(whole)} rows")
     assert main(["memory", "predict", str(tmp_path), "--batch-size", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

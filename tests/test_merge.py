@@ -1,6 +1,7 @@
 """helpers.merge: equal to PEFT bit for bit, small, fast, and never half of a folder, whatever goes wrong."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -311,6 +313,8 @@ def test_broken_base_is_refused_before_anything_is_written(adapter, tmp_path):
     index.write_text(listed)
     edit(base / "config.json", lambda c: c.update(quantization_config={"quant_method": "bitsandbytes"}))
     refused(base, adapter, tmp_path / "out", "stored quantized .bitsandbytes.")
+    (base / "config.json").write_text("[]")
+    refused(base, adapter, tmp_path / "out", "config.json cannot be read .* holds list, not an object")
     (base / "config.json").unlink()
     refused(base, adapter, tmp_path / "out", "no config.json in")
 
@@ -423,6 +427,22 @@ def test_write_that_fails_half_way_leaves_nothing(base, adapter, tmp_path):
         refused(base, adapter, tmp_path / "out", "was not written: File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_the_system_takes_in_parts_is_finished(tmp_path, monkeypatch):
+    """As it does near a limit or on a disk that is nearly full: a file that is short would be a broken model."""
+    monkeypatch.setattr(merge, "BEHIND", 1000)  # and so the cache is told several times
+
+    class InParts(io.FileIO):
+        def write(self, content):
+            return super().write(content[:700])
+
+    pieces = [random.Random(n).randbytes(1900) for n in range(3)]
+    with InParts(tmp_path / "file", "w") as file:
+        assert [merge._write(file, torch.frombuffer(bytearray(p), dtype=torch.uint8).numpy()) for p in pieces] == [
+            1900
+        ] * 3
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
 
 
 FULL_DISK = """
@@ -609,19 +629,26 @@ def peak():
 bare = peak()
 from helpers.merge import merge_adapter
 base, folder, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[4])
-copied, merged = [], []
-for _ in range(rounds):
-    begun, copies = time.perf_counter(), folder / "copy"
-    copies.mkdir()
+
+def copy(out):
+    begun = time.perf_counter()
+    out.mkdir()
     for file in base.glob("*.safetensors"):
-        shutil.copy(file, copies / file.name)
-    for file in copies.iterdir():
+        shutil.copy(file, out / file.name)
+    for file in out.iterdir():
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())  # as the merge does
     copied.append(time.perf_counter() - begun)
-    shutil.rmtree(copies)
-    merged.append(merge_adapter(base, base / "adapter", folder / "out", sys.argv[3], progress=False)["seconds"])
-    shutil.rmtree(folder / "out")
+
+def merge(out):
+    merged.append(merge_adapter(base, base / "adapter", out, sys.argv[3], progress=False)["seconds"])
+
+copied, merged = [], []
+for one in range(rounds):
+    for work in (copy, merge) if one % 2 == 0 else (merge, copy):  # each is first as often as second
+        os.sync()  # what the one before left to be written is not this one's
+        work(folder / "out")
+        shutil.rmtree(folder / "out")
 print(json.dumps({"above_bare_python": peak() - bare, "copied": copied, "merged": merged}))
 """
 
@@ -631,7 +658,7 @@ def measure(base, folder, base_weights="original", rounds=5):
     done = subprocess.run(command, cwd=COURSE_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    found["speed"] = min(found["copied"]) / min(found["merged"])
+    found["speed"] = statistics.median(found["copied"]) / statistics.median(found["merged"])
     print(found)
     return found
 
@@ -655,7 +682,7 @@ def test_merge_of_a_whole_7b_model_is_small_and_at_least_half_as_fast_as_copying
         pytest.skip("needs 31 GB free where temporary files go (TMPDIR names another place)")
     base = make_large(tmp_path / "base", hidden=4096, intermediate=14336, layers=32, heads=32)
     assert sum(file.stat().st_size for file in base.glob("*.safetensors")) > 14.4e9
-    found = measure(base, tmp_path, rounds=1)
+    found = measure(base, tmp_path, rounds=3)
     shutil.rmtree(base)
     assert found["above_bare_python"] < 1.5e9
     assert found["speed"] >= 0.5, found

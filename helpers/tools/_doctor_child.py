@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from helpers import doctor
-from helpers.models import PRESETS
+from helpers.models import BUNDLED_MODEL, PRESETS, Model
 
 STEPS = 3  # the gradient scaler may skip the first; optimizer states must stand before the last
 SHAPE, ROWS, LENGTH, RANK = "qwen2.5-0.5b", 4, 512, 16
@@ -27,10 +27,8 @@ def main(measure: bool) -> None:
         say(now=check.__name__.replace("_", " "))
         findings = doctor.examine(check)
         say(findings=[vars(finding) for finding in findings])
-        if (
-            check is doctor.gpu and doctor.worst(findings) == doctor.FAIL
-        ):  # the others would say the same in other words
-            return
+        if check is doctor.gpu and doctor.worst(findings) == doctor.FAIL:
+            return  # the others would say the same in other words
     here = doctor.look_at_gpu()
     if not here.visible:
         return
@@ -53,12 +51,11 @@ def measured_step(machine) -> dict:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
     from helpers.memory import RunSpec, gpu_of, predict
-    from helpers.models import BUNDLED_MODEL
-    from helpers.workarounds import adapters_to_float32, keep_4bit_layout, repeat_kv_heads
+    from helpers.quick import load_4bit
+    from helpers.workarounds import adapters_to_float32, repeat_kv_heads
 
     turing = repeat_kv_heads(machine)
     dtype = machine.dtype
@@ -71,16 +68,7 @@ def measured_step(machine) -> dict:
         folder = make_model(shape_trained(), Path(scratch) / "model", machine.device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=machine.torch_dtype,
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=quantization, dtype=machine.torch_dtype, device_map=machine.device_map
-        )
-        keep_4bit_layout(model)
+        model, tokenizer = load_4bit(Model(str(folder), "random weights", "", 0), machine)
         model.config.use_cache = False
         measured = {"after_load": torch.cuda.memory_allocated()}
         tokens = torch.randint(3, model.config.vocab_size, (ROWS * STEPS, LENGTH)).tolist()
@@ -94,7 +82,7 @@ def measured_step(machine) -> dict:
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict({"input_ids": tokens}),
-            processing_class=AutoTokenizer.from_pretrained(BUNDLED_MODEL),
+            processing_class=tokenizer,
             peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
         adapters_to_float32(trainer)
@@ -105,12 +93,16 @@ def measured_step(machine) -> dict:
 
 
 def make_model(shape: dict, folder: Path, device: str) -> Path:
-    """Random float16 weights of this shape, made on the GPU and saved: memory depends on the shape, not on the values."""
+    """Random float16 weights of this shape, made on the GPU and saved: memory depends on the shape, not on the values.
+
+    The bundled model's tokenizer lies beside them.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float16)
     model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BUNDLED_MODEL).save_pretrained(folder)
     return folder

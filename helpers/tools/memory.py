@@ -112,6 +112,9 @@ def score(path: str, role: str | None) -> None:
         run += f" {row['role'] or ''}"
         cells = "".join(f"{row[key][0] / 1e9:>21.3f} {row[key][1] / 1e9:>8.3f} {row[key][2]:>+8.2%} " for key in keys)
         print(f"{row['model']:<18}{run:<34}{cells}")
-    for key in keys:
-        errors = [abs(row[key][2]) for row in table]
+    whole = [row for row in table if not row["notes"]]
+    for note in sorted({note for row in table for note in row["notes"]}):
+        print(f"not in the means, {sum(note in row['notes'] for row in table)} rows: {note}")
+    for key in keys if whole else ():
+        errors = [abs(row[key][2]) for row in whole]
         print(f"{key}: mean error {sum(errors) / len(errors):.3%}, largest {max(errors):.3%}, {len(errors)} rows")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from helpers import CourseError, course
+from helpers.doctor import gpus_of_driver
 from helpers.results import output_folder, write_whole
 from helpers.tools import run
 
@@ -81,7 +82,8 @@ def run_here(_, tasks: list[tuple]) -> list[dict]:
     import joblib
     import psutil
 
-    at_once = 2 if psutil.virtual_memory().available > 2 * BYTES_A_RUN and len(tasks) > 1 and not _gpu() else 1
+    room = psutil.virtual_memory().available > 2 * BYTES_A_RUN
+    at_once = 2 if room and len(tasks) > 1 and not gpus_of_driver() else 1  # two on one GPU would share its memory
     threads = max(1, (os.cpu_count() or 1) // at_once)
     parallel = joblib.Parallel(n_jobs=at_once, verbose=5)
     return parallel(joblib.delayed(run_point)(*task, threads) for task in tasks)
@@ -98,17 +100,6 @@ def run_on_dask(address: str, tasks: list[tuple]) -> list[dict]:
         raise CourseError(f"no Dask scheduler answers at {address!r} ({type(error).__name__})") from error
     with client:
         return client.gather([client.submit(run_point, *task, pure=False) for task in tasks])
-
-
-def _gpu() -> bool:
-    """Two runs on one GPU would share its memory. Asks the driver, not torch, which would take seconds to import."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetCount() > 0
-    except Exception:  # no driver: no GPU
-        return False
 
 
 def varying(rows: list[dict]) -> list[str]:
