@@ -37,8 +37,8 @@ class _Project(torch.autograd.Function):
         grad_x, grad_factors = None, []
         if ctx.needs_input_grad[0]:
             for grad, (weight, *_) in zip(grads, ctx.layers, strict=True):
-                w = _restored(weight, grad.dtype)
-                grad_x = grad @ w if grad_x is None else grad_x.addmm_(grad, w)
+                product = torch.matmul if grad_x is None else grad_x.addmm_  # one restored weight at a time
+                grad_x = product(grad, _restored(weight, grad.dtype))
         if ctx.dtypes:
             x, down, a, *bs = ctx.saved_tensors
             x = ctx.norm(x) if ctx.norm else x

@@ -240,6 +240,7 @@ class RunSpec:
     is None). `adapter_dtype`: what the adapters are held in during training. `checkpoint_every`: 0 is off, 1 every
     layer, n every n-th. `attention_kernels`: "all", or "t4": memory-efficient and math, as on Turing.
     `repeat_kv`: keys and values repeated before attention instead of `enable_gqa`. `layer_kernels`: None or "liger".
+    `fused_lora`: helpers.fused_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
     `trl_loss`: "tiled" (TRL 1.15 and later) or "full", where all logits exist at once in float32 and 16 bit.
     Raises CannotPredict naming field and value.
     """
@@ -262,6 +263,7 @@ class RunSpec:
     attention_kernels: str = "all"
     repeat_kv: bool = False
     layer_kernels: str | None = None
+    fused_lora: bool = False
     trl_loss: str = "tiled"
 
     def __post_init__(self):
@@ -485,10 +487,10 @@ class _Value:
 class _Node:
     "One operation in the autograd graph."
 
-    __slots__ = ("order", "edges", "saved", "backward")
+    __slots__ = ("order", "edges", "saved", "backward", "outputs")
 
-    def __init__(self, order, edges, backward):
-        self.order, self.edges, self.backward, self.saved = order, edges, backward, []
+    def __init__(self, order, edges, backward, outputs=1):
+        self.order, self.edges, self.backward, self.outputs, self.saved = order, edges, backward, outputs, []
 
 
 class _Stop(Exception):
@@ -696,6 +698,64 @@ class _Tape:
 
         return self.apply(out, compute, [x], backward)
 
+    def project(self, x, linears, source=None):
+        """A value for each of the layers of one input: as one operation where helpers/fused_lora.py applies.
+
+        `source` is what a norm made x from: kept in place of x, from which backward makes x again.
+        """
+        kind, values, width = self.kind, x.values, x.width
+        if not kind.fused:
+            return [self.linear(x, linear) for linear in linears]
+        tuned = [linear for linear in linears if linear.name in kind.targets]
+        low, a = _size(tokens_rank=len(tuned)), _times(_size(rank=len(tuned)), linears[0].inputs)
+        kept = []
+        if tuned:
+            if kind.adapter != width:
+                kept = [self.new(_size(rank=linear.outputs), width) for linear in tuned]
+            joined = self.new(a, kind.adapter)
+            kept.append(self.new(a, width) if kind.adapter != width else joined)
+            del joined
+            kept += [self.new(low, width), source or x.buffer]
+        outputs = []
+        for linear in linears:
+            scratch, weight = self.dequantize(linear)
+            outputs.append(self.new(_size(tokens=linear.outputs), width))
+            del scratch, weight
+
+        def backward(gradients, *saved):
+            result = remade = None
+            for linear in linears:
+                scratch, weight = self.dequantize(linear)
+                del scratch
+                result = result or (self.gradient(values, width) if x_node else None)
+                del weight
+            if remakes:
+                remade = self._remade(values, width)
+            for linear in tuned:
+                self.gradients += [
+                    self.new(_times(_size(rank=1), n), kind.adapter, PARAM) for n in (linear.inputs, linear.outputs)
+                ]
+            del remade, gradients
+            return [result]
+
+        x_node, remakes = x.node, bool(tuned and source)  # the graph must not hold what checkpointing drops
+        self.ticks += 1
+        node = _Node(self.ticks, [x_node], backward, len(linears))
+        self.save(node, *kept)
+        del kept
+        found = []
+        for linear, output in zip(linears, outputs, strict=True):
+            self.ticks += 1
+            found.append(_Value(output, _size(tokens=linear.outputs), width, _Node(self.ticks, [node], lambda g: [g])))
+        return found
+
+    def _remade(self, values, width):
+        "A norm's output, made again in backward."
+        scratch = [] if self.kind.liger else [self.new(values, 4), self.new(values, 4)]
+        out = self.new(values, width)
+        del scratch
+        return out
+
     def linear(self, x, linear):
         "One linear layer, with its adapter if it is a target (peft `tuners/lora/bnb.py` and `layer.py`, forward)."
         kind = self.kind
@@ -855,7 +915,7 @@ class _Tape:
         kind = self.kind
         residual = x
         h = self.norm(x, _size(tokens=1))
-        h = self._self_attention(h)
+        h = self._self_attention(h, residual.buffer)
         if kind.shape.gemma:
             h = self.norm(h, _size(tokens=1))
         x = self.add(residual, h)
@@ -863,12 +923,12 @@ class _Tape:
         residual = x
         h = self.norm(x, _size(tokens=1))
         del x
-        h = self._mlp(h)
+        h = self._mlp(h, residual.buffer)
         if kind.shape.gemma:
             h = self.norm(h, _size(tokens=1))
         return self.add(residual, h)
 
-    def _self_attention(self, h):
+    def _self_attention(self, h, source):
         kind, shape = self.kind, self.kind.shape
         by_name = {linear.name: linear for linear in shape.linears}
         full, small = _size(tokens=shape.heads * shape.head_dim), _size(tokens=shape.kv_heads * shape.head_dim)
@@ -877,7 +937,7 @@ class _Tape:
             q, k, v = self._split(qkv, (full, small, small))
             del qkv
         else:
-            q, k, v = (self.linear(h, by_name[f"{name}_proj"]) for name in "qkv")
+            q, k, v = self.project(h, [by_name[f"{name}_proj"] for name in "qkv"], source)
         if kind.shape.qk_norm:
             q, k = self.norm(q, _size(tokens=shape.heads)), self.norm(k, _size(tokens=shape.kv_heads))
         q, k = self.rope(q), self.rope(k)
@@ -885,7 +945,7 @@ class _Tape:
             q, k = self.each(q, passes=True), self.each(k, passes=True)
         y = self.attention(q, k, v)
         del q, k, v
-        return self.linear(y, by_name["o_proj"])
+        return self.project(y, [by_name["o_proj"]])[0]
 
     def _split(self, x, parts):
         "Views of one tensor; their gradients are each laid out at full size and summed."
@@ -899,15 +959,15 @@ class _Tape:
             views.append(_Value(x.buffer, part, width, node))
         return views
 
-    def _mlp(self, h):
+    def _mlp(self, h, source):
         kind, shape = self.kind, self.kind.shape
         by_name = {linear.name: linear for linear in shape.linears}
         if shape.fused:
             both = self.linear(h, by_name["gate_up_proj"])
             gate, up = self._split(both, (_size(tokens=shape.inner),) * 2)
             del both
-        elif kind.liger:
-            gate, up = self.linear(h, by_name["gate_proj"]), self.linear(h, by_name["up_proj"])
+        elif kind.liger or kind.fused:
+            gate, up = self.project(h, [by_name["gate_proj"], by_name["up_proj"]], source)
         else:
             gate = self.linear(h, by_name["gate_proj"])
             gate = self.each(gate, save_input=True)
@@ -918,11 +978,11 @@ class _Tape:
             y = self.apply(up.values, up.width, [gate, up], lambda g, a, b, need: [a, b], save_output=saved)
             del saved
         else:
-            if shape.fused:
+            if shape.fused or kind.fused:
                 gate = self.each(gate, save_input=True)
             y = self.multiply(gate, up)
         del gate, up
-        return self.linear(y, by_name["down_proj"])
+        return self.project(y, [by_name["down_proj"]])[0]
 
     # -- backward
 
@@ -943,9 +1003,14 @@ class _Tape:
             for edge, out in zip(node.edges, outs, strict=True):
                 if edge is None or out is None:
                     continue
-                if id(edge) in waiting:
+                if edge.outputs > 1:  # a gradient for each of its outputs
+                    waiting.setdefault(id(edge), []).append(out)
+                    if len(waiting[id(edge)]) < edge.outputs:
+                        continue
+                elif id(edge) in waiting:
                     continue  # added in place: `out` is dropped
-                waiting[id(edge)] = out
+                else:
+                    waiting[id(edge)] = out
                 heapq.heappush(queue, (-edge.order, id(edge), edge))
             out = outs = edge = None
             del node
@@ -986,6 +1051,7 @@ class _Kind(_Hashed):
     liger: bool
     full: bool
     offload: bool
+    fused: bool
     __hash__ = _Hashed.__hash__
 
     @property
@@ -1107,6 +1173,12 @@ def _gpu(name: str) -> dict:
     return GPUS[name]
 
 
+def _fuses(spec: RunSpec) -> bool:
+    "Whether helpers/fused_lora.py applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."
+    plain = spec.rank is not None and spec.lora_dropout == 0 and spec.quant_type in ("nf4", "fp4")
+    return spec.fused_lora and plain and not spec.upcast_non_quantized and spec.load_dtype == spec.compute_dtype
+
+
 def _kind(shape: Shape, spec: RunSpec, targets) -> _Kind:
     "The part of the settings that shapes a layer's tape, and which attention kernel torch will pick."
     compute = WIDTH[spec.compute_dtype]
@@ -1138,6 +1210,7 @@ def _kind(shape: Shape, spec: RunSpec, targets) -> _Kind:
         liger=spec.layer_kernels == "liger",
         full=spec.rank is None,
         offload=spec.checkpoint_offload,
+        fused=_fuses(spec),
     )
 
 
@@ -1148,7 +1221,7 @@ def _settled(shape: Shape, spec: RunSpec, gpu: dict) -> tuple[_Kind, dict[str, i
     targets = _targets(shape, spec)
     kind = _kind(shape, spec, targets)
     casts = 0
-    if spec.rank is not None and kind.adapter != kind.compute:
+    if spec.rank is not None and kind.adapter != kind.compute and not kind.fused:
         casts = blocks(*(kind.compute * spec.rank * size for x in targets for size in (x.inputs, x.outputs)))
     parts = dict(weight_bytes(shape, spec.quant_type, spec.double_quant))
     layer, outside = _trained_sizes(shape, spec, targets)

@@ -59,6 +59,8 @@ MODELS = {
     "Phi-3-mini": shape("phi3", 32064, 3072, 8192, 32, 32, 32, positions=4096, pad_token_id=0),
     "Gemma-2-2b": shape("gemma2", 256000, 2304, 9216, 26, 8, 4, head_dim=256, tied=True, positions=8192),
     "Qwen2.5-14B": shape("qwen2", 152064, 5120, 13824, 48, 40, 8),
+    "Qwen2.5-0.5B": shape("qwen2", 151936, 896, 4864, 24, 14, 2, tied=True),
+    "Mistral-Small-24B": shape("mistral", 131072, 5120, 32768, 40, 32, 8, head_dim=128),
 }
 TOY = shape("llama", 512, 64, 128, 3, 4, 2, positions=512)
 
@@ -175,6 +177,13 @@ def table():
     add(holdout, "Qwen3-1.7B", 1, 1024, PLAIN, checkpoint_every=0)
     add(holdout, "Phi-3-mini", 1, 512, FULL, optimizer="adamw_8bit")
     add(holdout, "Phi-3-mini", 2, 2048, FULL, optimizer="paged_adamw_8bit")
+
+    # The doctor's own step, and the largest shape that a T4 may train, in its leanest settings.
+    add(holdout, "Qwen2.5-0.5B", 4, 512, T4, WIDE, optimizer="paged_adamw_8bit", lora_dropout=0.0)
+    lean = {"layer_kernels": "liger", "checkpoint_offload": True, "optimizer": "paged_adamw_8bit", "lora_dropout": 0.0}
+    add(holdout, "Mistral-Small-24B", 1, 512, T4, lean)
+    add(holdout, "Mistral-Small-24B", 1, 512, T4, WIDE, lean, rank=8)
+    add(holdout, "Mistral-Small-24B", 1, 1024, T4, WIDE, lean, rank=8)
     return rows
 
 
