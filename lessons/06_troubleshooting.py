@@ -749,7 +749,7 @@ for a, b in itertools.permutations(runs, 2):
 
 
 def predicted(row):
-    spec = {name: value for name, value in row["spec"].items() if name not in ("compile", "fused_lora")}
+    spec = {name: value for name, value in row["spec"].items() if name in RunSpec.__dataclass_fields__}
     return predict(row["config"], spec).peak_allocated
 
 

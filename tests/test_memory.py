@@ -479,7 +479,7 @@ def test_fused_lora_keeps_no_norms_output_and_changes_nothing_where_it_does_not_
 
 
 def test_rows_that_were_measured_for_speed_are_predicted_too():
-    """Nobody tuned anything on these: 24 recipes on Mistral-7B's shape, at full and at half batch, measured for their speed."""
+    """Nobody tuned anything on these: 24 recipes, each run twice, on Mistral-7B's shape, at full and at half batch, measured for their speed."""
     fields = {field.name for field in dataclasses.fields(memory.RunSpec)}
     off = []
     for line in (COURSE_ROOT / "measurements" / "h200_speed.jsonl").read_text().splitlines():
@@ -488,6 +488,6 @@ def test_rows_that_were_measured_for_speed_are_predicted_too():
             spec = {name: value for name, value in row["spec"].items() if name in fields}
             predicted = memory.predict(row["config"], spec).peak_allocated
             off.append(abs(predicted / row["measured"]["peak_allocated"] - 1))
-    assert len(off) == 24
+    assert len(off) == 48
     assert statistics.mean(off) <= 0.005
     assert max(off) <= 0.015

@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -658,7 +657,7 @@ def measure(base, folder, base_weights="original", rounds=5):
     done = subprocess.run(command, cwd=COURSE_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    found["speed"] = statistics.median(found["copied"]) / statistics.median(found["merged"])
+    found["speed"] = min(found["copied"]) / min(found["merged"])  # the shortest: what else the machine does only adds
     print(found)
     return found
 
