@@ -1172,6 +1172,28 @@ verdict("the lean recipe peaks below 5 GB and is no slower than the tutorials' r
         lean["peak"] < 5 and lean["step"] <= usual["step"])  # fmt: skip
 
 # %% [markdown]
+# And how large may the model be? Mistral-Small-24B's shape was trained under T4 rules in a lean setting: Liger, every layer recomputed from an input
+# kept on the host, 8-bit paged Adam, rank 8. What gives out first? A shape of 32B is only loaded, on paper.
+
+# %%
+largest = [r for r in measured if r["model"] == "Mistral-Small-24B"]
+for r in largest:
+    loaded, peak = (r["measured"][name] / 1e9 for name in ("after_load", "peak_allocated"))
+    print(f"24B, 1 x {r['spec']['seq_len']:>4} tokens, adapters on {len(r['spec']['target_modules'])} layers of a block: "
+          f"{peak:.2f} GB at the peak, {loaded:.2f} GB before the first token")  # fmt: skip
+qwen_32b = PRESETS["qwen2.5-7b"].shape | {
+    "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
+}  # fmt: skip
+loaded_32b = predict(qwen_32b, RunSpec(), "t4").after_load
+print(f"32B (Qwen2.5): {loaded_32b / 1e9:.2f} GB loaded, and a T4 has {GPUS['t4']['total'] / 1e9:.2f} GB")
+verdict(
+    "a 24B shape trains in a T4's memory", max(r["measured"]["peak_allocated"] for r in largest) < GPUS["t4"]["total"]
+)
+verdict("of 32B not even the weights fit", loaded_32b > GPUS["t4"]["total"])
+
+# %% [markdown]
+# So the weights give out first. What training adds to a 24B model in this setting is about a GB; there is no room for a larger one.
+#
 # ## Exercises
 #
 # Put your answer in place of the dots and run the cell: it is checked at once.

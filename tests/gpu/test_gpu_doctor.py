@@ -30,8 +30,13 @@ def test_the_page_predicts_what_it_measures(rules, tmp_path, capsys):
         print(f"\n{said['page']}\n{said['seconds']} s")
     assert code == 0
     assert "multiplies in 4 bits on cuda" in str(said["checks"])
-    for key, measured in said["measured"]["measured"].items():
-        assert abs(said["measured"]["predicted"][key] / measured - 1) < 0.05, key
+    predicted, measured = said["measured"]["predicted"], said["measured"]["measured"]
+    for key in ("after_load", "peak_allocated"):
+        assert abs(predicted[key] / measured[key] - 1) < 0.01, key
+    tile = (
+        2 * 2048 * 32768
+    )  # a known gap: the replay does not find room for one tile of logits again (measurements/README.md)
+    assert abs(predicted["peak_reserved"] - measured["peak_reserved"]) <= tile
 
 
 def test_a_wrong_bitsandbytes_library_fails_on_a_gpu():
