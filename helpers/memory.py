@@ -1681,9 +1681,7 @@ class _Step:
                 give(inputs[i])
             out = own[out_key]
             handles.append(own)
-        gradient = self._loss(out, casts)
-        if workspace:
-            take(workspace)
+        gradient = self._loss(out, casts, workspace)
         for i in reversed(range(layers)):
             _, _, gradient_key, result_key = played[i].keys
             _, backward, _, gradients, _ = self.events(played[i], check[i])
@@ -1705,8 +1703,11 @@ class _Step:
             give(gradient)
         give(tables)
 
-    def _loss(self, hidden, casts):
-        "Final norm, tiled head and their backward passes; returns the address of the last layer's gradient."
+    def _loss(self, hidden, casts, workspace):
+        """Final norm, tiled head and their backward passes; returns the address of the last layer's gradient.
+
+        Autograd's thread has a cuBLAS workspace of its own, taken for its first product: a tile of logits, made again.
+        """
         heap, shape, spec, kind = self.heap, self.shape, self.spec, self.kind
         take, give, residual, compute = heap.take, heap.give, kind.residual, kind.compute
         stream = spec.batch_size * spec.seq_len * shape.hidden
@@ -1740,6 +1741,8 @@ class _Step:
         summed = gradient = take(4 * scored * shape.hidden)
         head = take(4 * shape.vocab * shape.hidden) if kind.full else []
         tiles = take(*_tile(shape, kind, scored, backward=True))
+        if workspace:
+            take(workspace)
         if residual != 4:
             gradient = sized(scored * shape.hidden)
         if head:

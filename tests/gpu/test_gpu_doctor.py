@@ -31,12 +31,8 @@ def test_the_page_predicts_what_it_measures(rules, tmp_path, capsys):
     assert code == 0
     assert "multiplies in 4 bits on cuda" in str(said["checks"])
     predicted, measured = said["measured"]["predicted"], said["measured"]["measured"]
-    for key in ("after_load", "peak_allocated"):
-        assert abs(predicted[key] / measured[key] - 1) < 0.01, key
-    tile = (
-        2 * 2048 * 32768
-    )  # a known gap: the replay does not find room for one tile of logits again (measurements/README.md)
-    assert abs(predicted["peak_reserved"] - measured["peak_reserved"]) <= tile
+    for key, bound in (("after_load", 0.01), ("peak_allocated", 0.01), ("peak_reserved", 0.05)):
+        assert abs(predicted[key] / measured[key] - 1) < bound, key
 
 
 def test_a_wrong_bitsandbytes_library_fails_on_a_gpu():
