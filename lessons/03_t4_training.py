@@ -302,9 +302,8 @@ both = (
     else {}
 )
 for upcast, prediction in both.items():
-    print(
-        f"predicted peak of section 2's run, {'with' if upcast else 'without'} the upcast: {prediction.peak_allocated / 2**30:.2f} GiB"
-    )
+    print(f"{spec.batch_size} x {spec.seq_len} tokens, checkpoint_every={spec.checkpoint_every}, {'with' if upcast else 'without'} the upcast: "
+          f"{prediction.peak_allocated / 2**30:.2f} GiB predicted at the peak")  # fmt: skip
 
 # %% [markdown]
 # So this lesson does not call it. What training on a frozen 4-bit base needs are frozen weights and inputs that carry gradients, and

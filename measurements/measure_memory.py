@@ -184,6 +184,15 @@ def table():
     add(holdout, "Mistral-Small-24B", 1, 512, T4, lean)
     add(holdout, "Mistral-Small-24B", 1, 512, T4, WIDE, lean, rank=8)
     add(holdout, "Mistral-Small-24B", 1, 1024, T4, WIDE, lean, rank=8)
+
+    # Not measured yet: partners of the row "Mistral-7B, 4 x 512, T4, WIDE", each one cure of lesson 06's ladder away.
+    m = "Mistral-7B-v0.1"
+    add(holdout, m, 4, 256, T4, WIDE)
+    add(holdout, m, 4, 512, T4, rank=16)
+    add(holdout, m, 4, 512, T4, WIDE, double_quant=False)
+    add(holdout, m, 4, 512, T4, WIDE, rank=8)
+    add(holdout, m, 1, 512, T4, WIDE)
+    add(holdout, m, 1, 512, T4, WIDE, checkpoint_every=0)
     return rows
 
 
