@@ -571,8 +571,9 @@ def test_the_measured_step_trains_and_compares_the_same_quantities(monkeypatch):
     from helpers.machine import Machine
     from helpers.tools import _doctor_child as child
 
-    counters = {"memory_allocated": 100, "max_memory_allocated": 200, "max_memory_reserved": 300}
-    for name, size in counters.items():
+    stands = iter((32, 132))  # before loading and after it
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: next(stands))
+    for name, size in {"max_memory_allocated": 200, "max_memory_reserved": 300}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, size=size: size)
     for name in ("empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
