@@ -77,8 +77,8 @@ class _Group:
             if layers is None:
                 return self.by_peft[index](x, *args, **kwargs)
             norm, source = getattr(x, "made_by", (None, None))
-            frozen, factors = [layer[:4] for layer in layers], [layer[4:] for layer in layers if layer[3]]
-            factors = [a for a, _ in factors] + [b for _, b in factors]
+            frozen, tuned = [layer[:4] for layer in layers], [layer for layer in layers if layer[3]]
+            factors = [*(a for *_, a, _ in tuned), *(b for *_, b in tuned)]
             with torch.autocast(x.device.type, enabled=False):
                 outputs = _Project.apply(x, source, norm, frozen, *factors)
             self.waiting = {i: (x, output) for i, output in enumerate(outputs) if i}

@@ -1,6 +1,6 @@
 """Each workaround once, with the link that says why and the version in which to look again.
 
-tests/test_machine.py, test_trainer.py and tests/gpu fail when an upstream change makes one of them needless.
+tests/test_machine.py fails when an upstream change makes one of them needless.
 """
 
 import contextlib
