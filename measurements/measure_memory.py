@@ -168,8 +168,8 @@ def table():
     add(tuning, "Gemma-2-2b", 2, 512, WIDE, attention="eager", trace=True)
     add(holdout, "Gemma-2-2b", 1, 1024, attention="eager", upcast_non_quantized=True)
 
-    # Not measured yet: more of full fine-tuning (8-bit states, tables that are not tied, more than 3,072 tokens in the
-    # embedding's backward pass) and of LoRA in 16 bits. Predicted before; the roles are as written here.
+    # More of full fine-tuning (8-bit states, tables that are not tied, more than 3,072 tokens in the embedding's backward
+    # pass) and of LoRA in 16 bits.
     add(holdout, "Qwen2.5-1.5B", 1, 512, FULL, optimizer="adamw_8bit")
     add(tuning, "Qwen2.5-1.5B", 1, 2048, FULL, optimizer="paged_adamw_32bit", checkpoint_every=2, trace=True)
     add(holdout, "Qwen2.5-1.5B", 4, 1024, PLAIN, WIDE, rank=64, optimizer="adamw_8bit")
@@ -185,7 +185,7 @@ def table():
     add(holdout, "Mistral-Small-24B", 1, 512, T4, WIDE, lean, rank=8)
     add(holdout, "Mistral-Small-24B", 1, 1024, T4, WIDE, lean, rank=8)
 
-    # Not measured yet: partners of the row "Mistral-7B, 4 x 512, T4, WIDE", each one cure of lesson 06's ladder away.
+    # Partners of the row "Mistral-7B, 4 x 512, T4, WIDE", each one cure of lesson 06's ladder away.
     m = "Mistral-7B-v0.1"
     add(holdout, m, 4, 256, T4, WIDE)
     add(holdout, m, 4, 512, T4, rank=16)
