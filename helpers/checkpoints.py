@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.files import safetensors_header, safetensors_shapes  # noqa: F401 (lesson 03 takes the first from here)
+from helpers.files import safetensors_shapes
 
 
 class CheckpointError(CourseError):

@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
         '"auto", True, False or "offload"',
         lambda v: isinstance(v, bool) or (isinstance(v, str) and v in ("auto", "offload")),
     ),
+    "cuda_graphs": _or_auto(_flag),
     "save_steps": _or_auto(_integer(1, 1_000_000)),
     "checkpoint_dir": Rule('"auto" or a folder that can be written', _is_path),
     "hub_repo": Rule(

@@ -37,6 +37,7 @@ max_length = "auto"
 learning_rate = "auto"
 optimizer = "auto"
 checkpointing = "auto"  # True, False, or "offload"
+cuda_graphs = "auto"  # True or False: section 17
 save_steps = "auto"
 checkpoint_dir = "auto"  # on Colab: a folder on your Drive outlives the machine
 hub_repo = "none"  # or owner/name: checkpoints are pushed there, to a private repository
@@ -51,8 +52,8 @@ run = begin(
     model_id=model_id, dataset_id=dataset_id, seed=seed, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
     target_modules=target_modules, quant_type=quant_type, double_quant=double_quant, max_steps=max_steps,
     batch_size=batch_size, gradient_accumulation=gradient_accumulation, max_length=max_length,
-    learning_rate=learning_rate, optimizer=optimizer, checkpointing=checkpointing, save_steps=save_steps,
-    checkpoint_dir=checkpoint_dir, hub_repo=hub_repo, eval_rows=eval_rows, output_dir=output_dir,
+    learning_rate=learning_rate, optimizer=optimizer, checkpointing=checkpointing, cuda_graphs=cuda_graphs,
+    save_steps=save_steps, checkpoint_dir=checkpoint_dir, hub_repo=hub_repo, eval_rows=eval_rows, output_dir=output_dir,
 )  # fmt: skip
 settings = run.settings
 
@@ -506,6 +507,8 @@ counted = sum(settings.rank * (m.in_features + m.out_features) for m in targets)
 # - `optim`: Adam keeps two averages a trained number; the 8-bit and paged kinds keep them smaller or elsewhere (section 14).
 # - `fp16` or `bf16` follows the machine. `max_grad_norm` cuts off wild gradients.
 # - `activation_checkpointing` recomputes activations instead of keeping them: more time, less memory. A small model does without.
+# - `pad_to_multiple_of` makes batches of a few lengths only, where CUDA graphs are recorded, one for each length: on a GPU newer than a
+#   T4, if nothing is recomputed (section 17).
 # - `eval_strategy` measures the held-out loss on the way.
 # - `save_strategy` writes a checkpoint every `save_steps`, and `save_total_limit` keeps the last two: the one before, should the
 #   last be half-written.
@@ -516,7 +519,10 @@ counted = sum(settings.rank * (m.in_features + m.out_features) for m in targets)
 from trl import SFTConfig
 
 from helpers.checkpoints import checkpoint_folder
+from helpers.recorded import MULTIPLE, recorded
 
+wanted = run.machine.native_bfloat16 if settings.cuda_graphs == "auto" else settings.cuda_graphs
+graphs = on_gpu and every == 0 and wanted
 checkpoints = checkpoint_folder(place, **vars(settings), model=run.model.name, data=run.data_name)
 arguments = SFTConfig(
     output_dir=str(checkpoints),
@@ -525,6 +531,7 @@ arguments = SFTConfig(
     gradient_accumulation_steps=settings.gradient_accumulation,
     per_device_eval_batch_size=settings.batch_size,
     max_length=settings.max_length,
+    pad_to_multiple_of=MULTIPLE if graphs else None,
     learning_rate=settings.learning_rate,
     lr_scheduler_type="cosine",
     warmup_steps=0.03,  # below 1 it is a share of all steps
@@ -609,13 +616,15 @@ verdict("the trainer's tokens and labels are those built by hand", all(
 # While it trains, a panel shows memory, loss, tokens a second and the time left. What remains of it is a picture of the end.
 
 # %% tags=["nbval-ignore-output"] reason="seconds, memory and losses vary with the machine"
+import contextlib
 import time
 
 from helpers.checkpoints import last_complete_checkpoint
 
 resume_from = last_complete_checkpoint(checkpoints)
 begun = time.perf_counter()
-with guarded(), monitor.phase("between steps"), fewer_walks(trainer):  # section 17 says what that is
+faster = recorded(trainer) if graphs else contextlib.nullcontext()
+with guarded(), monitor.phase("between steps"), fewer_walks(trainer), faster:  # section 17 says what that is
     trained = trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
 train_seconds = time.perf_counter() - begun
 print(f"{trained.global_step} steps in {train_seconds:.1f} s" + (f", from {resume_from.name}" if resume_from else ""))
@@ -785,7 +794,8 @@ print(
 plots.show(figure, alt=f"{kind} over the course of the lesson, coloured by phase")
 
 # %% [markdown]
-# Each tooth is a step. The last ones, larger: activations pile up in the forward pass and are freed in the backward pass.
+# Each tooth is a step. The last ones, larger: activations pile up in the forward pass and are freed in the backward pass. With CUDA graphs
+# there are no teeth: a graph keeps its memory from step to step.
 
 # %%
 samples = monitor.samples
@@ -796,13 +806,14 @@ figure = plots.memory_timeline(last_steps, f"In the last training steps memory i
 plots.show(figure, alt=f"{kind} in the last training steps, coloured by forward, backward and step")
 
 # %% [markdown]
-# Was the prediction right? On a GPU it is made again for the largest batch that came by, since rows are shorter than `max_length`; with
-# several batches to a step, the gradients of the earlier ones wait in memory, four bytes each. On a CPU a run that was measured under
+# Was the prediction right? On a GPU it is made again for the largest batch that came by, since rows are shorter than `max_length` (CUDA
+# graphs are recorded for the largest that could come); with several batches to a step, the gradients of the earlier ones wait in memory, four bytes each. On a CPU a run that was measured under
 # T4 rules takes its place, the one with repeated heads of section 3.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints bytes that were measured"
 if ours and chosen and monitor.tokens:
-    (rows_at_once, widest), waits = monitor.largest_batch, settings.gradient_accumulation > 1
+    largest = settings.batch_size, -(-settings.max_length // MULTIPLE) * MULTIPLE
+    (rows_at_once, widest), waits = largest if graphs else monitor.largest_batch, settings.gradient_accumulation > 1
     seen = predict(shape, dataclasses.replace(spec, batch_size=rows_at_once, seq_len=widest), gpu)
     guess, truth = seen.peak_allocated + 4 * trainable * waits, monitor.peak_of("forward", "backward", "step")
 else:
@@ -980,7 +991,7 @@ if not on_gpu:  # a GPU adds up in an order that may vary
 # it is. The folder gets its name last, so you never find half an adapter. Once it is saved, the checkpoints have done their work and are deleted.
 
 # %%
-from helpers.checkpoints import safetensors_header
+from helpers.files import safetensors_header
 from helpers.results import replace_folder
 
 with replace_folder(run.adapter) as folder:
@@ -1040,10 +1051,10 @@ record(
 #
 # How much does each choice of this lesson bring? One step of 8 x 512 tokens on Mistral-7B's shape (random weights, rank 8 on q, k, v and o,
 # float16, 14.56 GiB), timed again and again while the recipe changes by one thing a row, all one after the other on one H200
-# (`measurements/measure_speed.py`, run twice). The first row is the tutorials' recipe, made to run by the cure of trap 5 alone. Two times are shown: the
-# whole step, host and GPU together (the median of twenty), and what the GPU's kernels took. They differ when the GPU waits for Python to send
-# it work. An H200 often waits, and how long depends on what else its host has to do, so between the two runs the first time varies far more than the
-# second. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second; nobody has timed it on one.
+# (`measurements/measure_speed.py`, run three times). The first row is the tutorials' recipe, made to run by the cure of trap 5 alone. Two times are
+# shown: the whole step, host and GPU together (the median, ten steps a run), and what the GPU's kernels took. They differ when the GPU waits for
+# Python to send it work. An H200 often waits, and how long depends on what else its host has to do, so between the runs the first time varies far
+# more than the second. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second; nobody has timed it on one.
 
 # %%
 import json
@@ -1052,23 +1063,27 @@ import statistics
 speed = [json.loads(line) for line in (COURSE_ROOT / "measurements" / "h200_speed.jsonl").read_text().splitlines()]
 ran = {}
 for row in filter(lambda row: row["measured"], speed):
-    found = ran.setdefault((row["rules"], row["name"]), {"row": row, "step_s": [], "busy_s": []})
-    found["step_s"] += row["measured"]["step_s"]
-    found["busy_s"].append(row["measured"]["gpu_busy_s"])
+    ran.setdefault((row["rules"], row["name"]), {})[row["run"]] = row
 
 # %% [markdown]
-# The median of each recipe over both runs, beside the tutorials' recipe with the same kernels:
+# The medians of each recipe, and how they compare with the tutorials' recipe in the same runs and with the same kernels:
 
 
 # %%
+def times(rows):
+    "Median seconds of a whole step and of the GPU's kernels."
+    steps = [seconds for row in rows for seconds in row["measured"]["step_s"]]
+    return statistics.median(steps), statistics.median(row["measured"]["gpu_busy_s"] for row in rows)
+
+
 def compared(rules):
-    rows = []
-    for found in (found for (of, _), found in ran.items() if of == rules):
-        step, busy = statistics.median(found["step_s"]), statistics.median(found["busy_s"])
-        first = rows[0] if rows else {"step": step, "busy": busy}
-        rows.append({"recipe": found["row"]["name"], "what changes": found["row"]["change"], "step": step, "busy": busy,
-                     "gain": first["step"] / step, "GPU gain": first["busy"] / busy,
-                     "peak": found["row"]["measured"]["peak_allocated"] / 1e9})  # fmt: skip
+    recipes = {name: runs for (of, name), runs in ran.items() if of == rules}
+    tutorials, rows = next(iter(recipes.values())), []
+    for name, runs in recipes.items():
+        (step, busy), (first, first_busy) = times(runs.values()), times([tutorials[number] for number in runs])
+        row = next(reversed(runs.values()))
+        rows.append({"recipe": name, "what changes": row["change"], "step": step, "busy": busy, "gain": first / step,
+                     "GPU gain": first_busy / busy, "peak": row["measured"]["peak_allocated"] / 1e9})  # fmt: skip
     return rows
 
 
@@ -1089,7 +1104,7 @@ turing = compared("t4")
 shown(turing)
 
 # %% [markdown]
-# Each row keeps what the rows above it changed; only the two rows with "4 rows at a time" split the step.
+# Each row keeps what the rows above it changed; only the rows with "4 rows at a time", and "recorded", split the step.
 #
 # - **No upcast, no dropout.** Trap 4 again: float32 activations are twice the bytes to move. Dropout adds a random mask to every adapter.
 # - **Repeated heads.** Trap 2: the fused attention kernel instead of the quadratic one. The largest single gain on a T4's kernels.
@@ -1102,8 +1117,12 @@ shown(turing)
 #   training mode, to list the parameters, to count FLOPs, and the GPU waits. `fewer_walks` has it look at the adapters only.
 # - **Recompute less.** Memory that is left over buys speed: not every layer is recomputed, or none with fewer rows at once. With
 #   halves the GPU has the least to do, and this host cannot feed it: twice the launches, each for half the work.
+# - **Recorded.** So launch once: torch records the layers' forward and backward pass as CUDA graphs, for each shape of batch one pair, and replays them
+#   (`helpers/recorded.py`, [torch.cuda.make_graphed_callables](https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)).
+#   The host hardly matters any more. In return batches are padded to a multiple of 64 tokens, and the memory of the longest is taken for
+#   good. The lesson does it on GPUs newer than a T4 when nothing is recomputed; `cuda_graphs=True` does it on a T4 too.
 #
-# `torch.compile` on each layer ran out of memory in this run, probably since a compiled layer keeps the activations that checkpointing would drop.
+# `torch.compile` on each layer ran out of memory in these runs, probably since a compiled layer keeps the activations that checkpointing would drop.
 
 # %%
 best = min(turing, key=lambda r: r["step"])
@@ -1124,22 +1143,25 @@ every_kernel = compared("all")
 shown(every_kernel)
 
 # %% [markdown]
-# What would this lesson's plan take of these? It leaves a twentieth of the memory free, so not always the row that is fastest.
+# What would this lesson's plan take of these? It may split the step, and it leaves a twentieth of the memory free.
 
 # %%
-walked = ran["all", "fewer walks"]["row"]
+walked = next(iter(ran["all", "fewer walks"].values()))
 setting = {name: value for name, value in walked["spec"].items() if name in RunSpec.__dataclass_fields__}
-planned = plan(
-    walked["config"], GPUS["t4"]["total"], setting, {"checkpoint_every": (0, 1, 2, 3, 4, 6, 8)}, gpu="h200"
-).spec
-of_plan = {1: "fewer walks", 3: "every third layer", 4: "every fourth layer", 6: "every sixth layer"}[
-    planned.checkpoint_every
-]
-fast = next(r for r in every_kernel if r["recipe"] == of_plan)
-print(f"planned: checkpoint_every={planned.checkpoint_every}, '{of_plan}': {fast['gain']:.2f} times the tutorials' tokens "
-      f"a second, {fast['GPU gain']:.2f} times by the GPU alone")  # fmt: skip
-verdict("with all kernels, the planned recipe takes less than half of the tutorials' GPU time", fast["GPU gain"] > 2)
-verdict("with a T4's kernels the fastest recipe is more than twice as fast as the tutorials'", best["gain"] > 2)
+choices = {"batch_size": (1, 2, 4, 8), "checkpoint_every": (0, 1, 2, 3, 4, 6, 8)}
+planned = plan(walked["config"], GPUS["t4"]["total"], setting, choices, gpu="h200").spec
+print(f"planned: {planned.batch_size} rows at a time, checkpoint_every={planned.checkpoint_every}")
+fast, fast_t4 = (next(r for r in rows if r["recipe"] == "recorded") for rows in (every_kernel, turing))
+for kernels, r in (("every kernel", fast), ("a T4's kernels", fast_t4)):
+    print(
+        f"{kernels}: {r['gain']:.2f} times the tutorials' tokens a second, {r['GPU gain']:.2f} times by the GPU alone"
+    )
+
+# %%
+verdict("the plan takes half the rows at once and recomputes nothing: what 'recorded' measured",
+        (planned.batch_size, planned.checkpoint_every) == (4, 0))  # fmt: skip
+verdict("with every kernel, the planned recipe is at least twice as fast as the tutorials'", fast["gain"] >= 2)
+verdict("with a T4's kernels, more than two and a half times", fast_t4["gain"] > 2.5)
 
 # %% [markdown]
 # How far could it go? The products with the frozen weights have to be computed, once forward and once backward, whatever the recipe. Divide

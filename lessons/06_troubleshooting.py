@@ -739,7 +739,7 @@ from helpers.memory import read_rows
 
 files = ("h200_memory_rows.jsonl", "h200_earlier_rows.jsonl", "h200_speed.jsonl")
 runs = [row for name in files for row in read_rows(COURSE_ROOT / "measurements" / name)
-        if not row["error"] and row.get("rules") != "lean"]  # fmt: skip
+        if not row["error"] and row.get("rules") != "lean" and not row["spec"].get("recorded")]  # fmt: skip
 pairs = {}
 for a, b in itertools.permutations(runs, 2):
     other = {key for key in a["spec"].keys() | b["spec"].keys() if a["spec"].get(key) != b["spec"].get(key)}

@@ -39,7 +39,7 @@ START = {
     "adapter_dtype": "float32", "rank": 8, "target_modules": QKVO, "lora_dropout": 0.05, "batch_size": ROWS,
     "seq_len": LENGTH, "optimizer": "paged_adamw_32bit", "upcast_non_quantized": True, "checkpoint_every": 1,
     "checkpoint_offload": False, "attention": "sdpa", "attention_kernels": "all", "repeat_kv": False,
-    "layer_kernels": None, "compile": None, "fused_lora": False, "fewer_walks": False,
+    "layer_kernels": None, "compile": None, "fused_lora": False, "fewer_walks": False, "recorded": False,
 }  # fmt: skip
 
 
@@ -67,8 +67,10 @@ def recipes(rules):
         add("every fourth layer", "one layer in four recomputed", checkpoint_every=4)
         add("every sixth layer", "one layer in six recomputed", checkpoint_every=6)
     add("nothing recomputed", "4 rows at a time, twice, nothing recomputed", batch_size=4, checkpoint_every=0)
+    add("recorded", "the same, the layers' passes replayed as CUDA graphs", recorded=True)
     lean = {"batch_size": ROWS, "checkpoint_every": 1, "checkpoint_offload": True, "optimizer": "paged_adamw_8bit"}
-    add("lean", "every layer recomputed from an input kept on the host, 8-bit Adam, small cuBLAS workspace", **lean)
+    change = "every layer recomputed from an input kept on the host, 8-bit Adam, small cuBLAS workspace"
+    add("lean", change, recorded=False, **lean)
     return found[-1:] if rules == "lean" else found[:-1]
 
 
@@ -102,6 +104,7 @@ def measure(spec, accumulation, job):
     import torch
     from transformers import PrinterCallback
 
+    from helpers.recorded import recorded
     from helpers.workarounds import fewer_walks
 
     device = job["device"]
@@ -129,7 +132,10 @@ def measure(spec, accumulation, job):
     watch = profile_of(job["profile"])
     if device != "cpu":
         trainer.add_callback(watch)
-    with fewer_walks(trainer) if spec["fewer_walks"] else contextlib.nullcontext():
+    with contextlib.ExitStack() as around:
+        for name, cure in (("fewer_walks", fewer_walks), ("recorded", recorded)):
+            if spec[name]:
+                around.enter_context(cure(trainer))
         trainer.train()
     timed = seconds[WARM : WARM + TIMED]
     found = {"step_s": [round(s, 4) for s in timed], "first_steps_s": [round(s, 3) for s in seconds[:WARM]]}
@@ -201,8 +207,8 @@ def main():
     for name, change, spec in recipes(args.rules):
         if args.only and name not in args.only:
             continue
-        if args.cpu:  # neither Triton nor pinned memory without a GPU
-            spec |= {"layer_kernels": None, "compile": None, "checkpoint_offload": False}
+        if args.cpu:  # neither Triton nor pinned memory nor graphs without a GPU
+            spec |= {"layer_kernels": None, "compile": None, "checkpoint_offload": False, "recorded": False}
         job = {
             "name": name, "change": change, "rules": args.rules, "model": MODEL, "config": config, "spec": spec,
             "device": "cpu" if args.cpu else 0, "folder": str(folder), "scratch": str(args.scratch),

@@ -75,7 +75,7 @@ PATHS = {
     "adapter_dir": no_path,
     "output_dir": st.one_of(of_no_use, unwritable),
 }
-CHOICES = {"optimizer", "quant_type", "double_quant", "checkpointing", "target_modules", "block_size"}
+CHOICES = {"optimizer", "quant_type", "double_quant", "checkpointing", "cuda_graphs", "target_modules", "block_size"}
 
 
 def bad_value(name: str):
@@ -83,7 +83,8 @@ def bad_value(name: str):
     if name in PATHS:
         return PATHS[name]
     strategy = no_choice if name in CHOICES else no_number
-    return strategy.filter(lambda v: not isinstance(v, bool)) if name in ("double_quant", "checkpointing") else strategy
+    flags = ("double_quant", "checkpointing", "cuda_graphs")
+    return strategy.filter(lambda v: not isinstance(v, bool)) if name in flags else strategy
 
 
 ARGUMENTS = ("lesson", "large_model", "with_data")  # of begin itself

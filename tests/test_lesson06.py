@@ -135,7 +135,8 @@ def test_beside_each_cure_stands_the_measured_pair_that_is_nearest_to_the_ladder
         "repeat key and value heads (T4)": "1 x 2048, repeat_kv: False to True",
     }
     cures = [name for name in rows if len(rows[name]) == 5 and rows[name][0].endswith("GiB")]
-    assert len(cures) == 9 and set(pairs) < set(cures)
+    assert len(cures) == 9
+    assert set(pairs) < set(cures)
     for cure in cures:
         _, _, on, saved, predicted = rows[cure]
         assert on.endswith(pairs.get(cure, ""))

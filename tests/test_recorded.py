@@ -63,7 +63,8 @@ def test_training_without_masks_learns_the_same(tmp_path, plays):
     plain.train()
     with recorded(ours) as shapes:
         ours.train()
-    assert shapes[0] == (2, 128) and set(shapes) == {(2, 128), (2, 64)}  # the longest first, each once
+    assert shapes[0] == (2, 128)
+    assert set(shapes) == {(2, 128), (2, 64)}
     assert len(plays) == 6  # three steps of two batches; evaluation went another way
     assert losses(ours) == pytest.approx(losses(plain), rel=1e-4)
     assert losses(plain)[0] != losses(plain)[2]
@@ -78,7 +79,8 @@ def test_afterwards_everything_is_as_before(tmp_path, plays):
     with contextlib.suppress(KeyboardInterrupt), recorded(trainer):
         assert "forward" in vars(decoder)
         raise KeyboardInterrupt
-    assert "forward" not in vars(decoder) and "zero_grad" not in vars(trainer.model)
+    assert "forward" not in vars(decoder)
+    assert "zero_grad" not in vars(trainer.model)
     trainer.train()
     assert not plays
 
@@ -88,7 +90,8 @@ def test_gradients_stay_where_they_are_between_steps(tmp_path, plays):
     with recorded(trainer):
         trainer.train()
         grads = [p.grad for p in trainer.model.parameters() if p.requires_grad]
-        assert grads and all(g is not None and not g.any() for g in grads)
+        assert grads
+        assert all(g is not None and not g.any() for g in grads)
 
 
 def test_other_inputs_go_the_plain_way(tmp_path, plays):
