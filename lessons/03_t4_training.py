@@ -1037,6 +1037,7 @@ record(
     heldout_loss_after=after.loss,
     final_loss=train_curve[-1][1],
     train_seconds=train_seconds,
+    cuda_graphs=graphs,
     peak_bytes=monitor.peak_bytes,
     peak_bytes_by_phase=monitor.peaks,
     training_peak_bytes=truth,  # on a CPU these two are of the measured run of section 13

@@ -72,6 +72,7 @@ def test_lesson_03_trains_in_bfloat16_where_the_gpu_has_it(tmp_path):
         pytest.skip("this GPU has no bfloat16 units")
     record = run("3", "-p", "model_id", "bundled", folder=tmp_path / "bfloat16", rules=False)["03_t4_training"]
     assert "computes in bfloat16" in record["run"]["machine"]
+    assert record["cuda_graphs"]
     assert record["exact_match_after"] >= 0.95
 
 
@@ -84,6 +85,17 @@ def test_lesson_03_trains_a_7b_shape_within_a_t4(tmp_path, seven_billion):
     assert record["trainable_parameters"] == 41_943_040  # rank 16 on all seven projections
     assert record["training_peak_bytes"] == pytest.approx(record["predicted_peak_bytes"], rel=0.05)
     assert {"load", "prepare", "evaluate", "forward", "backward", "step"} <= set(record["peak_bytes_by_phase"])
+
+
+def test_lesson_03_records_a_7b_shape_as_cuda_graphs_where_memory_allows(tmp_path, seven_billion):
+    if torch.cuda.get_device_capability() < (8, 0) or torch.cuda.get_device_properties(0).total_memory < 40e9:
+        pytest.skip("needs bfloat16 units and memory for all activations")
+    words = ["-p", "model_id", str(seven_billion), "-p", "dataset_id", "bundled", "-p", "max_steps", "8"]
+    words += ["-p", "learning_rate", "1e-3", "-p", "eval_rows", "16", "-p", "max_length", "128"]
+    record = run("3", *words, folder=tmp_path / "graphs", rules=False)["03_t4_training"]
+    assert record["cuda_graphs"]
+    assert record["heldout_loss_after"] < record["heldout_loss_before"]
+    assert record["training_peak_bytes"] == pytest.approx(record["predicted_peak_bytes"], rel=0.05)
 
 
 def test_a_real_out_of_memory_is_explained_and_leaves_the_gpu_as_it_was():
