@@ -478,7 +478,7 @@ def test_fused_lora_keeps_no_norms_output_and_changes_nothing_where_it_does_not_
 
 
 def test_rows_that_were_measured_for_speed_are_predicted_too():
-    "Nobody tuned anything on these: 24 recipes on Mistral-7B's shape, each run twice, that were measured for their speed."
+    "Nobody tuned anything on these: recipes on Mistral-7B's shape, measured for their speed in three runs."
     fields = {field.name for field in dataclasses.fields(memory.RunSpec)}
     off = []
     for line in (COURSE_ROOT / "measurements" / "h200_speed.jsonl").read_text().splitlines():
@@ -487,6 +487,6 @@ def test_rows_that_were_measured_for_speed_are_predicted_too():
             spec = {name: value for name, value in row["spec"].items() if name in fields}
             predicted = memory.predict(row["config"], spec).peak_allocated
             off.append(abs(predicted / row["measured"]["peak_allocated"] - 1))
-    assert len(off) == 48
+    assert len(off) == 72
     assert statistics.mean(off) <= 0.005
     assert max(off) <= 0.015
