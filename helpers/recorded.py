@@ -27,11 +27,14 @@ def recorded(trainer):
     """While it is open, training passes through the decoder are CUDA graphs, by torch.cuda.make_graphed_callables.
 
     A 7B model's step is thousands of small launches, and a fast GPU waits for Python to send them; a graph sends them all
-    at once. The longest batch, `per_device_train_batch_size` x `max_length`, is recorded first and takes the memory that
-    a step takes; other shapes share it. Yields a list that will hold the recorded shapes, (rows, tokens).
+    at once. The longest batch, `per_device_train_batch_size` x `max_length` rounded up to MULTIPLE, is recorded first.
+    Other shapes are replayed in its memory, but while one is recorded its warm-up takes ordinary memory beside it, and each
+    keeps a set of the adapters' gradients. Yields a list that will hold the recorded shapes, (rows, tokens).
 
-    For a PEFT model on one GPU, without activation checkpointing, whose batches are padded on the right, as TRL pads: such
-    rows need no attention mask. Evaluation, and anything with more inputs than ids and mask, goes the plain way.
+    For a PEFT model of Llama's kind (tried: Llama's and Mistral's) on one GPU, without activation checkpointing, whose
+    batches are padded on the right, as TRL pads: such rows need no attention mask, and none is looked at. A decoder whose
+    Python waits for the GPU's answer cannot be recorded. Evaluation, and anything with more inputs than ids and mask, goes
+    the plain way. With dropout a resumed run draws other masks than an unbroken one.
     """
     model, args, graphs, shapes = trainer.model, trainer.args, {}, []
     decoder, pool = model.get_base_model().base_model, torch.cuda.graph_pool_handle()
@@ -43,9 +46,10 @@ def recorded(trainer):
             return plain(input_ids=input_ids, attention_mask=attention_mask, **others)
         if not graphs:
             for p in model.parameters():  # autograd would take a graph's own memory, which the next batch overwrites
-                if p.requires_grad:
+                if p.requires_grad and p.grad is None:
                     p.grad = torch.zeros_like(p)
-            record(args.per_device_train_batch_size, -(-args.max_length // MULTIPLE) * MULTIPLE)
+            longest = max(args.max_length or 0, input_ids.shape[1])
+            record(args.per_device_train_batch_size, -(-longest // MULTIPLE) * MULTIPLE)
         if tuple(input_ids.shape) not in graphs:
             record(*input_ids.shape)
         return BaseModelOutputWithPast(last_hidden_state=graphs[tuple(input_ids.shape)](input_ids))
@@ -66,7 +70,7 @@ def recorded(trainer):
     try:
         with (
             patch.object(decoder, "forward", forward),
-            patch.object(model, "zero_grad", lambda: trainer.optimizer.zero_grad(set_to_none=False)),
+            patch.object(model, "zero_grad", lambda set_to_none=True: trainer.optimizer.zero_grad(set_to_none=False)),
             warnings.catch_warnings(),
         ):
             # Gradients are added up on another stream than the one that recorded: as it must be.
@@ -74,5 +78,7 @@ def recorded(trainer):
             yield shapes
     finally:
         graphs.clear()
+        for p in model.parameters():
+            p.grad = None
         gc.collect()  # a graph refers to itself
         torch.cuda.empty_cache()

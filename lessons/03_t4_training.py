@@ -422,16 +422,20 @@ padding = 1 - sum(len(row["input_ids"]) for row in batch) / (widest * len(batch)
 four = train_rows.select(range(4)).map(tokens_and_labels, remove_columns=["prompt", "completion"])
 pack = pack_dataset(four, 4 * settings.max_length)[0]
 together = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([pack])
-print(f"padding is {padding:.0%} of the first batch; rows of {pack['seq_lengths']} tokens became one row")
+print(
+    f"padded to the longest, {padding:.0%} of the first {len(batch)} rows is padding; rows of {pack['seq_lengths']} tokens became one row"
+)
 
 # %%
 ids, positions = (together[name].to(model.device) for name in ("input_ids", "position_ids"))
 begins = [0, *torch.tensor(pack["seq_lengths"]).cumsum(0).tolist()]
-with torch.no_grad():
+with guarded(), monitor.phase("evaluate"), torch.no_grad():
     one_row = model(input_ids=ids, use_cache=False).logits[0]  # as if it were one text
     packed_row = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
     alone = torch.cat([model(input_ids=ids[:, a:b], use_cache=False).logits[0] for a, b in zip(begins, begins[1:])])
-as_one, as_packed = (((logits - alone).norm() / alone.norm()).item() for logits in (one_row, packed_row))
+size = functools.partial(torch.linalg.vector_norm, dtype=torch.float32)  # in float16 a sum of so many squares overflows
+as_one, as_packed = ((size(logits - alone) / size(alone)).item() for logits in (one_row, packed_row))
+del one_row, packed_row, alone
 verdict("rows that are taken for one text see each other", as_one > 0.1)
 verdict("packed rows get the logits that they get alone",
         as_packed < (1e-4 if run.machine.dtype == "float32" else as_one / 10))  # fmt: skip
@@ -511,7 +515,7 @@ counted = sum(settings.rank * (m.in_features + m.out_features) for m in targets)
 # - `fp16` or `bf16` follows the machine. `max_grad_norm` cuts off wild gradients.
 # - `activation_checkpointing` recomputes activations instead of keeping them: more time, less memory. A small model does without.
 # - `pad_to_multiple_of` makes batches of a few lengths only, where CUDA graphs are recorded, one for each length: on a GPU newer than a
-#   T4, if nothing is recomputed (section 17).
+#   T4 with memory to spare, if nothing is recomputed (section 17).
 # - `eval_strategy` measures the held-out loss on the way.
 # - `save_strategy` writes a checkpoint every `save_steps`, and `save_total_limit` keeps the last two: the one before, should the
 #   last be half-written.
@@ -524,7 +528,10 @@ from trl import SFTConfig
 from helpers.checkpoints import checkpoint_folder
 from helpers.recorded import MULTIPLE, recorded
 
-wanted = run.machine.native_bfloat16 if settings.cuda_graphs == "auto" else settings.cuda_graphs
+# While a graph is recorded for a second length of rows, the activations of both lengths are there.
+loaded, peak = (chosen.prediction.after_load, chosen.prediction.peak_allocated) if ours and chosen else (0, 0)
+roomy = run.machine.native_bfloat16 and 2 * peak - loaded <= budget
+wanted = roomy if settings.cuda_graphs == "auto" else settings.cuda_graphs
 graphs = on_gpu and every == 0 and wanted
 checkpoints = checkpoint_folder(place, **vars(settings), model=run.model.name, data=run.data_name)
 arguments = SFTConfig(
@@ -592,6 +599,8 @@ as_trl_left_them = {str(p.dtype) for p in trainer.model.parameters() if p.requir
 adapters_to_float32(trainer)
 if on_gpu:
     fuse_lora(trainer.model)  # 4-bit layers of one input and their adapters as one operation: section 17
+said = "yes; if memory runs out: cuda_graphs=False" if graphs else "no, they need a GPU and nothing recomputed"
+print("CUDA graphs:", said if graphs or wanted else "no")
 print("adapters:", *as_trl_left_them, "->", *{str(p.dtype) for p in trainer.model.parameters() if p.requires_grad})
 
 # %%
@@ -799,7 +808,7 @@ plots.show(figure, alt=f"{kind} over the course of the lesson, coloured by phase
 
 # %% [markdown]
 # Each tooth is a step. The last ones, larger: activations pile up in the forward pass and are freed in the backward pass. With CUDA graphs
-# there are no teeth: a graph keeps its memory from step to step.
+# the line is low and the teeth are nearly gone: what a graph works in stays reserved from step to step, and *allocated* does not count it.
 
 # %%
 samples = monitor.samples
@@ -811,13 +820,16 @@ plots.show(figure, alt=f"{kind} in the last training steps, coloured by forward,
 
 # %% [markdown]
 # Was the prediction right? On a GPU it is made again for the largest batch that came by, since rows are shorter than `max_length` (CUDA
-# graphs are recorded for the largest that could come); with several batches to a step, the gradients of the earlier ones wait in memory, four bytes each. On a CPU a run that was measured under
-# T4 rules takes its place, the one with repeated heads of section 3.
+# graphs are recorded for the largest that could come). With several batches to a step, or with graphs, gradients wait in memory, four bytes
+# each. On a CPU a run that was measured under T4 rules takes its place, the one with repeated heads of section 3.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints bytes that were measured"
 if ours and chosen and monitor.tokens:
     largest = settings.batch_size, -(-settings.max_length // MULTIPLE) * MULTIPLE
-    (rows_at_once, widest), waits = largest if graphs else monitor.largest_batch, settings.gradient_accumulation > 1
+    (rows_at_once, widest), waits = (
+        largest if graphs else monitor.largest_batch,
+        graphs or settings.gradient_accumulation > 1,
+    )
     seen = predict(shape, dataclasses.replace(spec, batch_size=rows_at_once, seq_len=widest), gpu)
     guess, truth = seen.peak_allocated + 4 * trainable * waits, monitor.peak_of("forward", "backward", "step")
 else:
@@ -1056,7 +1068,7 @@ record(
 #
 # How much does each choice of this lesson bring? One step of 8 x 512 tokens on Mistral-7B's shape (random weights, rank 8 on q, k, v and o,
 # float16, 14.56 GiB), timed again and again while the recipe changes by one thing a row, all one after the other on one H200
-# (`measurements/measure_speed.py`, run three times). The first row is the tutorials' recipe, made to run by the cure of trap 5 alone. Two times are
+# (`measurements/measure_speed.py`, run three times, "recorded" in the third). The first row is the tutorials' recipe, made to run by the cure of trap 5 alone. Two times are
 # shown: the whole step, host and GPU together (the median, ten steps a run), and what the GPU's kernels took. They differ when the GPU waits for
 # Python to send it work. An H200 often waits, and how long depends on what else its host has to do, so between the runs the first time varies far
 # more than the second. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second; nobody has timed it on one.
@@ -1093,7 +1105,7 @@ def compared(rules):
 
 
 def shown(rows):
-    table([
+    return table([
         {"recipe": r["recipe"], "what changes": r["what changes"], "tokens a second": f"{8 * 512 / r['step']:,.0f}",
          "against the first": f"{r['gain']:.2f}", "GPU busy (ms)": f"{1000 * r['busy']:.0f}",
          "GPU alone": f"{r['GPU gain']:.2f}", "peak (GB)": f"{r['peak']:.2f}"}
@@ -1112,7 +1124,7 @@ shown(turing)
 # Each row keeps what the rows above it changed; only the rows with "4 rows at a time", and "recorded", split the step.
 #
 # - **No upcast, no dropout.** Trap 4 again: float32 activations are twice the bytes to move. Dropout adds a random mask to every adapter.
-# - **Repeated heads.** Trap 2: the fused attention kernel instead of the quadratic one. The largest single gain on a T4's kernels.
+# - **Repeated heads.** Trap 2: the fused attention kernel instead of the quadratic one. The largest single gain in GPU time on a T4's kernels.
 # - **Fused Adam.** One kernel updates all adapters at once. That saves launches, not GPU time.
 # - **Liger.** Norm, rotary embedding and SwiGLU as one kernel each ([Liger](https://github.com/linkedin/Liger-Kernel)). It is optional
 #   (`pip install liger-kernel`): `liger_layers` uses it on a GPU where it is installed. A test compiles its kernels for a T4's sm_75.
@@ -1124,8 +1136,9 @@ shown(turing)
 #   halves the GPU has the least to do, and this host cannot feed it: twice the launches, each for half the work.
 # - **Recorded.** So launch once: torch records the layers' forward and backward pass as CUDA graphs, for each shape of batch one pair, and replays them
 #   (`helpers/recorded.py`, [torch.cuda.make_graphed_callables](https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)).
-#   The host hardly matters any more. In return batches are padded to a multiple of 64 tokens, and the memory of the longest is taken for
-#   good. The lesson does it on GPUs newer than a T4 when nothing is recomputed; `cuda_graphs=True` does it on a T4 too.
+#   The host hardly matters any more. It was timed on rows of exactly 512 tokens. In return batches are padded to a multiple of 64 tokens (a
+#   row of 67 becomes 128), and the memory of the longest is taken until training ends. By GPU time alone nothing is gained. So the lesson does it on
+#   GPUs newer than a T4, where memory for two lengths is left and nothing is recomputed; `cuda_graphs=True` does it elsewhere too.
 #
 # `torch.compile` on each layer ran out of memory in these runs, probably since a compiled layer keeps the activations that checkpointing would drop.
 
@@ -1163,9 +1176,11 @@ for kernels, r in (("every kernel", fast), ("a T4's kernels", fast_t4)):
     )
 
 # %%
-verdict("the plan takes half the rows at once and recomputes nothing: what 'recorded' measured",
+verdict("the plan takes half the rows at once and recomputes nothing, as 'recorded' does",
         (planned.batch_size, planned.checkpoint_every) == (4, 0))  # fmt: skip
-verdict("with every kernel, the planned recipe is at least twice as fast as the tutorials'", fast["gain"] >= 2)
+verdict(
+    "with every kernel, 'recorded' is at least twice as fast as the tutorials' recipe in its run", fast["gain"] >= 2
+)
 verdict("with a T4's kernels, more than two and a half times", fast_t4["gain"] > 2.5)
 
 # %% [markdown]

@@ -556,7 +556,7 @@ verdict("a second adapter takes less than a second base would", held["yes or no"
 
 # %% [markdown]
 # The bundled model is so small that an adapter is a fair part of its size. But an adapter grows with the width of a layer, the layer with
-# its square. For the models that people use, an adapter is a few percent to a twelfth:
+# its square. For the models that people use, an adapter is a few percent of its base:
 
 # %%
 from helpers.memory import adapter_bytes, shape_of, weight_bytes
@@ -805,14 +805,15 @@ plots.show(
 
 # %% [markdown]
 # Each curve begins at the weights; what it rises is the cache. So rows times tokens decides what fits, once the weights are small. When does
-# the cache of 8 rows outgrow the weights? And how many rows of 4,096 tokens fit on a T4 beside them, if a twentieth is left free?
+# the cache of 8 rows outgrow the weights? And the caches of how many rows of 4,096 tokens fit on a T4 beside them, if a twentieth is left
+# free? Reading the prompts needs room of its own: do that a few rows at a time.
 
 # %%
 of_a_row = {name: kv_cache_bytes(PRESETS[name].shape, 4096) for name in names}
 room = {name: int((0.95 * t4 - of_weights[name]) // of_a_row[name]) for name in names}
 table([
     {"model": name, "8 rows' cache outgrows the weights": f"{said_of(first_over(name, of_weights[name]))} tokens",
-     "cache of a row of 4,096": f"{of_a_row[name] / GIB:.3f} GiB", "such rows that fit": room[name]}
+     "cache of a row of 4,096": f"{of_a_row[name] / GIB:.3f} GiB", "such caches that fit": room[name]}
     for name in names
 ])  # fmt: skip
 
@@ -875,7 +876,8 @@ if run.machine.device == "cpu":
     verdict("the more tokens share the unpacking, the less it costs each", slower[-1] < slower[0])
 
 # %% [markdown]
-# On a CPU bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual: it reads the small weights, writes the large
+# On a CPU, as it is used here, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual (for CPUs with AVX512-BF16
+# it has a kernel of its own, which `keep_4bit_layout` switches off): it reads the small weights, writes the large
 # ones and reads those again. That is more traffic than the unquantized layer has, not less, and the unpacking is the same work for one token
 # as for many. So it weighs most on decoding, and less and less the longer the prompt.
 #

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # 06 Troubleshooting
 #
-# A session often ends at the first stack trace. Here you cause most of the known failures yourself: each is
-# provoked, read, cured, and checked. Those that need a GPU are replayed from a recording, and section 11 lists all of them. Some say nothing at all and only give wrong answers; those are the ones to know best.
+# A session often ends at the first stack trace. Here you cause most of the known failures yourself and read what is said about each.
+# Where the cure takes seconds, it is run and checked too. Those that need a GPU are replayed from a recording, and section 11 lists all of them. Some say nothing at all and only give wrong answers; those are the ones to know best.
 #
 # **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing; an adapter of lesson 03 is used if there is one, else
 # one is trained.
@@ -71,7 +71,8 @@ verdict("the course knows this error", found == "not-defined")
 #
 # ## 2 The environment
 #
-# bitsandbytes comes with one library for each CUDA version and takes the one that torch was built for. Here are those of this release.
+# bitsandbytes comes with libraries for several CUDA versions. It takes the one of torch's CUDA, or the nearest of the same major version.
+# Here are those of this release.
 
 # %%
 from pathlib import Path
@@ -255,8 +256,8 @@ verdict("each message is recognised, with the new name in what to do", all(recog
 # ## 4 The hub and the disk
 #
 # Five things can stand between you and a model or its data: no network, no such model, no such data, a gated page, no token. They must be
-# told apart, for their cures differ. A small server plays the hub here and gives the two answers that the hub gives: 403 for what is gated,
-# 401 for what it does not show. The clients and their messages are the real ones.
+# told apart, for their cures differ. A small server plays the hub here and answers as the hub does to who is not logged in: 401 each time, and
+# a header says whether the page is gated or not to be seen. The clients and their messages are the real ones.
 
 # %%
 import http.server
@@ -266,7 +267,7 @@ import threading
 class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         gated = "/meta-llama/" in self.path
-        self.send_response(403 if gated else 401)
+        self.send_response(401)
         self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -417,7 +418,7 @@ recorded = {row["name"]: row for row in json.loads((COURSE_ROOT / "measurements"
 def replay(name):
     "Show what a GPU really said, as `provoke` does, and whether the same work ran after the cure."
     row = recorded[name]
-    print(f"{row['type']}: {row['message']}"[:400])
+    print(f"{row['type']}: {row['message']}"[:760])
     print(f"[{row['device']}, torch {row['versions']['torch']}, trl {row['versions']['trl']}, {row['date']}]")
     known = recognise(f"{row['type']}: {row['message']}")
     print(known)
@@ -600,6 +601,19 @@ found = provoke(
 )
 verdict("it is recognised", found == "purely-quantized")
 
+# %%
+lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+trainer = SFTTrainer(
+    model=load_4bit(run.model, run.machine)[0],
+    args=arguments,
+    train_dataset=rows,
+    processing_class=tokenizer,
+    peft_config=lora,
+)
+verdict("with adapters the trainer is built, and they are what it trains",
+        {"lora_" in name for name, p in trainer.model.named_parameters() if p.requires_grad} == {True})  # fmt: skip
+del trainer
+
 # %% [markdown]
 # ## 7 A loss that is NaN, or stuck
 #
@@ -638,7 +652,7 @@ found = provoke(lambda: torch.multinomial(likely, 1))
 del broken
 
 # %%
-log = "{'loss': nan, 'grad_norm': nan, 'learning_rate': 0.003}"
+log = "{'loss': '0', 'grad_norm': 'nan', 'learning_rate': '0.003'}"  # logging_nan_inf_filter shows a NaN loss as 0
 verdict(
     "one step is enough: the loss is NaN from then on",
     losses[0] == losses[0] and all(loss != loss for loss in losses[1:]),
@@ -678,8 +692,8 @@ if run.model.bundled:  # its right rate was found by trying; the recipe for othe
     verdict("a hundredfold ends higher than the right one", not curves["a hundredfold"][-1] <= curves["right"][-1])
 
 # %% [markdown]
-# Before you change the rate, look at `loss` and `grad_norm` in the log: if both are 0 under `SFTTrainer`, every label is masked, and no learning
-# rate helps.
+# A loss of 0 has two meanings. The Trainer shows NaN as 0, and a notebook's table shows nothing else: look at `grad_norm` in
+# `trainer.state.log_history`. If it is nan, the loss is NaN. If it is 0 as well, every label is masked, and no learning rate helps.
 #
 # ## 8 Out of memory
 #
@@ -692,9 +706,14 @@ found = replay("out-of-memory")
 verdict("it is recognised, and fewer rows ran afterwards", found == "out-of-memory" and recorded[found]["cured"])
 
 # %% [markdown]
-# The message says how much was wanted at the end, which is rarely what filled the memory. What did, lesson 02 works out. Here is the order
+# Read its numbers. *Allocated* is what tensors hold. *Reserved but unallocated* is what torch keeps in pieces too small for the request. Add what
+# is allocated and what was asked for: if that is less than what is allowed, the room was there, in pieces. Then set
+# `os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"` in the first cell of a fresh kernel, before torch is imported.
+#
+# What was wanted at the end is rarely what filled the memory. What did, lesson 02 works out. Here is the order
 # for one example. Start from Mistral-7B with everything that costs: no checkpointing, float32 copies, plain Adam. Take the cure that saves most,
-# then the one that saves most of the rest, and so on.
+# then the one that saves most of the rest, and so on. A plain `SFTTrainer` is not that wasteful: `SFTConfig` checkpoints by default, and it does not
+# call `prepare_model_for_kbit_training`. If you changed neither, begin at the third bar.
 
 # %%
 import dataclasses
@@ -825,8 +844,9 @@ plots.show(
 )
 
 # %% [markdown]
-# The measured pairs have other settings, mostly more rows, so they save other amounts: compare the last two columns with each other.
-# Most of these runs were known when the formulas were written; `measurements/README.md` tells which were predicted blind.
+# The measured pairs have other settings, mostly longer rows, so they save other amounts: compare the last two columns with each other. The pair
+# for Adam starts from the paged 32-bit one. Some of these runs were known when the formulas were written, others were predicted blind:
+# `measurements/README.md` tells which.
 
 # %%
 savings = [before - after for before, after in itertools.pairwise(peaks.values())]
@@ -837,8 +857,9 @@ off = [abs(predicted(row) / row["measured"]["peak_allocated"] - 1) for row in me
 verdict("each run of the measured pairs was predicted within one percent", max(off) < 0.01)
 
 # %% [markdown]
-# What these cures cost: checkpointing computes each layer's forward pass twice; fewer rows with more accumulation learn the same, a bit slower;
-# a shorter `max_length` cuts long rows off. `python -m helpers memory predict MODEL --gpu t4 --plan` chooses for you.
+# What do they cost? Leaving out `prepare_model_for_kbit_training` and repeating the heads cost nothing that was measured here. Checkpointing computes
+# each layer's forward pass twice. Fewer rows with more accumulation learn the same, a bit slower. A shorter `max_length` cuts long rows off, and
+# fewer or smaller adapters train less: take these last, whatever they save. `python -m helpers memory predict MODEL --gpu t4 --plan` chooses for you.
 #
 # Two relatives. The computer's own memory can run out instead of the GPU's, and a `device_map` can put 4-bit layers where they cannot be.
 
@@ -948,7 +969,9 @@ def share_right(prompts):
 asked = [alpaca_prompt(row["instruction"], row["input"]) for row in heldout]
 match["no newline at the end"] = share_right([prompt.rstrip("\n") for prompt in asked])
 match["no header"] = share_right([prompt[prompt.index("### Instruction") :] for prompt in asked])
-match["the question alone"] = share_right([f"{row['instruction']} {row['input']}".strip() for row in heldout])
+match["the question alone, no newline"] = share_right(
+    [f"{row['instruction']} {row['input']}".strip() for row in heldout]
+)
 
 # %% [markdown]
 # ### Right padding
@@ -1012,7 +1035,10 @@ table(
 if run.model.bundled and len(heldout) >= 32:
     best = match["all as in training"]
     verdict("padded on the left a batch answers as well as it can", match["padded on the left"] >= best - 0.05)
-    verdict("the question alone loses most of what was tuned", match["the question alone"] < best / 2)
+    verdict(
+        "without template and newline most of what was tuned is lost",
+        match["the question alone, no newline"] < best / 2,
+    )
     verdict(
         "one missing newline loses more than the whole header does", match["no newline at the end"] < match["no header"]
     )
@@ -1021,7 +1047,8 @@ if run.model.bundled and len(heldout) >= 32:
 
 # %% [markdown]
 # A newline more or less is another token, and after that token this model never saw an answer begin. The long header, which looks so
-# important, is the same in every row: the model learned to look past it. You cannot guess which part matters, so use one function for
+# important, is the same in every row: the model learned to look past it. Lesson 04 asks the question alone with the newline at its end, and
+# most answers are right. You cannot guess which part matters, so use one function for
 # training and for use.
 #
 # ### A model that never stops
@@ -1270,7 +1297,7 @@ table([
     {"question": "failures in the table", "this run": f"{len(FAILURES)}, of which {sum(not it.patterns for it in FAILURES)} have no message"},
     {"question": "old names that the installed releases refuse or warn of", "this run": str(len(RENAMED))},
     {"question": "Mistral-7B, from everything that costs to the last cure", "this run": f"{peak(ladder[0][1]) / 2**30:.1f} to {peak(ladder[-1][1]) / 2**30:.1f} GiB"},
-    {"question": "right answers, with the template and without", "this run": f"{match['all as in training']:.0%}, {match['the question alone']:.0%}"},
+    {"question": "right answers, with the template, and without it and its newline", "this run": f"{match['all as in training']:.0%}, {match['the question alone, no newline']:.0%}"},
     {"question": "answers that end, with eos as label and masked", "this run": f"{stops[True]:.0%}, {stops[False]:.0%}"},
     {"question": "a weak adapter merged into 4 bits, and dequantized", "this run": " and ".join(f"{d:.2g}" for d in distance.values())},
 ])  # fmt: skip

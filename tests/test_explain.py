@@ -60,10 +60,28 @@ def test_each_message_that_a_gpu_really_gave_is_recognised(row):
 @pytest.mark.parametrize(
     "text",
     ["", "Traceback", "ValueError: x", "ZeroDivisionError: division by zero", "KeyError: 'a'", "all 41 tests passed"]
-    + ["TypeError: can only concatenate str", "{'loss': 1.25, 'grad_norm': 0.5}", "the name of a nan is grandmother"],
+    + ["TypeError: can only concatenate str", "{'loss': 1.25, 'grad_norm': 0.5}", "the name of a nan is grandmother"]
+    + ["{'loss': '0.5', 'grad_norm': 'nan'}"],  # the scaler found an overflow and skips the step: no failure
 )
 def test_what_is_not_known_gets_no_answer(text):
     assert explain.explain(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("{'loss': '0', 'grad_norm': 'nan', 'learning_rate': '0.001'}", "nan-loss"),  # transformers 5: numbers as text
+        ("{'loss': 0.0, 'grad_norm': nan, 'learning_rate': 0.001}", "nan-loss"),
+        (
+            "RepositoryNotFoundError: 404 Client Error. Repository Not Found for url: https://huggingface.co/x/y. "
+            "If you are trying to access a private or gated repo, make sure you are authenticated.",
+            "unknown-model",
+        ),
+        ("GatedRepoError: 401 Client Error. Cannot access gated repo for url https://huggingface.co/x/y.", "gated"),
+    ],
+)
+def test_what_libraries_print_is_told_apart(said, name):
+    assert explain.recognise(said).failure.name == name
 
 
 def test_the_last_error_of_a_log_counts_and_the_others_are_mentioned():

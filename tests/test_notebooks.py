@@ -3,6 +3,7 @@
 Each rule is a function from a notebook to a list of complaints; for each, a fault is planted and must be found.
 """
 
+import ast
 import copy
 import re
 
@@ -126,11 +127,27 @@ def breaks_the_contract(notebook, lesson):
     return [claim for claim, holds in numbers.items() if not holds]
 
 
+def loses_a_table(notebook, lesson):
+    "Jupyter shows what a cell's last line returns; a table made anywhere else is made for nobody."
+    complaints = []
+    for cell in code_cells(notebook):
+        tree = ast.parse(cell.source)
+        for node in ast.walk(tree):
+            made = (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Call)
+                and ast.unparse(node.value.func) == "table"
+            )
+            if made and node is not tree.body[-1]:
+                complaints.append(ast.unparse(node)[:80])
+    return complaints
+
+
 def sources(notebook, kind):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind)
 
 
-RULES = [differs_from_lesson, not_executed, stale, too_much_ignored, unclean, breaks_the_contract]
+RULES = [differs_from_lesson, not_executed, stale, too_much_ignored, unclean, breaks_the_contract, loses_a_table]
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=IDS)
@@ -233,7 +250,12 @@ def no_alt(nb):
                 out.metadata.pop("image/png", None)
 
 
+def forget_return(nb):
+    shown_cell(nb).source = "def shown(rows):\n    table(rows)\n\n\nshown([])"
+
+
 PLANTED = [
+    (loses_a_table, forget_return),
     (differs_from_lesson, edit_source),
     (differs_from_lesson, edit_tags),
     (differs_from_lesson, edit_id),
