@@ -3,7 +3,7 @@
 A merged weight is W + scaling * B A (Hu et al. 2021, arXiv 2106.09685, section 4.1). The files of the base are read by
 offset, not mapped, and each output file is written as it is read: a JSON header, then the tensors one behind the other
 (https://huggingface.co/docs/safetensors, "Format"). What is held at once is a few megabytes of rows; one
-product B A, float32, when its shape is first seen; and with "dequantized" one weight with its 4-bit codes.
+product B A, float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight.
 """
 
 import fcntl
@@ -388,16 +388,15 @@ def _requantized(pieces, tensor: Stored, quant_type: str, double_quant: bool):
     import torch
     from bitsandbytes import functional
 
-    packed, absmax = [], []
-    for piece in pieces:
-        codes, state = functional.quantize_4bit(piece, quant_type=quant_type, compress_statistics=False)
-        packed.append(codes)
-        absmax.append(state.absmax)
-    state.shape, state.absmax = torch.Size(tensor.shape), torch.cat(absmax)
+    packed = [functional.quantize_4bit(piece, quant_type=quant_type, compress_statistics=False) for piece in pieces]
+    absmax = torch.cat([state.absmax for _, state in packed])
     if double_quant:
-        state.nested, state.offset = True, state.absmax.mean()
-        state.absmax, state.state2 = functional.quantize_blockwise(state.absmax - state.offset, blocksize=256)
-    yield from functional.dequantize_4bit(torch.cat(packed), state).view(-1).split(_piece_size(tensor))
+        offset = absmax.mean()
+        codes, nested = functional.quantize_blockwise(absmax - offset, blocksize=256)
+        absmax = functional.dequantize_blockwise(codes, nested).add_(offset)
+    for (codes, state), own in zip(packed, absmax.split([len(state.absmax) for _, state in packed]), strict=True):
+        state.absmax = own
+        yield functional.dequantize_4bit(codes, state).view(-1)
 
 
 def _updated(pieces, update: dict):
