@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -289,7 +290,7 @@ def test_coloured_tokens_say_by_more_than_colour_what_is_learned():
 
 def planned_on_a_t4(model_id="Qwen/Qwen2.5-7B", **given):
     """What the lesson's cells of section 2 leave behind, for a T4 and a model that is not loaded."""
-    from types import SimpleNamespace
+
     from unittest import mock
 
     cells = [c.source for c in course.to_notebook(course.find_lesson("3")).cells if c.cell_type == "code"]
@@ -346,3 +347,26 @@ def test_a_model_without_a_prediction_keeps_its_recipe(tmp_path, capsys):
     assert left.chosen is None
     assert (left.settings.batch_size, left.settings.gradient_accumulation, left.every) == (4, 4, 1)
     assert "No plan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "peak", "every", "graphs"),
+    [
+        ("auto", (8, 9), 10, 0, True),
+        ("auto", (8, 9), 13, 0, False),  # the activations of two lengths do not fit
+        ("auto", (7, 5), 10, 0, False),
+        (True, (7, 5), 13, 0, True),
+        (True, (8, 9), 10, 3, False),  # layers are recomputed
+        (False, (8, 9), 10, 0, False),
+    ],
+)
+def test_cuda_graphs_are_recorded_where_they_help_and_fit(asked, capability, peak, every, graphs):
+    (cell,) = [c.source for c in course.to_notebook(course.find_lesson("3")).cells if "\ngraphs = " in c.source]
+    begin, end = cell.index("# While a graph is recorded"), cell.index("\n", cell.index("\ngraphs = ") + 1)
+    names = {
+        "chosen": SimpleNamespace(prediction=SimpleNamespace(after_load=4, peak_allocated=peak)), "budget": 16 + 2,
+        "run": SimpleNamespace(machine=Machine("cuda", "a GPU", T4, 2**34, 2, capability)), "every": every,
+        "settings": SimpleNamespace(cuda_graphs=asked), "on_gpu": True, "ours": True,
+    }  # fmt: skip
+    exec(cell[begin:end], names)
+    assert names["graphs"] is graphs
