@@ -61,8 +61,8 @@ verdict(
 # %% [markdown]
 # ## 2 The doctor
 #
-# QLoRA here stands on PyTorch and five libraries: transformers loads models, bitsandbytes stores them in 4 bits, peft adds adapters,
-# trl trains, accelerate puts things on devices; datasets reads the rows. Their names for things change between releases, disks fill up,
+# QLoRA here stands on PyTorch and six libraries: transformers loads models, bitsandbytes stores them in 4 bits, peft adds adapters,
+# trl trains, accelerate puts things on devices, datasets reads the rows. Their names for things change between releases, disks fill up,
 # drivers grow old. So the course has a doctor: a list of checks. A check is a function. It looks at one thing and returns three:
 # a status, what it saw, and the cure. Here is one.
 

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 01 Quantization basics
 #
-# A 7B model in 16 bits fills a T4. In 4 bits it takes about a quarter of it, and that is the Q of QLoRA. In this
+# A 7B model in 16 bits all but fills a T4. In 4 bits it takes a quarter to a third of that memory, or a little more, as lesson 00
+# prints, and that is the Q of QLoRA. In this
 # lesson you build 4-bit quantization yourself, in functions of a few lines, and then find that they give what
 # bitsandbytes gives: the same codes, the same constants, the same bytes.
 #
@@ -268,8 +269,9 @@ check("01.2", answer)
 # where a bell curve has its weights: at its quantiles, which are the points that split it into parts of equal share.
 # Eight of them lie above zero and seven below, and zero itself is a level, so that a weight of zero stays zero.
 #
-# One detail is left: the outermost quantile cannot be at a share of 1, which is infinitely far out. QLoRA's authors
-# take 0.9677083, the mean of 1 - 1/32 and 1 - 1/30, which are half a part from the end with 16 and with 15 parts
+# One detail is left: the outermost quantile cannot be at a share of 1, which is infinitely far out. bitsandbytes
+# takes 0.9677083 (`functional.create_normal_map`). That is the mean of 1 - 1/32 and 1 - 1/30, which are half a part
+# from the end with 16 and with 15 parts. The idea of the quantiles is QLoRA's
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 3).
 
 

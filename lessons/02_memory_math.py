@@ -49,7 +49,7 @@ def linear_bytes(n):
 print(f"{8 * linear_bytes(1):.3f} bits a weight")
 
 # %% [markdown]
-# Is that what bitsandbytes really stores? Load a model in 4 bits and add up its tensors.
+# Is that what bitsandbytes really stores? Load a model in 4 bits and add up its codes and constants.
 
 # %%
 import bitsandbytes as bnb
@@ -72,7 +72,8 @@ print(f"{n:,} weights in {len(layers)} layers: {linear_bytes(n):,.0f} bytes comp
 verdict("the formula and the tensors agree within one part in a thousand", abs(stored / linear_bytes(n) - 1) < 1e-3)
 
 # %% [markdown]
-# Equal to the byte, for in these layers every group of 256 constants is full. Where one is not, its float32 still takes four bytes.
+# Equal to the byte, for in these layers every group of 256 constants is full. Where one is not, its float32 still takes four bytes. Left
+# out are a table of levels and a mean for each layer, 68 bytes, and one table of 1 KiB for all: much in a model this small, nothing in a large one.
 #
 # ## 2 What stays in 16 bits
 #
@@ -147,7 +148,7 @@ for r, names in ((8, qkvo), (16, qkvo), (64, qkvo), (16, tuple(x.name for x in m
 verdict("with rank 8 on q, k, v, o nothing pages", max(adapter_tensors(mistral, 8, qkvo)) < 100_000)
 
 # %% [markdown]
-# So `paged_adamw_32bit` changes nothing for the most common recipe. Nor does 4-bit loading switch it on, as some texts say: an optimizer
+# So `paged_adamw_32bit` changes nothing for rank 8 or 16 on q, k, v, o. Nor does 4-bit loading switch it on, as some texts say: an optimizer
 # pages when its name says so.
 #
 # ## 4 Activations
@@ -231,8 +232,9 @@ print(f"tensors {prediction.peak_allocated / 1e9:.2f} GB, reserved by torch {pre
 # `nvidia-smi` shows this one, plus a few hundred MB for CUDA itself.
 #
 # Is it true? `measurements/` holds runs of real shapes with random weights on a GPU, with the bytes that torch counted. The rows that are
-# called a holdout were not used to work out the formulas (its README says which were moved, and why). A prediction with a note leaves
-# something out, as 8-bit weights do: such rows come after these.
+# called a holdout were not used to work out the peak (its README says which were moved, and why). For reserved memory that is not so: two of
+# them came out far too high, the replay was corrected, and they are scored again here. A prediction with a note leaves something out, as 8-bit
+# weights do: such rows come after these.
 
 # %%
 from helpers import COURSE_ROOT
@@ -266,7 +268,8 @@ verdict("reserved memory is predicted within five percent", max(reserved) <= 0.0
 
 # %% [markdown]
 # Reserved memory is the less certain of the two: where a tensor finds no room, torch takes a segment more, and whether it finds room depends on
-# what came before it, block by block.
+# what came before it, block by block. Nor is its figure blind: the first predictions of two rows missed by more than the verdict allows, as the
+# README of `measurements/` says.
 #
 # With 8-bit weights (`load_in_8bit`), bitsandbytes multiplies the input columns that hold an outlier in 16 bits, and keeps a copy of them
 # for the backward pass. How many there are depends on the data, so `predict` counts none, and says so.
@@ -345,8 +348,8 @@ for name in compared["versions"]:
 # %% [markdown]
 # ## 6 What each choice costs
 #
-# One change at a time, from a lean starting point. Sizes of GPUs are told in GiB, 2**30 bytes, which is 7% more than a GB of 10**9 bytes;
-# so are peaks from here on, where they are held against a GPU.
+# One change at a time, from a lean starting point. In this section, sizes of GPUs and peaks are told in GiB, 2**30 bytes, which is 7% more
+# than a GB of 10**9 bytes. Section 7 goes back to GB, as the tables that it checks do.
 
 # %%
 import dataclasses
@@ -377,7 +380,8 @@ plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change
 #
 # `plan` tries every combination of rows at once, checkpointing, offloading and optimizer, and takes the fastest that leaves a twentieth
 # of the GPU free, for CUDA itself and for what a prediction may be off. What is fastest it reckons from the passes through the model:
-# that is a model of time, not a measurement. `checkpoint_every` 0 is no checkpointing.
+# that is a model of time, not a measurement. `checkpoint_every` 0 is no checkpointing. It plans for another recipe than the bars above: rank
+# 16 on every linear layer, with dropout, rows of 512 tokens, a T4's kernels. So its peaks are higher than theirs.
 
 # %%
 from helpers.memory import GPUS, plan
@@ -404,7 +408,7 @@ calculate(model="mistral-7b", gpu="t4")
 # %% [markdown]
 # ## 7 The tables that go around
 #
-# A widely copied table gives one number for each size and method. Which batch, which length? It does not say. Here are the same sizes, for
+# One text that this course started from gives one number for each size and method. It says that batch and length matter, not which it means. Here are the same sizes, for
 # one row of 512 tokens, with checkpointing and 8-bit Adam, and full fine-tuning with 32-bit Adam.
 
 
