@@ -125,7 +125,7 @@ def merge_adapter(
                         update = plan.get(key, {})
                         pieces = _pieces(tensors[key], update, getattr(torch, name))
                         if key in quantized and "instead" not in update:
-                            pieces = _requantized(pieces, tensors[key], quant_type, double_quant)
+                            pieces = _requantized(pieces, quant_type, double_quant)
                         writing = None  # one piece is written while the next one is computed
                         for piece in _updated(pieces, update):
                             bar.update(writing.result() if writing else 0)
@@ -379,7 +379,7 @@ def _whole(tensor: Stored):
     return torch.cat([piece.float().clone() for piece in _pieces(tensor, {}, None)]).view(tensor.shape)
 
 
-def _requantized(pieces, tensor: Stored, quant_type: str, double_quant: bool):
+def _requantized(pieces, quant_type: str, double_quant: bool):
     """Yield the weight as bitsandbytes quantizes and dequantizes it, from its pieces; blocks of 64, nested ones of 256.
 
     Equal to quantize_4bit of the whole, which would take nine times the weight's memory: only the mean of the absmax,

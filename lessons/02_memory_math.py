@@ -408,8 +408,8 @@ calculate(model="mistral-7b", gpu="t4")
 # %% [markdown]
 # ## 7 The tables that go around
 #
-# One text that this course started from gives one number for each size and method. It says that batch and length matter, not which it means. Here are the same sizes, for
-# one row of 512 tokens, with checkpointing and 8-bit Adam, and full fine-tuning with 32-bit Adam.
+# One text that this course started from gives one number for each size and method. It says that batch and length matter, not which it
+# means. Here are the same sizes, for one row of 512 tokens, with checkpointing and 8-bit Adam, and full fine-tuning with 32-bit Adam.
 
 
 # %%

@@ -636,8 +636,8 @@ from helpers.checkpoints import last_complete_checkpoint
 
 resume_from = last_complete_checkpoint(checkpoints)
 begun = time.perf_counter()
-faster = recorded(trainer) if graphs else contextlib.nullcontext()
-with guarded(), monitor.phase("between steps"), fewer_walks(trainer), faster:  # section 17 says what that is
+faster = recorded(trainer) if graphs else contextlib.nullcontext([])  # section 17 says what these two are
+with guarded(), monitor.phase("between steps"), fewer_walks(trainer), faster as recorded_shapes:
     trained = trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
 train_seconds = time.perf_counter() - begun
 print(f"{trained.global_step} steps in {train_seconds:.1f} s" + (f", from {resume_from.name}" if resume_from else ""))
@@ -825,11 +825,8 @@ plots.show(figure, alt=f"{kind} in the last training steps, coloured by forward,
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints bytes that were measured"
 if ours and chosen and monitor.tokens:
-    largest = settings.batch_size, -(-settings.max_length // MULTIPLE) * MULTIPLE
-    (rows_at_once, widest), waits = (
-        largest if graphs else monitor.largest_batch,
-        graphs or settings.gradient_accumulation > 1,
-    )
+    rows_at_once, widest = recorded_shapes[0] if graphs else monitor.largest_batch
+    waits = graphs or settings.gradient_accumulation > 1
     seen = predict(shape, dataclasses.replace(spec, batch_size=rows_at_once, seq_len=widest), gpu)
     guess, truth = seen.peak_allocated + 4 * trainable * waits, monitor.peak_of("forward", "backward", "step")
 else:
@@ -1068,18 +1065,16 @@ record(
 #
 # How much does each choice of this lesson bring? One step of 8 x 512 tokens on Mistral-7B's shape (random weights, rank 8 on q, k, v and o,
 # float16, 14.56 GiB), timed again and again while the recipe changes by one thing a row, all one after the other on one H200
-# (`measurements/measure_speed.py`, run three times, "recorded" in the third). The first row is the tutorials' recipe, made to run by the cure of trap 5 alone. Two times are
-# shown: the whole step, host and GPU together (the median, ten steps a run), and what the GPU's kernels took. They differ when the GPU waits for
-# Python to send it work. An H200 often waits, and how long depends on what else its host has to do, so between the runs the first time varies far
-# more than the second. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second; nobody has timed it on one.
+# (`measurements/measure_speed.py`, run three times, "recorded" in the third). The first row is the tutorials' recipe, made to run by the cure of
+# trap 5 alone. Two times are shown: the whole step, host and GPU together (the median, ten steps a run), and what the GPU's kernels took. They
+# differ when the GPU waits for Python to send it work. An H200 often waits, and how long depends on what else its host has to do, so between the
+# runs the first time varies far more than the second. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second; nobody has timed it on one.
 
 # %%
-import json
 import statistics
 
-speed = [json.loads(line) for line in (COURSE_ROOT / "measurements" / "h200_speed.jsonl").read_text().splitlines()]
 ran = {}
-for row in filter(lambda row: row["measured"], speed):
+for row in filter(lambda row: row["measured"], read_rows(COURSE_ROOT / "measurements" / "h200_speed.jsonl")):
     ran.setdefault((row["rules"], row["name"]), {})[row["run"]] = row
 
 # %% [markdown]

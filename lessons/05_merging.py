@@ -376,8 +376,8 @@ table([shown(name, way, found) for (name, way), found in results.items()])
 
 # %% [markdown]
 # Read the two rows "into the 4-bit base", those of the bundled model. Of the strong update most is kept; of the weak one next to nothing.
-# The weak adapter was useful, as its loss beside the untrained base's says, and its 4-bit merge lies much nearer to the untrained base than to it. No error was
-# raised and no file is broken: you would notice only by measuring. (On disk, an adapter needs its base as well.)
+# The weak adapter was useful, as its loss beside the untrained base's says, and its 4-bit merge lies much nearer to the untrained base than
+# to it. No error was raised and no file is broken: you would notice only by measuring. (On disk, an adapter needs its base as well.)
 
 # %%
 for name in adapters:
@@ -586,7 +586,8 @@ table([
 verdict("on a CPU, quantizing and dequantizing takes more than five times as long as rounding", unpack > 5 * copy)
 
 # %% [markdown]
-# So a merge into the dequantized base waits for the quantization, and the last column says how long for a large model. One into the original base has no such wait, only the product of $B$ and $A$ and the disk. It is paid once.
+# So a merge into the dequantized base waits for the quantization, and the last column says how long for a large model. One into the
+# original base has no such wait, only the product of $B$ and $A$ and the disk. It is paid once.
 #
 # With a model this small the figures of memory are mostly noise: compare both adapters in section 4. PEFT's ways hold the model that they
 # make, `helpers.merge` holds rows, so with a large model there is a gap. The course's tests

@@ -58,14 +58,18 @@ def test_what_full_fine_tuning_reserves_is_predicted_within_five_percent():
     "Five held-out rows, four of them measured after the prediction stood."
     full = [row for row in HELD_OUT if not row["spec"]["rank"]]
     assert len(full) >= 5
-    assert max(errors(full, "peak_reserved")) <= 0.05
+    *others, largest = sorted(errors(full, "peak_reserved"))
+    assert largest <= 0.05
+    assert max(others) <= 0.01
 
 
 def test_runs_that_peak_in_the_loss_are_predicted_to_a_tenth_of_a_percent():
     "The tiled loss frees nothing before its 16-bit gradients exist."
     found = [abs(scored["peak_allocated"][2]) for scored in score(ROWS) if scored["moment"] == "loss, backward"]
     assert len(found) >= 3
-    assert max(found) <= 0.001
+    *others, largest = sorted(found)
+    assert largest <= 0.001
+    assert max(others) <= 0.0005
 
 
 def test_roles_in_the_rows_are_those_of_the_script():
@@ -481,8 +485,7 @@ def test_rows_that_were_measured_for_speed_are_predicted_too():
     "Nobody tuned anything on these: recipes on Mistral-7B's shape, measured for their speed in three runs."
     fields = {field.name for field in dataclasses.fields(memory.RunSpec)}
     off = []
-    for line in (COURSE_ROOT / "measurements" / "h200_speed.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_rows(MEASUREMENTS / "h200_speed.jsonl"):
         if row["measured"]:
             spec = {name: value for name, value in row["spec"].items() if name in fields}
             predicted = memory.predict(row["config"], spec).peak_allocated

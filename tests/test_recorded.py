@@ -12,11 +12,12 @@ from helpers.machine import detect
 from helpers.models import bundled
 from helpers.quick import load_4bit
 from helpers.recorded import MULTIPLE, recorded
+from helpers.workarounds import adapters_to_float32
 
 LENGTHS = (20, 60, 100, 30, 70, 10, 64, 65)
 
 
-def trainer_of(folder, machine, **more):
+def trainer_of(folder, machine):
     torch.manual_seed(0)
     model, tokenizer = load_4bit(bundled(), machine)
     draw = torch.Generator().manual_seed(1)
@@ -26,16 +27,14 @@ def trainer_of(folder, machine, **more):
         activation_checkpointing=False, gradient_checkpointing=None, optim="adamw_torch", learning_rate=1e-3,
         pad_to_multiple_of=MULTIPLE, eval_strategy="steps", eval_steps=1, logging_steps=1, save_strategy="no", seed=0,
         fp16=machine.dtype == "float16", bf16=machine.dtype == "bfloat16", use_cpu=machine.device == "cpu",
-        report_to="none", disable_tqdm=True, **more,
+        report_to="none", disable_tqdm=True,
     )  # fmt: skip
     data = Dataset.from_dict({"input_ids": rows, "labels": rows})
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
         model, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer, peft_config=lora
     )
-    for p in trainer.model.parameters():
-        p.data = p.data.float() if p.requires_grad else p.data
-    return trainer
+    return adapters_to_float32(trainer)
 
 
 def losses(trainer):
