@@ -14,6 +14,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     PYDEVD_DISABLE_FILE_VALIDATION="1",
+    COURSE_STRICT="1",  # an untrue verdict fails its cell
 )
 # One folder for the whole test run, so that lesson 04 finds what 03 left, and nobody's runs/ is touched.
 os.environ.setdefault("COURSE_RUNS", tempfile.mkdtemp(prefix="course-tests-"))

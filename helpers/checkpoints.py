@@ -1,13 +1,17 @@
-"""Checkpoints after a kill: which of them are whole, and which one to resume from."""
+"""What a training leaves: an adapter that is whole and replaces no other run's, and checkpoints to resume from."""
 
+import contextlib
+import datetime
 import hashlib
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.files import safetensors_shapes
+from helpers.files import adapter_fault, read_object, safetensors_shapes
+from helpers.results import replace_folder
 
 
 class CheckpointError(CourseError):
@@ -50,8 +54,53 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 def checkpoint_folder(place: Path, **run) -> Path:
     """Where in `place` the checkpoints of just this run belong: another setting, model or data gets another folder."""
-    key = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return Path(place) / f"checkpoints-{key}"
+    return Path(place) / f"checkpoints-{_key(run)}"
+
+
+def _key(run: dict) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+ABOUT = "course.json"  # in an adapter's folder: which run of the course made it
+
+
+@contextlib.contextmanager
+def adapter_folder(folder: Path, made_by: str, data: str, **run):
+    """Yield an empty folder to save an adapter into; it becomes `folder` once what was saved is whole and on the disk.
+
+    What stood there goes only if the same run made it (the same model, data and settings); the adapter of another run
+    is kept beside it as NAME-1, NAME-2, ..., and a line says so. Raises CheckpointError, one line, for an adapter that
+    is not whole or cannot be written; then `folder` is as it was.
+    """
+    key = _key(run | {"data": data})
+    about = {"made_by": made_by, "data": data, "date": datetime.date.today().isoformat(), "run": key}
+    try:
+        with replace_folder(folder) as new:
+            yield new
+            (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            fault = adapter_fault(new)
+            if fault:
+                raise CheckpointError(f"the adapter was not saved whole: {fault}. Run this cell again")
+            old = about_adapter(folder)
+            trained = old.get("made_by", "lesson 03") == "lesson 03"  # what a lesson made in seconds is not worth keeping
+            if (folder / "adapter_config.json").is_file() and trained and old.get("run") != key:
+                numbers = (n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
+                kept = folder.with_name(f"{folder.name}-{next(numbers)}")
+                os.replace(folder, kept)
+                print(f"The adapter of an earlier run is kept: {kept.name}")
+    except OSError as error:
+        if isinstance(error, CourseError):
+            raise
+        why = error.strerror or str(error)
+        raise CheckpointError(f"the adapter could not be saved ({why}): make room, then run this cell again") from error
+
+
+def about_adapter(folder: Path) -> dict:
+    """What the course noted of an adapter when it was made: made_by, data, date, run; {} for any other adapter."""
+    try:
+        return read_object(folder / ABOUT)
+    except ValueError:
+        return {}
 
 
 def require_login(hub_repo: str) -> None:

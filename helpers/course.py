@@ -62,9 +62,10 @@ def to_notebook(lesson: Path):
     notebook = jupytext.read(lesson, fmt="py:percent")
     notebook.cells[0].source = f"{badges(lesson.stem)}\n\n{notebook.cells[0].source}"
     bootstrap = notebook.cells[0].__class__(
-        cell_type="code", execution_count=None, metadata={"tags": ["bootstrap"]}, outputs=[], source=bootstrap_source()
+        cell_type="code", execution_count=None, outputs=[], source=bootstrap_source(),
+        metadata={"tags": ["bootstrap"], "cellView": "form", "jupyter": {"source_hidden": True}},
     )
-    notebook.cells.insert(1, bootstrap)
+    notebook.cells.insert(1, bootstrap)  # folded away in Colab and JupyterLab
     times = json.loads(TIMES.read_text(encoding="utf-8"))["lessons"].get(lesson.stem, {}) if TIMES.is_file() else {}
     seen: dict[str, int] = {}
     for cell in notebook.cells:
@@ -84,11 +85,7 @@ def to_notebook(lesson: Path):
 
 def lesson_parameters(lesson: Path) -> dict:
     """The names and defaults of a lesson's `parameters` cell."""
-    import jupytext
-
-    for cell in jupytext.read(lesson, fmt="py:percent").cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            values: dict = {}
-            exec(cell.source, {}, values)  # our own file, the cell that holds assignments only
-            return values
-    return {}
+    cell = lesson.read_text(encoding="utf-8").partition('# %% tags=["parameters"]\n')[2].partition("\n# %%")[0]
+    values: dict = {}
+    exec(cell, {}, values)  # our own file, the cell that holds assignments only
+    return values

@@ -56,8 +56,6 @@ BREAKS = {
     "pytest": "the tests",
     "nbval": "the tests of the notebooks",
 }
-FOR_COMMANDS = {"jupytext", "nbformat", "nbclient", "papermill", "jinja2", "joblib", "tqdm", "pytest", "nbval"}
-NOT_FOR_LESSONS = FOR_COMMANDS | {"nvidia-ml-py"}
 
 
 @dataclass(frozen=True)
@@ -108,27 +106,65 @@ def python():
     here = f"Python {sys.version.split()[0]}"
     if sys.version_info < (3, 11):  # noqa: UP036 (it may be run before anything is installed)
         return FAIL, f"{here} is too old", "install Python 3.11 or 3.12, and make the environment again"
-    if sys.version_info >= (3, 13):
-        return WARN, f"{here}: the course was tested on 3.11 and 3.12", "if a package fails, use Python 3.12"
+    if sys.version_info >= (3, 14):
+        return WARN, f"{here}: the course was tested on 3.11 to 3.13", "if a package fails, use Python 3.13"
     return OK, here, ""
 
 
 def packages():
     """A line for each package that requirements.txt does not accept, with what it breaks; else one line for all."""
-    from helpers.tools.install import requirements
+    from helpers.tools.install import needed_by_commands, requirements
 
-    rows, wrong = requirements(), []
+    rows, for_commands, wrong = requirements(), needed_by_commands(), []
+    absent = [name for name, _, here, _ in rows if here is None and name in for_commands]
     for name, line, here, met in rows:
-        if not met:
-            status = WARN if name in NOT_FOR_LESSONS else FAIL
+        if not met and name not in absent:
+            status = WARN if name in for_commands | {"nvidia-ml-py"} else FAIL
             what = f"{name} is missing" if here is None else f"{name} {here}, where {line} is needed"
             cure = "pip install --upgrade torch, for your GPU as pytorch.org says" if name == "torch" else INSTALL
             wrong.append((status, f"{what}; breaks {BREAKS.get(name, 'what uses it')}", cure))
-    return wrong or (
-        OK,
-        f"all {len(rows)} packages of requirements.txt, in versions that the lessons were written for",
-        "",
-    )
+    if wrong:
+        return wrong
+    of = f"all {len(rows) - len(absent)} packages" + (" that lessons need" if absent else " of requirements.txt")
+    without = f"; without {', '.join(absent)}, which only commands and tests need" if absent else ""
+    return OK, f"{of}, in versions that the lessons were written for{without}", ""
+
+
+def torchao():
+    """Nobody needs it, but PEFT refuses adapters on 16-bit layers beside an old one, which Colab and Kaggle bring."""
+    from helpers.tools.install import refused_packages
+
+    here = _version("torchao")
+    if refused_packages():
+        return FAIL, f"torchao {here}: beside it PEFT puts no adapter on a 16-bit layer (lessons 05 and 06)", INSTALL
+    return OK, f"torchao {here}" if here else "no torchao, and none is needed", ""
+
+
+def files_beside():
+    """A file beside the notebook with a library's name would be loaded in its place."""
+    from helpers.tools.install import shadowing
+
+    found = [file for file, _ in shadowing()]
+    if not found:
+        return OK, "no file beside the notebook has a library's name", ""
+    what = f"{', '.join(found)} beside the notebook: the set-up cell has the library found first"
+    return WARN, what, "rename it if you want to import it in this notebook"
+
+
+def pip_notes():
+    """What pip said while the course installed something: whose wishes it could not meet."""
+    from helpers.tools.install import NOTES
+
+    if not NOTES.is_file():
+        return []
+    unmet = [line for line in NOTES.read_text(encoding="utf-8").splitlines() if " requires " in line]
+    return OK, f"pip noted {len(unmet)} unmet wishes of other packages while installing: runs/install.txt in the course", ""
+
+
+def colab():
+    """Which of Colab's runtimes this is; nothing elsewhere."""
+    release = os.environ.get("COLAB_RELEASE_TAG")
+    return (OK, f"Colab's runtime {release}", "") if release else []
 
 
 def loaded_packages():
@@ -147,12 +183,10 @@ def loaded_packages():
 
 
 def widgets():
-    """Sliders need ipywidgets 8, and where JupyterLab is installed its widget extension too."""
+    """Sliders need ipywidgets, and where JupyterLab is installed its widget extension too."""
     missing = [name for name in ("ipywidgets", "jupyterlab_widgets") if _version(name) is None]
     if missing and (missing[0] == "ipywidgets" or _version("jupyterlab")):
         return WARN, f"{missing[0]} is missing: calculators show a still picture", "pip install --upgrade ipywidgets"
-    if int(_version("ipywidgets").split(".")[0]) < 8:
-        return WARN, f"ipywidgets {_version('ipywidgets')} is older than 8", "pip install --upgrade ipywidgets"
     return OK, f"ipywidgets {_version('ipywidgets')}; on GitHub's pages a still picture stands in", ""
 
 
@@ -226,6 +260,19 @@ def host_memory():
     if available < LITTLE_MEMORY:
         return WARN, what, "close other programs and notebooks; run one lesson at a time"
     return OK, what, ""
+
+
+def machine_in_numbers() -> dict:
+    """System, processor, cores and bytes of memory, for whoever collects the doctor's files: no name of a host or person."""
+    import platform
+
+    import psutil
+
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    about = {"system": system, "processor": platform.machine(), "python": sys.version.split()[0]}
+    about |= {"cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total}
+    release = os.environ.get("COLAB_RELEASE_TAG")
+    return about | ({"colab": release} if release else {})
 
 
 def _limits() -> dict[str, float]:
@@ -496,7 +543,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-INSTALLED = (python, packages, loaded_packages, widgets, kernel)
+INSTALLED = (python, colab, packages, torchao, pip_notes, loaded_packages, files_beside, widgets, kernel)
 MACHINE = (disk, downloads, host_memory)
 NETWORK = (network, hub_access)
 TORCH = (gpu, gpu_traps, four_bits)  # these import torch, which takes seconds, and a broken one may end the process

@@ -70,7 +70,8 @@ RULES: dict[str, Rule] = {
     ),
     "dataset_id": Rule('"auto", "bundled", "alpaca", or a file of JSON lines', _is_path),
     "adapter_dir": Rule('"auto" or an adapter\'s folder', _is_path),
-    "output_dir": Rule('"auto" or a folder that can be written', _is_path),
+    "output_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
+    "merged_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
     "seed": _integer(0, 2**32 - 1),
     "rank": _or_auto(_integer(1, 1024)),
     "lora_alpha": _or_auto(_number(0.001, 4096)),
@@ -93,7 +94,6 @@ RULES: dict[str, Rule] = {
     ),
     "cuda_graphs": _or_auto(_flag),
     "save_steps": _or_auto(_integer(1, 1_000_000)),
-    "checkpoint_dir": Rule('"auto" or a folder that can be written', _is_path),
     "hub_repo": Rule(
         '"none" or owner/name on the Hugging Face hub',
         lambda v: isinstance(v, str) and (v == "none" or re.fullmatch(r"[\w.-]+/[\w.-]+", v) is not None),

@@ -36,7 +36,8 @@ def show(figure, alt: str, dpi: int = 90):
     """The figure as an image with alternative text, for the last line of a cell."""
     from IPython.display import Image
 
-    return Image(png(figure, dpi), format="png", alt=alt)
+    # Image(alt=...) came with IPython 8, and Colab has 7.34; both take the metadata.
+    return Image(png(figure, dpi), format="png", metadata={"alt": alt})
 
 
 def png(figure, dpi: int = 90) -> bytes:
@@ -58,8 +59,9 @@ def show_panel(panel, picture: bytes | None, text: str, alt: str, handle=None):
     if picture is not None:
         output["image/png"] = base64.b64encode(picture).decode()
     if panel is not None:
-        view = "application/vnd.jupyter.widget-view+json"
-        output[view] = panel._repr_mimebundle_()[view]
+        # What ipywidgets itself says of a panel; its method for it has another name before version 8, which Colab has.
+        view = {"version_major": 2, "version_minor": 0, "model_id": panel.model_id}
+        output["application/vnd.jupyter.widget-view+json"] = view
     new = handle or DisplayHandle()
     (new.update if handle else new.display)(output, raw=True, metadata={"image/png": {"alt": alt}})
     return new

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+from helpers.checkpoints import about_adapter, adapter_folder, last_complete_checkpoint
 from helpers.data import load_instructions, to_prompt_completion
 from helpers.models import Model, ModelError, base_of, recipe_for
-from helpers.results import Run, replace_folder
+from helpers.results import Run, whereabouts
 from helpers.workarounds import adapters_to_float32, keep_4bit_layout, repeat_kv_heads
 
 
@@ -26,57 +27,80 @@ def load_4bit(model: Model, machine, quant_type: str = "nf4", double_quant: bool
     return keep_4bit_layout(base).eval(), AutoTokenizer.from_pretrained(model.path)
 
 
-def adapter_for(run: Run) -> tuple[Path, bool]:
-    """(folder, made_now) of an adapter for run.model: adapter_dir, lesson 03's, or a short training.
+def which_adapter(run: Run) -> str:
+    """In words, for the table that a lesson begins with: which adapter it takes, and from where, or how to bring yours."""
+    return find_adapter(run)[1]
+
+
+def find_adapter(run: Run) -> tuple[Path | None, str]:
+    """(folder, words) of the adapter for run.model: adapter_dir, lesson 03's, one made earlier; None if there is none.
 
     Raises ModelError, one line, if adapter_dir holds none or one that was trained on another base.
     """
     named = getattr(run.settings, "adapter_dir", "auto")
-    folder = run.adapter if named == "auto" else Path(named).expanduser()
-    if (folder / "adapter_config.json").is_file():
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise ModelError(f"{folder.name} holds no adapter_model.safetensors: pickled adapters are not loaded here")
-        base = base_of(folder)
-        if base == ("bundled" if run.model.bundled else run.model.path):
-            return folder, False
-        if named != "auto":
-            raise ModelError(
-                f"the adapter in {folder.name} was trained on {base}, and the model here is {run.model.name}"
-            )
-    elif named != "auto":
+    if named != "auto":
+        return _named(Path(named).expanduser(), named, run.model), f"yours: adapter_dir = {named!r}"
+    for folder in (run.adapter, _adapter_of_another_base(run)):
+        if (folder / "adapter_model.safetensors").is_file() and base_of(folder) == _base_name(run.model):
+            about = about_adapter(folder)
+            maker = about.get("made_by", "lesson 03")
+            made = f", made on {about['date']} from {about['data']}" if about else ""
+            return folder, f"the one that {maker} left in {whereabouts(folder, '')}{made}"
+    how = 'run lesson 03 on this machine first, or give both lessons output_dir="drive", or name its folder: adapter_dir'
+    return None, f"none in {whereabouts(run.folder, '')}; a small one is trained now. For your own, {how}"
+
+
+def _base_name(model: Model) -> str:
+    return "bundled" if model.bundled else model.path
+
+
+def _adapter_of_another_base(run: Run) -> Path:
+    """Where an adapter is made while run.adapter holds one that was trained on another base: lesson 03 may want it back."""
+    return run.folder / f"adapter-{run.model.name.split('/')[-1].replace(' ', '-')}"
+
+
+def _named(folder: Path, named: str, model: Model) -> Path:
+    if not (folder / "adapter_config.json").is_file():
         raise ModelError(f'no adapter_config.json in adapter_dir = {named!r}: run lesson 03, or leave it at "auto"')
-    else:
-        folder = run.adapter
-    if folder.exists():  # of another base: lesson 03 may want it back
-        folder = run.folder / f"adapter-{run.model.name.split('/')[-1].replace(' ', '-')}"
-        if (folder / "adapter_config.json").is_file():
-            return folder, False
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder.name} holds no adapter_model.safetensors: pickled adapters are not loaded here")
+    if base_of(folder) != _base_name(model):
+        raise ModelError(f"the adapter in {folder.name} was trained on {base_of(folder)}, and the model here is {model.name}")
+    return folder
+
+
+def adapter_for(run: Run) -> tuple[Path, bool]:
+    """(folder, made_now) of an adapter for run.model: what `find_adapter` finds, or a short training."""
+    found, _ = find_adapter(run)
+    if found is not None:
+        return found, False
+    folder = _adapter_of_another_base(run) if run.adapter.exists() else run.adapter
     rows = (run.rows or load_instructions("bundled")[0])["train"]
     quantization = {name: v for name, v in vars(run.settings).items() if name in ("quant_type", "double_quant")}
     # For the bundled model many small steps give as many right answers for less work.
     small = {"steps": 60, "batch_size": 4} if run.model.bundled else {}
-    train_adapter(run.model, run.machine, rows, folder, **small, **quantization)
+    lesson = f"lesson {run.lesson[:2]}, in a short training,"
+    train_adapter(run.model, run.machine, rows, folder, made_by=lesson, data=run.data_name, **small, **quantization)
     return folder, True
 
 
 def train_adapter(
     model: Model, machine, rows, folder: Path, steps: int = 40, rank: int = 16, seed: int = 0, *,
     batch_size: int | None = None, lora_dropout: float = 0.0, heldout=None, save_steps: int = 0,
-    learning_rate: float | None = None, **quantization,
+    learning_rate: float | None = None, made_by: str = "a short training", data: str = "", **quantization,
 ) -> dict:  # fmt: skip
     """Train as lesson 03 does, without its explanations, and save into `folder`; returns loss, seconds and history.
 
     `rows`: instructions, or rows of input_ids and labels that are fed as they are. `heldout` is scored eight times on
     the way. With `save_steps`, checkpoints go to <folder>-checkpoints, and a run that was killed goes on from there.
-    `learning_rate` None is the recipe's; `quantization` (quant_type, double_quant) goes to load_4bit.
+    `learning_rate` None is the recipe's; `made_by` and `data` are noted beside the adapter; `quantization` (quant_type,
+    double_quant) goes to load_4bit.
     """
     import time
 
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
-
-    from helpers.checkpoints import last_complete_checkpoint
 
     set_seed(seed)
     recipe = recipe_for(model)
@@ -131,7 +155,8 @@ def train_adapter(
     last = last_complete_checkpoint(checkpoints) if save_steps else None
     loss = trainer.train(resume_from_checkpoint=last and str(last)).training_loss
     seconds = time.perf_counter() - begun
-    with replace_folder(folder) as new:
+    settings = {"model": model.name, "steps": steps, "rank": rank, "seed": seed, **quantization}
+    with adapter_folder(folder, made_by, data, **settings) as new:
         trainer.model.save_pretrained(new)
         tokenizer.save_pretrained(new)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -1,10 +1,9 @@
-"""What a run found: begun once, recorded as it goes, kept as one JSON a lesson; and verdicts that fail when untrue."""
+"""What a run found: begun once, recorded as it goes, kept as one JSON a lesson; verdicts; and where files outlive a machine."""
 
 import contextlib
 import glob
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -16,7 +15,8 @@ from types import SimpleNamespace
 
 from helpers import COURSE_ROOT, CourseError, parameters
 
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
@@ -44,6 +44,11 @@ class Run:
         """Where lesson 03 leaves the adapter, and 04 and 05 look for it."""
         return self.folder / "adapter"
 
+    @property
+    def bulky(self) -> Path:
+        """Where gigabytes go that are not to be kept: `folder`, but this machine's disk when `folder` is on Drive."""
+        return output_folder("auto") if on_drive(self.folder) else self.folder
+
     def save(self) -> Path:
         about = {
             "parameters": self.parameters,
@@ -53,7 +58,7 @@ class Run:
         about |= {"data": self.data_name, "python": sys.version.split()[0]}
         about["versions"] = {name: version(name) for name in PACKAGES}
         file = self.folder / f"{self.lesson}.json"
-        about["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+        about["peak_resident_bytes"] = peak_resident()
         write_whole(file, json.dumps(self.recorded | {"verdicts": self.verdicts, "run": about}, indent=1) + "\n")
         return file
 
@@ -72,7 +77,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
 
     finish_replacing(run.folder)
 
-    from helpers import data, machine, models
+    from helpers import data, machine, models, workarounds
 
     # What was named is looked at first: the next line imports torch, which takes seconds.
     named = values.get("model_id", "auto") != "auto"
@@ -101,9 +106,14 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
             wanted = "bundled"
         run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
         shown["data"] = run.data_name
-    shown["writes to"] = "runs/default" if values.get("output_dir", "auto") == "auto" else _readable(run.folder)
+    if "adapter_dir" in values:
+        from helpers import quick
+
+        shown["adapter"] = quick.which_adapter(run)
+    shown["writes to"] = whereabouts(run.folder, values.get("output_dir", "auto"))
     _current = run
     quiet_libraries()
+    workarounds.right_dequantization()
     from IPython.display import display
 
     display(table([{"": name, "this run": value} for name, value in shown.items()]))
@@ -127,14 +137,43 @@ def record(**values) -> None:
     run.save()
 
 
-def verdict(claim: str, holds: bool) -> None:
-    """Print a claim that does not vary from run to run, and keep it for the report; AssertionError if it is untrue."""
+def verdict(claim: str, holds: bool, look_at: str = "") -> None:
+    """State what the reader should now believe, and keep it for the report.
+
+    An untrue claim is shown in red, with what to `look_at`, and the run goes on: a lesson must not take from a learner
+    what she has made so far. With COURSE_STRICT=1 in the environment, as in tests, it raises AssertionError instead.
+    """
     run = _begun()
     run.verdicts.append({"claim": claim, "holds": bool(holds)})
     run.save()
-    if not holds:
+    if holds:
+        print(f"OK: {claim}")
+    elif os.environ.get("COURSE_STRICT") == "1":
         raise AssertionError(f"not so in this run: {claim}")
-    print(f"OK: {claim}")
+    else:
+        _show_untrue(claim, look_at or _changed(run))
+
+
+def _show_untrue(claim: str, look_at: str) -> None:
+    from html import escape
+
+    from IPython.display import display
+
+    box = "border-left:4px solid #b00020;padding:4px 10px;margin:4px 0"
+    red = f'<b style="color:#b00020">{NOT_SO}</b>{escape(claim)}<br>{escape(look_at)}'
+    bundle = {"text/plain": f"{NOT_SO}{claim}\n{look_at}", "text/html": f'<div style="{box}">{red}</div>'}
+    display(bundle, raw=True)
+
+
+def _changed(run: Run) -> str:
+    """What to look at when a verdict is untrue: the parameters of this run that are not the lesson's own."""
+    from helpers import course
+
+    usual = course.lesson_parameters(course.LESSONS / f"{run.lesson}.py")
+    changed = [f"{name} = {value!r}" for name, value in run.parameters.items() if usual.get(name, value) != value]
+    if changed:
+        return f"Look at the numbers above, and at what this run changes: {', '.join(changed)}. The lesson goes on."
+    return "Look at the numbers above: with the lesson's own parameters this should hold. The lesson goes on."
 
 
 def table(rows: list[dict]):
@@ -147,22 +186,71 @@ def table(rows: list[dict]):
 
 
 def output_folder(output_dir: str, name: str = "output_dir") -> Path:
-    """The folder of a run, made if need be; "auto" is runs/default in the course, or here when outside of it.
+    """The folder of a run, made if need be. "auto" is runs/default in the course, or here when outside of it; "drive" is
+    qlora-course/default on the learner's Google Drive, which is mounted in Colab.
 
     The environment variable COURSE_RUNS names another place for runs, for a clone that cannot be written.
     """
     if output_dir == "auto":
         here = COURSE_ROOT if Path.cwd().is_relative_to(COURSE_ROOT) else Path.cwd()
         folder = Path(os.environ.get("COURSE_RUNS") or here / "runs") / "default"
+    elif output_dir == "drive":
+        folder = _my_drive() / "qlora-course" / "default"
     else:
         folder = Path(output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
     except OSError as error:
         raise OutputError(f"{name} = {str(output_dir)!r} cannot be written ({error.strerror}): name another") from error
     return folder
+
+
+def _my_drive() -> Path:
+    """The learner's Drive, mounted if it is not yet; OutputError, one line, outside of Colab or where that is refused."""
+    point = Path(os.environ.get("COURSE_DRIVE") or DRIVE)
+    if not (point / "MyDrive").is_dir():
+        try:
+            from google.colab import drive
+        except ImportError as error:
+            raise OutputError('output_dir = "drive" is for Colab, and this is not Colab: name a folder') from error
+        try:
+            drive.mount(str(point))
+        except Exception as error:  # refused, timed out, or there is something in the way
+            why = f"{type(error).__name__}: {error}"
+            raise OutputError(f'output_dir = "drive": Google Drive was not mounted ({why}): run the cell again') from error
+    return point / "MyDrive"
+
+
+def on_drive(folder: Path) -> bool:
+    """Whether a folder lies on the learner's Google Drive."""
+    return folder.resolve().is_relative_to(Path(os.environ.get("COURSE_DRIVE") or DRIVE).resolve())
+
+
+def whereabouts(folder: Path, output_dir: str) -> str:
+    """Where a run writes, in words: the folder without the machine in it, and how long it lives there."""
+    shown = "runs/default" if output_dir == "auto" else _readable(folder)
+    if on_drive(folder):
+        return f"{Path(*folder.parts[folder.parts.index('MyDrive') :])}: your Google Drive, which outlives this machine"
+    if os.environ.get("COLAB_RELEASE_TAG"):
+        return f'{shown}: Colab deletes it with this machine; output_dir="drive" keeps it on your Google Drive'
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        where = "/kaggle/working" if folder.resolve().is_relative_to("/kaggle/working") else "outside of /kaggle/working"
+        return f"{shown}, in {where}: Kaggle keeps /kaggle/working with Save Version, or with Persistence: Files only"
+    return shown
+
+
+def peak_resident() -> int:
+    """The most memory that this process has held so far, in bytes; where the system does not keep that, what it holds now."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().rss
+    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -174,11 +262,17 @@ def write_whole(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path):
-    """Yield an empty folder beside `folder`; when the block ends well it takes the place of `folder`, else it goes."""
+    """Yield an empty folder beside `folder`. On success it replaces `folder`; on error it is deleted.
+
+    What it holds is on the disk, not only in the system's memory, before the old folder goes.
+    """
     finish_replacing(folder.parent, glob.escape(folder.name))
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         yield new
+        for file in filter(Path.is_file, new.rglob("*")):
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
         new.chmod(0o755)
         if folder.exists():
             os.replace(folder, new.with_suffix(".old"))
@@ -203,7 +297,10 @@ def finish_replacing(parent: Path, name: str = "*") -> None:
             os.replace(old, folder)
     for part in (*parent.glob(f".{name}.{random}.part"), *parent.glob(f".{name}.json.[0-9]*.part")):  # see write_whole
         if time.time() - part.stat().st_mtime > 86_400:  # a younger one may belong to a run that is still alive
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def _begun() -> Run:

@@ -14,10 +14,39 @@ def keep_4bit_layout(model):
     """
     import bitsandbytes as bnb
 
+    right_dequantization()
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def right_dequantization() -> None:
+    """Have bitsandbytes dequantize 4-bit matrices as one long row, on a CPU, in this process from now on.
+
+    Its kernel for CPUs with AVX512 takes the scales of row i from `i * (columns // block size)` on. That is the wrong place
+    where a block reaches over the end of a row: where the columns are a multiple of 16, but not of the block size. Then
+    training, generating and merging all go on with wrong weights. As one row no block reaches over an end, and the bytes
+    of a matrix lie in one row anyway. Seen in bitsandbytes 0.50.2; on other CPUs it changes no result.
+    """
+    from bitsandbytes.cextension import lib
+
+    for quant_type in ("nf4", "fp4"):
+        for dtype in ("fp32", "fp16", "bf16"):
+            name = f"cdequantize_blockwise_cpu_{quant_type}_{dtype}"
+            kernel = getattr(lib, name, None)  # a build of bitsandbytes without it has no CPU kernels at all
+            if kernel is not None and not hasattr(kernel, "as_one_row"):
+                setattr(lib, name, _as_one_row(kernel))
+
+
+def _as_one_row(kernel):
+    import ctypes
+
+    def dequantize(codes, absmax, out, block_size, rows, columns):
+        kernel(codes, absmax, out, block_size, ctypes.c_longlong(1), ctypes.c_longlong(rows.value * columns.value))
+
+    dequantize.as_one_row = kernel
+    return dequantize
 
 
 def adapters_to_float32(trainer):

@@ -15,7 +15,7 @@
 # held to a T4's rules.
 #
 # A QLoRA run is six steps: the 4-bit config (section 1), loading (3), the adapters (6), the data (4), the training arguments (7), and
-# training and saving (8, 9, 16). Between them stands what goes wrong on a T4, each trap where it arises.
+# training and saving (8, 9). Between them stands what goes wrong on a T4, each trap where it arises.
 #
 # **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing; lessons 01 and 02 explain the 4-bit
 # numbers and the memory.
@@ -39,13 +39,12 @@ optimizer = "auto"
 checkpointing = "auto"  # True, False, or "offload"
 cuda_graphs = "auto"  # True or False: section 17
 save_steps = "auto"
-checkpoint_dir = "auto"  # on Colab: a folder on your Drive outlives the machine
 hub_repo = "none"  # or owner/name: checkpoints are pushed there, to a private repository
 eval_rows = 256
-output_dir = "auto"
+output_dir = "auto"  # in Colab "drive": adapter and checkpoints go to your Google Drive, which outlives the machine
 
 # %%
-from helpers.results import begin, output_folder, record, table, verdict
+from helpers.results import begin, record, table, verdict
 
 run = begin(
     "03_t4_training", large_model=True, with_data=True,
@@ -53,7 +52,7 @@ run = begin(
     target_modules=target_modules, quant_type=quant_type, double_quant=double_quant, max_steps=max_steps,
     batch_size=batch_size, gradient_accumulation=gradient_accumulation, max_length=max_length,
     learning_rate=learning_rate, optimizer=optimizer, checkpointing=checkpointing, cuda_graphs=cuda_graphs,
-    save_steps=save_steps, checkpoint_dir=checkpoint_dir, hub_repo=hub_repo, eval_rows=eval_rows, output_dir=output_dir,
+    save_steps=save_steps, hub_repo=hub_repo, eval_rows=eval_rows, output_dir=output_dir,
 )  # fmt: skip
 settings = run.settings
 
@@ -73,7 +72,6 @@ require_login(settings.hub_repo)  # one line now, not a trace after the download
 set_seed(settings.seed)
 monitor = MemoryMonitor().start()
 on_gpu = run.machine.device == "cuda"
-place = run.folder if settings.checkpoint_dir == "auto" else output_folder(settings.checkpoint_dir, "checkpoint_dir")
 
 # %% [markdown]
 # ## 1 The 4-bit config
@@ -416,7 +414,7 @@ plots.show(figure, alt="Histogram of the rows' lengths in tokens, with max_lengt
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-batch = [tokens_and_labels(row) for row in train_rows.select(range(settings.batch_size))]
+batch = [tokens_and_labels(row) for row in train_rows.select(range(min(settings.batch_size, len(train_rows))))]
 widest = max(len(row["input_ids"]) for row in batch)
 padding = 1 - sum(len(row["input_ids"]) for row in batch) / (widest * len(batch))
 four = train_rows.select(range(4)).map(tokens_and_labels, remove_columns=["prompt", "completion"])
@@ -533,7 +531,8 @@ loaded, peak = (chosen.prediction.after_load, chosen.prediction.peak_allocated) 
 roomy = run.machine.native_bfloat16 and 2 * peak - loaded <= budget
 wanted = roomy if settings.cuda_graphs == "auto" else settings.cuda_graphs
 graphs = on_gpu and every == 0 and wanted
-checkpoints = checkpoint_folder(place, **vars(settings), model=run.model.name, data=run.data_name)
+identity = vars(settings) | {"model": run.model.name, "data": run.data_name}  # what makes this run this run
+checkpoints = checkpoint_folder(run.folder, **identity)
 arguments = SFTConfig(
     output_dir=str(checkpoints),
     max_steps=settings.max_steps,
@@ -643,6 +642,25 @@ train_seconds = time.perf_counter() - begun
 print(f"{trained.global_step} steps in {train_seconds:.1f} s" + (f", from {resume_from.name}" if resume_from else ""))
 
 # %% [markdown]
+# **Save first.** What you just made lives in memory only, and a free machine can be taken away at any moment. So save it before you look at
+# it. What is saved is the adapter, two matrices for each layer with a small config, and the tokenizer beside it. The folder gets its name
+# last, once all of it is on the disk, so you never find half an adapter, and an adapter of another run is kept beside it. Only then have
+# the checkpoints done their work.
+
+# %%
+import shutil
+
+from helpers.checkpoints import adapter_folder
+
+with adapter_folder(run.adapter, made_by="lesson 03", **identity) as folder:
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+shutil.rmtree(checkpoints, ignore_errors=True)
+
+# %% [markdown]
+# Where is it now? The table at the top of this lesson says so under "writes to". In Colab, that is a disk which is deleted with the machine,
+# unless you began with `output_dir="drive"`.
+#
 # The training loss falls, and so must the held-out loss, or the model is only learning the rows by heart.
 
 
@@ -662,7 +680,9 @@ figure = plots.curves(
 plots.show(figure, alt="Training and held-out loss over the training steps, on a logarithmic scale")
 
 # %%
-verdict("the held-out loss fell, and did not rise again", fell)
+verdict("the held-out loss fell, and did not rise again", fell,
+        look_at="Look at the two curves above: few rows seen often are learned by heart (section 11). Your adapter is saved. "
+                "Fewer steps or more rows help.")  # fmt: skip
 
 # %% [markdown]
 # ## 10 Better or not
@@ -675,7 +695,9 @@ model = trainer.model.eval()
 with guarded(), monitor.phase("evaluate"):
     after = evaluate(model, tokenizer, heldout, batch_size=at_once)
     answers_after = answer(model, tokenizer, prompts[:4])
-verdict("the loss on all held-out rows is lower than before", after.loss < before.loss)
+verdict("the loss on all held-out rows is lower than before", after.loss < before.loss,
+        look_at=f"It was {before.loss:.3f} and is {after.loss:.3f}. Section 11 shows what too few rows do, lesson 06 what a wrong "
+                "learning rate does. Your adapter is saved.")  # fmt: skip
 if at_home and settings.max_steps >= 40 and settings.rank >= 8 and before.rows >= 64:  # a rerun may ask for less
     verdict("the intervals of exact match before and after do not overlap", before.interval[1] < after.interval[0])
     verdict("at least 95% of the held-out rows are answered exactly", after.exact_match >= 0.95)
@@ -920,7 +942,6 @@ for name, r, names in (("mistral-7b", 8, QKVO), ("llama-3.1-8b", 16, ALL_LINEAR)
 # that trains, waits for its second checkpoint, and kills it. The run has dropout, so that the random numbers matter too.
 
 # %%
-import shutil
 import signal
 import subprocess
 import sys
@@ -985,10 +1006,13 @@ if not on_gpu:  # a GPU adds up in an order that may vary
     )
 
 # %% [markdown]
-# Where do checkpoints go? A Colab machine is deleted with its disk. Three places outlive it:
+# Where do checkpoints go? A Colab machine is deleted with its disk. Four places outlive it:
 #
-# - **Drive**: `from google.colab import drive; drive.mount("/content/drive")`, then `checkpoint_dir = "/content/drive/MyDrive/qlora"`. After a
-#   disconnect run the notebook again with the same parameters: section 9 goes on from the last whole checkpoint.
+# - **Drive**: set `output_dir = "drive"` before you begin. The lesson mounts your Google Drive and writes checkpoints and adapter to
+#   `qlora-course/default` there. After a disconnect run the notebook again with the same parameters: section 9 goes on from the last whole
+#   checkpoint. Lessons 04 and 05 find the adapter with the same `output_dir`.
+# - **Kaggle**: what lies in `/kaggle/working` is kept if you end with "Save Version", or if you set Persistence to "Files only" before
+#   you begin. Runs go there by themselves.
 # - **The hub**: log in (`from huggingface_hub import login; login()`; never put a token into a parameter), then `hub_repo = "you/name"`. Each
 #   checkpoint is pushed, as the folder `last-checkpoint` of a private repository. To resume, download it into the checkpoint folder
 #   as `checkpoint-` and its step.
@@ -998,19 +1022,13 @@ if not on_gpu:  # a GPU adds up in an order that may vary
 # `training_args.bin` are pickles. transformers reads the first three with `weights_only=True`, which refuses anything but tensors and
 # plain values, and to resume it does not read the last. Resume from your own checkpoints; from a stranger's take the adapter alone.
 #
-# ## 16 Save the adapter
+# ## 16 What was saved
 #
-# What is saved is the adapter, two matrices for each layer with a small config, and the tokenizer beside it. The base model stays where
-# it is. The folder gets its name last, so you never find half an adapter. Once it is saved, the checkpoints have done their work and are deleted.
+# The base model stays where it is. What section 9 saved is small, and needs that base to work.
 
 # %%
 from helpers.files import safetensors_header
-from helpers.results import replace_folder
 
-with replace_folder(run.adapter) as folder:
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-shutil.rmtree(checkpoints, ignore_errors=True)
 shutil.rmtree(side, ignore_errors=True)
 weights_file = run.adapter / "adapter_model.safetensors"
 head, header = safetensors_header(weights_file)
@@ -1021,6 +1039,7 @@ purpose = {
     "adapter_config.json": "base model, rank, alpha, target modules: what PEFT needs to put it on again",
     "README.md": "a model card to fill in", "tokenizer.json": "the vocabulary and its rules",
     "tokenizer_config.json": "special tokens, padding", "chat_template.jinja": "the chat template",
+    "course.json": "which run of the course made it, and from which data",
 }  # fmt: skip
 table(
     [
@@ -1346,4 +1365,5 @@ table([
 ])  # fmt: skip
 
 # %% [markdown]
-# Next: [04 Inference](04_inference.ipynb) loads the adapter that you just saved.
+# Next: [04 Inference](04_inference.ipynb) loads the adapter that you just saved, if it runs on this machine or both lessons keep
+# their files on your Drive.

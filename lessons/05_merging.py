@@ -13,8 +13,9 @@
 # give the same model. One of them can even give back the base as it was. You merge by hand first, then in four ways and with two adapters,
 # measure each, write the one that you want to disk, and make its model card from what was measured.
 #
-# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** the adapter of lesson 03; without one, this lesson
-# trains one first.
+# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** the adapter of lesson 03. Another Colab notebook is another
+# machine and does not have it, unless both lessons began with `output_dir="drive"`; without one, this lesson trains a small one first. The
+# fourth cell says which it takes.
 
 # %% tags=["parameters"]
 model_id = "auto"
@@ -25,15 +26,17 @@ quant_type = "nf4"
 double_quant = True
 max_new_tokens = 16
 eval_rows = 64
+merged_dir = "auto"  # beside the rest, but never on Drive unless you say "drive": a merged 7B model takes 14.5 GB
 output_dir = "auto"
 
-# %%
-from helpers.results import begin, record, table, verdict
+# %% tags=["nbval-ignore-output"] reason="which adapter is there depends on what ran before"
+from helpers.results import begin, output_folder, record, table, verdict
 
 run = begin(
     "05_merging", with_data=True,
     model_id=model_id, dataset_id=dataset_id, adapter_dir=adapter_dir, seed=seed, quant_type=quant_type,
-    double_quant=double_quant, max_new_tokens=max_new_tokens, eval_rows=eval_rows, output_dir=output_dir,
+    double_quant=double_quant, max_new_tokens=max_new_tokens, eval_rows=eval_rows, merged_dir=merged_dir,
+    output_dir=output_dir,
 )  # fmt: skip
 settings = run.settings
 
@@ -513,7 +516,8 @@ from helpers.merge import merge_adapter
 sixteen_bits = "float16" if run.machine.device == "cpu" else run.machine.dtype
 options = {"quant_type": settings.quant_type, "double_quant": settings.double_quant, "overwrite": True}
 options |= {"dtype": sixteen_bits, "progress": not run.model.bundled}
-merged_folder = run.folder / "merged"
+elsewhere = settings.merged_dir != "auto"
+merged_folder = (output_folder(settings.merged_dir, "merged_dir") if elsewhere else run.bulky) / "merged"
 with HostPeak() as host:
     done = merge_adapter(run.model.path, strong, merged_folder, "dequantized", **options)
 print(f"{done['merged']} of {done['tensors']} tensors merged")
@@ -531,7 +535,7 @@ def same(a, b):
 
 
 # %%
-with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
     if fits:
         merge_adapter(run.model.path, strong, f"{folder}/ours", "dequantized", **options | {"dtype": run.machine.dtype})
         ours = AutoModelForCausalLM.from_pretrained(f"{folder}/ours", dtype="auto").state_dict()
@@ -656,9 +660,9 @@ import shutil
 from helpers.models import Model
 
 again = {}
-room = shutil.disk_usage(run.folder).free > 1.1 * done["bytes"]
+room = shutil.disk_usage(run.bulky).free > 1.1 * done["bytes"]
 for name, base_weights in [(n, w) for n in adapters for w in ("original", "dequantized") if room]:
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
         merge_adapter(run.model.path, adapters[name], f"{folder}/merged", base_weights, **options)
         merged = Model(f"{folder}/merged", "merged", "", 0)
         model = load_4bit(merged, run.machine, settings.quant_type, settings.double_quant)[0]

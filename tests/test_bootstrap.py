@@ -1,10 +1,14 @@
 """An empty folder, one notebook, an environment without the course: the bootstrap cell fetches it and the lesson runs."""
 
+import http.server
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -12,33 +16,15 @@ import pytest
 
 from helpers import COURSE_ROOT, course
 from helpers.tools import install
+from tests.places import place
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 
 
-def git(*words, cwd):
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", *who, *words], cwd=cwd, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A bare repository that holds this working tree at the release tag, and git settings that lead there."""
-    base = tmp_path_factory.mktemp("address")
-    tree = base / "tree"
-    ignored = shutil.ignore_patterns(".venv", "runs", ".git", "__pycache__", ".gpu", "*.egg-info", "tests")
-    shutil.copytree(COURSE_ROOT, tree, ignore=ignored)
-    repository, tag = course.address()
-    git("init", "-q", "-b", "main", cwd=tree)
-    git("add", "-A", cwd=tree)
-    git("commit", "-q", "-m", "release", cwd=tree)
-    git("tag", tag, cwd=tree)
-    git("clone", "-q", "--bare", str(tree), str(base / "course.git"), cwd=base)
-    return {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.file://{base / 'course.git'}.insteadOf",
-        "GIT_CONFIG_VALUE_0": f"https://github.com/{repository}",
-    }
+    """Git settings that lead from the course's address to a bare repository with this working tree at the release tag."""
+    return place.release(tmp_path_factory.mktemp("address"))
 
 
 @pytest.fixture(scope="module")
@@ -92,26 +78,135 @@ def test_a_lone_notebook_fetches_the_course_installs_what_is_missing_and_runs(
     assert shallow.stdout.strip() == "1"
 
 
-def test_without_a_network_the_bootstrap_cell_says_so_in_one_line(tmp_path, environment_without_the_course):
+NOWHERE = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "url.file:///nothing.insteadOf", "GIT_CONFIG_VALUE_0": "https://github.com/"}
+
+
+def test_without_a_network_the_failure_names_address_release_and_what_to_do(tmp_path, environment_without_the_course):
     shutil.copy(course.NOTEBOOKS / "00_start_here.ipynb", tmp_path)
-    nowhere = {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path / 'nothing'}.insteadOf",
-        "GIT_CONFIG_VALUE_0": "https://github.com/",
-        "PYTHONPATH": "",
-    }
-    done = execute(environment_without_the_course, tmp_path, "00_start_here.ipynb", nowhere)
+    done = execute(environment_without_the_course, tmp_path, "00_start_here.ipynb", NOWHERE | {"PYTHONPATH": ""})
+    repository, tag = course.address()
     assert done.returncode != 0
-    assert "RuntimeError: the course could not be fetched: check the network" in done.stderr
-    assert not (tmp_path / "qlora-course").exists()
+    assert f"the course could not be fetched: release {tag} from https://github.com/{repository} (" in done.stderr
+    assert "Check the network, and in a browser that this address has this release" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"00_start_here.ipynb", "out.ipynb"}
 
 
-def test_where_helpers_can_be_imported_the_bootstrap_cell_does_nothing(tmp_path):
-    code = course.bootstrap_source() + "\nprint('nothing else')"
-    surroundings = os.environ | {"PYTHONPATH": str(COURSE_ROOT)}
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=surroundings, capture_output=True, text=True)
-    assert (out.stdout, out.stderr) == ("nothing else\n", "")
+def run_cell(folder, before="", after="", source=None, python=sys.executable, **environment):
+    """Run the bootstrap cell as a kernel does, the folder first on the path; returns the finished process."""
+    lines = ["import sys; sys.path.insert(0, '')", before, source or course.bootstrap_source(), after]
+    surroundings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    command = [str(python), "-c", "\n".join(lines)]
+    return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
+
+
+def test_where_the_course_is_installed_the_bootstrap_cell_does_nothing(tmp_path):
+    done = run_cell(tmp_path, after="print('nothing else')", PYTHONPATH=str(COURSE_ROOT))
+    assert (done.stdout, done.stderr) == ("nothing else\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+OWN = {
+    "a file helpers.py": "helpers.py",
+    "a folder helpers": "helpers/mine.py",
+    "a package helpers": "helpers/__init__.py",
+    "a file datasets.py": "datasets.py",
+    "a package peft": "peft/__init__.py",
+    "files with names of both": "helpers.py trl.py",
+}
+
+
+@pytest.mark.parametrize("names", OWN.values(), ids=OWN)
+@pytest.mark.parametrize("folder", ["plain", "with spaces and ümläuts"])
+def test_a_learners_own_files_do_not_stand_in_the_way(tmp_path, names, folder):
+    where = tmp_path / folder
+    for name in names.split():
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_text("def mine():\n    return 1\n")
+    (where / "my_module.py").write_text("answer = 42\n")
+    after = "import datasets, peft, trl, helpers.results, my_module; print(datasets.Dataset, peft.LoraConfig, my_module.answer)"
+    done = run_cell(where, after=after, PYTHONPATH=str(COURSE_ROOT))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("42\n")
+    for name in names.split():
+        said = "is left alone" in done.stdout
+        assert said == (name != "helpers/mine.py"), done.stdout  # a folder without __init__.py hides nothing
+
+
+@pytest.mark.parametrize("name", ["helpers.py", "helpers/__init__.py"])
+def test_a_helpers_that_was_imported_before_gives_way(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("def mine():\n    return 1\n")
+    before, after = "import helpers; from helpers import mine", "import helpers; print(helpers.COURSE_ROOT.name, mine())"
+    done = run_cell(tmp_path, before, after, PYTHONPATH=str(COURSE_ROOT))
+    assert done.stdout.endswith(f"{COURSE_ROOT.name} 1\n"), done.stderr[-2000:]
+
+
+def test_a_library_that_was_already_hidden_is_named_in_one_line(tmp_path):
+    (tmp_path / "datasets.py").write_text("")
+    done = run_cell(tmp_path, before="import datasets", PYTHONPATH=str(COURSE_ROOT))
+    assert "CourseError: datasets.py beside this notebook was loaded in place of datasets: rename it" in done.stderr
+
+
+class Archive(http.server.BaseHTTPRequestHandler):
+    """GitHub's zip file of a tag."""
+
+    def do_GET(self):
+        repository, tag = course.address()
+        found = self.path == f"/{repository}/archive/refs/tags/{tag}.zip"
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        if found:
+            self.wfile.write(self.server.file.read_bytes())
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def archive(tmp_path_factory):
+    """The address of a server that has the release as GitHub's zip, whose one folder is NAME-VERSION."""
+    folder = tmp_path_factory.mktemp("archive")
+    repository, tag = course.address()
+    root = f"{repository.split('/')[1]}-{tag.removeprefix('v')}"
+    with zipfile.ZipFile(folder / "release.zip", "w") as file:
+        for name in ("helpers", "assets", "lessons", "pyproject.toml", "requirements.txt", "constraints.txt"):
+            every = [COURSE_ROOT / name, *(COURSE_ROOT / name).rglob("*")]
+            for path in (p for p in every if p.is_file() and "__pycache__" not in p.parts):
+                file.write(path, f"{root}/{path.relative_to(COURSE_ROOT)}")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+        server.file = folder / "release.zip"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("git", ["no git", "a git that fails"])
+def test_without_git_the_release_is_fetched_as_a_zip_file(tmp_path, archive, environment_without_the_course, git):
+    source = course.bootstrap_source().replace("https://github.com", archive)
+    path = str(environment_without_the_course.parent) if git == "no git" else os.environ["PATH"]
+    done = run_cell(
+        tmp_path, source=source, after="print(course)", python=environment_without_the_course, PATH=path, HOME=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith(f"{tmp_path / 'qlora-course'}\n")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name[:8] == ".fetchin") == []
+
+
+@pytest.mark.parametrize("left", ["half a clone", "another release"])
+def test_a_folder_that_is_not_this_release_is_not_taken_for_it(tmp_path, address, environment_without_the_course, left):
+    old = tmp_path / "qlora-course"
+    if left == "another release":
+        shutil.copytree(COURSE_ROOT / "helpers", old / "helpers")
+        (old / "assets" / "base_model").mkdir(parents=True)
+        (old / "pyproject.toml").write_text('[tool.course]\ntag = "v0.0.1"\n')
+    else:
+        (old / ".git").mkdir(parents=True)
+    done = run_cell(tmp_path, after="print(course.name)", python=environment_without_the_course, **address)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith(f"qlora-course-{course.address()[1]}\n")
+    again = run_cell(tmp_path, after="print(course.name)", python=environment_without_the_course, **address)
+    assert "Fetching" not in again.stdout
+    assert old.is_dir()
 
 
 def test_the_bootstrap_cell_imports_nothing_heavy():
@@ -122,7 +217,7 @@ def test_the_bootstrap_cell_imports_nothing_heavy():
 def test_nothing_is_missing_here_and_no_pin_touches_torch_or_numpy(monkeypatch):
     assert install.missing_requirements() == []
     monkeypatch.setattr(install, "version", _nothing_is_installed)
-    names = {install._name(line) for line in install.free_constraints()}
+    names = {install._name(line) for line in install.constraints([])}
     assert "trl" in names
     assert not [n for n in names if n.startswith(("torch", "numpy", "nvidia-", "triton"))]
 
@@ -132,6 +227,75 @@ def test_a_version_out_of_range_counts_as_missing_and_any_torch_as_met(monkeypat
     missing = {install._name(line) for line in install.missing_requirements()}
     assert "trl" in missing
     assert "torch" not in missing
+
+
+def test_a_lesson_asks_for_no_tool_of_a_maintainer():
+    names = {name for name, *_ in install.requirements(for_lessons=True)}
+    assert {"trl", "peft", "ipykernel"} <= names
+    assert not names & {"pytest", "nbval", "papermill", "jupytext", "nbclient", "joblib"}
+    assert install.needed_by_commands() >= {"pytest", "nbval", "papermill"}
+
+
+def test_what_a_notebook_is_made_of_is_held_as_it_is(monkeypatch):
+    here = {"ipython": "7.34.0", "pandas": "2.2.3", "ipywidgets": "7.7.1", "pyarrow": "18.1.0", "huggingface_hub": "1.27.0"}
+    monkeypatch.setattr(install, "_version", here.get)
+    held = install.constraints(["trl>=1.16,<1.17"])
+    tested = dict(line.split("==") for line in install._lines("constraints.txt"))
+    assert {"ipython==7.34.0", "pandas==2.2.3", "ipywidgets==7.7.1"} <= set(held)
+    assert f"pyarrow>=18.1.0,<={tested['pyarrow']}" in held  # if it must change, then to nothing newer than was tested
+    assert not [line for line in held if line.startswith(("ipython==9", "pandas==3", "ipywidgets==8"))]
+    assert f"trl=={tested['trl']}" in held
+
+
+@pytest.mark.parametrize(("here", "refused"), [("0.10.0", ["torchao>=0.16"]), ("0.16.0", []), ("0.19.1", []), (None, [])])
+def test_torchao_is_upgraded_only_where_it_is_and_too_old(monkeypatch, here, refused):
+    monkeypatch.setattr(install, "_version", lambda name: here)
+    assert install.refused_packages() == refused
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_restart_is_asked_for_exactly_when_a_replaced_package_was_loaded(tmp_path, monkeypatch, capsys, loaded):
+    module = tmp_path / "replaced_by_pip.py"
+    module.write_text("version = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if loaded:
+        __import__("replaced_by_pip")
+    monkeypatch.setattr(install, "missing_requirements", lambda for_lessons: ["trl"])
+    monkeypatch.setattr(install, "NOTES", tmp_path / "runs" / "install.txt")
+
+    def replace(words, constrained):
+        other = tmp_path / "other.py"
+        other.write_text("version = 2\n")
+        os.replace(other, module)
+        return "google-colab 1.0 requires pandas==2.2.2, but you have pandas 3 which is incompatible.\n"
+
+    monkeypatch.setattr(install, "_pip", replace)
+    monkeypatch.setattr(install, "_versions", iter([{"replaced": "1"}, {"replaced": "2"}]).__next__)
+    try:
+        if loaded:
+            with pytest.raises(install.CourseError, match="restart needed: replaced_by_pip was loaded here"):
+                install.install_missing(for_lessons=True)
+        else:
+            install.install_missing(for_lessons=True)
+    finally:
+        sys.modules.pop("replaced_by_pip", None)
+    assert "Replaced: replaced 1 by 2" in capsys.readouterr().out
+    assert "google-colab" in (tmp_path / "runs" / "install.txt").read_text()
+
+
+def test_pips_failure_is_one_line_and_its_words_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "NOTES", tmp_path / "install.txt")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(install.CourseError, match="^pip could not install no-such-package==9: "):
+        install._pip(["no-such-package==9"], [])
+    assert "No matching distribution" in (tmp_path / "install.txt").read_text()
+
+
+def test_the_bootstrap_cell_is_folded_away(tmp_path):
+    for lesson in course.lessons():
+        cell = json.loads((course.NOTEBOOKS / f"{lesson.stem}.ipynb").read_text(encoding="utf-8"))["cells"][1]
+        assert cell["metadata"]["cellView"] == "form"
+        assert "".join(cell["source"]).startswith("# @title ")
 
 
 def _nothing_is_installed(name):

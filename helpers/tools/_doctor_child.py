@@ -30,15 +30,13 @@ def main(measure: bool) -> None:
         if check is doctor.gpu and doctor.worst(findings) == doctor.FAIL:
             return  # the others would say the same in other words
     here = doctor.look_at_gpu()
-    if not here.visible:
-        return
     from helpers.machine import detect
     from helpers.results import PACKAGES
 
     machine = detect()
-    versions = {name: version(name) for name in PACKAGES}
-    say(about={"gpu": here.name, "machine": str(machine), "cuda": here.torch_cuda, "versions": versions})
-    if measure:
+    about = {"machine": str(machine), "versions": {name: version(name) for name in PACKAGES}}
+    say(about=about | ({"gpu": here.name, "cuda": here.torch_cuda} if here.visible else {}))
+    if measure and here.visible:
         say(now="measured step")
         say(measured=measured_step(machine), now="end")
 

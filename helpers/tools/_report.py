@@ -64,8 +64,14 @@ def figures(notebook: Path) -> list[dict]:
 def as_text(results: list[dict]) -> str:
     """The table that the command prints: lesson, seconds, outcome."""
     lines = [f"{'lesson':<28}{'seconds':>8}  outcome"]
-    lines += [f"{r['lesson']:<28}{r['seconds']:>8.0f}  {'FAILED' if r['error'] else 'ok'}" for r in results]
+    lines += [f"{r['lesson']:<28}{r['seconds']:>8.0f}  {outcome(r)}" for r in results]
     return "\n".join(lines)
+
+
+def outcome(result: dict) -> str:
+    """How a run of a lesson ended, in a few words."""
+    untrue = len(result["untrue"])
+    return "FAILED" if result["error"] else f"ran, {untrue} of its verdicts untrue" if untrue else "ok"
 
 
 def _short(value) -> str:

@@ -80,6 +80,7 @@ def execute(notebook) -> None:
     surroundings = {
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        "COURSE_STRICT": "1",
         "COURSE_RUNS": str(course.COURSE_ROOT / "runs" / "build"),
     }
     before = {name: os.environ.get(name) for name in surroundings}
@@ -89,7 +90,10 @@ def execute(notebook) -> None:
         NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where, coalesce_streams=True).execute()
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
     clean(notebook)
 
 

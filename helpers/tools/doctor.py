@@ -43,7 +43,7 @@ def main(arguments) -> int:
         "seconds": round(time.monotonic() - begun, 1),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "checks": [vars(finding) for finding in findings],
-        "about": child.about,
+        "about": doctor.machine_in_numbers() | child.about,
         "measured": child.measured,
     }
     said["page"] = page(said) if child.about.get("gpu") and not arguments.no_page else None

@@ -1,15 +1,25 @@
 """Install what is missing from requirements.txt, without touching torch, numpy or what is already right."""
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
 
 # Colab and Kaggle bring these, built for their GPU: a pin on them would fetch gigabytes and break the runtime.
 LEFT_ALONE = ("torch", "numpy", "nvidia-", "triton", "cuda-")
+# What a notebook's front end and server are made of, and what Colab and Kaggle pin themselves: kept as they are found,
+# so long as requirements.txt accepts them.
+KEPT = ("ipython", "ipykernel", "ipywidgets", "jupyter-client", "tornado", "pandas", "requests")
+# Nobody needs these, but a library that lessons need refuses to work beside an older one: upgraded where they are.
+# torchao: PEFT raises below 0.16 on any layer that is not 4-bit, and Colab brings 0.10 (unslothai/notebooks#258).
+REFUSED_WHEN_OLDER = ("torchao>=0.16",)
+FOR_COMMANDS = "# What the commands and the tests need"  # from this line on, requirements.txt is not for lessons
+NOTES = COURSE_ROOT / "runs" / "install.txt"  # what pip said
 
 
 def add_arguments(parser):
@@ -17,65 +27,165 @@ def add_arguments(parser):
 
 
 def main(arguments) -> None:
-    install_missing(arguments.dry_run)
+    install_missing(dry_run=arguments.dry_run)
 
 
-def install_missing(dry_run: bool = False) -> None:
-    """Install what requirements.txt names and the environment lacks, and say so; CourseError, one line, if pip fails."""
-    missing = missing_requirements()
-    if not missing:
+def set_up(install: bool) -> None:
+    """What a lesson's first cell does once the course is found: install what lessons lack, look for files in the way,
+    and switch on the explanations of errors. CourseError, one line, if the session has to be restarted first."""
+    if install:
+        install_missing(for_lessons=True)
+    for file, name in shadowing():
+        loaded = getattr(sys.modules.get(name), "__file__", None) or ""
+        if Path(loaded).resolve().is_relative_to(Path.cwd() / file):
+            raise CourseError(f"{file} beside this notebook was loaded in place of {name}: rename it, restart the session")
+        print(f"{file} beside this notebook is left alone: here, import {name} means the course's or the library's")
+    from helpers import explain
+
+    explain.switch_on()
+
+
+def install_missing(for_lessons: bool = False, dry_run: bool = False) -> None:
+    """Install what requirements.txt names and the environment lacks; say what was added and what was replaced.
+
+    `for_lessons` leaves out what only commands and tests need. Raises CourseError, one line, if pip fails, or if a
+    package was replaced that this process had loaded: then the session must be restarted.
+    """
+    missing, refused = missing_requirements(for_lessons), refused_packages()
+    if not missing and not refused:
         print("Nothing to install: every requirement is met.")
         return
-    print("Installing", ", ".join(missing), flush=True)
+    print("Installing", ", ".join([*missing, *refused]), flush=True)
     if dry_run:
         return
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(free_constraints()) + "\n")
-        file.flush()
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", file.name, *missing]
+    before, loaded = _versions(), _loaded_files()
+    said = _pip(missing, constraints(missing)) if missing else ""
+    said += _pip(["--no-deps", *refused], []) if refused else ""
+    after = _versions()
+    replaced = {name: (old, after[name]) for name, old in before.items() if after.get(name, old) != old}
+    if replaced:
+        print("Replaced:", ", ".join(f"{name} {old} by {new}" for name, (old, new) in sorted(replaced.items())))
+    if said:
+        _keep_notes(said)
+    stale = sorted({name.split(".")[0] for name, (file, stamp) in loaded.items() if _stamp(file) != stamp})
+    if stale:
+        raise CourseError(
+            f"restart needed: {', '.join(stale)} was loaded here before it was replaced. Restart the session "
+            "(Colab: Runtime > Restart session; Kaggle: Run > Restart session), then run all cells again"
+        )
+
+
+def _pip(words: list[str], constrained: list[str]) -> str:
+    """Have pip install; returns what it said about other packages' wishes. CourseError, one line, if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "constraints.txt"
+        file.write_text("\n".join(constrained) + "\n", encoding="utf-8")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(file), *words]
         done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
+        _keep_notes(done.stdout + done.stderr)
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CourseError(f"pip could not install {', '.join(missing)}: {reason}")
+        raise CourseError(f"pip could not install {', '.join(words)}: {reason}")
+    return done.stdout + done.stderr
 
 
-def missing_requirements() -> list[str]:
+def _keep_notes(text: str) -> None:
+    """Keep pip's own words, in which it says whose pins are broken now, where the doctor finds them."""
+    try:
+        NOTES.parent.mkdir(exist_ok=True)
+        NOTES.write_text(text, encoding="utf-8")
+    except OSError:  # a course that cannot be written
+        print(text)
+
+
+def missing_requirements(for_lessons: bool = False) -> list[str]:
     """The lines of requirements.txt that the environment does not meet. torch counts as met in any version."""
-    return [line for name, line, here, met in requirements() if not met and (here is None or name not in LEFT_ALONE)]
+    rows = requirements(for_lessons)
+    return [line for name, line, here, met in rows if not met and (here is None or name not in LEFT_ALONE)]
 
 
-def requirements() -> list[tuple[str, str, str | None, bool]]:
+def requirements(for_lessons: bool = False) -> list[tuple[str, str, str | None, bool]]:
     """(name, line, version here or None, whether it meets the line) of each line of requirements.txt."""
     rows = []
-    for line in _lines("requirements.txt"):
-        name = _name(line)
-        try:
-            here = version(name)
-        except PackageNotFoundError:
-            here = None
-        rows.append((name, line, here, here is not None and _meets(line, here)))
+    for line in _lines("requirements.txt", FOR_COMMANDS if for_lessons else None):
+        here = _version(_name(line))
+        rows.append((_name(line), line, here, here is not None and _meets(line, here)))
     return rows
 
 
-def free_constraints() -> list[str]:
-    """The lines of constraints.txt for packages that are not here yet, or whose version here must change."""
-    must_change = {_name(line) for line in missing_requirements()}
-    free = []
+def needed_by_commands() -> set[str]:
+    """The packages that requirements.txt names for the commands and the tests alone."""
+    return {_name(line) for line in _lines("requirements.txt")} - {row[0] for row in requirements(for_lessons=True)}
+
+
+def refused_packages() -> list[str]:
+    """The lines of REFUSED_WHEN_OLDER for packages that are here, and too old."""
+    here = [(line, _version(_name(line))) for line in REFUSED_WHEN_OLDER]
+    return [line for line, number in here if number is not None and not _meets(line, number)]
+
+
+def constraints(missing: list[str]) -> list[str]:
+    """What pip is held to while it installs the lines `missing`: the tested version of what is not here yet, of what is
+    here anything up to the tested version, and what the notebook itself is made of as it is."""
+    must_change, held = {_name(line) for line in missing}, []
     for line in _lines("constraints.txt"):
-        name = _name(line)
+        name, tested = _name(line), line.partition("==")[2]
+        here = _version(name)
         if name.startswith(LEFT_ALONE):
             continue
-        try:
-            version(name)
-            if name in must_change:
-                free.append(line)
-        except PackageNotFoundError:
-            free.append(line)
-    return free
+        if here is None or name in must_change:
+            held.append(line)
+        elif name not in KEPT and _meets(f"{name}<={tested}", here):
+            held.append(f"{name}>={here},<={tested}")
+    installed = {name: _version(name) for name in KEPT if name not in must_change}
+    return held + [f"{name}=={here}" for name, here in installed.items() if here is not None]
 
 
-def _lines(file: str) -> list[str]:
+def shadowing() -> list[tuple[str, str]]:
+    """(file, library) for each file or folder beside the notebook that bears the name of a library that lessons import.
+
+    Python would load it in the library's place, so a lesson's first cell moves the notebook's folder to the end of
+    sys.path.
+    """
+    here = Path.cwd()
+    if here == COURSE_ROOT:
+        return []
+    imported = {"pynvml" if row[0] == "nvidia-ml-py" else row[0].replace("-", "_") for row in requirements(True)}
+    files = {p.stem: p.name for p in here.glob("*.py")} | {p.parent.name: p.parent.name for p in here.glob("*/__init__.py")}
+    return [(file, name) for name, file in sorted(files.items()) if name in imported | {"helpers"}]
+
+
+def _loaded_files() -> dict[str, tuple[str, tuple | None]]:
+    """Each module that this process has loaded from a file: its name to the file and the file's stamp."""
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return {name: (file, _stamp(file)) for name, file in files.items() if isinstance(file, str)}
+
+
+def _stamp(file: str) -> tuple | None:
+    """What tells a file from the one that takes its place; None if there is none."""
+    try:
+        about = os.stat(file)
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _versions() -> dict[str, str]:
+    """The version of every distribution that is installed, by its name as packages are compared."""
+    return {_name(found.metadata["Name"]): found.version for found in distributions() if found.metadata["Name"]}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _lines(file: str, end: str | None = None) -> list[str]:
+    """The lines of one of the course's lists of packages, those above the line that begins with `end`."""
     text = (COURSE_ROOT / file).read_text(encoding="utf-8")
+    text = text.partition(end)[0] if end else text
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 

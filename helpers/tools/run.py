@@ -10,8 +10,9 @@ from pathlib import Path
 from helpers import COURSE_ROOT, course, parameters
 from helpers.results import OutputError, output_folder, write_whole
 
-# Quiet what would otherwise be printed by libraries into every notebook.
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+# The first two quiet what libraries would print into every notebook.
+# A run that nobody watches ends at the first untrue verdict, unless COURSE_STRICT=0 is set.
+SURROUNDINGS = {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "COURSE_STRICT": "1"}
 
 
 def add_arguments(parser):
@@ -41,7 +42,9 @@ def main(arguments) -> int:
     for result in results:
         if result["error"]:
             print(f"{result['lesson']} failed in {result['error']}", file=sys.stderr)
-    return 1 if any(result["error"] for result in results) else 0
+        for claim in result["untrue"]:
+            print(f"{result['lesson']}: not so in this run: {claim}", file=sys.stderr)
+    return 1 if any(result["error"] or result["untrue"] for result in results) else 0
 
 
 def run_lessons(chosen: list[Path], folder: Path, values: dict) -> list[dict]:
@@ -52,19 +55,21 @@ def run_lessons(chosen: list[Path], folder: Path, values: dict) -> list[dict]:
     with tqdm(chosen, unit="lesson", bar_format="{desc:<28}{bar:20} lesson {n_fmt}/{total_fmt} [{elapsed}]") as bar:
         for lesson in bar:
             bar.set_description(lesson.stem)
-            results.append(run_lesson(lesson, folder, values, {"position": 1, "leave": False, "desc": "  cells"}))
+            cells = {"position": 1, "leave": False, "desc": "  cells"}
+            results.append(run_lesson(lesson, folder, values, progress_bar=cells))
         bar.set_description("done")
     return results
 
 
-def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> dict:
-    """Execute one notebook through papermill; returns lesson, seconds, error (or None) and the notebook's file.
+def run_lesson(lesson: Path, folder: Path, values: dict, cwd: str | None = None, progress_bar=False) -> dict:
+    """Execute one notebook through papermill; returns lesson, seconds, error (or None), untrue verdicts, the notebook's file.
 
-    A run that succeeds replaces <folder>/<lesson>.ipynb; one that fails leaves <lesson>.failed.ipynb beside it.
+    The kernel works in `cwd`, or where this process does, so that a relative path in a parameter means what it meant
+    where the command was typed. A run that succeeds replaces <folder>/<lesson>.ipynb; one that fails leaves <lesson>.failed.ipynb beside it.
     """
     import papermill
 
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in SURROUNDINGS.items()})
     has = course.lesson_parameters(lesson)
     given = {name: value for name, value in values.items() if name in has} | {"output_dir": str(folder)}
     done, part = folder / f"{lesson.stem}.ipynb", folder / f".{lesson.stem}.{os.getpid()}.ipynb"
@@ -75,7 +80,7 @@ def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> 
             str(part),
             parameters=given,
             kernel_name="python3",
-            cwd=str(course.NOTEBOOKS),
+            cwd=cwd or os.getcwd(),
             progress_bar=progress_bar,
         )
         os.replace(part, done)
@@ -91,10 +96,12 @@ def run_lesson(lesson: Path, folder: Path, values: dict, progress_bar=False) -> 
         os.replace(part, failed)
     finally:
         part.unlink(missing_ok=True)
+    verdicts = [] if error else recorded(folder, lesson.stem).get("verdicts", [])
     return {
         "lesson": lesson.stem,
         "seconds": time.perf_counter() - begun,
         "error": error,
+        "untrue": [verdict["claim"] for verdict in verdicts if not verdict["holds"]],
         "notebook": failed if error else done,
     }
 

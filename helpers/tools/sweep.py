@@ -36,7 +36,7 @@ def main(arguments) -> int:
     folder = output_folder(str(run.run_folder(arguments.name)))
     print(f"{lesson.stem}: {len(points)} runs into {os.path.relpath(folder)}", flush=True)
     engine = run_on_dask if arguments.engine == "dask" else run_here
-    rows = engine(arguments.scheduler, [(str(lesson), str(folder / point_name(p)), p) for p in points])
+    rows = engine(arguments.scheduler, [(str(lesson), str(folder / point_name(p)), p, os.getcwd()) for p in points])
     write_whole(folder / "sweep.json", json.dumps(rows, indent=1) + "\n")
     print(as_text(rows, list(grid)))
     swept = [name for name, values in grid.items() if len(values) > 1] or list(grid)
@@ -59,7 +59,8 @@ def parse_grid(words: list[str]) -> dict[str, list]:
             raise CourseError(f"{word!r} is not NAME=VALUE,VALUE")
         if name in grid:
             raise CourseError(f"{name} stands twice in the grid")
-        grid[name] = [run.parse_value(v.replace("+", ",")) for v in values.split(",")]
+        lists = name == "target_modules"
+        grid[name] = [run.parse_value(v.replace("+", ",") if lists else v) for v in values.split(",")]
     return grid
 
 
@@ -67,15 +68,20 @@ def point_name(point: dict) -> str:
     return ",".join(f"{name}={str(value).replace('/', '_')}" for name, value in point.items())
 
 
-def run_point(lesson: str, folder: str, point: dict, threads: int | None = None) -> dict:
-    """One run of the grid, in whatever process this is; returns point, seconds, error and what was recorded."""
+def run_point(lesson: str, folder: str, point: dict, cwd: str, threads: int | None = None) -> dict:
+    """One run of the grid, in whatever process this is; returns point, seconds, error and what was recorded.
+
+    `cwd` is where the command was typed: a relative path in a parameter starts there.
+    """
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     where = output_folder(folder)
-    result = run.run_lesson(Path(lesson), where, point)
+    result = run.run_lesson(Path(lesson), where, point, cwd)
     found = {} if result["error"] else run.recorded(where, Path(lesson).stem)
     values = {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {"point": point, "seconds": result["seconds"], "error": result["error"], "recorded": values}
+    untrue = [f"a verdict: not so in this run: {claim}" for claim in result["untrue"]]
+    error = result["error"] or "; ".join(untrue) or None
+    return {"point": point, "seconds": result["seconds"], "error": error, "recorded": values}
 
 
 def run_here(_, tasks: list[tuple]) -> list[dict]:
