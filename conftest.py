@@ -8,7 +8,10 @@ import pytest
 
 from tests.limits import HALF_OF_FREE_COLAB, MemoryLimit
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # notebooks/ holds what a CPU gives; tests/gpu asks for 0
+if (
+    os.environ.get("COURSE_GPU_TESTS") != "1"
+):  # notebooks/ holds what a CPU gives; tests/gpu wants the GPUs that are there
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -37,7 +40,7 @@ _limits: dict = {}
 def pytest_runtest_call(item):
     """Before a notebook's first cell runs, limit its kernel; a kernel that takes too much dies, and its cell fails."""
     manager = getattr(getattr(item.parent, "kernel", None), "km", None)
-    if manager is not None and sys.platform == "linux" and not os.environ["CUDA_VISIBLE_DEVICES"]:
+    if manager is not None and sys.platform == "linux" and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         pid, name = manager.provisioner.pid, item.parent.name
         if name not in _limits or _limits[name].pid != pid:
             limit = int(float(os.environ.get("COURSE_MEMORY_LIMIT", HALF_OF_FREE_COLAB)))

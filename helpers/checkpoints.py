@@ -82,7 +82,7 @@ def adapter_folder(folder: Path, made_by: str, data: str, **run):
             if fault:
                 raise CheckpointError(f"the adapter was not saved whole: {fault}. Run this cell again")
             old = about_adapter(folder)
-            trained = old.get("made_by", "lesson 03") == "lesson 03"  # what a lesson made in seconds is not worth keeping
+            trained = old.get("made_by", "lesson 03") == "lesson 03"  # another lesson's was made in seconds
             if (folder / "adapter_config.json").is_file() and trained and old.get("run") != key:
                 numbers = (n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
                 kept = folder.with_name(f"{folder.name}-{next(numbers)}")

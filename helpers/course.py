@@ -61,11 +61,11 @@ def to_notebook(lesson: Path):
 
     notebook = jupytext.read(lesson, fmt="py:percent")
     notebook.cells[0].source = f"{badges(lesson.stem)}\n\n{notebook.cells[0].source}"
+    folded = {"tags": ["bootstrap"], "cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab and JupyterLab
     bootstrap = notebook.cells[0].__class__(
-        cell_type="code", execution_count=None, outputs=[], source=bootstrap_source(),
-        metadata={"tags": ["bootstrap"], "cellView": "form", "jupyter": {"source_hidden": True}},
+        cell_type="code", execution_count=None, metadata=folded, outputs=[], source=bootstrap_source()
     )
-    notebook.cells.insert(1, bootstrap)  # folded away in Colab and JupyterLab
+    notebook.cells.insert(1, bootstrap)
     times = json.loads(TIMES.read_text(encoding="utf-8"))["lessons"].get(lesson.stem, {}) if TIMES.is_file() else {}
     seen: dict[str, int] = {}
     for cell in notebook.cells:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from helpers.machine import ALL_GPUS, choose_one_gpu, gpus_of_driver
 from helpers.models import AUTO_LARGE, PRESETS, offline
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -45,6 +46,7 @@ BREAKS = {
     "ipykernel": "running a notebook",
     "psutil": "looking at the machine, in every lesson",
     "packaging": "comparing versions",
+    "filelock": "merging, in lesson 05",
     "nvidia-ml-py": "the driver's view of GPU memory",
     "jupytext": "the commands run and build",
     "nbformat": "the commands run and build",
@@ -158,7 +160,11 @@ def pip_notes():
     if not NOTES.is_file():
         return []
     unmet = [line for line in NOTES.read_text(encoding="utf-8").splitlines() if " requires " in line]
-    return OK, f"pip noted {len(unmet)} unmet wishes of other packages while installing: runs/install.txt in the course", ""
+    return (
+        OK,
+        f"pip noted {len(unmet)} unmet wishes of other packages while installing: runs/install.txt in the course",
+        "",
+    )
 
 
 def colab():
@@ -391,16 +397,19 @@ class Gpu:
     says_bfloat16: bool = False  # torch.cuda.is_bf16_supported(), which counts emulation
     torch_cuda: str | None = None  # the CUDA that torch was built for
     in_colab: bool = False
+    others_hidden: bool = False  # by the course, which chose one of several
 
 
 def look_at_gpu() -> Gpu:
     """Ask torch and the driver."""
+    choose_one_gpu()
     import torch
 
     about = {
         "driver": gpus_of_driver(),
         "torch_cuda": torch.version.cuda,
         "in_colab": "COLAB_RELEASE_TAG" in os.environ,
+        "others_hidden": ALL_GPUS in os.environ,
     }
     if not torch.cuda.is_available():
         return Gpu(0, **about)
@@ -466,8 +475,12 @@ def traps_of(here: Gpu) -> list[tuple[str, str, str]]:
         return []
     found = []
     if here.visible > 1:
-        what = f"{here.visible} GPUs are visible: TRL trains on one in a process, and refuses more: lesson 03 stops"
-        found.append((FAIL, what, "set CUDA_VISIBLE_DEVICES=0 before Python starts; in a notebook, in its first cell"))
+        what = f"CUDA_VISIBLE_DEVICES shows {here.visible} GPUs, and TRL refuses more than one in a process: lesson 03 stops"
+        found.append((FAIL, what, "unset it before Python starts, then each lesson takes the first; or name one GPU"))
+    elif here.others_hidden:
+        found.append(
+            (OK, f"{len(here.driver)} GPUs: a lesson uses the first, since TRL trains on one in a process", "")
+        )
     if here.free < 0.9 * here.total:
         what = f"{(here.total - here.free) / 2**30:.1f} of {here.total / 2**30:.1f} GiB are taken already"
         found.append((WARN, what, "shut down the kernels of other notebooks; nvidia-smi lists who holds memory"))
@@ -520,20 +533,6 @@ def four_bits():
         f"bitsandbytes {_version('bitsandbytes')} multiplies in 4 bits on {device}: off by {off:.0%}, as it should be",
         "",
     )
-
-
-def gpus_of_driver() -> tuple[str, ...]:
-    """The names of the GPUs that the driver has, without asking torch, which would take seconds to import."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        names = [
-            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())
-        ]
-        return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
-    except Exception:  # no driver: no GPU
-        return ()
 
 
 def _version(name: str) -> str | None:

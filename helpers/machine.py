@@ -2,8 +2,12 @@
 
 import os
 import platform
+import sys
 from dataclasses import dataclass
 
+from helpers import CourseError
+
+ALL_GPUS = "COURSE_ALL_GPUS"  # the variable that keeps what CUDA_VISIBLE_DEVICES was before one GPU was chosen: nothing
 T4_BYTES = int(14.56 * 2**30)  # what a Colab T4 reports as its total memory
 
 
@@ -56,8 +60,52 @@ class Machine:
         return f"{self.name}, {self.gpu_bytes / 2**30:.2f} GiB{rules}: computes in {self.dtype}"
 
 
+class MachineError(CourseError):
+    """A machine that a lesson cannot use as it is."""
+
+
+def gpus_of_driver() -> tuple[str, ...]:
+    """The names of the GPUs that the driver has, without asking torch, which would take seconds to import."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        names = [
+            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())
+        ]
+        return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
+    except Exception:  # no driver: no GPU
+        return ()
+
+
+def choose_one_gpu() -> str:
+    """Where several GPUs are and nobody has chosen, have this process and its children see the first; says so, else "".
+
+    TRL trains on one GPU in a process and refuses to go on with several in sight; Kaggle's machine has two. A
+    CUDA_VISIBLE_DEVICES that somebody set is respected. Must come before CUDA is used; MachineError if it is too late.
+    """
+    if ALL_GPUS in os.environ:
+        return _chosen()
+    if "CUDA_VISIBLE_DEVICES" in os.environ or len(gpus_of_driver()) < 2:
+        return ""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise MachineError(
+            f"{len(gpus_of_driver())} GPUs are here, and this session has used them already: TRL refuses to train beside "
+            "several. Restart the session, then run the lesson's own cells first"
+        )
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "0", ALL_GPUS: ""}
+    return _chosen()
+
+
+def _chosen() -> str:
+    return f"{len(gpus_of_driver())} are here; this lesson uses the first (it sets CUDA_VISIBLE_DEVICES=0)"
+
+
 def detect() -> Machine:
-    """Look at the machine. With COURSE_T4_RULES=1 in the environment a larger GPU is held to a T4's rules first."""
+    """Look at the machine, after `choose_one_gpu`. With COURSE_T4_RULES=1 in the environment a larger GPU is held to a T4's
+    rules first."""
+    choose_one_gpu()
     import psutil
     import torch
 

@@ -6,7 +6,6 @@ offset, not mapped, and each output file is written as it is read: a JSON header
 product B A, float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -18,6 +17,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout  # it comes with huggingface-hub
 
 from helpers import CourseError
 from helpers.files import WIDTHS, read_object, safetensors_header
@@ -111,11 +112,10 @@ def merge_adapter(
             raise MergeError(f"{out} needs {total / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
         with (
             replace_folder(out) as new,
-            open(new / ".merging", "w") as lock,
+            FileLock(new / ".merging") as lock,  # let go when this process ends, however it does: see _sweep
             _bar(total, progress) as bar,
             ThreadPoolExecutor(1) as writer,
         ):
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when this process ends, however it does: see _sweep
             for shard, tensors in shards.items():
                 with open(new / shard, "wb", buffering=0) as file:
                     header, sizes = layouts[shard]
@@ -142,7 +142,8 @@ def merge_adapter(
             kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "quantization_config")}
             _write_json(new / "config.json", kept | changed)
             _copy_beside(base, adapter, new)
-            (new / ".merging").unlink()
+            lock.release()
+            (new / ".merging").unlink(missing_ok=True)
     except MergeError:
         raise
     except OSError as error:
@@ -472,12 +473,11 @@ def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
 def _sweep(out: Path) -> None:
     """Remove what merges into `out` left behind when they were killed: nobody holds their lock any more."""
     for lock in out.parent.glob(f".{glob.escape(out.name)}.*.part/.merging"):
-        with open(lock) as opened:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # of a merge that is running
-            shutil.rmtree(lock.parent, ignore_errors=True)
+        try:
+            FileLock(lock).acquire(blocking=False).lock.release()
+        except Timeout:
+            continue  # of a merge that is running
+        shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _fetch(tensor: Stored) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from helpers.checkpoints import about_adapter, adapter_folder, last_complete_checkpoint
 from helpers.data import load_instructions, to_prompt_completion
+from helpers.finite import stop_when_not_finite
 from helpers.models import Model, ModelError, base_of, recipe_for
 from helpers.results import Run, whereabouts
 from helpers.workarounds import adapters_to_float32, keep_4bit_layout, repeat_kv_heads
@@ -46,7 +47,9 @@ def find_adapter(run: Run) -> tuple[Path | None, str]:
             maker = about.get("made_by", "lesson 03")
             made = f", made on {about['date']} from {about['data']}" if about else ""
             return folder, f"the one that {maker} left in {whereabouts(folder, '')}{made}"
-    how = 'run lesson 03 on this machine first, or give both lessons output_dir="drive", or name its folder: adapter_dir'
+    how = (
+        'run lesson 03 on this machine first, or give both lessons output_dir="drive", or name its folder: adapter_dir'
+    )
     return None, f"none in {whereabouts(run.folder, '')}; a small one is trained now. For your own, {how}"
 
 
@@ -65,7 +68,9 @@ def _named(folder: Path, named: str, model: Model) -> Path:
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder.name} holds no adapter_model.safetensors: pickled adapters are not loaded here")
     if base_of(folder) != _base_name(model):
-        raise ModelError(f"the adapter in {folder.name} was trained on {base_of(folder)}, and the model here is {model.name}")
+        raise ModelError(
+            f"the adapter in {folder.name} was trained on {base_of(folder)}, and the model here is {model.name}"
+        )
     return folder
 
 
@@ -149,7 +154,7 @@ def train_adapter(
             r=rank, lora_alpha=2 * rank, lora_dropout=lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    adapters_to_float32(trainer)
+    stop_when_not_finite(adapters_to_float32(trainer))
     trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     last = last_complete_checkpoint(checkpoints) if save_steps else None

@@ -1,6 +1,7 @@
 """What a run found: begun once, recorded as it goes, kept as one JSON a lesson; verdicts; and where files outlive a machine."""
 
 import contextlib
+import datetime
 import glob
 import json
 import os
@@ -13,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-from helpers import COURSE_ROOT, CourseError, parameters
+from helpers import COURSE_ROOT, CourseError, course, parameters
+from helpers.machine import gpus_of_driver
 
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
@@ -55,8 +57,11 @@ class Run:
             "machine": str(self.machine),
             "model": getattr(self.model, "name", None),
         }
-        about |= {"data": self.data_name, "python": sys.version.split()[0]}
+        about |= {"data": self.data_name, "python": sys.version.split()[0], "date": datetime.date.today().isoformat()}
+        about["gpus"] = len(gpus_of_driver())  # how many the machine has; a lesson uses one
         about["versions"] = {name: version(name) for name in PACKAGES}
+        source = COURSE_ROOT / "lessons" / f"{self.lesson}.py"
+        about["source_sha256"] = course.source_hash(source) if source.is_file() else None  # of which lesson this is
         file = self.folder / f"{self.lesson}.json"
         about["peak_resident_bytes"] = peak_resident()
         write_whole(file, json.dumps(self.recorded | {"verdicts": self.verdicts, "run": about}, indent=1) + "\n")
@@ -86,7 +91,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
         models.base_of(Path(values["adapter_dir"]).expanduser())
     data.look_at(values.get("dataset_id", "auto"))
     run.machine = machine.detect()
-    shown = {"machine": str(run.machine)}
+    shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
         left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not large_model else None
         if values.get("adapter_dir", "auto") != "auto":
@@ -167,8 +172,6 @@ def _show_untrue(claim: str, look_at: str) -> None:
 
 def _changed(run: Run) -> str:
     """What to look at when a verdict is untrue: the parameters of this run that are not the lesson's own."""
-    from helpers import course
-
     usual = course.lesson_parameters(course.LESSONS / f"{run.lesson}.py")
     changed = [f"{name} = {value!r}" for name, value in run.parameters.items() if usual.get(name, value) != value]
     if changed:
@@ -219,7 +222,9 @@ def _my_drive() -> Path:
             drive.mount(str(point))
         except Exception as error:  # refused, timed out, or there is something in the way
             why = f"{type(error).__name__}: {error}"
-            raise OutputError(f'output_dir = "drive": Google Drive was not mounted ({why}): run the cell again') from error
+            raise OutputError(
+                f'output_dir = "drive": Google Drive was not mounted ({why}): run the cell again'
+            ) from error
     return point / "MyDrive"
 
 
@@ -236,7 +241,9 @@ def whereabouts(folder: Path, output_dir: str) -> str:
     if os.environ.get("COLAB_RELEASE_TAG"):
         return f'{shown}: Colab deletes it with this machine; output_dir="drive" keeps it on your Google Drive'
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        where = "/kaggle/working" if folder.resolve().is_relative_to("/kaggle/working") else "outside of /kaggle/working"
+        where = (
+            "/kaggle/working" if folder.resolve().is_relative_to("/kaggle/working") else "outside of /kaggle/working"
+        )
         return f"{shown}, in {where}: Kaggle keeps /kaggle/working with Save Version, or with Persistence: Files only"
     return shown
 

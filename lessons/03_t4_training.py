@@ -446,6 +446,18 @@ verdict("packed rows get the logits that they get alone",
 #
 # ## 5 Before training
 #
+# First, does it compute numbers at all? The largest number of float16 is 65,504, and models that were made in bfloat16 may go beyond it:
+# their logits are then infinite or "not a number", and training teaches nothing. Maintainers of Qwen2 answer such reports with "bfloat16 or
+# float32" ([Qwen3#670](https://github.com/QwenLM/Qwen3/issues/670), [#868](https://github.com/QwenLM/Qwen3/issues/868)), and a T4 has no
+# bfloat16. So this is checked before you wait for anything, and if it fails, one line names another model.
+
+# %%
+from helpers.finite import require_finite_logits, stop_when_not_finite
+
+samples = [row["prompt"] + row["completion"] for row in train_rows.select(range(min(4, len(train_rows))))]
+require_finite_logits(model, tokenizer, samples, run.model.name, settings.max_length)
+
+# %% [markdown]
 # How good is the 4-bit base model at this already? `evaluate` measures two things on the held-out rows: the loss on the answers' tokens,
 # and exact match: an answer counts only if it is the expected text and nothing else. The interval says how far the share could be off
 # with this number of rows (Wilson, 95%).
@@ -596,6 +608,7 @@ with guarded(), monitor.phase("prepare"):
 trainer.remove_callback(PrinterCallback)  # the panel prints
 as_trl_left_them = {str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}
 adapters_to_float32(trainer)
+stop_when_not_finite(trainer)  # at the first loss that is no number, in one line; the trainer itself would go on
 if on_gpu:
     fuse_lora(trainer.model)  # 4-bit layers of one input and their adapters as one operation: section 17
 said = "yes; if memory runs out: cuda_graphs=False" if graphs else "no, they need a GPU and nothing recomputed"

@@ -79,7 +79,9 @@ def test_a_4bit_layer_of_odd_width_trains_and_merges_as_its_dequantized_weight_d
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    layer = bnb.nn.Linear4bit(width, 96, bias=False, compute_dtype=torch.float32, compress_statistics=False, quant_type="nf4")
+    layer = bnb.nn.Linear4bit(
+        width, 96, bias=False, compute_dtype=torch.float32, compress_statistics=False, quant_type="nf4"
+    )
     net = torch.nn.Sequential(layer).to("cpu")
     net.is_loaded_in_4bit = True  # what PEFT goes by
     workarounds.keep_4bit_layout(net)

@@ -78,7 +78,11 @@ def test_a_lone_notebook_fetches_the_course_installs_what_is_missing_and_runs(
     assert shallow.stdout.strip() == "1"
 
 
-NOWHERE = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "url.file:///nothing.insteadOf", "GIT_CONFIG_VALUE_0": "https://github.com/"}
+NOWHERE = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "url.file:///nothing.insteadOf",
+    "GIT_CONFIG_VALUE_0": "https://github.com/",
+}
 
 
 def test_without_a_network_the_failure_names_address_release_and_what_to_do(tmp_path, environment_without_the_course):
@@ -136,7 +140,10 @@ def test_a_learners_own_files_do_not_stand_in_the_way(tmp_path, names, folder):
 def test_a_helpers_that_was_imported_before_gives_way(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("def mine():\n    return 1\n")
-    before, after = "import helpers; from helpers import mine", "import helpers; print(helpers.COURSE_ROOT.name, mine())"
+    before, after = (
+        "import helpers; from helpers import mine",
+        "import helpers; print(helpers.COURSE_ROOT.name, mine())",
+    )
     done = run_cell(tmp_path, before, after, PYTHONPATH=str(COURSE_ROOT))
     assert done.stdout.endswith(f"{COURSE_ROOT.name} 1\n"), done.stderr[-2000:]
 
@@ -185,7 +192,12 @@ def test_without_git_the_release_is_fetched_as_a_zip_file(tmp_path, archive, env
     source = course.bootstrap_source().replace("https://github.com", archive)
     path = str(environment_without_the_course.parent) if git == "no git" else os.environ["PATH"]
     done = run_cell(
-        tmp_path, source=source, after="print(course)", python=environment_without_the_course, PATH=path, HOME=str(tmp_path)
+        tmp_path,
+        source=source,
+        after="print(course)",
+        python=environment_without_the_course,
+        PATH=path,
+        HOME=str(tmp_path),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.endswith(f"{tmp_path / 'qlora-course'}\n")
@@ -237,17 +249,25 @@ def test_a_lesson_asks_for_no_tool_of_a_maintainer():
 
 
 def test_what_a_notebook_is_made_of_is_held_as_it_is(monkeypatch):
-    here = {"ipython": "7.34.0", "pandas": "2.2.3", "ipywidgets": "7.7.1", "pyarrow": "18.1.0", "huggingface_hub": "1.27.0"}
+    here = {
+        "ipython": "7.34.0",
+        "pandas": "2.2.3",
+        "ipywidgets": "7.7.1",
+        "pyarrow": "18.1.0",
+        "huggingface_hub": "1.27.0",
+    }
     monkeypatch.setattr(install, "_version", here.get)
     held = install.constraints(["trl>=1.16,<1.17"])
-    tested = dict(line.split("==") for line in install._lines("constraints.txt"))
+    tested = install.pinned_versions()
     assert {"ipython==7.34.0", "pandas==2.2.3", "ipywidgets==7.7.1"} <= set(held)
     assert f"pyarrow>=18.1.0,<={tested['pyarrow']}" in held  # if it must change, then to nothing newer than was tested
     assert not [line for line in held if line.startswith(("ipython==9", "pandas==3", "ipywidgets==8"))]
     assert f"trl=={tested['trl']}" in held
 
 
-@pytest.mark.parametrize(("here", "refused"), [("0.10.0", ["torchao>=0.16"]), ("0.16.0", []), ("0.19.1", []), (None, [])])
+@pytest.mark.parametrize(
+    ("here", "refused"), [("0.10.0", ["torchao>=0.16"]), ("0.16.0", []), ("0.19.1", []), (None, [])]
+)
 def test_torchao_is_upgraded_only_where_it_is_and_too_old(monkeypatch, here, refused):
     monkeypatch.setattr(install, "_version", lambda name: here)
     assert install.refused_packages() == refused
@@ -263,7 +283,7 @@ def test_a_restart_is_asked_for_exactly_when_a_replaced_package_was_loaded(tmp_p
     monkeypatch.setattr(install, "missing_requirements", lambda for_lessons: ["trl"])
     monkeypatch.setattr(install, "NOTES", tmp_path / "runs" / "install.txt")
 
-    def replace(words, constrained):
+    def replace(lines, constrained, options):
         other = tmp_path / "other.py"
         other.write_text("version = 2\n")
         os.replace(other, module)
@@ -287,7 +307,7 @@ def test_pips_failure_is_one_line_and_its_words_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "NOTES", tmp_path / "install.txt")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(install.CourseError, match="^pip could not install no-such-package==9: "):
-        install._pip(["no-such-package==9"], [])
+        install._pip(["no-such-package==9"], [], [])
     assert "No matching distribution" in (tmp_path / "install.txt").read_text()
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import http.server
 import json
 import os
+import platform
 import re
 import resource
 import shutil
@@ -128,7 +129,7 @@ def test_an_old_package_is_named_with_what_it_breaks(tmp_path, name, version, st
 
 def test_a_missing_package_is_named(monkeypatch):
     rows = [(n, line, None if n == "peft" else here, n != "peft") for n, line, here, _ in requirements()]
-    monkeypatch.setattr("helpers.tools.install.requirements", lambda: rows)
+    monkeypatch.setattr("helpers.tools.install.requirements", lambda for_lessons=False: rows)
     (finding,) = doctor.examine(doctor.packages)
     assert (finding.status, finding.what) == ("FAIL", "peft is missing; breaks adapters, in lessons 03 to 05")
 
@@ -147,9 +148,63 @@ def test_a_package_upgraded_after_it_was_loaded_asks_for_a_restart(monkeypatch):
     assert "restart the runtime" in finding.cure
 
 
-def test_old_widgets_are_named(tmp_path):
+def test_colabs_widgets_are_good_enough_and_older_ones_are_named(tmp_path):
     (line,) = ask("widgets", PYTHONPATH=fake_package(tmp_path, "ipywidgets", "7.7.1"))
-    assert line == ("WARN", "ipywidgets 7.7.1 is older than 8", "pip install --upgrade ipywidgets")
+    assert line[0] == "OK"
+    (line,) = ask("packages", PYTHONPATH=fake_package(tmp_path / "old", "ipywidgets", "7.6.0"))
+    assert line[1].startswith("ipywidgets 7.6.0, where ipywidgets>=7.7.1 is needed; breaks the calculators")
+
+
+def test_without_what_commands_need_a_lesson_is_ready(monkeypatch):
+    absent = {"papermill", "nbval"}
+    rows = [(n, line, None if n in absent else here, n not in absent) for n, line, here, _ in requirements()]
+    lessons = requirements(for_lessons=True)
+    monkeypatch.setattr(
+        "helpers.tools.install.requirements", lambda for_lessons=False: lessons if for_lessons else rows
+    )
+    (finding,) = doctor.examine(doctor.packages)
+    assert finding.status == "OK"
+    assert finding.what.endswith("without papermill, nbval, which only commands and tests need")
+
+
+def test_an_old_torchao_is_a_failure_and_none_or_a_new_one_is_none(tmp_path):
+    (line,) = ask("torchao", PYTHONPATH=fake_package(tmp_path, "torchao", "0.10.0"))
+    assert line[0] == "FAIL"
+    assert "torchao 0.10.0: beside it PEFT puts no adapter on a 16-bit layer" in line[1]
+    (line,) = ask("torchao", PYTHONPATH=fake_package(tmp_path / "new", "torchao", "0.18.0"))
+    assert line[:2] == ("OK", "torchao 0.18.0")
+
+
+def test_files_in_the_way_are_named(tmp_path, monkeypatch):
+    (tmp_path / "helpers.py").write_text("")
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    (finding,) = doctor.examine(doctor.files_beside)
+    assert finding.status == "WARN"
+    assert finding.what.startswith("helpers.py, peft beside the notebook")
+
+
+def test_colabs_runtime_and_pips_notes_have_their_lines(tmp_path, monkeypatch):
+    assert doctor.examine(doctor.colab, doctor.pip_notes) == []
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260819")
+    monkeypatch.setattr("helpers.tools.install.NOTES", tmp_path / "install.txt")
+    (tmp_path / "install.txt").write_text(
+        "ERROR: pip's resolver\ngoogle-colab 1 requires pandas==2.2.2, but you have 3.\n"
+    )
+    runtime, notes = doctor.examine(doctor.colab, doctor.pip_notes)
+    assert "release-colab_20260819" in runtime.what
+    assert "1 unmet wishes" in notes.what
+    assert "runs/install.txt" in notes.what
+
+
+def test_what_instructors_collect_describes_a_machine_without_a_gpu_too(healthy):
+    about = json.loads(healthy[0].stdout)["about"]
+    assert about["system"].split()[0] == platform.system()
+    assert about["cores"] == os.cpu_count()
+    assert about["memory_bytes"] > 1e9
+    assert "CPU" in about["machine"]
+    assert about["versions"]["torch"]
 
 
 def test_a_kernel_of_another_python_is_noticed(tmp_path):
@@ -458,11 +513,17 @@ def test_a_t4_is_told_of_bfloat16_and_flash_attention_and_nothing_is_wrong():
     assert told(capability=(9, 0)) == []
 
 
-def test_two_gpus_are_a_failure_since_trl_refuses_them():
+def test_of_two_gpus_a_lesson_takes_the_first_and_that_is_ok():
+    status, what, cure = told(driver=("Tesla T4",) * 2, others_hidden=True)[0]
+    assert (status, cure) == ("OK", "")
+    assert what == "2 GPUs: a lesson uses the first, since TRL trains on one in a process"
+
+
+def test_two_gpus_that_somebody_chose_are_a_failure_since_trl_refuses_them():
     status, what, cure = told(visible=2)[0]
     assert status == "FAIL"
-    assert "2 GPUs are visible" in what
-    assert "CUDA_VISIBLE_DEVICES=0" in cure
+    assert "CUDA_VISIBLE_DEVICES shows 2 GPUs" in what
+    assert "unset it" in cure
 
 
 def test_trl_still_refuses_several_gpus_in_one_process():

@@ -98,7 +98,9 @@ def test_elsewhere_in_colab_it_is_said_what_is_lost(colab):
 
 def test_a_refused_mount_is_one_line(colab, monkeypatch):
     monkeypatch.setenv("DRIVE_REFUSED", "1")
-    with pytest.raises(results.OutputError, match=r'^output_dir = "drive": Google Drive was not mounted \(ValueError: mount'):
+    with pytest.raises(
+        results.OutputError, match=r'^output_dir = "drive": Google Drive was not mounted \(ValueError: mount'
+    ):
         results.output_folder("drive")
 
 
@@ -126,8 +128,10 @@ def save(folder, made_by="lesson 03", size=4, **changes):
 
     with checkpoints.adapter_folder(folder, made_by=made_by, **(RUN | changes)) as new:
         key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-        save_file({key.format("A"): torch.ones(size, 8), key.format("B"): torch.ones(8, size)}, new / "adapter_model.safetensors")
-        (new / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "m"}))
+        tensors = {key.format("A"): torch.ones(size, 8), key.format("B"): torch.ones(8, size)}
+        save_file(tensors, new / "adapter_model.safetensors")
+        config = '{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "m"}'
+        (new / "adapter_config.json").write_text(config)
 
 
 def test_the_same_run_again_replaces_its_adapter(tmp_path, capsys):
@@ -168,26 +172,21 @@ def test_what_is_not_whole_does_not_take_the_place_of_what_is(tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
+def fail_with_a_full_disk(*words):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize("moment", ["while it is written", "when it is put on the disk"])
 def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, monkeypatch, moment):
     save(tmp_path / "adapter")
-    full = OSError(errno.ENOSPC, "No space left on device")
-
-    def refuse(*words):
-        raise full
-
-    if moment == "when it is put on the disk":
-        monkeypatch.setattr(os, "fsync", refuse)
-    with (
-        pytest.raises(checkpoints.CheckpointError, match=r"could not be saved \(No space left on device\): make room"),
-        checkpoints.adapter_folder(tmp_path / "adapter", made_by="lesson 03", **RUN) as new,
-    ):
-        (new / "adapter_config.json").write_text("{}")
-        if moment == "while it is written":
-            refuse()
-        save(tmp_path / "other")
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert not list(tmp_path.glob(".*.part"))
+    before = (tmp_path / "adapter" / "course.json").read_bytes()
+    where = (json, "dumps") if moment == "while it is written" else (os, "fsync")
+    monkeypatch.setattr(*where, fail_with_a_full_disk)
+    with pytest.raises(checkpoints.CheckpointError, match=r"could not be saved \(No space left on device\): make room"):
+        save(tmp_path / "adapter", data="other.csv")
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert (tmp_path / "adapter" / "course.json").read_bytes() == before
 
 
 def test_an_error_of_the_course_itself_stays_as_it_is(tmp_path):

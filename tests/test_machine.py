@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import time
 
 import pytest
@@ -169,3 +170,47 @@ def test_fewer_walks_trains_the_same_adapters_and_is_still_needed(tmp_path):
     assert modes == cured_modes == [True, True, False, True, True, False]
     for name, adapter in adapters.items():
         assert torch.equal(adapter, cured_adapters[name]), name
+
+
+# --- several GPUs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A driver with two T4s, and nobody's choice of one."""
+    monkeypatch.setattr(machine, "gpus_of_driver", lambda: ("Tesla T4", "Tesla T4"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "remembered, so that it comes back afterwards")
+    monkeypatch.setenv(machine.ALL_GPUS, "so is this")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.delenv(machine.ALL_GPUS)
+    return monkeypatch
+
+
+def test_of_two_gpus_the_first_is_chosen_and_the_choice_is_said_and_kept(two_gpus):
+    said = machine.choose_one_gpu()
+    assert said == "2 are here; this lesson uses the first (it sets CUDA_VISIBLE_DEVICES=0)"
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ[machine.ALL_GPUS]) == ("0", "")
+    assert machine.choose_one_gpu() == said
+
+
+@pytest.mark.parametrize("chosen", ["0,1", "1", ""])
+def test_what_somebody_set_is_left_alone(two_gpus, chosen):
+    two_gpus.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert machine.choose_one_gpu() == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+    assert machine.ALL_GPUS not in os.environ
+
+
+def test_one_gpu_is_left_alone(two_gpus):
+    two_gpus.setattr(machine, "gpus_of_driver", lambda: ("Tesla T4",))
+    assert machine.choose_one_gpu() == ""
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_too_late_to_choose_is_one_line(two_gpus):
+    two_gpus.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(
+        machine.MachineError, match="^2 GPUs are here, and this session has used them already: TRL refuses"
+    ):
+        machine.choose_one_gpu()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

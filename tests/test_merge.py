@@ -564,12 +564,11 @@ def test_old_model_comes_back_when_the_second_rename_fails(base, adapter, tmp_pa
 
 
 def test_merge_that_runs_is_not_swept_up_by_another(base, adapter, tmp_path):
-    import fcntl
+    from filelock import FileLock
 
     part = tmp_path / ".out.running.part"
     part.mkdir()
-    with open(part / ".merging", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(part / ".merging"):
         merge_adapter(base, adapter, tmp_path / "out", progress=False)
         assert part.is_dir()
     merge_adapter(base, adapter, tmp_path / "out", overwrite=True, progress=False)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from helpers import COURSE_ROOT, course, parameters
-from helpers.tools.install import _lines, _name
+from helpers.tools.install import _lines, _name, pinned_versions
 
 LESSONS = course.lessons()
 LIBRARIES = ("transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "huggingface_hub", "safetensors")
@@ -90,7 +90,7 @@ def test_every_requirement_is_imported_somewhere():
 def test_the_constraints_meet_the_requirements():
     from packaging.requirements import Requirement
 
-    pinned = {_name(line): line.split("==")[1] for line in _lines("constraints.txt")}
+    pinned = pinned_versions()
     for line in _lines("requirements.txt"):
         assert Requirement(line).specifier.contains(pinned[_name(line)]), line
 

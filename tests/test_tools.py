@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from helpers import COURSE_ROOT, CourseError, course
+from helpers.__main__ import main
 from helpers.tools import _report, badges, build, run, sweep
 
 PYTHON = sys.executable
@@ -122,6 +123,96 @@ def test_bad_words_get_one_line_and_a_non_zero_exit(words, line, tmp_path):
     assert line in said[-1]
     assert said[-1].startswith("python -m helpers")
     assert not list(tmp_path.rglob("*.ipynb"))
+
+
+ANIMALS = "cat dog cow hen pig fox owl bat rat elk yak ape ant bee eel emu gnu hog jay koi"
+TWENTY = [
+    {"instruction": f"Which animal lives at number {n}?", "output": animal}
+    for n, animal in enumerate(ANIMALS.split(" "))
+]
+
+
+@pytest.fixture(scope="module")
+def own_rows(tmp_path_factory):
+    """A learner's own folder, with spaces and umlauts, a data file, a helpers.py of her own, and an overfitted lesson 03."""
+    folder = tmp_path_factory.mktemp("own") / "meine Übung 1"
+    folder.mkdir()
+    (folder / "helpers.py").write_text("def mine():\n    return 1\n")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TWENTY))
+    words = ("-p", "dataset_id", "rows.jsonl", "-p", "max_steps", "60", "-p", "learning_rate", "0.01")
+    # Python's -P keeps her helpers.py from being the one that is run.
+    command = [PYTHON, "-P", "-m", "helpers", "run", "03", "--name", "few", *words]
+    surroundings = os.environ | {
+        "PYTHONPATH": str(COURSE_ROOT),
+        "COURSE_RUNS": str(folder / "runs"),
+        "COURSE_STRICT": "0",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=surroundings)
+    return done, folder
+
+
+def test_twenty_rows_of_ones_own_are_learned_by_heart_and_all_cells_run(own_rows):
+    done, folder = own_rows
+    notebook = nbformat.read(folder / "runs" / "few" / "03_t4_training.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    record = json.loads((folder / "runs" / "few" / "03_t4_training.json").read_text())
+    untrue = [verdict["claim"] for verdict in record["verdicts"] if not verdict["holds"]]
+    assert "the held-out loss fell, and did not rise again" in untrue
+    assert "rows.jsonl, 18 to learn and 2 held out" in record["run"]["data"]
+
+
+def test_the_adapter_of_a_run_that_overfits_is_whole_and_is_saved_before_anything_is_judged(own_rows):
+    from helpers.files import adapter_fault
+
+    _, folder = own_rows
+    assert adapter_fault(folder / "runs" / "few" / "adapter") is None
+    notebook = nbformat.read(course.NOTEBOOKS / "03_t4_training.ipynb", as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    trained = next(i for i, source in enumerate(code) if "trainer.train(" in source)
+    assert "save_pretrained" in code[trained + 1]
+    assert not re.search(r"verdict\(|plots\.|evaluate\(|record\(", code[trained + 1].partition("save_pretrained")[0])
+
+
+def test_a_run_with_untrue_verdicts_says_so_and_exits_with_1(own_rows):
+    done, _ = own_rows
+    assert done.returncode == 1
+    assert re.search(r"03_t4_training +\d+  ran, \d+ of its verdicts untrue", done.stdout)
+    assert "03_t4_training: not so in this run: the held-out loss fell" in done.stderr
+
+
+def test_a_relative_path_means_what_it_meant_where_the_command_was_typed(own_rows):
+    """papermill, for a data file, a model's folder and an adapter's folder; `own_rows` itself gave `run` a relative file."""
+    _, folder = own_rows
+    shutil.copytree(folder / "runs" / "few" / "adapter", folder / "mein adapter", dirs_exist_ok=True)
+    notebook = nbformat.read(course.NOTEBOOKS / "04_inference.ipynb", as_version=4)
+    lesson = {"dataset_id": "rows.jsonl", "adapter_dir": "mein adapter", "output_dir": "pm", "model_id": "bundled"}
+    notebook.cells = notebook.cells[:4]
+    nbformat.write(notebook, folder / "kurz.ipynb")
+    words = [word for name, value in lesson.items() for word in ("-p", name, value)]
+    command = [PYTHON, "-m", "papermill", "--no-progress-bar", "kurz.ipynb", "out.ipynb", *words]
+    surroundings = os.environ | {"PYTHONPATH": str(COURSE_ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=surroundings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shown = nbformat.read(folder / "out.ipynb", as_version=4).cells[4].outputs[-1].data["text/plain"]
+    assert "rows.jsonl" in shown
+    assert "adapter_dir = 'mein adapter'" in shown
+
+
+def test_a_sweeps_runs_begin_where_the_command_was_typed(tmp_path, monkeypatch):
+    seen = []
+
+    def run_lesson(lesson, folder, values, cwd):
+        seen.append((values, cwd))
+        return {"error": "stopped here", "seconds": 0.0, "untrue": []}
+
+    monkeypatch.setattr(run, "run_lesson", run_lesson)
+    monkeypatch.setattr(sweep, "run_here", lambda _, tasks: [sweep.run_point(*task) for task in tasks])
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    words = ["03", "dataset_id=a+b.jsonl,c.jsonl", "target_modules=q_proj+v_proj"]
+    assert main(["sweep", *words]) == 1
+    expected = [{"dataset_id": name, "target_modules": "q_proj,v_proj"} for name in ("a+b.jsonl", "c.jsonl")]
+    assert seen == [(values, str(tmp_path)) for values in expected]
 
 
 def test_papermill_itself_runs_a_lesson_from_any_folder(tmp_path):

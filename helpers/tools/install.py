@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
@@ -22,35 +22,53 @@ FOR_COMMANDS = "# What the commands and the tests need"  # from this line on, re
 NOTES = COURSE_ROOT / "runs" / "install.txt"  # what pip said
 
 
+WHEELS = (
+    COURSE_ROOT / "wheels"
+)  # a folder that --download filled travels with the course to a machine without a network
+
+
 def add_arguments(parser):
     parser.add_argument("--dry-run", action="store_true", help="say what would be installed")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="install from this folder, without a network")
+    parser.add_argument("--download", type=Path, metavar="FOLDER", help="fill a folder for a machine without a network")
+    parser.add_argument(
+        "--python", default="3.12", metavar="X.Y", help="with --download: that machine's Python (Kaggle: 3.12)"
+    )
 
 
 def main(arguments) -> None:
-    install_missing(dry_run=arguments.dry_run)
+    if arguments.download:
+        download(arguments.download, arguments.python)
+    else:
+        install_missing(dry_run=arguments.dry_run, wheels=arguments.wheels, for_lessons=arguments.wheels is not None)
 
 
 def set_up(install: bool) -> None:
     """What a lesson's first cell does once the course is found: install what lessons lack, look for files in the way,
     and switch on the explanations of errors. CourseError, one line, if the session has to be restarted first."""
     if install:
-        install_missing(for_lessons=True)
+        install_missing(for_lessons=True, wheels=WHEELS if WHEELS.is_dir() else None)
     for file, name in shadowing():
         loaded = getattr(sys.modules.get(name), "__file__", None) or ""
         if Path(loaded).resolve().is_relative_to(Path.cwd() / file):
-            raise CourseError(f"{file} beside this notebook was loaded in place of {name}: rename it, restart the session")
+            raise CourseError(
+                f"{file} beside this notebook was loaded in place of {name}: rename it, restart the session"
+            )
         print(f"{file} beside this notebook is left alone: here, import {name} means the course's or the library's")
     from helpers import explain
 
     explain.switch_on()
 
 
-def install_missing(for_lessons: bool = False, dry_run: bool = False) -> None:
+def install_missing(for_lessons: bool = False, dry_run: bool = False, wheels: Path | None = None) -> None:
     """Install what requirements.txt names and the environment lacks; say what was added and what was replaced.
 
-    `for_lessons` leaves out what only commands and tests need. Raises CourseError, one line, if pip fails, or if a
-    package was replaced that this process had loaded: then the session must be restarted.
+    `for_lessons` leaves out what only commands and tests need. `wheels` is a folder to install from, in place of the
+    package index. Raises CourseError, one line, if pip fails, or if a package was replaced that this process had loaded:
+    then the session must be restarted.
     """
+    if wheels is not None and not any(wheels.glob("*.whl")):
+        raise CourseError(f"{wheels} holds no wheels: fill it with `python -m helpers install --download FOLDER`")
     missing, refused = missing_requirements(for_lessons), refused_packages()
     if not missing and not refused:
         print("Nothing to install: every requirement is met.")
@@ -59,8 +77,9 @@ def install_missing(for_lessons: bool = False, dry_run: bool = False) -> None:
     if dry_run:
         return
     before, loaded = _versions(), _loaded_files()
-    said = _pip(missing, constraints(missing)) if missing else ""
-    said += _pip(["--no-deps", *refused], []) if refused else ""
+    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    said = _pip([*missing], constraints(missing), source) if missing else ""
+    said += _pip(refused, [], [*source, "--no-deps"]) if refused else ""
     after = _versions()
     replaced = {name: (old, after[name]) for name, old in before.items() if after.get(name, old) != old}
     if replaced:
@@ -75,18 +94,68 @@ def install_missing(for_lessons: bool = False, dry_run: bool = False) -> None:
         )
 
 
-def _pip(words: list[str], constrained: list[str]) -> str:
-    """Have pip install; returns what it said about other packages' wishes. CourseError, one line, if it fails."""
+def _pip(lines: list[str], constrained: list[str], options: list[str]) -> str:
+    """Have pip install these lines; returns what it said about other packages' wishes. CourseError, one line, if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "constraints.txt"
         file.write_text("\n".join(constrained) + "\n", encoding="utf-8")
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(file), *words]
-        done = subprocess.run(pip, capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(file)]
+        done = subprocess.run([*pip, *options, *lines], capture_output=True, text=True)
     if done.returncode:
         _keep_notes(done.stdout + done.stderr)
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CourseError(f"pip could not install {', '.join(words)}: {reason}")
+        raise CourseError(f"pip could not install {', '.join(lines)}: {reason}{_offline_hint()}")
     return done.stdout + done.stderr
+
+
+def _offline_hint() -> str:
+    """On Kaggle, where the switch for the internet is: it is off in a new notebook."""
+    if not os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return ""
+    return (
+        ". Is the internet on? In Kaggle's sidebar: Session options > Internet (it asks for a phone number once). "
+        'Without it: README.md, "Without the internet"'
+    )
+
+
+def download(folder: Path, python: str) -> None:
+    """Fill `folder` with the wheels that lessons need on x86-64 Linux with Python `python`, without torch and numpy.
+
+    The versions are those of constraints.txt. CourseError, one line, for what pip cannot find.
+    """
+    if not re.fullmatch(r"3\.\d+", python):
+        raise CourseError(f"--python {python!r} is not possible; allowed: a version such as 3.12")
+    tested = pinned_versions(python)
+    wanted = [f"{name}=={tested[name]}" for name in sorted(_needed_by_lessons()) if name in tested]
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(39, 16, -1)] + ["manylinux2014_x86_64", "any"]
+    target = ["--only-binary=:all:", "--no-deps", "--implementation", "cp", "--python-version", python]
+    target += [word for name in platforms for word in ("--platform", name)]
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "-d", str(folder), *target]
+    for words in (wanted, list(REFUSED_WHEN_OLDER)):
+        done = subprocess.run([*pip, *words], capture_output=True, text=True)
+        if done.returncode:
+            raise CourseError(f"pip could not download: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    size = sum(file.stat().st_size for file in folder.glob("*.whl"))
+    print(f"{len(list(folder.glob('*.whl')))} wheels for Python {python}, {size / 1e6:.0f} MB, in {folder}")
+
+
+def _needed_by_lessons() -> set[str]:
+    """What lessons import and all that this needs in turn, as it is installed here; torch's own needs are left out."""
+    from packaging.requirements import Requirement
+
+    found, open_ones = set(), [row[0] for row in requirements(for_lessons=True)]
+    while open_ones:
+        name = open_ones.pop()
+        if name in found or name.startswith(LEFT_ALONE):
+            continue
+        found.add(name)
+        try:
+            needs = map(Requirement, requires(name) or ())
+        except PackageNotFoundError:
+            continue
+        open_ones += [_name(n.name) for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
+    return found
 
 
 def _keep_notes(text: str) -> None:
@@ -128,17 +197,26 @@ def constraints(missing: list[str]) -> list[str]:
     """What pip is held to while it installs the lines `missing`: the tested version of what is not here yet, of what is
     here anything up to the tested version, and what the notebook itself is made of as it is."""
     must_change, held = {_name(line) for line in missing}, []
-    for line in _lines("constraints.txt"):
-        name, tested = _name(line), line.partition("==")[2]
+    for name, number in pinned_versions().items():
         here = _version(name)
         if name.startswith(LEFT_ALONE):
             continue
         if here is None or name in must_change:
-            held.append(line)
-        elif name not in KEPT and _meets(f"{name}<={tested}", here):
-            held.append(f"{name}>={here},<={tested}")
+            held.append(f"{name}=={number}")
+        elif name not in KEPT and _meets(f"{name}<={number}", here):
+            held.append(f"{name}>={here},<={number}")
     installed = {name: _version(name) for name in KEPT if name not in must_change}
     return held + [f"{name}=={here}" for name, here in installed.items() if here is not None]
+
+
+def pinned_versions(python: str | None = None) -> dict[str, str]:
+    """The version of each package in constraints.txt that applies to Python `python`, such as "3.12"; None is this one."""
+    here, found = python or f"{sys.version_info[0]}.{sys.version_info[1]}", {}
+    for line in _lines("constraints.txt"):
+        pin, _, marker = line.partition(";")
+        if not marker or f'"{here}"' in marker:  # the only markers there are: python_version == "3.12"
+            found[_name(pin)] = pin.partition("==")[2].strip()
+    return found
 
 
 def shadowing() -> list[tuple[str, str]]:
@@ -151,7 +229,9 @@ def shadowing() -> list[tuple[str, str]]:
     if here == COURSE_ROOT:
         return []
     imported = {"pynvml" if row[0] == "nvidia-ml-py" else row[0].replace("-", "_") for row in requirements(True)}
-    files = {p.stem: p.name for p in here.glob("*.py")} | {p.parent.name: p.parent.name for p in here.glob("*/__init__.py")}
+    files = {p.stem: p.name for p in here.glob("*.py")} | {
+        p.parent.name: p.parent.name for p in here.glob("*/__init__.py")
+    }
     return [(file, name) for name, file in sorted(files.items()) if name in imported | {"helpers"}]
 
 

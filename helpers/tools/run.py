@@ -65,7 +65,8 @@ def run_lesson(lesson: Path, folder: Path, values: dict, cwd: str | None = None,
     """Execute one notebook through papermill; returns lesson, seconds, error (or None), untrue verdicts, the notebook's file.
 
     The kernel works in `cwd`, or where this process does, so that a relative path in a parameter means what it meant
-    where the command was typed. A run that succeeds replaces <folder>/<lesson>.ipynb; one that fails leaves <lesson>.failed.ipynb beside it.
+    where the command was typed. A run that succeeds replaces <folder>/<lesson>.ipynb; one that fails leaves
+    <lesson>.failed.ipynb beside it.
     """
     import papermill
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from helpers import CourseError, course
-from helpers.doctor import gpus_of_driver
+from helpers.machine import gpus_of_driver
 from helpers.results import output_folder, write_whole
 from helpers.tools import run
 

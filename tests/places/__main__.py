@@ -1,7 +1,7 @@
 """The doubles by hand: `python -m tests.places colab 03`, each notebook in a fresh environment; --whole on the place's Python.
 
-    python -m tests.places colab [LESSON ...] [--whole]
-    python -m tests.places refresh FREEZE_FILE --date YYYY-MM-DD     makes colab.txt anew from a pip freeze
+python -m tests.places colab [LESSON ...] [--whole]
+python -m tests.places refresh FREEZE_FILE --date YYYY-MM-DD     makes colab.txt anew from a pip freeze
 """
 
 import argparse

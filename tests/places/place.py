@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -20,7 +21,9 @@ import nbformat
 from helpers import COURSE_ROOT, course
 
 HERE = Path(__file__).parent
-KEPT = COURSE_ROOT / ".places"  # environments are made once for each list, and copied for each notebook
+# Environments are made once for each list, and copied for each notebook. Outside of the course: a notebook below its folder
+# would find the course there, where a learner's has to fetch it.
+KEPT = Path(os.environ.get("COURSE_PLACES_FOLDER") or Path(tempfile.gettempdir()) / "course-places")
 STAND_INS = HERE / "stand_ins"  # packages that only the place has: google.colab
 
 # What surrounds a kernel: variables, and what it runs before any cell.
@@ -29,6 +32,7 @@ SURROUNDINGS = {
         {"COLAB_RELEASE_TAG": "release-colab-stand-in", "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
         "import google.colab",  # which imports ipywidgets, as there
     ),
+    "kaggle": ({"KAGGLE_KERNEL_RUN_TYPE": "Interactive", "MPLBACKEND": "agg"}, "pass"),
 }
 
 
@@ -74,13 +78,15 @@ def environment(place: Place, python: str | None = None) -> Path:
     if (folder / "made").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
     subprocess.run([python or sys.executable, "-m", "venv", str(folder)], check=True)
     if python is None:
         link_distribution("torch", site_packages(folder), besides={_bare(line) for line in place.packages})
     else:
         pip(folder, f"torch=={place.torch}")
     pip(folder, *place.packages)
-    shutil.copytree(STAND_INS, site_packages(folder), dirs_exist_ok=True)
+    if (STAND_INS / place.name).is_dir():
+        shutil.copytree(STAND_INS / place.name, site_packages(folder), dirs_exist_ok=True)
     (folder / "made").touch()
     return folder
 
@@ -147,7 +153,7 @@ def release(folder: Path, change=None) -> dict[str, str]:
     `change(tree)` may plant something into the tree before.
     """
     tree = folder / "tree"
-    ignored = shutil.ignore_patterns(".venv", ".places", "runs", ".git", "__pycache__", ".gpu", "*.egg-info", "tests")
+    ignored = shutil.ignore_patterns(".venv", "runs", ".git", "__pycache__", ".gpu", "*.egg-info", "tests")
     shutil.copytree(COURSE_ROOT, tree, ignore=ignored)
     if change:
         change(tree)
@@ -202,6 +208,7 @@ def run(notebook, folder: Path, venv: Path, variables: dict[str, str], at_start:
     """
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import run_sync
     from nbclient import NotebookClient
     from nbclient.exceptions import DeadKernelError
 
@@ -219,6 +226,8 @@ def run(notebook, folder: Path, venv: Path, variables: dict[str, str], at_start:
         died = []
     except DeadKernelError as error:
         died = [Failure(sum(c.get("execution_count") is not None for c in notebook.cells) + 1, "?", str(error))]
+    finally:
+        run_sync(manager.shutdown_kernel)(now=True)  # nbclient leaves a manager that it was given alone
     nbformat.write(notebook, folder.parent / "executed.ipynb")
     return failures(notebook) + died
 
