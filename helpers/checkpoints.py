@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -72,22 +71,21 @@ def adapter_folder(folder: Path, made_by: str, data: str, **run):
     is kept beside it as NAME-1, NAME-2, ..., and a line says so. Raises CheckpointError, one line, for an adapter that
     is not whole or cannot be written; then `folder` is as it was.
     """
-    key = _key(run | {"data": data})
+    key, old = _key(run | {"data": data}), about_adapter(folder)
     about = {"made_by": made_by, "data": data, "date": datetime.date.today().isoformat(), "run": key}
+    trained = old.get("made_by", "lesson 03") == "lesson 03"  # another lesson's was made in seconds
+    other = (folder / "adapter_config.json").is_file() and trained and old.get("run") != key
+    names = (folder.with_name(f"{folder.name}-{n}") for n in range(1, 10_000))
+    kept = next(name for name in names if not name.exists()) if other else None
     try:
-        with replace_folder(folder) as new:
+        with replace_folder(folder, keep_old_as=kept) as new:
             yield new
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             fault = adapter_fault(new)
             if fault:
                 raise CheckpointError(f"the adapter was not saved whole: {fault}. Run this cell again")
-            old = about_adapter(folder)
-            trained = old.get("made_by", "lesson 03") == "lesson 03"  # another lesson's was made in seconds
-            if (folder / "adapter_config.json").is_file() and trained and old.get("run") != key:
-                numbers = (n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}-{n}").exists())
-                kept = folder.with_name(f"{folder.name}-{next(numbers)}")
-                os.replace(folder, kept)
-                print(f"The adapter of an earlier run is kept: {kept.name}")
+        if kept:
+            print(f"The adapter of an earlier run is kept: {kept.name}")
     except OSError as error:
         if isinstance(error, CourseError):
             raise

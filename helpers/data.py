@@ -40,7 +40,7 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0):
     "auto" is tatsu-lab/alpaca on a GPU with a network and a model other than the bundled one, else the bundled
     instructions. A file of JSON lines is split 9 to 1. Raises DataError, one line.
     """
-    from datasets import DatasetDict, load_dataset
+    from datasets import DatasetDict
 
     if dataset_id == "auto":
         if machine is None or machine.device == "cpu":
@@ -58,16 +58,46 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0):
         rows = DatasetDict({split: _read_json_lines(file) for split, file in files.items()})
         return rows, f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
     if dataset_id in ("alpaca", "tatsu-lab/alpaca"):
-        try:
-            rows = load_dataset("tatsu-lab/alpaca", split="train")
-        except Exception as error:  # whatever the hub's client raises without a network
-            raise DataError(f'tatsu-lab/alpaca cannot be fetched ({type(error).__name__}): use "bundled"') from error
+        rows = _from_hub("tatsu-lab/alpaca")
         name = "tatsu-lab/alpaca (CC BY-NC 4.0)"
     else:
         rows, name = _read_json_lines(dataset_id), Path(dataset_id).name
     parts = rows.train_test_split(test_size=0.1, seed=seed)
     rows = DatasetDict({"train": parts["train"], "heldout": parts["test"]})
     return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
+
+
+def _from_hub(name: str):
+    """The training split of a data set on the hub, or in the cache if the hub does not answer; DataError, one line."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    unanswered, was_offline = None, datasets.config.HF_HUB_OFFLINE
+    try:
+        # Asked once: of a hub that does not answer `datasets` itself asks again and again, for more than six minutes.
+        HfApi().dataset_info(name, timeout=10)
+    except Exception as error:  # whatever the hub's client raises: its classes have changed their names
+        unanswered, datasets.config.HF_HUB_OFFLINE = error, True
+    try:
+        return datasets.load_dataset(name, split="train")
+    except Exception as error:
+        first = unanswered or error
+        raise DataError(f'{name} cannot be fetched ({_why(first)}): use "bundled"') from first
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+
+
+def _why(error: Exception) -> str:
+    """What kept a data set away, in a few words."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    from helpers.models import why_unfetched
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, HfHubHTTPError) or getattr(error, "errno", None) or "Consistency check" in str(error):
+        return why_unfetched(error)
+    return type(error).__name__
 
 
 def look_at(dataset_id: str) -> None:

@@ -1,5 +1,6 @@
 """Which model a lesson uses: the bundled one, a preset, a local folder or a hub id; with clear words when it cannot."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,7 @@ def _local(folder: Path) -> Model:
 def _reach(hub_id: str, gated: str) -> None:
     """Fetch config.json, or find it in the cache, so that a model out of reach is known before anything heavy."""
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -238,16 +240,38 @@ def _reach(hub_id: str, gated: str) -> None:
         raise ModelError(f"the hub has no model {hub_id}, or it is private and you are not logged in") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(unreached) from error
+    except EntryNotFoundError as error:
+        raise ModelError(f"{hub_id} has no config.json: it is no model that transformers can load") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{hub_id} cannot be fetched ({type(error).__name__}): check the name and the network"
-        ) from error
+        raise ModelError(f"{hub_id} cannot be fetched: {why_unfetched(error)}") from error
     except Exception as error:  # no connection: the class is the HTTP library's, which has changed its name
         raise ModelError(unreached) from error
     if code:
         raise ModelError(f"{hub_id}: {code}")
     if not whole:
         raise ModelError(f"{hub_id} has no *.safetensors: pickled weights are not loaded here")
+
+
+def why_unfetched(error: Exception) -> str:
+    """What the hub answered, or what the disk did, in a few words that say what to do; of another error, its class."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return "the hub does not accept your token: log in with another, or log out where no login is needed"
+    if status == 403:
+        return f"the hub forbids it: {error.server_message or 'your token may not read this'}"
+    if status == 429:
+        return "the hub asks you to wait (429): try again in some minutes"
+    if status is not None:
+        return f"the hub {'has a fault of its own' if status >= 500 else 'answers'} ({status}): try again later"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: make room, or set HF_HOME to a folder on a larger disk"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the hub's cache cannot be used ({error.strerror}): set HF_HOME to a folder of your own"
+    if "Consistency check failed" in str(error):  # the client compares the size with the announced one
+        return "it did not arrive whole: try again"
+    if type(error) is ValueError:  # of read_object
+        return f"{error}. Remove it from the cache with `hf cache rm`, then try again"
+    return f"{type(error).__name__}: check the name and the network"
 
 
 def _fetched_config(hub_id: str) -> Path:

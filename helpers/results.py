@@ -268,10 +268,11 @@ def write_whole(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def replace_folder(folder: Path):
+def replace_folder(folder: Path, keep_old_as: Path | None = None):
     """Yield an empty folder beside `folder`. On success it replaces `folder`; on error it is deleted.
 
-    What it holds is on the disk, not only in the system's memory, before the old folder goes.
+    What it holds is on the disk, not only in the system's memory, before the old folder goes; or, with `keep_old_as`,
+    gets that name.
     """
     finish_replacing(folder.parent, glob.escape(folder.name))
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
@@ -282,7 +283,7 @@ def replace_folder(folder: Path):
                 os.fsync(written.fileno())
         new.chmod(0o755)
         if folder.exists():
-            os.replace(folder, new.with_suffix(".old"))
+            os.replace(folder, keep_old_as or new.with_suffix(".old"))
         os.replace(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)

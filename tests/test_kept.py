@@ -180,7 +180,7 @@ def fail_with_a_full_disk(*words):
 def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, monkeypatch, moment):
     save(tmp_path / "adapter")
     before = (tmp_path / "adapter" / "course.json").read_bytes()
-    where = (json, "dumps") if moment == "while it is written" else (os, "fsync")
+    where = (Path, "write_text") if moment == "while it is written" else (os, "fsync")
     monkeypatch.setattr(*where, fail_with_a_full_disk)
     with pytest.raises(checkpoints.CheckpointError, match=r"could not be saved \(No space left on device\): make room"):
         save(tmp_path / "adapter", data="other.csv")

@@ -19,15 +19,21 @@ MODULES = sorted((COURSE_ROOT / "helpers").rglob("*.py"))
 
 # Runs in the kernel before any cell: an import of a POSIX module by one of the course's own modules fails, as elsewhere.
 REFUSE = f"""
-import builtins, os
-given = builtins.__import__
-def refuse(name, globals=None, locals=None, fromlist=(), level=0):
-    if name.split(".")[0] in {POSIX!r} and (globals or {{}}).get("__name__", "").split(".")[0] == "helpers":
-        raise ImportError("No module named " + repr(name), name=name)
-    return given(name, globals, locals, fromlist, level)
-builtins.__import__ = refuse
-for name in ("posix_fadvise", "getuid"):
-    os.__dict__.pop(name, None)
+def install():
+    import builtins, os
+
+    given = builtins.__import__
+
+    def refuse(name, globals=None, locals=None, fromlist=(), level=0):
+        if name.split(".")[0] in {POSIX!r} and (globals or {{}}).get("__name__", "").split(".")[0] == "helpers":
+            raise ImportError("No module named " + repr(name), name=name)
+        return given(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = refuse
+    os.__dict__.pop("posix_fadvise", None)
+
+
+install()
 """
 
 
@@ -64,7 +70,8 @@ def test_lessons_00_and_01_run_without_what_only_posix_has(tmp_path, stem):
     (tmp_path / "content").mkdir()
     (tmp_path / "refuse.py").write_text(REFUSE)
     notebook = nbformat.read(course.NOTEBOOKS / f"{stem}.ipynb", as_version=4)
-    probe = "from helpers import machine\ntry:\n    exec('import fcntl', vars(machine))\n    print('found')\nexcept ImportError:\n    print('refused')"
+    probe = "from helpers import machine\ntry:\n    exec('import fcntl', vars(machine))\n    print('found')\n"
+    probe += "except ImportError:\n    print('refused')"
     notebook.cells.append(nbformat.v4.new_code_cell(probe))
     variables = {"PYTHONPATH": str(COURSE_ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     at_start = f"exec(open({str(tmp_path / 'refuse.py')!r}).read())"

@@ -52,7 +52,7 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One line of the log: what was asked, whether with a token, for which bytes, and the status of the answer."""
+    """One line of the log: what was asked, whether with a token, for which bytes, and the status of the answer, 0: none."""
 
     method: str
     path: str
@@ -169,7 +169,9 @@ class Hub:
         self._servers = [_Server(("127.0.0.1", number), _Answers) for number in (port, 0)]
         for server in self._servers:
             server.hub, server.is_storage = self, server is self._servers[1]
-        self.address, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        # The storage has another host's name, as the hub's has: some clients follow a way only within one host.
+        ports = [server.server_address[1] for server in self._servers]
+        self.address, self.storage = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -181,8 +183,8 @@ class Hub:
             "HF_HUB_OFFLINE": "0",
             "HF_DATASETS_OFFLINE": "0",
             "HF_TOKEN": "",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
         }
 
     def __enter__(self) -> "Hub":
@@ -260,6 +262,8 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.query = {name: values[0] for name, values in urllib.parse.parse_qs(asked.query).items()}
         self.body = self._read_body()
         self.fault = self.hub.fault_for(self.command, self.at) or Fault("")
+        if self.fault.silent:
+            self.log_request(0)
         if self.hub.stopped.wait(None if self.fault.silent else self.fault.delay_seconds):
             self.close_connection = True
             return
@@ -290,7 +294,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             found = re.fullmatch(pattern, self.at)
             if found and method == ("GET" if self.command == "HEAD" else self.command):
                 return does(self, **found.groupdict())
-        raise Refusal(404, "", "Sorry, we can't find the page you are looking for.")
+        raise Refusal(501, "", "The hub's double does not know this yet")
 
     def send(self, what, status: int = 200, headers: dict | None = None) -> None:
         content = what if isinstance(what, bytes) else json.dumps(what).encode()
