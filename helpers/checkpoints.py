@@ -101,6 +101,19 @@ def about_adapter(folder: Path) -> dict:
         return {}
 
 
+def require_hub_base(hub_repo: str, model) -> None:
+    """Raise one line if checkpoints are to go to the hub and the base is a folder.
+
+    PEFT's card names the base by its path then, and the hub refuses such a card (huggingface/transformers#33922). The
+    trainer pushes in the background and says nothing of it: the checkpoint would never arrive.
+    """
+    if hub_repo != "none" and (model.bundled or model.local):
+        raise CheckpointError(
+            f"hub_repo = {hub_repo!r} needs a base model from the hub, and {model.name} is a folder: the hub takes no card "
+            'that names one. Name a preset or a hub id as model_id, or leave hub_repo at "none"'
+        )
+
+
 def require_login(hub_repo: str) -> None:
     """Raise one line if checkpoints are to go to the hub and nobody is logged in there."""
     if hub_repo == "none":

@@ -4,6 +4,7 @@ A check is a function that returns (status, what, cure), or a list of such. FAIL
 run, but not as you may expect. OK: nothing to do. No text holds a token, a host's name or an absolute path.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -272,11 +273,17 @@ def machine_in_numbers() -> dict:
     """System, processor, cores and bytes of memory, for whoever collects the doctor's files: no name of a host or person."""
     import platform
 
-    import psutil
-
     system = f"{platform.system()} {platform.release().split('-')[0]}"
-    about = {"system": system, "processor": platform.machine(), "python": sys.version.split()[0]}
-    about |= {"cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total}
+    about = {
+        "system": system,
+        "processor": platform.machine(),
+        "python": sys.version.split()[0],
+        "cores": os.cpu_count(),
+    }
+    with contextlib.suppress(ImportError):  # the packages' line says what is missing
+        import psutil
+
+        about["memory_bytes"] = psutil.virtual_memory().total
     release = os.environ.get("COLAB_RELEASE_TAG")
     return about | ({"colab": release} if release else {})
 

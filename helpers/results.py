@@ -82,7 +82,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
 
     finish_replacing(run.folder)
 
-    from helpers import data, machine, models, workarounds
+    from helpers import checkpoints, data, machine, models, workarounds
 
     # What was named is looked at first: the next line imports torch, which takes seconds.
     named = values.get("model_id", "auto") != "auto"
@@ -99,6 +99,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
         run.model = run.model or models.resolve_model("auto", run.machine, large_model, left)
         if run.model.local:
             models.rehearse(run.model)
+        checkpoints.require_hub_base(values.get("hub_repo", "none"), run.model)
         shown["model"] = str(run.model)
     recipe = models.recipe_for(run.model)
     chosen = {name: recipe[name] for name, value in values.items() if name in recipe and value == "auto"}

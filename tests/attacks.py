@@ -231,7 +231,7 @@ def harmless() -> None:
     from helpers.tools import badges, build, doctor, install, run, sweep
 
     def nothing_ran(lesson, folder, given, progress_bar=False):
-        return {"lesson": lesson.stem, "seconds": 0.0, "error": None, "notebook": folder / "none.ipynb"}
+        return {"lesson": lesson.stem, "seconds": 0.0, "error": None, "untrue": [], "notebook": folder / "none.ipynb"}
 
     run.run_lesson = nothing_ran
     sweep.run_here = lambda _, tasks: [sweep.run_point(*task) for task in tasks]

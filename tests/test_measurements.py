@@ -45,7 +45,7 @@ def test_a_row_keeps_no_path_of_a_machine(tmp_path):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     about = {
-        "parameters": {"model_id": "/home/somebody/m", "output_dir": "/home/somebody/out", "rank": 4},
+        "parameters": {"model_id": "/srv/somebody/m", "output_dir": "/srv/somebody/out", "rank": 4},
         "machine": "NVIDIA H100, 14.56 GiB, under T4 rules: computes in float16",
         "model": "m", "gpus": 2, "date": "2026-11-25", "python": "3.12.3", "versions": {}, "source_sha256": "0",
     }  # fmt: skip

@@ -142,18 +142,16 @@ def test_an_adapter_for_another_base_is_refused_by_name(tmp_path):
     config = {"base_model_name_or_path": "someone/else-7b"}
     (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "other" / "adapter_model.safetensors").write_bytes(b"")
-    run = begin_quietly(tmp_path, adapter_dir=str(tmp_path / "other"))
     with pytest.raises(models.ModelError, match="was trained on someone/else-7b"):
-        quick.adapter_for(run)
+        begin_quietly(tmp_path, adapter_dir=str(tmp_path / "other"))
 
 
 def test_a_missing_or_pickled_adapter_gets_one_line(tmp_path):
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "adapter_config.json").write_text('{"base_model_name_or_path": "bundled"}')
     (tmp_path / "pickled" / "adapter_model.bin").write_bytes(b"pickled")
-    run = begin_quietly(tmp_path, adapter_dir=str(tmp_path / "pickled"))
     with pytest.raises(models.ModelError, match="pickled adapters are not loaded"):
-        quick.adapter_for(run)
+        begin_quietly(tmp_path, adapter_dir=str(tmp_path / "pickled"))
     with pytest.raises(models.ModelError, match=r"no readable adapter_config\.json"):
         models.base_of(tmp_path / "missing")
 

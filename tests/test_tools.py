@@ -288,6 +288,7 @@ def test_a_report_shows_a_failure_and_escapes_what_it_says(tmp_path):
         "lesson": "00_start_here",
         "seconds": 1.0,
         "error": "cell 3: <script>",
+        "untrue": [],
         "notebook": tmp_path / "none.ipynb",
     }
     page = _report.write_report(tmp_path, [result]).read_text()

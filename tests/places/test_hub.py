@@ -493,15 +493,22 @@ def test_who_is_not_logged_in_does_not_see_the_private_repository(pushed, hub, t
     assert error_line(answers[REPOSITORY]).startswith(f"the hub has no model {REPOSITORY}")
 
 
-@pytest.mark.xfail(strict=True, reason="PEFT names a base that is a folder by its path, and the hub takes only ids")
-def test_the_card_that_goes_with_a_checkpoint_of_the_bundled_model_is_one_that_the_hub_takes(tmp_path):
+def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_path):
     """The trainer pushes in the background and says nothing of what is refused: then last-checkpoint never arrives."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
     get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(tmp_path)
-    assert card_faults((tmp_path / "README.md").read_text(encoding="utf-8")) == []
+    faults = card_faults((tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert faults, "PEFT no longer names a folder: drop checkpoints.require_hub_base"
+
+
+def test_so_checkpoints_of_such_a_base_are_refused_before_anything_is_trained(tmp_path):
+    from helpers import checkpoints, results
+
+    with pytest.raises(checkpoints.CheckpointError, match="^hub_repo = 'me/mine' needs a base model from the hub"):
+        results.begin("03_t4_training", model_id="bundled", hub_repo="me/mine", output_dir=str(tmp_path))
 
 
 FETCH = """
