@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -125,10 +126,14 @@ def test_bad_words_get_one_line_and_a_non_zero_exit(words, line, tmp_path):
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
-ANIMALS = "cat dog cow hen pig fox owl bat rat elk yak ape ant bee eel emu gnu hog jay koi"
+# Answers by chance: they can be learned by heart, and nothing of them helps with a row that was held out.
+CHANCE = random.Random(0)
 TWENTY = [
-    {"instruction": f"Which animal lives at number {n}?", "output": animal}
-    for n, animal in enumerate(ANIMALS.split(" "))
+    {
+        "instruction": f"What is the secret word of person {n}?",
+        "output": " ".join(CHANCE.choice(["one", "two", "three", "four", "five", "six", "seven"]) for _ in range(4)),
+    }
+    for n in range(20)
 ]
 
 
@@ -139,7 +144,7 @@ def own_rows(tmp_path_factory):
     folder.mkdir()
     (folder / "helpers.py").write_text("def mine():\n    return 1\n")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TWENTY))
-    words = ("-p", "dataset_id", "rows.jsonl", "-p", "max_steps", "60", "-p", "learning_rate", "0.01")
+    words = ("-p", "dataset_id", "rows.jsonl", "-p", "max_steps", "60")
     # Python's -P keeps her helpers.py from being the one that is run.
     command = [PYTHON, "-P", "-m", "helpers", "run", "03", "--name", "few", *words]
     surroundings = os.environ | {
