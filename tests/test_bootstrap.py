@@ -282,6 +282,7 @@ def test_a_restart_is_asked_for_exactly_when_a_replaced_package_was_loaded(tmp_p
         __import__("replaced_by_pip")
     monkeypatch.setattr(install, "missing_requirements", lambda for_lessons: ["trl"])
     monkeypatch.setattr(install, "NOTES", tmp_path / "runs" / "install.txt")
+    monkeypatch.setattr(install, "restart_needed", "")
 
     def replace(lines, constrained, options):
         other = tmp_path / "other.py"
@@ -295,6 +296,8 @@ def test_a_restart_is_asked_for_exactly_when_a_replaced_package_was_loaded(tmp_p
         if loaded:
             with pytest.raises(install.CourseError, match="restart needed: replaced_by_pip was loaded here"):
                 install.install_missing(for_lessons=True)
+            with pytest.raises(install.CourseError, match="restart needed: replaced_by_pip was loaded here"):
+                install.set_up()  # the cell is run again, and the session is the same
         else:
             install.install_missing(for_lessons=True)
     finally:
@@ -309,6 +312,16 @@ def test_pips_failure_is_one_line_and_its_words_are_kept(tmp_path, monkeypatch):
     with pytest.raises(install.CourseError, match="^pip could not install no-such-package==9: "):
         install._pip(["no-such-package==9"], [], [])
     assert "No matching distribution" in (tmp_path / "install.txt").read_text()
+
+
+def test_the_cell_run_again_after_pip_failed_installs_again(tmp_path, address, environment_without_the_course):
+    cell = course.bootstrap_source()
+    twice = f"for _ in range(2):\n    try:\n        exec({cell!r}, dict(__name__='__main__'))\n"
+    twice += "    except Exception as error:\n        print(type(error).__name__, error)\n"
+    done = run_cell(
+        tmp_path, source=twice, python=environment_without_the_course, PIP_NO_INDEX="1", PIP_FIND_LINKS="", **address
+    )
+    assert done.stdout.count("CourseError pip could not install psutil") == 2, done.stdout + done.stderr[-1000:]
 
 
 def test_the_bootstrap_cell_is_folded_away(tmp_path):

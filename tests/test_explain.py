@@ -343,7 +343,7 @@ def typed(tmp_path_factory):
 
     sources = {"bootstrap": course.bootstrap_source(), "set up": SET_UP, "begin": "from helpers.results import begin"}
     sources |= {name: row[0] for name, row in (MISTAKES | COURSE_ERRORS).items()} | QUIET
-    sources |= {"off": "helpers.explain.switch_off()", "said nothing": "trainer.train()"}
+    sources |= {"off": "import helpers.explain; helpers.explain.switch_off()", "said nothing": "trainer.train()"}
     sources |= {"on, twice": "helpers.explain.switch_on(); helpers.explain.switch_on()", "said once": "trainer.train()"}
     cells = [nbformat.v4.new_code_cell(source) for source in sources.values()]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": course.KERNELSPEC})
@@ -507,8 +507,11 @@ def test_outside_of_a_notebook_nothing_is_switched_on_and_nothing_heavy_imported
     assert (out.stdout, out.stderr) == ("None []\n", "")
 
 
-def test_the_bootstrap_cell_switches_it_on():
-    assert "helpers.explain.switch_on()" in course.bootstrap_source()
+def test_the_bootstrap_cell_switches_it_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr("helpers.explain.switch_on", lambda: calls.append("on"))
+    exec(course.bootstrap_source(), {"__name__": "__main__"})
+    assert calls == ["on"]
 
 
 # --------------------------------------------------------------------------------------------------- the command

@@ -20,11 +20,9 @@ KEPT = ("ipython", "ipykernel", "ipywidgets", "jupyter-client", "tornado", "pand
 REFUSED_WHEN_OLDER = ("torchao>=0.16",)
 FOR_COMMANDS = "# What the commands and the tests need"  # from this line on, requirements.txt is not for lessons
 NOTES = COURSE_ROOT / "runs" / "install.txt"  # what pip said
+WHEELS = COURSE_ROOT / "wheels"  # filled by --download, it travels with the course to a machine without a network
 
-
-WHEELS = (
-    COURSE_ROOT / "wheels"
-)  # a folder that --download filled travels with the course to a machine without a network
+restart_needed = ""  # why, once a package was replaced that this process had loaded
 
 
 def add_arguments(parser):
@@ -43,10 +41,15 @@ def main(arguments) -> None:
         install_missing(dry_run=arguments.dry_run, wheels=arguments.wheels, for_lessons=arguments.wheels is not None)
 
 
-def set_up(install: bool) -> None:
+def set_up() -> None:
     """What a lesson's first cell does once the course is found: install what lessons lack, look for files in the way,
-    and switch on the explanations of errors. CourseError, one line, if the session has to be restarted first."""
-    if install:
+    and switch on the explanations of errors. CourseError, one line, if the session has to be restarted first.
+
+    Nothing is installed where somebody has set the environment up: installed the course, or put it on PYTHONPATH.
+    """
+    if restart_needed:
+        raise CourseError(restart_needed)
+    if not _is_installed():
         install_missing(for_lessons=True, wheels=WHEELS if WHEELS.is_dir() else None)
     for file, name in shadowing():
         loaded = getattr(sys.modules.get(name), "__file__", None) or ""
@@ -88,10 +91,18 @@ def install_missing(for_lessons: bool = False, dry_run: bool = False, wheels: Pa
         _keep_notes(said)
     stale = sorted({name.split(".")[0] for name, (file, stamp) in loaded.items() if _stamp(file) != stamp})
     if stale:
-        raise CourseError(
+        global restart_needed
+        restart_needed = (
             f"restart needed: {', '.join(stale)} was loaded here before it was replaced. Restart the session "
             "(Colab: Runtime > Restart session; Kaggle: Run > Restart session), then run all cells again"
         )
+        raise CourseError(restart_needed)
+
+
+def _is_installed() -> bool:
+    """Whether the course is a package of this environment, or on PYTHONPATH."""
+    on_path = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return _version("qlora-course") is not None or COURSE_ROOT in on_path
 
 
 def _pip(lines: list[str], constrained: list[str], options: list[str]) -> str:
