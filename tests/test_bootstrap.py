@@ -315,12 +315,14 @@ def test_pips_failure_is_one_line_and_its_words_are_kept(tmp_path, monkeypatch):
 
 
 def test_the_cell_run_again_after_pip_failed_installs_again(tmp_path, address, environment_without_the_course):
+    python = environment_without_the_course
+    subprocess.run(
+        [python, "-m", "pip", "uninstall", "-q", "-y", "psutil"], check=True
+    )  # another test may have brought it back
     cell = course.bootstrap_source()
     twice = f"for _ in range(2):\n    try:\n        exec({cell!r}, dict(__name__='__main__'))\n"
     twice += "    except Exception as error:\n        print(type(error).__name__, error)\n"
-    done = run_cell(
-        tmp_path, source=twice, python=environment_without_the_course, PIP_NO_INDEX="1", PIP_FIND_LINKS="", **address
-    )
+    done = run_cell(tmp_path, source=twice, python=python, PIP_NO_INDEX="1", PIP_FIND_LINKS="", **address)
     assert done.stdout.count("CourseError pip could not install psutil") == 2, done.stdout + done.stderr[-1000:]
 
 
