@@ -165,8 +165,8 @@ def _show_untrue(claim: str, look_at: str) -> None:
 
     from IPython.display import display
 
-    box = "border-left:4px solid #b00020;padding:4px 10px;margin:4px 0"
-    red = f'<b style="color:#b00020">{NOT_SO}</b>{escape(claim)}<br>{escape(look_at)}'
+    box = "border-left:4px solid #d93025;padding:4px 10px;margin:4px 0"
+    red = f'<b style="color:#d93025">{NOT_SO}</b>{escape(claim)}<br>{escape(look_at)}'
     bundle = {"text/plain": f"{NOT_SO}{claim}\n{look_at}", "text/html": f'<div style="{box}">{red}</div>'}
     display(bundle, raw=True)
 

@@ -43,7 +43,7 @@ def test_a_learner_sees_it_in_red_with_a_word_and_what_to_look_at_and_goes_on(be
     assert shown[0]["text/plain"].startswith(WORDS)
     assert "max_steps = 2" in shown[0]["text/plain"]  # what this run changes, and not what it leaves alone
     assert "seed" not in shown[0]["text/plain"]
-    assert "#b00020" in shown[0]["text/html"]
+    assert "#d93025" in shown[0]["text/html"]
     assert results.NOT_SO in shown[0]["text/html"]
     assert "a &lt; b" in shown[1]["text/html"]
     assert "Look at &lt;a&gt;." in shown[1]["text/html"]
