@@ -20,6 +20,7 @@ import pytest
 from helpers import COURSE_ROOT, doctor
 from helpers.tools import doctor as command
 from helpers.tools.install import requirements
+from tests.pace import unit_seconds
 
 PLANTED = "hf_" + "PLANTED" * 5  # no real token
 
@@ -55,12 +56,12 @@ def healthy():
     return done, time.monotonic() - begun
 
 
-def test_on_a_good_machine_nothing_fails_and_it_takes_less_than_20_seconds(healthy):
+def test_on_a_good_machine_nothing_fails_and_it_takes_a_few_seconds(healthy):
     done, seconds = healthy
     assert done.returncode == 0, done.stdout
     said = json.loads(done.stdout)
     assert said["worst"] in ("OK", "WARN")
-    assert seconds < 20
+    assert seconds / unit_seconds() < 1500  # 15 s where a unit takes 10 ms
     checks = {c["check"] for c in said["checks"]}
     assert checks >= {
         "python",
@@ -276,9 +277,7 @@ def test_a_bitsandbytes_whose_library_cannot_be_loaded_gets_its_first_line(monke
 )
 def test_a_torch_that_is_broken_ends_in_a_line_and_status_1(tmp_path, code, says):
     path = fake_package(tmp_path, "torch", "2.13.0", code)
-    begun = time.monotonic()
-    done = call("--seconds", "3", PYTHONPATH=path)
-    assert time.monotonic() - begun < 10
+    done = call("--seconds", "3", PYTHONPATH=path)  # the torch that hangs would hang for 1000
     assert done.returncode == 1
     assert says in next(line for line in done.stdout.splitlines() if line.startswith("FAIL"))
     assert "Traceback" not in done.stdout + done.stderr
@@ -456,11 +455,11 @@ def test_no_network_is_a_warning_in_one_line(online, address):
 
 def test_a_hub_that_does_not_answer_is_given_up(online):
     online.setattr(doctor, "PATIENCE", 0.3)
-    with hub(seconds=1.5) as address:
+    with hub(seconds=20) as address:
         online.setenv("HF_ENDPOINT", address)
         begun = time.monotonic()
         assert line_of(doctor.network).status == "WARN"
-        assert time.monotonic() - begun < 1.2
+        assert time.monotonic() - begun < 10
 
 
 def test_being_offline_on_purpose_asks_nobody(online):

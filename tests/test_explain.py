@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from helpers import COURSE_ROOT, CourseError, course, explain
 from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
+from tests.pace import paces, unit_seconds
 
 RECORDED = json.loads((COURSE_ROOT / "measurements" / "h200_failures.json").read_text(encoding="utf-8"))
 MODEL = str(COURSE_ROOT / "assets" / "base_model")
@@ -493,10 +494,7 @@ def test_a_closed_output_is_no_error(monkeypatch):
     ids=range(9),
 )
 def test_a_huge_log_is_looked_at_in_a_bounded_time(text):
-    begun = time.perf_counter()
-    explain.explain(text)
-    explain.all_in(text)
-    assert time.perf_counter() - begun < 20
+    assert paces(lambda: (explain.explain(text), explain.all_in(text)), 1) < 1000  # 10 s where a unit takes 10 ms
 
 
 def test_outside_of_a_notebook_nothing_is_switched_on_and_nothing_heavy_imported():
@@ -553,9 +551,9 @@ def test_a_log_of_thirty_megabytes_is_read_to_its_end(tmp_path):
         stream.write(b"OSError: [Errno 28] No space left on device\n")
     begun = time.perf_counter()
     status, out, _ = command(log)
+    assert (time.perf_counter() - begun) / unit_seconds() < 4000  # 40 s where a unit takes 10 ms
     assert status == 0
     assert "The disk is full" in out
-    assert time.perf_counter() - begun < 60
 
 
 def test_a_notebook_that_failed_is_read_by_its_errors(tmp_path):
