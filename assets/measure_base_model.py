@@ -17,7 +17,10 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 
-from helpers import data, machine, models, quick  # noqa: E402
+from helpers.data import instructions as data
+from helpers.machine import hardware as machine
+from helpers.models import resolving as models
+from helpers.quick import short_training as quick
 
 # isort: split
 import torch  # noqa: E402  # after helpers, which says how its threads wait

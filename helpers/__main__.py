@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError, one_line
 
-TOOLS = COURSE_ROOT / "helpers" / "tools"
+FOLDER = COURSE_ROOT / "helpers" / "commands"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,14 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=150),
     )  # one line a command
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for file in sorted(TOOLS.glob("[a-z]*.py")):
+    for file in sorted(FOLDER.glob("[a-z]*.py")):
         commands.add_parser(file.stem, help=first_line(file), add_help=False)
     arguments = sys.argv[1:] if arguments is None else arguments
     chosen, rest = parser.parse_known_args(arguments[:1])[0].command, arguments[1:]
     if chosen is None:
         parser.print_help()
         return 0
-    tool = importlib.import_module(f"helpers.tools.{chosen}")
+    tool = importlib.import_module(f"helpers.commands.{chosen}")
     own = Parser(
         prog=f"python -m helpers {chosen}",
         description=tool.__doc__,

@@ -196,7 +196,7 @@ def shape_of(config) -> Shape:
 
 
 def _load_config(name: str) -> dict:
-    "A configuration from a folder's config.json, from a preset (helpers/models.py), or from the hub."
+    "A configuration from a folder's config.json, from a preset (helpers/models/presets.py), or from the hub."
     from helpers.models import PRESETS
 
     file = Path(name) / "config.json"
@@ -240,7 +240,7 @@ class RunSpec:
     is None). `adapter_dtype`: what the adapters are held in during training. `checkpoint_every`: 0 is off, 1 every
     layer, n every n-th. `attention_kernels`: "all", or "t4": memory-efficient and math, as on Turing.
     `repeat_kv`: keys and values repeated before attention instead of `enable_gqa`. `layer_kernels`: None or "liger".
-    `fused_lora`: helpers.fused_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
+    `fused_lora`: fuse_lora (helpers/training/fused_lora.py) is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
     `trl_loss`: "tiled" (TRL 1.15 and later) or "full", where all logits exist at once in float32 and 16 bit.
     Raises CannotPredict naming field and value.
     """
@@ -699,7 +699,7 @@ class _Tape:
         return self.apply(out, compute, [x], backward)
 
     def project(self, x, linears, source=None):
-        """A value for each of the layers of one input: as one operation where helpers/fused_lora.py applies.
+        """A value for each of the layers of one input: as one operation where helpers/training/fused_lora.py applies.
 
         `source` is what a norm made x from: kept in place of x, from which backward makes x again.
         """
@@ -1174,7 +1174,7 @@ def _gpu(name: str) -> dict:
 
 
 def _fuses(spec: RunSpec) -> bool:
-    "Whether helpers/fused_lora.py applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."
+    "Whether helpers/training/fused_lora.py applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."
     plain = spec.rank is not None and spec.lora_dropout == 0 and spec.quant_type in ("nf4", "fp4")
     return spec.fused_lora and plain and not spec.upcast_non_quantized and spec.load_dtype == spec.compute_dtype
 

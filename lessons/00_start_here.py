@@ -22,7 +22,7 @@ seed = 0
 output_dir = "auto"
 
 # %%
-from helpers.results import begin, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
 
 run = begin("00_start_here", model_id=model_id, seed=seed, output_dir=output_dir)
 
@@ -49,7 +49,7 @@ table([{"": name, "here": value} for name, value in facts.items()])
 # %% [markdown]
 # The last line is a number format. float32 takes 4 bytes a number, float16 and bfloat16 take 2. A T4, of NVIDIA's Turing generation,
 # multiplies float16 fast and has no bfloat16 units; GPUs since the Ampere generation have both. Many recipes ask for bfloat16 on a T4:
-# that is the first thing that goes wrong. `helpers/machine.py` decides it in one place, for all lessons.
+# that is the first thing that goes wrong. `helpers/machine/hardware.py` decides it in one place, for all lessons.
 
 # %%
 right_dtype = "float32" if machine.device == "cpu" else "bfloat16" if machine.native_bfloat16 else "float16"
@@ -127,7 +127,7 @@ verdict("and it is not exact", error > 0.01)
 # what lesson 03 is for.
 
 # %%
-from helpers.data import answer
+from helpers.evaluation import answer
 from helpers.quick import load_4bit
 
 model, tokenizer = load_4bit(run.model, machine)
@@ -193,7 +193,7 @@ figure = plots.stacked_bars(
     },
     f"In 4 bits, the weights of each preset take at most {largest / T4_BYTES:.0%} of a T4", "GiB; the whole bar is the 16-bit model",
     line=(machine.gpu_bytes or T4_BYTES) / 2**30, line_label="your GPU" if machine.gpu_bytes else "a T4's memory",
-    colours=(plots.BLUE, plots.ORANGE, plots.GREY),
+    colours=(plots.COLOURS["blue"], plots.COLOURS["orange"], plots.COLOURS["grey"]),
 )  # fmt: skip
 plots.show(figure, alt="Weights of each preset in 4 bits, and what that saves, against the memory of a T4")
 
@@ -222,7 +222,6 @@ record(
 # **1.** How many bytes do the weights of a model of 7 billion parameters take in float16?
 
 # %%
-from helpers.checks import check
 
 float16_bytes = ...
 check("00.1", float16_bytes)

@@ -16,7 +16,7 @@ seed = 0
 output_dir = "auto"
 
 # %%
-from helpers.results import begin, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "01_quantization_basics", with_data=True, model_id=model_id, eval_rows=eval_rows, seed=seed, output_dir=output_dir
@@ -93,14 +93,13 @@ verdict("70,000 overflows in float16, and 1.001 is 1 in bfloat16", overflows and
 # **Why this matters on a T4.** A T4 (compute capability 7.5) has units for float16 and none for bfloat16. Much QLoRA
 # code says bfloat16 all the same, and `torch.cuda.is_bf16_supported()` answers True there, since it counts emulation
 # ([pytorch#148322](https://github.com/pytorch/pytorch/issues/148322)). So on a T4 you compute in float16: you gain
-# digits, and you must watch for 65,504. The course asks for the compute capability instead, in `helpers/machine.py`,
+# digits, and you must watch for 65,504. The course asks for the compute capability instead, in `helpers/machine/hardware.py`,
 # and lesson 03 trains that way.
 #
 # **Exercise 01.1.** Some GPUs have an 8-bit float with 4 exponent bits and 3 fraction bits. By the rules above, what
 # is its largest finite number?
 
 # %%
-from helpers.checks import check
 
 answer = ...
 check("01.1", answer)
@@ -344,7 +343,7 @@ verdict("of these NF4 rounds a bell curve best, and FP4 worst", error["NF4"] < e
 # change `quantize_blockwise` above, run this cell again, and it follows.
 
 # %%
-from helpers.explorer import explore
+from helpers.widgets import explore
 
 explore(quantize_blockwise, dequantize_blockwise, sets)
 
@@ -357,7 +356,7 @@ explore(quantize_blockwise, dequantize_blockwise, sets)
 # %%
 codes, _ = quantize_blockwise(weights, nf4, 64)
 usage = codes.long().bincount(minlength=16) / codes.numel()
-labels, colours = [f"{level:.2f}" for level in nf4], [plots.ORANGE if u < 1 / 16 else plots.BLUE for u in usage]
+labels, colours = [f"{level:.2f}" for level in nf4], [plots.COLOURS["orange"] if u < 1 / 16 else plots.COLOURS["blue"] for u in usage]
 title = "NF4 uses its codes unevenly (orange: less than an equal share, 6.25%)"
 figure = plots.bars(labels, (100 * usage).tolist(), title, "share of the weights (%)", colours, "{:.1f}", (7.2, 4.4))
 figure.axes[0].set_ylabel("level")
@@ -653,7 +652,7 @@ check("01.5", answer)
 
 # %%
 from torch.nn.functional import linear
-from helpers.workarounds import keep_4bit_layout
+from helpers.training import keep_4bit_layout
 
 layer = bnb.nn.Linear4bit(1024, 1024, bias=False, compute_dtype=torch.float32)
 layer.weight = bnb.nn.Params4bit(weights.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False)
@@ -907,8 +906,8 @@ table([{"weights": n} | {column: form.format(f[column]) for column, form in colu
 # %%
 title = "Down to 3 bits this model keeps its answers; with 2 it keeps none"
 figure, (left, right) = plots.axes(title, "recall (%)", "", size=(7.6, 4), ncols=2, sharey=True)
-left.barh(list(felt), [100 * f["recall"] for f in felt.values()], color=plots.BLUE)
-right.plot([f["loss"] for f in felt.values()], list(felt), "o", color=plots.RED)
+left.barh(list(felt), [100 * f["recall"] for f in felt.values()], color=plots.COLOURS["blue"])
+right.plot([f["loss"] for f in felt.values()], list(felt), "o", color=plots.COLOURS["red"])
 left.invert_yaxis()
 right.set(xlabel="loss on answers (nats a token)", xscale="log")
 plots.show(figure, "Bars of recall and dots of loss by type of weights: alike from 32 to 3 bits, ruined at 2 bits.")

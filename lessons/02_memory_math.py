@@ -23,7 +23,7 @@ max_length = 512
 output_dir = "auto"
 
 # %%
-from helpers.results import begin, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "02_memory_math",
@@ -82,7 +82,7 @@ verdict("the formula and the tensors agree within one part in a thousand", abs(s
 # for both. For a large vocabulary that is a lot.
 
 # %%
-from helpers.memory import shape_of
+from helpers.memory import GPUS, RunSpec, plan, predict, read_rows, shape_of
 from helpers.models import PRESETS
 
 rows = []
@@ -212,7 +212,6 @@ verdict(
 # `prepare_model_for_kbit_training`, which is what `upcast_non_quantized` stands for.
 
 # %%
-from helpers.memory import RunSpec, predict
 
 common = RunSpec(rank=8, target_modules=qkvo, batch_size=settings.batch_size, seq_len=settings.max_length,
                  optimizer="paged_adamw_32bit", upcast_non_quantized=True)  # fmt: skip
@@ -238,7 +237,6 @@ print(f"tensors {prediction.peak_allocated / 1e9:.2f} GB, reserved by torch {pre
 
 # %%
 from helpers import COURSE_ROOT
-from helpers.memory import read_rows
 
 measured = [row for row in read_rows(COURSE_ROOT / "measurements" / "h200_memory_rows.jsonl") if not row["error"]]
 held_out = [row for row in measured if row["role"] == "holdout" and not predict(row["config"], row["spec"]).notes]
@@ -258,8 +256,8 @@ figure, ax = plots.axes(
     "Predicted and measured peaks lie on one line", "measured peak (GB)", "predicted peak (GB)", size=(5.2, 4.6)
 )
 top = 1.05 * max(m for _, m in pairs) / 1e9
-ax.plot([0, top], [0, top], color=plots.BLACK, linewidth=1)
-ax.plot([m / 1e9 for _, m in pairs], [p / 1e9 for p, _ in pairs], "o", color=plots.ORANGE)
+ax.plot([0, top], [0, top], color=plots.COLOURS["black"], linewidth=1)
+ax.plot([m / 1e9 for _, m in pairs], [p / 1e9 for p, _ in pairs], "o", color=plots.COLOURS["orange"])
 plots.show(figure, alt="Predicted against measured peak memory of held-out runs, close to the diagonal")
 
 # %%
@@ -314,8 +312,8 @@ table([
 figure, ax = plots.axes(
     "The others expect more than is used", "measured peak (GB)", "predicted peak (GB)", size=(5.6, 4.6)
 )
-ax.plot([0, top], [0, top], color=plots.BLACK, linewidth=1)
-for (name, points), colour, mark in zip(said.items(), (plots.ORANGE, plots.BLUE, plots.GREEN), "o^s"):
+ax.plot([0, top], [0, top], color=plots.COLOURS["black"], linewidth=1)
+for (name, points), colour, mark in zip(said.items(), (plots.COLOURS["orange"], plots.COLOURS["blue"], plots.COLOURS["green"]), "o^s"):
     ax.plot([m / 1e9 for m, _ in points], [p / 1e9 for _, p in points], mark, color=colour, label=names[name])
 ax.legend(frameon=False)
 plots.show(
@@ -368,7 +366,7 @@ peaks = {name: predict(PRESETS["mistral-7b"].shape, dataclasses.replace(lean, **
 # %%
 costliest = max(peaks, key=peaks.get)
 figure = plots.bars(list(peaks), list(peaks.values()), f"Mistral-7B: costliest is '{costliest}'", "predicted peak (GiB)",
-                    colours=[plots.GREEN] + [plots.BLUE] * (len(peaks) - 1))  # fmt: skip
+                    colours=[plots.COLOURS["green"]] + [plots.COLOURS["blue"]] * (len(peaks) - 1))  # fmt: skip
 plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change at a time")
 
 # %% [markdown]
@@ -384,7 +382,6 @@ plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change
 # 16 on every linear layer, with dropout, rows of 512 tokens, a T4's kernels. So its peaks are higher than theirs.
 
 # %%
-from helpers.memory import GPUS, plan
 
 t4 = GPUS["t4"]["total"]
 chosen = plan(PRESETS["mistral-7b"].shape, t4, gpu="t4")
@@ -401,7 +398,7 @@ verdict("the plan leaves a twentieth of a T4 free", chosen.prediction.peak_alloc
 # that only shows it has a still picture.
 
 # %%
-from helpers.calculator import calculate
+from helpers.widgets import calculate
 
 calculate(model="mistral-7b", gpu="t4")
 
@@ -520,7 +517,6 @@ record(
 # **1.** A linear layer from 4096 to 14336 is stored in NF4 with double quantization. How many bytes?
 
 # %%
-from helpers.checks import check
 
 layer_bytes = ...
 check("02.1", layer_bytes)

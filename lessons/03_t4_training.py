@@ -24,7 +24,7 @@
 model_id = "auto"  # the bundled model on a CPU, a 7B model on a GPU; or a preset, a folder, a hub id
 dataset_id = "auto"
 seed = 0
-rank = "auto"  # "auto", here and below: what the recipe for the model says (helpers/models.py)
+rank = "auto"  # "auto", here and below: what the recipe for the model says (helpers/models/presets.py)
 lora_alpha = "auto"
 lora_dropout = "auto"
 target_modules = "auto"
@@ -44,7 +44,7 @@ eval_rows = 256
 output_dir = "auto"  # in Colab "drive": adapter and checkpoints go to your Google Drive, which outlives the machine
 
 # %%
-from helpers.results import begin, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "03_t4_training", large_model=True, with_data=True,
@@ -65,8 +65,10 @@ settings = run.settings
 # %%
 from transformers import set_seed
 
-from helpers.checkpoints import require_login
-from helpers.monitor import MemoryMonitor
+from helpers.saving import (
+    adapter_folder, checkpoint_fault, checkpoint_folder, last_complete_checkpoint, require_login,
+)
+from helpers.machine import Machine, MemoryMonitor
 
 require_login(settings.hub_repo)  # one line now, not a trace after the download
 set_seed(settings.seed)
@@ -96,10 +98,9 @@ table([{"field": n, "default": getattr(defaults, n), "here": getattr(quantizatio
 # %% [markdown]
 # **Trap 1: no bfloat16.** Most recipes say bfloat16. A T4 has no units for it, yet `torch.cuda.is_bf16_supported()` answers True there,
 # for it counts emulation ([pytorch#148322](https://github.com/pytorch/pytorch/issues/148322)). The course asks for the compute
-# capability, in `helpers/machine.py`: 8.0 and later have the units.
+# capability, in `helpers/machine/hardware.py`: 8.0 and later have the units.
 
 # %%
-from helpers.machine import Machine
 
 gpus = {"Tesla T4": (7, 5), "NVIDIA A100": (8, 0), "NVIDIA L4": (8, 9), "NVIDIA H200": (9, 0)}
 computes_in = {name: Machine("cuda", name, 0, 0, 2, capability).dtype for name, capability in gpus.items()}
@@ -116,8 +117,8 @@ verdict(
 # with the default 7B model.
 
 # %%
-from helpers.memory import GPUS, gpu_of
-from helpers.models import AUTO_LARGE, PRESETS, RECIPES
+from helpers.memory import ALL_LINEAR, GPUS, QKVO, CannotPredict, RunSpec, gpu_of, plan, predict, read_rows, shape_of
+from helpers.models import AUTO_LARGE, BUNDLED_MODEL, PRESETS, RECIPES, bundled
 
 ours = on_gpu and not run.model.bundled  # then the plan is for this run
 shape = run.model.path if ours else PRESETS[AUTO_LARGE].shape
@@ -132,9 +133,10 @@ asked = vars(settings) if ours else RECIPES["other"]
 # adapters computed as one operation; it needs adapters without dropout. Section 17 shows what they bring.
 
 # %%
-from helpers.memory import CannotPredict, RunSpec, plan, predict
-from helpers.oom import OutOfMemory, explain, explained
-from helpers.workarounds import liger_layers
+from helpers.training import (
+    MULTIPLE, OutOfMemory, adapters_to_float32, explain, explained, fewer_walks, fuse_lora, keep_4bit_layout,
+    liger_layers, recorded, repeat_kv_heads, require_finite_logits, stop_when_not_finite,
+)
 
 dtype, targets = "float16" if like_t4 else "bfloat16", asked["target_modules"]
 spec = RunSpec(
@@ -214,8 +216,6 @@ verdict("the advice ends in a setting that fits", advice.endswith("fits"))
 
 # %%
 from helpers import COURSE_ROOT
-from helpers.memory import read_rows
-from helpers.workarounds import keep_4bit_layout, repeat_kv_heads
 
 repeat_kv_heads(run.machine)
 measured = read_rows(COURSE_ROOT / "measurements" / "h200_memory_rows.jsonl")
@@ -243,7 +243,6 @@ verdict(
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.models import BUNDLED_MODEL
 
 try:
     AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, attn_implementation="flash_attention_2")
@@ -313,7 +312,7 @@ for upcast, prediction in both.items():
 # Instructions come in Alpaca's three fields. The template has two forms: with an input and without.
 
 # %%
-from helpers.data import alpaca_prompt, to_prompt_completion
+from helpers.data import alpaca_prompt, load_instructions, to_prompt_completion
 
 with_input = next((row for row in run.rows["train"] if row["input"]), None)
 without = next((row for row in run.rows["train"] if not row["input"]), None)
@@ -452,7 +451,6 @@ verdict("packed rows get the logits that they get alone",
 # bfloat16. So this is checked before you wait for anything, and if it fails, one line names another model.
 
 # %%
-from helpers.finite import require_finite_logits, stop_when_not_finite
 
 samples = [row["prompt"] + row["completion"] for row in train_rows.select(range(min(4, len(train_rows))))]
 require_finite_logits(model, tokenizer, samples, run.model.name, settings.max_length)
@@ -463,8 +461,7 @@ require_finite_logits(model, tokenizer, samples, run.model.name, settings.max_le
 # with this number of rows (Wilson, 95%).
 
 # %%
-from helpers.data import answer
-from helpers.evaluation import evaluate
+from helpers.evaluation import answer, evaluate
 
 at_once = 64 if run.model.bundled else 8  # rows; logits of a large vocabulary take memory
 prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in heldout]
@@ -535,8 +532,6 @@ counted = sum(settings.rank * (m.in_features + m.out_features) for m in targets)
 # %%
 from trl import SFTConfig
 
-from helpers.checkpoints import checkpoint_folder
-from helpers.recorded import MULTIPLE, recorded
 
 # While a graph is recorded for a second length of rows, the activations of both lengths are there.
 loaded, peak = (chosen.prediction.after_load, chosen.prediction.peak_allocated) if ours and chosen else (0, 0)
@@ -591,9 +586,7 @@ arguments = SFTConfig(
 from transformers import PrinterCallback
 from trl import SFTTrainer
 
-from helpers.fused_lora import fuse_lora
-from helpers.panel import training_panel
-from helpers.workarounds import adapters_to_float32, fewer_walks
+from helpers.widgets import training_panel
 
 with guarded(), monitor.phase("prepare"):
     trainer = SFTTrainer(
@@ -644,7 +637,6 @@ verdict("the trainer's tokens and labels are those built by hand", all(
 import contextlib
 import time
 
-from helpers.checkpoints import last_complete_checkpoint
 
 resume_from = last_complete_checkpoint(checkpoints)
 begun = time.perf_counter()
@@ -663,7 +655,6 @@ print(f"{trained.global_step} steps in {train_seconds:.1f} s" + (f", from {resum
 # %%
 import shutil
 
-from helpers.checkpoints import adapter_folder
 
 with adapter_folder(run.adapter, made_by="lesson 03", **identity) as folder:
     trainer.model.save_pretrained(folder)
@@ -734,9 +725,7 @@ table([
 # are done in seconds.
 
 # %%
-from helpers.data import load_instructions
-from helpers.models import bundled
-from helpers.quick import train_adapter
+from helpers.quick import load_4bit, train_adapter
 
 small_rows = load_instructions("bundled")[0]
 (side := run.folder / "side-runs").mkdir(exist_ok=True)
@@ -790,7 +779,6 @@ verdict("TRL's pads by length and keeps it", theirs["labels"][0][-1] == tokenize
 # their eos, and ask.
 
 # %%
-from helpers.quick import load_4bit
 
 small_model, small_tokenizer = load_4bit(bundled(), run.machine)
 
@@ -940,7 +928,6 @@ else:
 # So loading in 4 bits pages nothing, and a paged optimizer pages only the large tensors of an adapter. How many are those?
 
 # %%
-from helpers.memory import ALL_LINEAR, QKVO, shape_of
 
 for name, r, names in (("mistral-7b", 8, QKVO), ("llama-3.1-8b", 16, ALL_LINEAR)):
     layers = shape_of(PRESETS[name].shape)
@@ -959,8 +946,6 @@ import signal
 import subprocess
 import sys
 
-from helpers.checkpoints import checkpoint_fault
-
 killed, trail = side / "killed", side / "killed-checkpoints"
 shutil.rmtree(killed, ignore_errors=True)
 shutil.rmtree(trail, ignore_errors=True)
@@ -970,7 +955,6 @@ from helpers.data import load_instructions
 from helpers.machine import detect
 from helpers.models import bundled
 from helpers.quick import train_adapter
-
 rows = load_instructions("bundled")[0]["train"].select(range(32))
 train_adapter(bundled(), detect(), rows, Path({str(killed.resolve())!r}), steps=10, batch_size=4, lora_dropout=0.1, save_steps=2)
 """
@@ -1155,14 +1139,14 @@ shown(turing)
 # - **Fused Adam.** One kernel updates all adapters at once. That saves launches, not GPU time.
 # - **Liger.** Norm, rotary embedding and SwiGLU as one kernel each ([Liger](https://github.com/linkedin/Liger-Kernel)). It is optional
 #   (`pip install liger-kernel`): `liger_layers` uses it on a GPU where it is installed. A test compiles its kernels for a T4's sm_75.
-# - **One operation.** q, k and v with their adapters as one autograd function, and so gate and up (`helpers/fused_lora.py`): no copies
+# - **One operation.** q, k and v with their adapters as one autograd function, and so gate and up (`helpers/training/fused_lora.py`): no copies
 #   between base and adapter, gradients added where they are made. Its input, a norm's output, is not kept: backward makes it again from what the norm kept.
 # - **Fewer walks.** A 7B model with these adapters has 1,705 modules. transformers' `Trainer` walks through all of them five times a step, to set
 #   training mode, to list the parameters, to count FLOPs, and the GPU waits. `fewer_walks` has it look at the adapters only.
 # - **Recompute less.** Memory that is left over buys speed: not every layer is recomputed, or none with fewer rows at once. With
 #   halves the GPU has the least to do, and this host cannot feed it: twice the launches, each for half the work.
 # - **Recorded.** So launch once: torch records the layers' forward and backward pass as CUDA graphs, for each shape of batch one pair, and replays them
-#   (`helpers/recorded.py`, [torch.cuda.make_graphed_callables](https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)).
+#   (`helpers/training/graphs.py`, [torch.cuda.make_graphed_callables](https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)).
 #   The host hardly matters any more. It was timed on rows of exactly 512 tokens. In return batches are padded to a multiple of 64 tokens (a
 #   row of 67 becomes 128), and the memory of the longest is taken until training ends. By GPU time alone nothing is gained. So the lesson does it on
 #   GPUs newer than a T4, where memory for two lengths is left and nothing is recomputed; `cuda_graphs=True` does it elsewhere too.
@@ -1270,7 +1254,6 @@ verdict("of 32B not even the weights fit", loaded_32b > GPUS["t4"]["total"])
 # parameters does LoRA train with rank 8 on these four? (8,388,608 is Llama-7B's number: its `k_proj` and `v_proj` map 4096 to 4096.)
 
 # %%
-from helpers.checks import check
 
 mistral_trainable = ...
 check("03.1", mistral_trainable)

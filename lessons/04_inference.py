@@ -28,7 +28,7 @@ eval_rows = 128
 output_dir = "auto"
 
 # %% tags=["nbval-ignore-output"] reason="which adapter is there depends on what ran before"
-from helpers.results import begin, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "04_inference", with_data=True,
@@ -108,7 +108,7 @@ def early_check(model, tokenizer, pairs, max_length=512):
 
 # %%
 from helpers.data import alpaca_prompt
-from helpers.workarounds import keep_4bit_layout, repeat_kv_heads
+from helpers.training import keep_4bit_layout, repeat_kv_heads
 
 repeat_kv_heads(run.machine)
 quantization = BitsAndBytesConfig(
@@ -191,7 +191,7 @@ verdict("with the adapter on, they are others", not torch.equal(logits_tuned, lo
 # So one model in memory is both, and you never load two to compare them. Held-out questions, answered with the adapter on and off:
 
 # %%
-from helpers.data import answer
+from helpers.evaluation import answer, evaluate, wilson_interval
 
 asked = run.rows["heldout"].select(range(min(32, len(run.rows["heldout"]))))
 prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in asked]
@@ -255,7 +255,7 @@ worst = min(shares, key=shares.get)
 figure = plots.bars(
     list(shares), [100 * share for share in shares.values()],
     f"The same questions, other templates: {shares['as in training']:.0%} as in training, {shares[worst]:.0%} with '{worst}'",
-    f"answered exactly (% of {len(asked)})", colours=[plots.GREEN] + [plots.BLUE] * (len(shares) - 1), numbers="{:.0f}",
+    f"answered exactly (% of {len(asked)})", colours=[plots.COLOURS["green"]] + [plots.COLOURS["blue"]] * (len(shares) - 1), numbers="{:.0f}",
 )  # fmt: skip
 plots.show(figure, alt="Share of questions answered exactly for seven templates; that of the training first")
 
@@ -560,7 +560,7 @@ verdict("a second adapter takes less than a second base would", held["yes or no"
 # its square. For the models that people use, an adapter is a few percent of its base:
 
 # %%
-from helpers.memory import adapter_bytes, shape_of, weight_bytes
+from helpers.memory import GIB, GPUS, adapter_bytes, kv_cache_bytes, shape_of, weight_bytes
 from helpers.models import PRESETS
 
 rows = []
@@ -575,11 +575,10 @@ table(rows)
 # %% [markdown]
 # ## 9 Better or not?
 #
-# A few good answers prove little. The harness of `helpers/evaluation.py` scores base and tuned model on the same held-out rows: the loss
+# A few good answers prove little. The harness of `helpers/evaluation/scores.py` scores base and tuned model on the same held-out rows: the loss
 # on the expected answer, as in training, and exact match with an interval. It knows nothing of adapters; lesson 05 gives it merged models.
 
 # %%
-from helpers.evaluation import evaluate
 
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
 scored = {"tuned": evaluate(model, tokenizer, heldout, settings.max_new_tokens)}
@@ -606,7 +605,6 @@ table([
 # %%
 from math import comb, sqrt
 
-from helpers.evaluation import wilson_interval
 
 
 def usual_interval(right, of):
@@ -745,7 +743,6 @@ verdict("16 rows make more than twice the tokens a second of one", gain > 2)
 # its size from the configuration alone. Count the tensors of a real one.
 
 # %%
-from helpers.memory import kv_cache_bytes
 
 rows = []
 for batch, length in ((1, 32), (1, 100), (4, 100)):
@@ -766,7 +763,6 @@ table(rows)
 # Version 0.1, the one here, also attends to the last 4,096 tokens only, so no row keeps more than that. Against a T4:
 
 # %%
-from helpers.memory import GIB, GPUS
 
 contexts = [2**n for n in range(8, 16)]
 names, t4 = ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"), GPUS["t4"]["total"]
@@ -794,7 +790,7 @@ figure = plots.curves(
     f"Tokens a row at which weights and cache of 8 rows fill a T4: {where}", "tokens a row, 8 rows", "4-bit weights and cache (GiB)",
 )  # fmt: skip
 ax = figure.axes[0]
-ax.axhline(t4 / GIB, color=plots.BLACK, linestyle="--", linewidth=1, label=f"all of a T4 ({t4 / GIB:.2f} GiB)")
+ax.axhline(t4 / GIB, color=plots.COLOURS["black"], linestyle="--", linewidth=1, label=f"all of a T4 ({t4 / GIB:.2f} GiB)")
 ax.set_xscale("log", base=2)
 ax.set_xticks(contexts, [f"{n:,}" for n in contexts])
 ax.set_ylim(bottom=0)
@@ -952,7 +948,6 @@ record(
 # for each token, in float16?
 
 # %%
-from helpers.checks import check
 
 bytes_for_a_token = ...
 check("04.1", bytes_for_a_token)

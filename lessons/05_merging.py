@@ -30,7 +30,8 @@ merged_dir = "auto"  # beside the rest, but never on Drive unless you say "drive
 output_dir = "auto"
 
 # %% tags=["nbval-ignore-output"] reason="which adapter is there depends on what ran before"
-from helpers.results import begin, output_folder, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
+from helpers.files import output_folder
 
 run = begin(
     "05_merging", with_data=True,
@@ -41,7 +42,7 @@ run = begin(
 settings = run.settings
 
 # %%
-from helpers.quick import adapter_for
+from helpers.quick import adapter_for, load_4bit, train_adapter
 
 strong, made_now = adapter_for(run)
 verdict("there is an adapter for this base model", (strong / "adapter_model.safetensors").is_file())
@@ -74,7 +75,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from helpers.merge import find_base, read_base, scaling
+from helpers.merging import find_base, merge_adapter, read_base, scaling
 
 config = json.loads((strong / "adapter_config.json").read_text())
 tensors = load_file(strong / "adapter_model.safetensors")
@@ -173,8 +174,7 @@ table([{"weight": i} | {name: f"{t[0, i]:+.4f}" for name, t in steps.items()} fo
 # The strong one is lesson 03's. The weak one gets a few steps at half the learning rate: an early stop, a careful setting, a small dataset.
 
 # %%
-from helpers.models import recipe_for
-from helpers.quick import load_4bit, train_adapter
+from helpers.models import Model, model_card, recipe_for
 
 adapters = {"strong": strong, "weak": run.folder / "adapter-weak"}
 train_adapter(
@@ -303,7 +303,8 @@ def survives(model, adapter):
 # share of how far training moved them. 0 is the trained model, 1 is as far off as the untrained one.
 
 # %%
-from helpers.data import alpaca_prompt, answer
+from helpers.data import alpaca_prompt
+from helpers.evaluation import answer, evaluate
 
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
 prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in heldout.select(range(min(16, len(heldout))))]
@@ -332,8 +333,7 @@ def stored_bytes(model):
 # %%
 import time
 
-from helpers.evaluation import evaluate
-from helpers.monitor import HostPeak
+from helpers.machine import HostPeak
 
 
 def measured(make, adapter):
@@ -505,13 +505,12 @@ def merge_shard(shard, adapter, out):
 
 
 # %% [markdown]
-# This holds a shard, often 5 GB, and all updates. `helpers.merge` holds a few megabytes of rows at a time, and adds what
+# This holds a shard, often 5 GB, and all updates. `helpers.merging` holds a few megabytes of rows at a time, and adds what
 # belongs to a merge that can be trusted: it checks that adapter and base belong together, refuses NaN, broken and pickled files, asks whether the
 # disk has room, and its folder is there complete or not at all. It can merge into the dequantized weights too: it quantizes and dequantizes
 # each tensor on the way.
 
 # %%
-from helpers.merge import merge_adapter
 
 sixteen_bits = "float16" if run.machine.device == "cpu" else run.machine.dtype
 options = {"quant_type": settings.quant_type, "double_quant": settings.double_quant, "overwrite": True}
@@ -523,7 +522,7 @@ with HostPeak() as host:
 print(f"{done['merged']} of {done['tensors']} tensors merged")
 
 # %% [markdown]
-# Do the three agree, your shard, `helpers.merge`, and PEFT's `merge_and_unload()`? Compare every tensor, in the type that PEFT computed with here.
+# Do the three agree, your shard, `helpers.merging`, and PEFT's `merge_and_unload()`? Compare every tensor, in the type that PEFT computed with here.
 
 # %%
 import tempfile
@@ -543,7 +542,7 @@ with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
         if on_gpu:
             print("moved:", sum((ours[key] != theirs[key].cpu()).sum().item() for key in theirs), "values")
         verdict(
-            "helpers.merge and PEFT hold the same tensors", all(same(ours[key], theirs[key].cpu()) for key in theirs)
+            "helpers.merging and PEFT hold the same tensors", all(same(ours[key], theirs[key].cpu()) for key in theirs)
         )
     shard = stored[f"{layer}.weight"].file
     if shard.stat().st_size < 2e9:
@@ -551,15 +550,15 @@ with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
         merge_adapter(run.model.path, strong, f"{folder}/original", "original", **options | {"dtype": None})
         one, theirs = load_file(f"{folder}/one.safetensors"), load_file(f"{folder}/original/{shard.name}")
         verdict(
-            "your shard and helpers.merge's hold the same tensors", all(same(one[key], theirs[key]) for key in theirs)
+            "your shard and helpers.merging's hold the same tensors", all(same(one[key], theirs[key]) for key in theirs)
         )
 
 # %% tags=["nbval-ignore-output"] reason="memory varies with the machine"
-peaks = {"helpers.merge": host.bytes} | {f"PEFT, {way}": results["strong", way]["host_bytes"] for way in merging}
+peaks = {"helpers.merging": host.bytes} | {f"PEFT, {way}": results["strong", way]["host_bytes"] for way in merging}
 table([{"merge": name, "host memory, highest rise": f"{peak / 1e6:,.1f} MB"} for name, peak in peaks.items()])
 
 # %% [markdown]
-# What is small in memory is not fast. `helpers.merge` works on the CPU, also where a GPU is, and to merge into the dequantized weights it
+# What is small in memory is not fast. `helpers.merging` works on the CPU, also where a GPU is, and to merge into the dequantized weights it
 # quantizes and dequantizes each of them there. bitsandbytes was made fast on GPUs. Time both ways on one matrix, the shortest of three
 # turns, and see what that means for the 7 billion weights of a large model.
 
@@ -594,8 +593,8 @@ verdict("on a CPU, quantizing and dequantizing takes more than five times as lon
 # original base has no such wait, only the product of $B$ and $A$ and the disk. It is paid once.
 #
 # With a model this small the figures of memory are mostly noise: compare both adapters in section 4. PEFT's ways hold the model that they
-# make, `helpers.merge` holds rows, so with a large model there is a gap. The course's tests
-# (`tests/test_merge.py`) hold `helpers.merge` below 1.5 GB above bare Python with the tensors of a 7B model. From a shell it is
+# make, `helpers.merging` holds rows, so with a large model there is a gap. The course's tests
+# (`tests/merging/test_merge.py`) hold `helpers.merging` below 1.5 GB above bare Python with the tensors of a 7B model. From a shell it is
 # one command, with `--base-weights dequantized` for the fourth way:
 #
 #     python -m helpers merge BASE ADAPTER OUT
@@ -657,7 +656,6 @@ if fits:
 # %%
 import shutil
 
-from helpers.models import Model
 
 again = {}
 room = shutil.disk_usage(run.bulky).free > 1.1 * done["bytes"]
@@ -726,7 +724,7 @@ if usual:
 # ## 8 Publish it
 #
 # A model without its numbers is of little use to others. Score the folder as it will be read, and record all that the model card
-# needs; then `helpers.card` writes the card from the records, and from nothing else.
+# needs; then `helpers.models.model_card` writes the card from the records, and from nothing else.
 
 # %%
 trained = results["strong", "keep the adapter"]
@@ -761,7 +759,6 @@ record(
 )  # fmt: skip
 
 # %% tags=["nbval-ignore-output"] reason="the card holds this run's numbers"
-from helpers.card import model_card
 
 card = model_card(run.folder)
 card.save(merged_folder / "README.md")
@@ -803,7 +800,6 @@ verdict("and no folder of this machine", not any(str(place) in card.content for 
 # bits that PEFT gives.
 
 # %%
-from helpers.checks import check
 
 merge = ...
 check("05.1", merge)

@@ -24,7 +24,7 @@ eval_rows = 64
 output_dir = "auto"
 
 # %% tags=["nbval-ignore-output"] reason="which adapter is there depends on what ran before"
-from helpers.results import begin, record, table, verdict
+from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "06_troubleshooting", with_data=True,
@@ -42,7 +42,7 @@ settings = run.settings
 # Here errors are wanted, so one function runs something, prints what Python's last line would be, and what the course has to say.
 
 # %%
-from helpers.explain import recognise
+from helpers.failures import FAILURES, RENAMED, SECTIONS, explain, recognise
 
 
 def provoke(action):
@@ -117,7 +117,6 @@ def bitsandbytes_with(version):
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
-from helpers.explain import explain
 
 older = next((v for v in versions if v[:2] != (torch.version.cuda or "13.0")[:2]), None)
 asked = ["999", older] if older else ["999"]
@@ -233,7 +232,6 @@ def answer_to(row):
 # so: trl#2162 is issue or pull request 2162 of the library trl on GitHub. A renamed one may have worked on for some releases.
 
 # %%
-from helpers.failures import RENAMED
 
 answers = [answer_to(row) for row in RENAMED]
 table([
@@ -363,7 +361,7 @@ if full.exists():
 # %% tags=["nbval-ignore-output"] reason="disks differ"
 import shutil
 
-from helpers.models import PRESETS
+from helpers.models import PRESETS, RECIPES, base_of
 
 free, needed = shutil.disk_usage(run.folder).free, PRESETS["qwen2.5-7b"].download_bytes
 print(f"free {free / 1e9:.0f} GB, needed {needed / 1e9:.1f} GB:", "enough" if free > needed else "not enough")
@@ -496,7 +494,7 @@ import time
 def milliseconds(compute_dtype, input_dtype, repeats=3):
     layer = bnb.nn.Linear4bit(256, 256, bias=False, compute_dtype=compute_dtype, quant_type="nf4")
     layer = layer.to(run.machine.device)
-    layer.support_avx512bf16_for_cpu = False  # see helpers/workarounds.py
+    layer.support_avx512bf16_for_cpu = False  # see helpers/training/workarounds.py
     x = torch.randn(128, 256, device=run.machine.device, dtype=input_dtype, requires_grad=True)
     times = []
     for _ in range(repeats):
@@ -529,7 +527,7 @@ if slow := recorded.get("slow-dtype", {}).get("milliseconds"):
 # %%
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from helpers.data import alpaca_prompt
+from helpers.data import alpaca_prompt, to_prompt_completion
 
 adapter, made_now = adapter_for(run)
 texts = [
@@ -589,7 +587,6 @@ base.activation_checkpointing_disable()
 # Third: no adapter at all. The trainer refuses before the first step, in words of its own.
 
 # %%
-from helpers.data import to_prompt_completion
 
 arguments = SFTConfig(
     **config, max_steps=1, activation_checkpointing=False, gradient_checkpointing=None, disable_tqdm=True
@@ -641,7 +638,6 @@ def few_steps(dtype, learning_rate, steps=3):
 
 
 # %%
-from helpers.models import RECIPES
 
 right = RECIPES["bundled" if run.model.bundled else "other"]["learning_rate"]
 broken, losses = few_steps(torch.float16, right)
@@ -719,7 +715,7 @@ verdict("it is recognised, and fewer rows ran afterwards", found == "out-of-memo
 # %%
 import dataclasses
 
-from helpers.memory import GPUS, RunSpec, predict
+from helpers.memory import GPUS, RunSpec, predict, read_rows
 
 mistral = PRESETS["mistral-7b"].shape
 costly = RunSpec(rank=16, target_modules="all-linear", batch_size=4, seq_len=512, optimizer="adamw_torch", double_quant=False,
@@ -755,7 +751,6 @@ while left:
 # %%
 import itertools
 
-from helpers.memory import read_rows
 
 files = ("h200_memory_rows.jsonl", "h200_earlier_rows.jsonl", "h200_speed.jsonl")
 runs = [row for name in files for row in read_rows(COURSE_ROOT / "measurements" / name)
@@ -833,10 +828,10 @@ figure = plots.bars(
     list(peaks), [after / 2**30 for after in peaks.values()],
     f"Mistral-7B with everything that costs fits a T4 after {fits} of {len(cures)} cures", "predicted peak (GiB)",
     line=t4 / 2**30, line_label="a T4's memory",
-    colours=[plots.GREEN if after < t4 else plots.ORANGE for after in peaks.values()],
+    colours=[plots.COLOURS["green"] if after < t4 else plots.COLOURS["orange"] for after in peaks.values()],
 )  # fmt: skip
 (ax,) = figure.axes
-for colour, meaning in {plots.ORANGE: "does not fit a T4", plots.GREEN: "fits"}.items():
+for colour, meaning in {plots.COLOURS["orange"]: "does not fit a T4", plots.COLOURS["green"]: "fits"}.items():
     ax.scatter([], [], marker="s", color=colour, label=meaning)
 ax.legend(frameon=False, loc="lower right")
 plots.show(
@@ -947,7 +942,7 @@ verdict("on that GPU, inputs on the model's device were the cure", recorded["dev
 # No message, no traceback. First see it right: the adapter, its own base, its own template.
 
 # %%
-from helpers.data import exact_match
+from helpers.evaluation import answer, exact_match
 
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
 tuned = PeftModel.from_pretrained(base, adapter).eval()
@@ -959,7 +954,6 @@ match = {"all as in training": exact_match(tuned, tokenizer, heldout)}
 # The model learned to answer after one exact form. Change the form a little, and look what is left.
 
 # %%
-from helpers.data import answer
 
 
 def share_right(prompts):
@@ -1007,7 +1001,6 @@ print(warned, explain(warned), sep="\n")
 # %%
 from transformers import AutoConfig
 
-from helpers.models import base_of
 
 if run.model.bundled:
     torch.manual_seed(settings.seed)
@@ -1184,7 +1177,6 @@ if run.machine.dtype == "float32":
 # stands for what the message said.
 
 # %%
-from helpers.failures import FAILURES, SECTIONS
 
 from IPython.display import Markdown, display
 
@@ -1210,7 +1202,6 @@ verdict("every failure has a place in this lesson", {it.section for it in FAILUR
 # `from_pretrained` takes what is needed today?
 
 # %%
-from helpers.checks import check
 
 argument = ...
 check("06.1", argument)

@@ -104,8 +104,7 @@ def measure(spec, accumulation, job):
     import torch
     from transformers import PrinterCallback
 
-    from helpers.recorded import recorded
-    from helpers.workarounds import fewer_walks
+    from helpers.training import fewer_walks, recorded
 
     device = job["device"]
     if device != "cpu":
@@ -120,7 +119,7 @@ def measure(spec, accumulation, job):
     )
     trainer.remove_callback(PrinterCallback)
     if spec["fused_lora"]:
-        from helpers.fused_lora import fuse_lora
+        from helpers.training import fuse_lora
 
         assert fuse_lora(trainer.model) == 4 * job["config"]["num_hidden_layers"]
     if spec["compile"]:

@@ -4,7 +4,7 @@
     python measurements/record_failures.py OUT.json --only NAME ...  some of them
     python measurements/record_failures.py OUT.json --cpu            a dry run of the same lines without a GPU
 
-Writes a JSON list, one row a failure: `name` (its name in helpers/failures.toml), `provoked` (whether the error that was
+Writes a JSON list, one row a failure: `name` (its name in helpers/failures/table.toml), `provoked` (whether the error that was
 meant came), `type`, `message`, `tail` (the last two frames of the traceback), `cured` (None where the cure needs a fresh
 process, else whether the same work ran after it), `cure` in words, device, versions, date. slow-dtype raises nothing:
 its row holds `milliseconds`. The GPU is held to a T4's rules (float16, 14.56 GiB). Lesson 06 replays these messages;
@@ -54,7 +54,7 @@ def failure(name: str, says: str, cure: str = "", **environment):
 
 @failure("scaler-bfloat16", "not implemented for 'BFloat16'", "trainable parameters to float32 before train()")
 def gradient_scaler_meets_bfloat16():
-    from helpers.workarounds import adapters_to_float32
+    from helpers.training import adapters_to_float32
 
     yield lambda: trainer(quantized=True).train()
     yield lambda: adapters_to_float32(trainer(quantized=True)).train()
@@ -62,7 +62,7 @@ def gradient_scaler_meets_bfloat16():
 
 @failure("unscale-fp16", "Attempting to unscale FP16 gradients", "trainable parameters to float32 before train()")
 def gradient_scaler_meets_float16():
-    from helpers.workarounds import adapters_to_float32
+    from helpers.training import adapters_to_float32
 
     yield lambda: trainer(quantized=False).train()
     yield lambda: adapters_to_float32(trainer(quantized=False)).train()
@@ -152,7 +152,9 @@ def base(quantized: bool, **more):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    from helpers import machine, models, workarounds
+    from helpers.machine import hardware as machine
+    from helpers.models import resolving as models
+    from helpers.training import workarounds
 
     here = machine.detect()
     dtype = torch.float16 if here.device == "cuda" else torch.float32

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import CourseError, course, results  # noqa: E402
-from helpers.__main__ import TOOLS, main  # noqa: E402
-from helpers.parameters import RULES  # noqa: E402
+from helpers import CourseError  # noqa: E402
+from helpers.__main__ import FOLDER, main  # noqa: E402
+from helpers.course import disk as course
+from helpers.lesson import RULES  # noqa: E402
+from helpers.lesson import begin as results
 
 HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "matplotlib")
 
@@ -228,7 +230,8 @@ PLACES = {
 
 def harmless() -> None:
     """Words that turn out to be good must run nothing here and write nothing into the course."""
-    from helpers.tools import badges, build, doctor, install, run, sweep
+    from helpers.commands import badges, build, doctor, run, sweep
+    from helpers.packages import setting_up as install
 
     def nothing_ran(lesson, folder, given, progress_bar=False):
         return {"lesson": lesson.stem, "seconds": 0.0, "error": None, "untrue": [], "notebook": folder / "none.ipynb"}
@@ -257,7 +260,7 @@ def words(examples: int) -> Tally:
     """Every command with words that are mostly bad; a command that nobody described here gets words that no command takes."""
     tally = Tally()
     harmless()
-    present = sorted(file.stem for file in TOOLS.glob("[a-z]*.py"))
+    present = sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
     unknown = st.tuples(st.sampled_from(["--no-such-option", "--no-such-option=1"]), word).map(list)
     plan = {command: st.one_of(COMMANDS.get(command, unknown), unknown) for command in present}
 

@@ -15,8 +15,13 @@ import zipfile
 
 import pytest
 
-from helpers import COURSE_ROOT, CourseError, data, files, models, quick, results
+from helpers import COURSE_ROOT, CourseError
+from helpers.data import instructions as data
+from helpers.files import reading as files
+from helpers.lesson import begin as results
 from helpers.machine import Machine
+from helpers.models import resolving as models
+from helpers.quick import short_training as quick
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
 SHIPPED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -506,7 +511,7 @@ def hub():
 
 RESOLVE = """
 import sys
-from helpers import models
+from helpers.models import resolving as models
 for name in sys.argv[1:]:
     try:
         print(models.resolve_model(name, None))
@@ -547,7 +552,7 @@ def test_without_a_network_a_model_of_the_hub_is_given_up_at_once_and_quietly(tm
 CUT = """
 import os, sys
 from pathlib import Path
-from helpers.results import replace_folder, write_whole
+from helpers.files import replace_folder, write_whole
 where, stage, seen = Path(sys.argv[1]), int(sys.argv[2]), 0
 
 def watch(event, details):

@@ -44,7 +44,7 @@ def test_that_tuning_takes_at_most_a_minute(tuning):
 
 def test_recall_by_generation_is_recall_by_reading_the_logits():
     """measure.recall reads one forward pass a question; on a sample, real greedy generation must agree."""
-    from helpers.data import answer
+    from helpers.evaluation import answer
 
     model, tokenizer = measure.load_base(nf4=True)
     sample = list(measure.plain_questions())[::60]

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from helpers import COURSE_ROOT, workarounds
+from helpers import COURSE_ROOT
+from helpers.training import workarounds
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 WIDTHS = (*range(16, 1025, 16), 2064, 4096, 4112)
@@ -18,7 +19,7 @@ PROGRAM = """
 import sys, torch
 import bitsandbytes.functional as F
 from bitsandbytes.backends.utils import _get_4bit_code
-from helpers import workarounds
+from helpers.training import workarounds
 
 if sys.argv[1] == "guarded":
     workarounds.right_dequantization()

@@ -14,8 +14,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers import COURSE_ROOT, course
-from helpers.tools import install
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
+from helpers.packages import setting_up as install
 from tests.places import place
 
 SITE = Path(sysconfig.get_paths()["purelib"])
@@ -127,7 +128,7 @@ def test_a_learners_own_files_do_not_stand_in_the_way(tmp_path, names, folder):
         (where / name).parent.mkdir(parents=True, exist_ok=True)
         (where / name).write_text("def mine():\n    return 1\n")
     (where / "my_module.py").write_text("answer = 42\n")
-    after = "import datasets, peft, trl, helpers.results, my_module; print(datasets.Dataset, peft.LoraConfig, my_module.answer)"
+    after = "import datasets, peft, trl, helpers.lesson, my_module; print(datasets.Dataset, peft.LoraConfig, my_module.answer)"
     done = run_cell(where, after=after, PYTHONPATH=str(COURSE_ROOT))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.endswith("42\n")

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from helpers import checks, course
+from helpers.course import disk as course
+from helpers.lesson import checks
 
 # For each exercise at least two mistakes that people make, with a word that the hint must hold.
 MISTAKES = {

@@ -17,9 +17,10 @@ import types
 
 import pytest
 
-from helpers import COURSE_ROOT, doctor
-from helpers.tools import doctor as command
-from helpers.tools.install import requirements
+from helpers import COURSE_ROOT
+from helpers.commands import doctor as command
+from helpers.doctor import findings as doctor
+from helpers.packages import requirements
 from tests.pace import unit_seconds
 
 PLANTED = "hf_" + "PLANTED" * 5  # no real token
@@ -130,7 +131,7 @@ def test_an_old_package_is_named_with_what_it_breaks(tmp_path, name, version, st
 
 def test_a_missing_package_is_named(monkeypatch):
     rows = [(n, line, None if n == "peft" else here, n != "peft") for n, line, here, _ in requirements()]
-    monkeypatch.setattr("helpers.tools.install.requirements", lambda for_lessons=False: rows)
+    monkeypatch.setattr("helpers.packages.requirements.requirements", lambda for_lessons=False: rows)
     (finding,) = doctor.examine(doctor.packages)
     assert (finding.status, finding.what) == ("FAIL", "peft is missing; breaks adapters, in lessons 03 to 05")
 
@@ -160,9 +161,7 @@ def test_without_what_commands_need_a_lesson_is_ready(monkeypatch):
     absent = {"papermill", "nbval"}
     rows = [(n, line, None if n in absent else here, n not in absent) for n, line, here, _ in requirements()]
     lessons = requirements(for_lessons=True)
-    monkeypatch.setattr(
-        "helpers.tools.install.requirements", lambda for_lessons=False: lessons if for_lessons else rows
-    )
+    monkeypatch.setattr("helpers.packages.requirements", lambda for_lessons=False: lessons if for_lessons else rows)
     (finding,) = doctor.examine(doctor.packages)
     assert finding.status == "OK"
     assert finding.what.endswith("without papermill, nbval, which only commands and tests need")
@@ -189,7 +188,7 @@ def test_files_in_the_way_are_named(tmp_path, monkeypatch):
 def test_colabs_runtime_and_pips_notes_have_their_lines(tmp_path, monkeypatch):
     assert doctor.examine(doctor.colab, doctor.pip_notes) == []
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260819")
-    monkeypatch.setattr("helpers.tools.install.NOTES", tmp_path / "install.txt")
+    monkeypatch.setattr("helpers.packages.setting_up.NOTES", tmp_path / "install.txt")
     (tmp_path / "install.txt").write_text(
         "ERROR: pip's resolver\ngoogle-colab 1 requires pandas==2.2.2, but you have 3.\n"
     )
@@ -628,8 +627,8 @@ def test_the_measured_step_trains_and_compares_the_same_quantities(monkeypatch):
     import torch
 
     from helpers import memory
+    from helpers.doctor import child_process as child
     from helpers.machine import Machine
-    from helpers.tools import _doctor_child as child
 
     stands = iter((32, 132))  # before loading and after it
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: next(stands))

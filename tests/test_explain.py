@@ -1,4 +1,4 @@
-"""helpers.explain: real mistakes typed into a real kernel get an answer, and nothing that it is given makes it fail."""
+"""helpers.failures: real mistakes typed into a real kernel get an answer, and nothing that it is given makes it fail."""
 
 import contextlib
 import inspect
@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import COURSE_ROOT, CourseError, course, explain
+from helpers import COURSE_ROOT, CourseError
+from helpers.course import disk as course
 from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
+from helpers.failures import recognising as explain
 from tests.pace import paces, unit_seconds
 
 RECORDED = json.loads((COURSE_ROOT / "measurements" / "h200_failures.json").read_text(encoding="utf-8"))
@@ -342,10 +344,16 @@ def typed(tmp_path_factory):
     """Every mistake typed into one running notebook, the bootstrap cell first: its name to the cell's outputs."""
     from nbclient import NotebookClient
 
-    sources = {"bootstrap": course.bootstrap_source(), "set up": SET_UP, "begin": "from helpers.results import begin"}
+    sources = {"bootstrap": course.bootstrap_source(), "set up": SET_UP, "begin": "from helpers.lesson import begin"}
     sources |= {name: row[0] for name, row in (MISTAKES | COURSE_ERRORS).items()} | QUIET
-    sources |= {"off": "import helpers.explain; helpers.explain.switch_off()", "said nothing": "trainer.train()"}
-    sources |= {"on, twice": "helpers.explain.switch_on(); helpers.explain.switch_on()", "said once": "trainer.train()"}
+    sources |= {
+        "off": "import helpers.failures; helpers.failures.switch_off()",
+        "said nothing": "trainer.train()",
+    }
+    sources |= {
+        "on, twice": "helpers.failures.switch_on(); helpers.failures.switch_on()",
+        "said once": "trainer.train()",
+    }
     cells = [nbformat.v4.new_code_cell(source) for source in sources.values()]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": course.KERNELSPEC})
     folder = tmp_path_factory.mktemp("typed")
@@ -499,7 +507,7 @@ def test_a_huge_log_is_looked_at_in_a_bounded_time(text):
 
 def test_outside_of_a_notebook_nothing_is_switched_on_and_nothing_heavy_imported():
     code = (
-        "import sys, helpers.explain as e; print(e.switch_on(), [m for m in ('torch', 'IPython') if m in sys.modules])"
+        "import sys, helpers.failures as e; print(e.switch_on(), [m for m in ('torch', 'IPython') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=COURSE_ROOT)
     assert (out.stdout, out.stderr) == ("None []\n", "")
@@ -507,7 +515,7 @@ def test_outside_of_a_notebook_nothing_is_switched_on_and_nothing_heavy_imported
 
 def test_the_bootstrap_cell_switches_it_on(monkeypatch):
     calls = []
-    monkeypatch.setattr("helpers.explain.switch_on", lambda: calls.append("on"))
+    monkeypatch.setattr("helpers.failures.recognising.switch_on", lambda: calls.append("on"))
     exec(course.bootstrap_source(), {"__name__": "__main__"})
     assert calls == ["on"]
 

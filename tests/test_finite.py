@@ -7,8 +7,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-from helpers import finite, workarounds
 from helpers.models import BUNDLED_MODEL
+from helpers.training import finite, workarounds
 
 TEXTS = ["The capital of Italy is", "One, two, three, four"]
 TOKENIZER = AutoTokenizer.from_pretrained(BUNDLED_MODEL)

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from helpers.fused_lora import fuse_lora
 from helpers.machine import detect
 from helpers.models import bundled
 from helpers.quick import load_4bit
+from helpers.training import fuse_lora
 
 
 @pytest.fixture(scope="module")

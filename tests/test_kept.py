@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import CourseError, checkpoints, results
+from helpers import CourseError
+from helpers.lesson import begin as results
+from helpers.saving import adapters as checkpoints
 
 WORDS = "NOT SO in this run: one is two"
 

@@ -18,9 +18,10 @@ import nbformat
 import psutil
 import pytest
 
-from helpers import COURSE_ROOT, files
-from helpers.checkpoints import checkpoint_fault, last_complete_checkpoint
+from helpers import COURSE_ROOT
+from helpers.files import reading as files
 from helpers.files import safetensors_shapes
+from helpers.saving import checkpoint_fault, last_complete_checkpoint
 
 LONG = os.environ.get("COURSE_LONG_TESTS") == "1"
 MOMENTS = 20 if LONG else 2

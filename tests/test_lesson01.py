@@ -9,7 +9,10 @@ import jupytext
 import pytest
 import torch
 
-from helpers import checks, course, explorer, models
+from helpers.course import disk as course
+from helpers.lesson import checks
+from helpers.models import resolving as models
+from helpers.widgets import explorer
 from tests.pace import paces
 
 LESSON = jupytext.read(course.find_lesson("01"), fmt="py:percent")

@@ -11,7 +11,7 @@ CELL = """import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from test_lesson01 import definitions
-from helpers.explorer import explore
+from helpers.widgets import explore
 
 lesson = definitions()
 sets = {{"NF4": lesson["nf4_levels"](), "FP4": lesson["fp4_levels"](), "int4": torch.arange(-7, 8) / 7}}

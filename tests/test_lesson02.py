@@ -6,8 +6,9 @@ import statistics
 
 import pytest
 
-from helpers import COURSE_ROOT, calculator, memory
+from helpers import COURSE_ROOT, memory
 from helpers.memory import GIB, GPUS, gpu_of, predict, read_rows
+from helpers.widgets import calculator
 from tests.pace import paces
 
 COMPARED = json.loads((COURSE_ROOT / "measurements" / "estimators.json").read_text())
@@ -105,7 +106,7 @@ def test_advice_says_so_where_nothing_fits():
     spec = calculator.spec_for(**without_model(settings))
     tiny = {**GPUS, "t4": {**GPUS["t4"], "total": 6 * GIB}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("helpers.calculator.GPUS", tiny)
+        patch.setattr("helpers.widgets.calculator.GPUS", tiny)
         calculator._planned.cache_clear()
         advice = calculator.advice(settings["model"], "t4", spec)
     calculator._planned.cache_clear()

@@ -9,7 +9,7 @@ from helpers import COURSE_ROOT
 
 CELL = """import sys
 sys.path.insert(0, {root!r})
-from helpers.calculator import calculate
+from helpers.widgets import calculate
 
 calculate()"""
 

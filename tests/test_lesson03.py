@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import course
-from helpers.checkpoints import CheckpointError, checkpoint_folder, require_login
+from helpers.course import disk as course
 from helpers.machine import Machine
 from helpers.memory import GPUS, QKVO, RunSpec, predict
 from helpers.models import BUNDLED_MODEL, PRESETS, Model, bundled, recipe_for
-from helpers.oom import OutOfMemory, explain, explained, ladder, ran_out
+from helpers.saving import CheckpointError, checkpoint_folder, require_login
+from helpers.training import OutOfMemory, explain, explained
+from helpers.training.out_of_memory import ladder, ran_out
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"]["total"]
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB")
@@ -255,7 +256,7 @@ def test_the_presets_carry_the_recipes_of_the_texts_they_are_known_for():
 
 
 def test_every_recipe_value_keeps_its_parameters_rule():
-    from helpers.parameters import validate
+    from helpers.lesson import validate
 
     for name in ("bundled", *PRESETS):
         validate(recipe_for(bundled() if name == "bundled" else Model(PRESETS[name].hub_id, name, "", 0)))
@@ -303,7 +304,7 @@ def planned_on_a_t4(model_id="Qwen/Qwen2.5-7B", **given):
         "settings": SimpleNamespace(**settings), "on_gpu": True, "verdict": lambda claim, holds: claims.append(holds),
     }  # fmt: skip
     claims = []
-    with mock.patch("helpers.workarounds.liger_layers", return_value=True):  # it would replace classes for good
+    with mock.patch("helpers.training.liger_layers", return_value=True):  # it would replace classes for good
         for source in cells[begin : begin + 4]:
             exec(source, names)
     assert all(claims)

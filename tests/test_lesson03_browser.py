@@ -10,8 +10,8 @@ from helpers import COURSE_ROOT
 CELL = """import sys, time
 sys.path.insert(0, {root!r})
 from types import SimpleNamespace
-from helpers.monitor import MemoryMonitor
-from helpers.panel import training_panel
+from helpers.machine import MemoryMonitor
+from helpers.widgets import training_panel
 
 with MemoryMonitor() as monitor:
     panel, state = training_panel(monitor), SimpleNamespace(global_step=0, max_steps=40)

@@ -9,12 +9,12 @@ import types
 import nbformat
 import pytest
 
-from helpers import course
-from helpers.checks import check
+from helpers.commands.run import run_lesson
+from helpers.course import disk as course
 from helpers.data import alpaca_prompt, load_instructions
+from helpers.lesson import check
 from helpers.memory import CannotPredict, kv_cache_bytes, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS, bundled
-from helpers.tools.run import run_lesson
 
 torch = pytest.importorskip("torch")
 LESSON = course.find_lesson("04")
@@ -319,7 +319,7 @@ def another_model(tmp_path_factory):
 
 def test_the_lesson_holds_for_another_model_a_weak_adapter_and_two_rows_of_ones_own(tmp_path, another_model):
     """It answers nothing right, so no claim about answers may be made; all claims about bytes and switching hold."""
-    from helpers import machine
+    from helpers.machine import hardware as machine
     from helpers.models import resolve_model
     from helpers.quick import train_adapter
 

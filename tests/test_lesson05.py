@@ -18,9 +18,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from helpers import CourseError, course, machine, models, monitor, quick
-from helpers.card import model_card
-from helpers.merge import scaling
+from helpers import CourseError
+from helpers.course import disk as course
+from helpers.machine import hardware as machine
+from helpers.machine import monitor
+from helpers.merging import scaling
+from helpers.models import model_card
+from helpers.models import resolving as models
+from helpers.quick import short_training as quick
 
 LESSON = jupytext.read(course.find_lesson("05"), fmt="py:percent")
 CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]

@@ -7,7 +7,8 @@ import re
 import nbformat
 import pytest
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
 
 LESSON = course.find_lesson("06")
@@ -110,10 +111,10 @@ def test_the_silent_failures_are_measured(stored):
 
 
 def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_live_advice():
-    "What changes the result comes last, in the text as in what helpers.oom says when a run fails."
+    "What changes the result comes last, in the text as in what helpers.training.explain says when a run fails."
     from helpers.memory import RunSpec
     from helpers.models import PRESETS
-    from helpers.oom import ladder
+    from helpers.training.out_of_memory import ladder
 
     rungs = [
         said for said, _ in ladder(PRESETS["mistral-7b"].shape, RunSpec(batch_size=2, checkpoint_every=0), "t4", 1)

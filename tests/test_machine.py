@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from helpers import machine, workarounds
+from helpers.machine import MemoryMonitor
+from helpers.machine import hardware as machine
 from helpers.models import BUNDLED_MODEL
-from helpers.monitor import MemoryMonitor
+from helpers.training import workarounds
 
 
 def test_the_monitor_sees_a_large_allocation_and_names_its_phase():

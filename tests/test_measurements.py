@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 
 FOLDER = COURSE_ROOT / "measurements"
 FILES = sorted(FOLDER.glob("*_lessons.jsonl"))

@@ -14,7 +14,8 @@ import time
 import nbformat
 import pytest
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 from tests.limits import HALF_OF_FREE_COLAB, MemoryLimit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is made with what Linux has")

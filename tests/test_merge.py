@@ -1,4 +1,4 @@
-"""helpers.merge: equal to PEFT bit for bit, small, fast, and never half of a folder, whatever goes wrong."""
+"""helpers.merging: equal to PEFT bit for bit, small, fast, and never half of a folder, whatever goes wrong."""
 
 import hashlib
 import io
@@ -20,9 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from helpers import COURSE_ROOT, merge
+from helpers import COURSE_ROOT
 from helpers.__main__ import main
-from helpers.merge import MergeError, merge_adapter
+from helpers.merging import MergeError, merge_adapter
+from helpers.merging import merger as merge
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -360,7 +361,7 @@ def test_base_that_is_not_what_was_published_is_refused(base, adapter, tmp_path,
     blob.write_bytes(changed)
     refused("someone/small", adapter, tmp_path / "out", "model.safetensors has not the SHA-256 that the hub published")
     bundled = COURSE_ROOT / "assets" / "base_model"
-    monkeypatch.setattr("helpers.files.ASSETS", tmp_path / "assets")
+    monkeypatch.setattr("helpers.files.reading.ASSETS", tmp_path / "assets")
     monkeypatch.setattr("helpers.models.BUNDLED_MODEL", shutil.copytree(bundled, tmp_path / "assets" / "base_model"))
     shutil.copy(COURSE_ROOT / "assets" / "SHA256SUMS", tmp_path / "assets")
     file = tmp_path / "assets" / "base_model" / "model.safetensors"
@@ -449,7 +450,7 @@ import collections, os, shutil, sys
 base, adapter, disk = sys.argv[1:]
 if os.system(f"mount -t tmpfs -o size=200k none {disk}"):
     sys.exit(77)
-from helpers.merge import MergeError, merge_adapter
+from helpers.merging import MergeError, merge_adapter
 shutil.disk_usage = lambda path: collections.namedtuple("usage", "free")(10**12)  # it fills up after the check
 try:
     merge_adapter(base, adapter, f"{disk}/out", progress=False)
@@ -480,7 +481,7 @@ def test_shard_that_shrinks_while_it_is_read_leaves_nothing(base, adapter, tmp_p
     refused(base, adapter, tmp_path / "out", "ended while it was read")
 
 
-CHILD = "import sys; from helpers.merge import merge_adapter; {before}; merge_adapter(*sys.argv[1:4], progress=False)"
+CHILD = "import sys; from helpers.merging import merge_adapter; {before}; merge_adapter(*sys.argv[1:4], progress=False)"
 
 
 def test_killed_merge_leaves_no_folder_or_a_complete_one_and_the_next_one_sweeps_up(tmp_path):
@@ -515,7 +516,8 @@ def test_killed_merge_leaves_no_folder_or_a_complete_one_and_the_next_one_sweeps
 
 KILLED_BETWEEN = """
 import os, signal
-from helpers import merge, results
+from helpers.merging import merger as merge
+from helpers.lesson import begin as results
 swap = os.replace
 def replace(a, b):
     swap(a, b)
@@ -533,7 +535,7 @@ def test_old_model_comes_back_after_a_kill_between_the_two_renames(base, adapter
     ours.mkdir()
     (ours / "file").write_text("nothing of a merge's")
     call = f"merge_adapter({str(base)!r}, {str(adapter)!r}, {str(out)!r}, overwrite=True, progress=False)"
-    code = f"{KILLED_BETWEEN}\nfrom helpers.merge import merge_adapter\n{call}"
+    code = f"{KILLED_BETWEEN}\nfrom helpers.merging import merge_adapter\n{call}"
     killed = subprocess.run([sys.executable, "-c", code], cwd=COURSE_ROOT)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
@@ -625,7 +627,7 @@ def peak():
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 
 bare = peak()
-from helpers.merge import merge_adapter
+from helpers.merging import merge_adapter
 base, folder, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[4])
 
 def copy(out):

@@ -6,8 +6,12 @@ import shutil
 import pytest
 import torch
 
-from helpers import COURSE_ROOT, data, models, quick, results
+from helpers import COURSE_ROOT
+from helpers.data import instructions as data
+from helpers.lesson import begin as results
 from helpers.machine import Machine
+from helpers.models import resolving as models
+from helpers.quick import short_training as quick
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
 GPU = Machine("cuda", "Tesla T4", 15_634_661_376, 2**34, 2, (7, 5))

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from helpers.machine import MemoryMonitor
 from helpers.models import BUNDLED_MODEL
-from helpers.monitor import MemoryMonitor
-from helpers.panel import training_panel
+from helpers.widgets import training_panel
 
 
 @pytest.fixture(scope="module")

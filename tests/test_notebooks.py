@@ -10,7 +10,7 @@ import re
 import nbformat
 import pytest
 
-from helpers import course
+from helpers.course import disk as course
 
 LESSONS = course.lessons()
 IDS = [lesson.stem for lesson in LESSONS]

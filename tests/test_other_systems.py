@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 from tests.places import place as places
 
 POSIX = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix"}

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import COURSE_ROOT
-from helpers.parameters import RULES, ParameterError, validate
-from helpers.results import OutputError, output_folder
-from helpers.tools.run import parse_value
+from helpers.commands.run import parse_value
+from helpers.files import output_folder
+from helpers.files.folders import OutputError
+from helpers.lesson import RULES, ParameterError, validate
 
 BAD = [
     ("rank", 0), ("rank", -1), ("rank", 1.5), ("rank", "eight"), ("rank", True), ("rank", None), ("rank", 10**9),
@@ -68,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_begin_refuses_a_bad_value_before_anything_heavy_is_imported():
     code = (
-        "import sys\nfrom helpers.results import begin\n"
+        "import sys\nfrom helpers.lesson import begin\n"
         "try:\n    begin('03_t4_training', rank='eight')\n"
         "except Exception as error:\n    print(error, [m for m in ('torch', 'transformers') if m in sys.modules])"
     )

@@ -9,9 +9,11 @@ import tomllib
 
 import pytest
 
-from helpers import COURSE_ROOT, course, parameters
-from helpers.__main__ import TOOLS, Parser
-from helpers.tools import run, sweep
+from helpers import COURSE_ROOT
+from helpers.__main__ import FOLDER, Parser
+from helpers.commands import run, sweep
+from helpers.course import disk as course
+from helpers.lesson import parameters
 
 README = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
 BIN = ".venv/bin/"
@@ -69,9 +71,9 @@ def fault(command: str) -> str:
 
 
 def fault_of_command(name: str, words: list[str]) -> str:
-    if not (TOOLS / f"{name}.py").is_file():
+    if not (FOLDER / f"{name}.py").is_file():
         return f"no command {name}"
-    tool = __import__(f"helpers.tools.{name}", fromlist=["main"])
+    tool = __import__(f"helpers.commands.{name}", fromlist=["main"])
     parser = Parser(prog=name)
     tool.add_arguments(parser)
     arguments = parser.parse_args(words)

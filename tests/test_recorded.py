@@ -11,8 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from helpers.machine import detect
 from helpers.models import bundled
 from helpers.quick import load_4bit
-from helpers.recorded import MULTIPLE, recorded
-from helpers.workarounds import adapters_to_float32
+from helpers.training import MULTIPLE, adapters_to_float32, recorded
 
 LENGTHS = (20, 60, 100, 30, 70, 10, 64, 65)
 

@@ -14,8 +14,8 @@ import time
 import pytest
 
 from helpers import COURSE_ROOT
-from helpers.checkpoints import checkpoint_fault, last_complete_checkpoint
 from helpers.files import safetensors_header
+from helpers.saving import checkpoint_fault, last_complete_checkpoint
 
 STEPS, EVERY = 10, 2
 RUN = f"""

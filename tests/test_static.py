@@ -10,8 +10,10 @@ import sys
 
 import pytest
 
-from helpers import COURSE_ROOT, course, parameters
-from helpers.tools.install import _lines, _name, pinned_versions
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
+from helpers.lesson import parameters
+from helpers.packages.requirements import _lines, _name, pinned_versions
 
 LESSONS = course.lessons()
 LIBRARIES = ("transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "huggingface_hub", "safetensors")

@@ -12,9 +12,10 @@ import time
 import nbformat
 import pytest
 
-from helpers import COURSE_ROOT, CourseError, course
+from helpers import COURSE_ROOT, CourseError
 from helpers.__main__ import main
-from helpers.tools import _report, badges, build, run, sweep
+from helpers.commands import _report, badges, build, run, sweep
+from helpers.course import disk as course
 
 PYTHON = sys.executable
 
@@ -328,7 +329,7 @@ def test_a_build_carries_outputs_over_only_where_no_code_changed():
     changed = course.to_notebook(lesson)
     changed.cells[4].source += "\n1"
     next(
-        c for c in changed.cells if c.cell_type == "code" and c.source.startswith("from helpers.checks")
+        c for c in changed.cells if c.cell_type == "code" and c.source.startswith("from helpers.lesson")
     ).source += "\n1"
     assert not build.carry_outputs(old, changed)
 

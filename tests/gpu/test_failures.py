@@ -1,4 +1,4 @@
-"""The failures that need a GPU, provoked again for real, each in a process of its own; and helpers.explain knows each.
+"""The failures that need a GPU, provoked again for real, each in a process of its own; and helpers.failures knows each.
 
     CUDA_VISIBLE_DEVICES=0 python -m pytest tests/gpu/test_failures.py
 
@@ -10,7 +10,7 @@ import importlib.util
 import pytest
 
 from helpers import COURSE_ROOT
-from helpers.explain import recognise
+from helpers.failures import recognise
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -13,10 +13,8 @@ def test_graphs_train_the_same_adapters(tmp_path, monkeypatch, rules):
     monkeypatch.syspath_prepend(COURSE_ROOT / "tests")
     from test_recorded import losses, trainer_of
 
-    from helpers.fused_lora import fuse_lora
     from helpers.machine import detect
-    from helpers.recorded import recorded
-    from helpers.workarounds import fewer_walks
+    from helpers.training import fewer_walks, fuse_lora, recorded
 
     monkeypatch.setenv("COURSE_T4_RULES", rules)
     torch.backends.cuda.enable_flash_sdp(rules == "0")

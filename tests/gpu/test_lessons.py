@@ -100,7 +100,7 @@ def test_lesson_03_records_a_7b_shape_as_cuda_graphs_where_memory_allows(tmp_pat
 
 def test_a_real_out_of_memory_is_explained_and_leaves_the_gpu_as_it_was():
     from helpers.memory import GPUS, RunSpec
-    from helpers.oom import OutOfMemory, explained
+    from helpers.training import OutOfMemory, explained
 
     def train():
         held = [torch.empty(2**28, device="cuda")]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 from helpers.machine import gpus_of_driver
 
 pytestmark = pytest.mark.skipif(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from helpers import course
+from helpers.course import disk as course
 from tests.places import place as places
 
 

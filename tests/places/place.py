@@ -18,7 +18,8 @@ from pathlib import Path
 
 import nbformat
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 
 HERE = Path(__file__).parent
 # Environments are made once for each list, and copied for each notebook. Outside of the course: a notebook below its folder
@@ -234,7 +235,7 @@ def run(notebook, folder: Path, venv: Path, variables: dict[str, str], at_start:
 
 def failures(notebook) -> list[Failure]:
     """What went wrong in an executed notebook."""
-    from helpers.results import NOT_SO
+    from helpers.lesson import NOT_SO
 
     found = []
     for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):

@@ -11,7 +11,8 @@ import warnings
 import nbformat
 import pytest
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
 from helpers.files import adapter_fault
 from tests.places import place as places
 
@@ -165,7 +166,7 @@ def test_whoever_imported_pandas_first_is_asked_to_restart_and_then_it_works(tem
 
 
 def test_a_cell_that_raises_does_not_stop_the_rest_and_a_red_verdict_counts(after_03, scratch, release):
-    begin = "from helpers.results import begin, verdict\nbegin('00_start_here', output_dir='auto')"
+    begin = "from helpers.lesson import begin, verdict\nbegin('00_start_here', output_dir='auto')"
     notebook = cells("1 / 0", course.bootstrap_source(), begin, "verdict('one is two', False)", "print('still here')")
     failures = opened("report", notebook, after_03[1] / "venv", scratch, release)
     assert [failure.split(":")[1].strip() for failure in failures] == ["ZeroDivisionError", "NOT SO in this run"]

@@ -239,7 +239,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers import CourseError
-from helpers.explain import recognise
+from helpers.failures import recognise
 from helpers.machine import Machine
 from helpers.models import resolve_model
 
@@ -315,7 +315,7 @@ FULL = """
 import json, os, sys
 from helpers.machine import Machine
 from helpers.models import resolve_model
-from helpers.explain import recognise
+from helpers.failures import recognise
 
 what, disk = sys.argv[1:]
 if what == "config":  # not a byte is left
@@ -415,12 +415,12 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
-from helpers.checkpoints import last_complete_checkpoint
+from helpers.saving import last_complete_checkpoint
 from helpers.data import load_instructions, to_prompt_completion
 from helpers.machine import detect
 from helpers.models import resolve_model
 from helpers.quick import load_4bit
-from helpers.workarounds import adapters_to_float32
+from helpers.training import adapters_to_float32
 
 model_id, hub_repo, cut_off = sys.argv[1], sys.argv[3], sys.argv[4] == "cut off"
 checkpoints, machine = Path(sys.argv[2]), detect()
@@ -505,7 +505,8 @@ def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_pat
 
 
 def test_so_checkpoints_of_such_a_base_are_refused_before_anything_is_trained(tmp_path):
-    from helpers import checkpoints, results
+    from helpers.lesson import begin as results
+    from helpers.saving import adapters as checkpoints
 
     with pytest.raises(checkpoints.CheckpointError, match="^hub_repo = 'me/mine' needs a base model from the hub"):
         results.begin("03_t4_training", model_id="bundled", hub_repo="me/mine", output_dir=str(tmp_path))
@@ -539,7 +540,7 @@ def test_another_machine_goes_on_from_the_pushed_checkpoint_to_the_same_adapter(
 CARD = """
 import json, sys
 from pathlib import Path
-from helpers.card import model_card
+from helpers.models import model_card
 from huggingface_hub import HfApi, create_repo
 
 folder, repository = Path(sys.argv[1]), sys.argv[2]

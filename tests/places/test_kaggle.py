@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from helpers import COURSE_ROOT, CourseError, course
-from helpers.tools import install
+from helpers import COURSE_ROOT, CourseError
+from helpers.course import disk as course
+from helpers.packages import setting_up as install
 from tests.places import place as places
 
 AT_HAND = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -1,0 +1,73 @@
+"""Turn lessons into notebooks and execute them on the CPU (make notebooks); --check only says what is stale."""
+
+import os
+import time
+
+from helpers import course
+from helpers.course import carry_outputs, read_notebook, write_badges, write_notebook
+
+
+def add_arguments(parser):
+    parser.add_argument("lessons", nargs="*", help="numbers or names; all by default")
+    parser.add_argument("--force", action="store_true", help="execute even where no code changed")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if a notebook is stale")
+
+
+def main(arguments) -> int:
+    chosen = [course.find_lesson(text) for text in arguments.lessons] or course.lessons()
+    stale = 0
+    for lesson in chosen:
+        new, file = course.to_notebook(lesson), course.NOTEBOOKS / f"{lesson.stem}.ipynb"
+        old = read_notebook(file)
+        kept = not arguments.force and old is not None and carry_outputs(old, new)
+        if kept and old == new:
+            print(f"{lesson.stem}: up to date")
+            continue
+        stale += 1
+        if arguments.check:
+            print(f"{lesson.stem}: stale")
+            continue
+        begun = time.perf_counter()
+        if not kept:
+            execute(new)
+        write_notebook(new, file)
+        print(f"{lesson.stem}: " + ("text changed" if kept else f"executed in {time.perf_counter() - begun:.0f} s"))
+    if not arguments.check:
+        write_badges()
+    return 1 if arguments.check and stale else 0
+
+
+def execute(notebook) -> None:
+    """Run a notebook from top to bottom on a fresh kernel, on the CPU, with no network; outputs go into it, cleaned."""
+    from nbclient import NotebookClient
+
+    surroundings = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "COURSE_STRICT": "1",
+        "COURSE_RUNS": str(course.COURSE_ROOT / "runs" / "build"),
+    }
+    before = {name: os.environ.get(name) for name in surroundings}
+    os.environ.update(surroundings)
+    try:
+        where = {"metadata": {"path": str(course.NOTEBOOKS)}}
+        NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where, coalesce_streams=True).execute()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+    clean(notebook)
+
+
+def clean(notebook) -> None:
+    """Drop what varies or does not render: timing, widget state and views without text, progress on stderr."""
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for out in cell.outputs:  # a view without its state shows nothing; what stands beside it does
+                out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)

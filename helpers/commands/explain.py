@@ -1,0 +1,62 @@
+"""Say what a pasted log's error means and what to do; exit status 1 if it is none that the course knows."""
+
+import json
+import sys
+from pathlib import Path
+
+from helpers import CourseError
+from helpers.failures import LOG, all_in
+
+SHOWN = 4  # failures of one log
+UNKNOWN = """There is no error in it that the course knows: lesson 06 has the whole list.
+To report it, open an issue with the last error's lines, what you ran, and what `python -m helpers doctor` prints.
+Look through it first: a log can hold tokens and names of folders."""
+
+
+def add_arguments(parser):
+    parser.add_argument("file", nargs="?", help="a log, or a notebook that failed; without it, standard input is read")
+
+
+def main(arguments) -> int:
+    known = all_in(read(arguments.file))
+    if not known:
+        print(UNKNOWN)
+        return 1
+    print(known[0].failure.shown)
+    print(known[0])
+    for other in known[1:SHOWN]:
+        print(f"\nAlso in this log: {other.failure.shown}\n{other}")
+    return 0
+
+
+def read(file: str | None) -> str:
+    """The end of a log, or the errors of a notebook, as text; CourseError, one line, if there is no such file."""
+    if file is None:
+        if sys.stdin.isatty():
+            print("Paste the log, then press Ctrl-D on a line of its own.", file=sys.stderr)
+        return _end(sys.stdin.buffer)
+    try:
+        with Path(file).expanduser().open("rb") as stream:
+            if file.endswith(".ipynb"):
+                return _of_notebook(stream.read())
+            return _end(stream)
+    except OSError as error:
+        raise CourseError(f"{file!r} cannot be read: {error.strerror or error}") from error
+
+
+def _end(stream) -> str:
+    """The last part of a stream of bytes, whatever they are, as text; a longer one takes no more memory."""
+    kept = b""
+    while block := stream.read(1 << 16):
+        kept = (kept + block)[-4 * LOG :]
+    return kept.decode("utf-8", errors="replace")
+
+
+def _of_notebook(content: bytes) -> str:
+    try:
+        cells = json.loads(content)["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        errors = [out for out in outputs if out.get("output_type") == "error"]
+        return "\n".join(f"{out['ename']}: {out['evalue']}" for out in errors)
+    except (ValueError, KeyError, TypeError, AttributeError):  # not a notebook after all
+        return content.decode("utf-8", errors="replace")

@@ -1,0 +1,120 @@
+"""Predict a run's peak memory, or score predictions against measured rows.
+
+    python -m helpers memory predict mistralai/Mistral-7B-v0.1 --gpu t4 --rank 8 --batch-size 4
+    python -m helpers memory predict MODEL --plan              what fits that GPU, and fastest
+    python -m helpers memory score measurements/h200_memory_rows.jsonl
+
+MODEL is a preset such as mistral-7b, a folder with a config.json, or a hub id.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from helpers import CourseError, memory, models
+from helpers.files import read_object
+
+SPEC_FIELDS = {field.name: field.default for field in dataclasses.fields(memory.RunSpec)}
+
+
+def add_arguments(parser):
+    parser.add_argument("action", choices=("predict", "score"))
+    parser.add_argument("what", metavar="MODEL_OR_ROWS", help="a model to predict, or a file of rows to score")
+    parser.add_argument(
+        "--gpu", default="t4", choices=sorted(memory.GPUS), help="whose memory it must fit (default: t4)"
+    )
+    parser.add_argument("--plan", action="store_true", help="choose batch, checkpointing and optimizer for the GPU")
+    parser.add_argument("--role", help="score only rows of this role, such as holdout")
+    for name, default in SPEC_FIELDS.items():
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"default: {shown}")
+
+
+def main(arguments) -> int | None:
+    if arguments.action == "score":
+        return score(arguments.what, arguments.role)
+    given = {name: read(name, getattr(arguments, name)) for name in SPEC_FIELDS if getattr(arguments, name) is not None}
+    if memory.GPUS[arguments.gpu]["kernels"] == "t4":  # what the course does there; see helpers/training/workarounds.py
+        given = {"attention_kernels": "t4", "repeat_kv": True, **given}
+    spec, total, config = memory.spec_of(given), memory.GPUS[arguments.gpu]["total"], config_of(arguments.what)
+    if arguments.plan:
+        found = memory.plan(config, total, spec, gpu=arguments.gpu)
+        spec, prediction = found.spec, found.prediction
+        print(f"{found.considered} settings, {found.fitting} fit. The fastest:")
+        for name, reason in found.reasons.items():
+            print(f"  {name:<22} {reason}")
+    else:
+        prediction = memory.predict(config, spec, arguments.gpu)
+    show(prediction, total, arguments.gpu)
+    return None
+
+
+def config_of(what: str):
+    "A folder's config.json as a dictionary, else `what` if it names a model; CourseError before anything heavy is loaded."
+    if what == "auto":
+        raise CourseError('"auto" is a word of the lessons: name a model, such as mistral-7b')
+    file = Path(models.BUNDLED_MODEL if what == "bundled" else os.path.expanduser(what)) / "config.json"
+    if os.path.isfile(file):
+        try:
+            return read_object(file)
+        except ValueError as error:
+            raise CourseError(f"{what}: {error}") from error
+    if what not in models.PRESETS and what not in {preset.hub_id for preset in models.PRESETS.values()}:
+        models.resolve_model(what, None)
+    return what
+
+
+def read(name: str, text: str):
+    "A value of RunSpec from the command line: none, true, numbers, names, or names joined by commas."
+    if text.lower() == "none":
+        return None
+    default = SPEC_FIELDS[name]
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise CourseError(f"--{name.replace('_', '-')} is {text!r}; say true or false")
+        return text.lower() == "true"
+    if name == "target_modules":
+        return text if text == "all-linear" else tuple(text.split(","))
+    try:
+        return type(default)(text) if isinstance(default, (int, float)) else text
+    except ValueError as error:
+        raise CourseError(f"--{name.replace('_', '-')} is {text!r}; give a number") from error
+
+
+def show(prediction, total: int, gpu: str) -> None:
+    "The terms of a prediction as a table, and whether it fits."
+    for name, size in prediction.parts.items():
+        print(f"{name:<42} {size / 1e9:8.3f} GB")
+    print(f"{'peak allocated, in the ' + prediction.moment:<42.42} {prediction.peak_allocated / 1e9:8.3f} GB")
+    print(f"{'peak reserved':<42} {prediction.peak_reserved / 1e9:8.3f} GB")
+    fits = "fits" if prediction.peak_reserved <= total else "does not fit"
+    print(f"{fits} {gpu}: {prediction.peak_reserved / 2**30:.2f} of {total / 2**30:.2f} GiB")
+    for note in prediction.notes:
+        print(f"note: {note}")
+
+
+def score(path: str, role: str | None) -> None:
+    "A line a row: predicted and measured GB, and the error; then mean and largest error."
+    if not os.path.isfile(path):
+        raise CourseError(f"{path!r} is no file of rows, one JSON object a line")
+    try:
+        rows = memory.read_rows(path)
+    except (OSError, ValueError) as error:
+        raise CourseError(f"{path}: not a readable file of rows, one JSON object a line") from error
+    table = memory.score([row for row in rows if role in (None, row.get("role"))])
+    if not table:
+        raise CourseError(f"{path}: no row without an error" + (f" has role {role!r}" if role else ""))
+    keys = ("after_load", "peak_allocated", "peak_reserved")
+    print(f"{'model':<18}{'run':<34}" + "".join(f"{key + ': GB predicted, measured':>40}" for key in keys))
+    for row in table:
+        spec = row["spec"]
+        run = f"{spec['batch_size']}x{spec['seq_len']} r={spec['rank']} {spec['quant_type'] or '16-bit'}"
+        run += f" {row['role'] or ''}"
+        cells = "".join(f"{row[key][0] / 1e9:>21.3f} {row[key][1] / 1e9:>8.3f} {row[key][2]:>+8.2%} " for key in keys)
+        print(f"{row['model']:<18}{run:<34}{cells}")
+    whole = [row for row in table if not row["notes"]]
+    for note in sorted({note for row in table for note in row["notes"]}):
+        print(f"not in the means, {sum(note in row['notes'] for row in table)} rows: {note}")
+    for key in keys if whole else ():
+        errors = [abs(row[key][2]) for row in whole]
+        print(f"{key}: mean error {sum(errors) / len(errors):.3%}, largest {max(errors):.3%}, {len(errors)} rows")

@@ -1,0 +1,105 @@
+"""Better or not: answers, held-out loss and exact match with its interval, the same for base, tuned and merged models."""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from helpers.data import alpaca_prompt
+
+
+def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 64) -> list[str]:
+    """Greedy answers to `prompts`, stripped, in order; padded on the left, stopped at eos."""
+    import torch
+
+    answers, side = [], tokenizer.padding_side
+    if tokenizer.pad_token is None:  # Mistral's and Llama's have none; what is padded is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(model.device)
+        with torch.no_grad():
+            tokens = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        new = tokens[:, batch["input_ids"].shape[1] :]
+        answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    tokenizer.padding_side = side
+    return answers
+
+
+def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
+    """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
+    prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
+    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
+    return sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True)) / len(prompts)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model scored on `rows` held-out rows. `loss` in nats per completion token, `exact_match` from 0 to 1."""
+
+    loss: float
+    exact_match: float
+    interval: tuple[float, float]  # 95%, of exact_match
+    rows: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"loss {self.loss:.3f}, exact match {self.exact_match:.1%} ({low:.1%} to {high:.1%})"
+
+
+def evaluate(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> Evaluation:
+    """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found."""
+    was_training = model.training
+    model.eval()
+    share = exact_match(model, tokenizer, rows, max_new_tokens, batch_size)
+    loss = completion_loss(model, tokenizer, rows, batch_size)
+    model.train(was_training)
+    return Evaluation(loss, share, wilson_interval(round(share * len(rows)), len(rows)), len(rows))
+
+
+def completion_loss(model, tokenizer, rows, batch_size: int = 64, max_length: int = 512) -> float:
+    """Mean cross-entropy over the completions' tokens and their eos, in nats a token: what SFTTrainer calls eval_loss.
+
+    Rows longer than `max_length` tokens are cut there, as in training.
+    """
+    import torch
+
+    total, tokens = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        pairs = [
+            (alpaca_prompt(row["instruction"], row["input"]), row["output"] + tokenizer.eos_token)
+            for row in rows.select(range(start, min(start + batch_size, len(rows))))
+        ]
+        prompts = [len(tokenizer(prompt)["input_ids"]) for prompt, _ in pairs]
+        whole = tokenizer([p + c for p, c in pairs])["input_ids"]
+        width = min(max_length, max(map(len, whole)))
+        ids = torch.full((len(pairs), width), tokenizer.pad_token_id or 0)  # masked, whatever it is
+        labels = torch.full_like(ids, -100)
+        for i, (row, begin) in enumerate(zip(whole, prompts, strict=True)):
+            row = torch.tensor(row[:width])
+            ids[i, : len(row)] = row
+            labels[i, begin : len(row)] = row[begin:]
+        mask = torch.arange(width) < torch.tensor([min(len(row), width) for row in whole])[:, None]
+        with torch.no_grad():
+            logits = model(ids.to(model.device), attention_mask=mask.to(model.device)).logits
+        of_labels = (labels[:, 1:] != -100).to(logits.device)  # only there are logits turned to float32
+        wanted = labels.to(logits.device)[:, 1:][of_labels]
+        total += torch.nn.functional.cross_entropy(logits[:, :-1][of_labels].float(), wanted, reduction="sum").item()
+        tokens += len(wanted)
+    return total / tokens
+
+
+def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a share (Wilson 1927, JASA 22, 209-212): it holds near 0 and 1, where p +- 2 s.e. does not."""
+    if not 0 <= right <= of or of < 1:
+        raise ValueError(f"{right} of {of} is no share")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = right / of
+    centre = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return max(0.0, centre - half), min(1.0, centre + half)

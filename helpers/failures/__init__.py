@@ -1,0 +1,19 @@
+"""The table of known failures, and what recognises one in a message or a log."""
+
+from helpers.failures.recognising import LOG, Known, all_in, explain, recognise, switch_off, switch_on
+from helpers.failures.table import FAILURES, RENAMED, SECTIONS, Failure, failure
+
+__all__ = [
+    "FAILURES",  # the table
+    "SECTIONS",  # its sections in order
+    "RENAMED",  # arguments that got another name
+    "Failure",  # one row
+    "failure",  # the row of a name
+    "Known",  # a failure that was recognised, with its words
+    "explain",  # the explanation of a text, for a reader
+    "recognise",  # the name of the failure that a text shows
+    "all_in",  # every known failure in a long log
+    "LOG",  # how a line of a log may begin
+    "switch_on",  # explain the errors of a notebook's cells
+    "switch_off",  # no more
+]

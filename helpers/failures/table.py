@@ -1,0 +1,102 @@
+"""The table of known failures (table.toml): lesson 06 shows it, and `explain` recognises by it."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+
+from helpers import COURSE_ROOT
+
+SECTIONS = {  # of lesson 06; tests/test_lesson06.py compares them with its headings
+    1: "What the course says under an error",
+    2: "The environment",
+    3: "Renamed arguments",
+    4: "The hub and the disk",
+    5: "Number formats",
+    6: "No gradient",
+    7: "A loss that is NaN, or stuck",
+    8: "Out of memory",
+    9: "Parts that do not belong together",
+    10: "It runs, and the answers are wrong",
+}
+# What pip calls a package whose import has another name.
+PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """An old name, where it was passed or imported from, what to write today, the release that changed it, a thread."""
+
+    where: str
+    old: str
+    new: str
+    since: str = ""
+    still: bool = False  # it works, with a warning
+
+    @property
+    def pattern(self) -> str:
+        """What Python or the library says to who uses the old name."""
+        if self.still:
+            return rf"`{self.old}` is deprecated"
+        if self.where in ("trl", "peft", "transformers"):
+            no_attribute = rf"module '?{self.where}\b.{{0,40}} has no attribute '?{self.old}\b"
+            return rf"cannot import name '{self.old}' from '{self.where}|{no_attribute}"
+        called = self.where if self.where != "from_pretrained" else r"\w{1,80}"  # it ends up in a model's own class
+        refused = rf"\b{called}\.__init__\(\) got an unexpected keyword argument '{self.old}'"
+        return rf"{refused}|'{called}' object has no attribute '{self.old}'" if self.where == "SFTTrainer" else refused
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure: what a learner sees, what it means, what to do, the section of lesson 06, its compiled patterns.
+
+    `raised_in`, where it is set, matches the name of a module that must be in the traceback: KeyError: 'text' out of a
+    learner's own dictionary is another matter than the same words out of a library.
+    """
+
+    name: str
+    section: int
+    shown: str
+    means: str
+    do: str
+    patterns: tuple = ()
+    raised_in: str = ""
+
+    @staticmethod
+    def general(text: str) -> str:
+        """`means` or `do` for a table: <name> where the message has a name."""
+        return re.sub(r"\{(\w+)\}", r"<\1>", text)
+
+    @property
+    def where(self) -> str:
+        return f"lesson 06, section {self.section}: {SECTIONS[self.section]}"
+
+
+def _read() -> tuple[list[Failure], list[Renamed]]:
+    table = tomllib.loads((COURSE_ROOT / "helpers" / "failures" / "table.toml").read_text(encoding="utf-8"))
+    renamed = [Renamed(**row) for row in table["renamed"]]
+    failures = []
+    for row in table["failure"]:
+        texts = row.pop("patterns", [])
+        texts = [r.pattern for r in renamed] if row["name"] == "renamed" else texts
+        failures.append(Failure(**row, patterns=tuple(re.compile(text, re.MULTILINE) for text in texts)))
+    return failures, renamed
+
+
+FAILURES, RENAMED = _read()
+
+
+def failure(name: str) -> Failure:
+    """The failure of that name; KeyError if there is none."""
+    return {it.name: it for it in FAILURES}[name]
+
+
+def words_of(it: Failure, pattern: re.Pattern, match: re.Match) -> dict[str, str]:
+    """What stands for the {names} in `means` and `do`, from what was matched."""
+    words = {name: value or "" for name, value in match.groupdict().items()}
+    if it.name == "renamed":
+        row = RENAMED[it.patterns.index(pattern)]
+        words |= {"old": row.old, "new": row.new}
+    if "module" in words:
+        top = words["module"].split(".")[0]
+        words["package"] = PACKAGE_OF.get(top, top)
+    return words

@@ -1,0 +1,212 @@
+"""Files of a model or an adapter, looked at before anything heavy reads them: what is wrong, in a few words, or None.
+
+What can be known from names, sizes and headers is found in milliseconds. A changed bit inside the weights cannot be
+seen that way: the course's own files have a list of SHA-256 sums for it (assets/SHA256SUMS), other models have not.
+"""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+from helpers import COURSE_ROOT
+
+ASSETS = COURSE_ROOT / "assets"
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+          "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}  # bytes a value, by safetensors' names # fmt: skip
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def changed_asset(folder: Path) -> str | None:
+    """Which file of `folder`, in assets/, is not the one that the course ships, and what to do."""
+    again = "fetch the course again (git checkout assets)"
+    for line in (ASSETS / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        digest, name = line.split(maxsplit=1)
+        file = ASSETS / name
+        if file.parent != folder:
+            continue
+        if not file.is_file():
+            return f"{file.name} is missing: {again}"
+        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            return f"{file.name} is damaged, or was changed: {again}"
+    return None
+
+
+def model_fault(folder: Path) -> str | None:
+    """What makes a model's folder unusable: its JSON files, its *.safetensors, and how these fit together."""
+    try:
+        config = read_object(folder / "config.json")
+        for file in sorted(folder.glob("*.json")):
+            read_object(file)
+        tensors = _weights(folder)
+    except ValueError as error:
+        return str(error)
+    if any(key.startswith("base_model.model.") for key in tensors):
+        return "its weights are an adapter's: give it as adapter_dir, and its base as model_id"
+    return asks_for_code(folder) or _misfit(config, tensors) or _tokenizer_fault(folder, config)
+
+
+def adapter_fault(folder: Path) -> str | None:
+    """What makes an adapter's folder unusable."""
+    try:
+        config = read_object(folder / "adapter_config.json")
+        tensors = safetensors_shapes(folder / "adapter_model.safetensors")
+    except ValueError as error:
+        return str(error)
+    if config.get("peft_type") != "LORA":
+        return f"adapter_config.json says peft_type = {config.get('peft_type')!r}, and the lessons use LORA"
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _count(rank) or isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        return f"adapter_config.json says r = {rank!r}, lora_alpha = {alpha!r}"
+    pairs = {key for key in tensors if ".lora_A." in key}
+    if not pairs or not all(key.startswith("base_model.model.") for key in tensors):
+        return "adapter_model.safetensors holds no LoRA matrices"
+    for key in pairs:
+        other = tensors.get(key.replace(".lora_A.", ".lora_B."))
+        if other is None:
+            return f"{key} has no matrix B beside it"
+        if not config.get("rank_pattern") and (tensors[key][0] != rank or other[-1] != rank):
+            return f"{key} has rank {tensors[key][0]}, and adapter_config.json says {rank}"
+    return None if config.get("layers_to_transform") else _uneven(tensors)
+
+
+def _uneven(tensors: dict[str, list[int]]) -> str | None:
+    """A layer whose adapted matrices are not those of the others: PEFT would pass over a name that it does not know."""
+    of_layer: dict[str, set] = {}
+    for key in tensors:
+        begin, number, end = re.match(r"(.*?\.(?:layers|h|blocks)\.)?(\d+)?(.*)", key).groups()
+        if begin and number:
+            of_layer.setdefault(number, set()).add(begin + end)
+    if of_layer and len(set(map(frozenset, of_layer.values()))) > 1:
+        return "adapter_model.safetensors does not hold the same matrices for each layer"
+    if of_layer and sorted(map(int, of_layer)) != list(range(len(of_layer))):
+        return "adapter_model.safetensors lacks a layer"
+    return None
+
+
+def asks_for_code(folder: Path) -> str | None:
+    """Whether a model would bring Python code of its own, which the course never runs."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in read_object(folder / name):
+            return f"{name} asks to run code that comes with the model (auto_map): the course never does that"
+    return None
+
+
+def read_object(file: Path) -> dict:
+    """A JSON file that holds an object; ValueError, with the file's name, for anything else."""
+    try:
+        read = json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.name} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} is no readable JSON: empty, cut off or damaged") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{file.name} holds {type(read).__name__}, not an object")
+    return read
+
+
+def safetensors_header(file: Path) -> tuple[int, dict]:
+    """(bytes before the tensors, header): the header's length in 8 bytes, then the header as JSON.
+
+    ValueError if the file ends before that. The format: https://huggingface.co/docs/safetensors
+    """
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        text = opened.read(min(length, 100_000_000))
+    if not length or len(text) != length:
+        raise ValueError(f"{Path(file).name} ends within its header")
+    return 8 + length, json.loads(text)
+
+
+def safetensors_shapes(file: Path) -> dict[str, list[int]]:
+    """The shape of each tensor; ValueError unless header, shapes, offsets and length agree to the byte."""
+    try:
+        begin, header = safetensors_header(file)
+        header.pop("__metadata__", None)
+        spans = {k: (*t["data_offsets"], WIDTHS[t["dtype"]] * math.prod(t["shape"])) for k, t in header.items()}
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file.name} is no readable safetensors file: empty, cut off or damaged") from error
+    end = 0
+    for first, last, size in sorted(spans.values()):
+        if first != end or last - first != size:
+            raise ValueError(f"{file.name} is damaged: its header does not describe its tensors")
+        end = last
+    if file.stat().st_size != begin + end:
+        raise ValueError(f"{file.name} has {file.stat().st_size:,} bytes, and its header says {begin + end:,}")
+    return {key: tensor["shape"] for key, tensor in header.items()}
+
+
+def _weights(folder: Path) -> dict[str, list[int]]:
+    tensors: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= safetensors_shapes(file)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = read_object(index).get("weight_map")
+        lost = next((key for key in listed if key not in tensors), None) if isinstance(listed, dict) else "weight_map"
+        if lost:
+            raise ValueError(f"{index.name} names {lost}, and no file here holds it")
+    return tensors
+
+
+def _misfit(config: dict, tensors: dict[str, list[int]]) -> str | None:
+    """The first tensor that config.json asks for and the files lack or hold in another shape.
+
+    transformers would fill what is missing with random numbers, and only warn. Known for Llama and its near relations.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return "config.json names no model_type"
+    if kind not in ("llama", "mistral", "qwen2"):
+        return None
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    wrong = next((name for name in sizes if not _count(config.get(name))), None)
+    if wrong:
+        return f"config.json says {wrong} = {config.get(wrong)!r}"
+    vocab, hidden, inner, layers, heads = (config[name] for name in sizes)
+    kv, head = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
+    if not _count(kv) or not _count(head) or heads % kv:
+        return f"config.json says num_key_value_heads = {kv!r}, head_dim = {head!r}, for {heads} heads"
+    wanted = {"model.embed_tokens.weight": [vocab, hidden], "model.norm.weight": [hidden]}
+    if not config.get("tie_word_embeddings"):
+        wanted["lm_head.weight"] = [vocab, hidden]
+    of_layer = {"input_layernorm": [hidden], "post_attention_layernorm": [hidden],
+                "self_attn.q_proj": [heads * head, hidden], "self_attn.k_proj": [kv * head, hidden],
+                "self_attn.v_proj": [kv * head, hidden], "self_attn.o_proj": [hidden, heads * head],
+                "mlp.gate_proj": [inner, hidden], "mlp.up_proj": [inner, hidden], "mlp.down_proj": [hidden, inner]}  # fmt: skip
+    for i in range(min(layers, 1000)):
+        wanted |= {f"model.layers.{i}.{name}.weight": shape for name, shape in of_layer.items()}
+    for key, shape in wanted.items():
+        if tensors.get(key) != shape:
+            there = f"has shape {tensors[key]}" if key in tensors else "is missing"
+            return f"{key} {there}, and config.json asks for {shape}: other weights, or another config"
+    beyond = next((key for key in tensors if key.startswith(f"model.layers.{layers}.")), None)
+    return f"{beyond} is one layer more than config.json's {layers}" if beyond else None
+
+
+def _tokenizer_fault(folder: Path, config: dict) -> str | None:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return "it holds no tokenizer: save one beside the model (tokenizer.save_pretrained)"
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer, size = read_object(folder / "tokenizer.json"), config.get("vocab_size")
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
+    if not isinstance(model, dict) or not isinstance(added, list) or not model.get("vocab"):
+        return "tokenizer.json holds no vocabulary"
+    vocabulary = model["vocab"]
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    numbers += [token.get("id") if isinstance(token, dict) else None for token in added]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        return "tokenizer.json gives a token a number that is none"
+    if _count(size) and max(numbers) >= size:
+        return (
+            f"tokenizer.json has a token {max(numbers)}, and the model's vocabulary ends at {size - 1}: another model's"
+        )
+    return None
+
+
+def _count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**8

@@ -1,0 +1,178 @@
+"""What a run found: begun once, recorded as it goes, kept as one JSON a lesson; verdicts; and where files outlive a machine."""
+
+import datetime
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+from helpers import COURSE_ROOT, CourseError, course, data, machine, models, saving
+from helpers.files import finish_replacing, on_drive, output_folder, whereabouts, write_whole
+from helpers.lesson import parameters
+from helpers.lesson.tables import table
+from helpers.packages import recorded_versions
+
+NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
+
+
+@dataclass
+class Run:
+    """One run of one lesson: where it writes, on what, and what it has recorded so far."""
+
+    lesson: str
+    folder: Path
+    parameters: dict
+    machine: object = None
+    model: object = None
+    settings: SimpleNamespace | None = None  # the parameters, with "auto" replaced by the recipe for the model
+    rows: object = None  # a DatasetDict, where the lesson asks for one
+    data_name: str = ""
+    recorded: dict = field(default_factory=dict)
+    verdicts: list = field(default_factory=list)
+
+    @property
+    def adapter(self) -> Path:
+        """Where lesson 03 leaves the adapter, and 04 and 05 look for it."""
+        return self.folder / "adapter"
+
+    @property
+    def bulky(self) -> Path:
+        """Where gigabytes go that are not to be kept: `folder`, but this machine's disk when `folder` is on Drive."""
+        return output_folder("auto") if on_drive(self.folder) else self.folder
+
+    def save(self) -> Path:
+        about = {
+            "parameters": self.parameters,
+            "machine": str(self.machine),
+            "model": getattr(self.model, "name", None),
+        }
+        about |= {"data": self.data_name, "python": sys.version.split()[0], "date": datetime.date.today().isoformat()}
+        about["gpus"] = len(machine.gpus_of_driver())  # how many the machine has; a lesson uses one
+        about["versions"] = recorded_versions()
+        source = COURSE_ROOT / "lessons" / f"{self.lesson}.py"
+        about["source_sha256"] = course.source_hash(source) if source.is_file() else None  # of which lesson this is
+        file = self.folder / f"{self.lesson}.json"
+        about["peak_resident_bytes"] = machine.peak_resident()
+        write_whole(file, json.dumps(self.recorded | {"verdicts": self.verdicts, "run": about}, indent=1) + "\n")
+        return file
+
+
+_current: Run | None = None
+
+
+def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **values) -> Run:
+    """Check the parameters, look at the machine, find model and data, and show all in one short table.
+
+    Raises a one-line CourseError for a bad value, before anything heavy is imported, or for what cannot be found.
+    """
+    global _current
+    parameters.validate(values)
+    run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
+
+    finish_replacing(run.folder)
+
+    # What was named is looked at first: the next line imports torch, which takes seconds.
+    named = values.get("model_id", "auto") != "auto"
+    run.model = models.resolve_model(values["model_id"], None) if named else None
+    if values.get("adapter_dir", "auto") != "auto":
+        models.base_of(Path(values["adapter_dir"]).expanduser())
+    data.look_at(values.get("dataset_id", "auto"))
+    run.machine = machine.detect()
+    shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
+    if "model_id" in values:
+        left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not large_model else None
+        if values.get("adapter_dir", "auto") != "auto":
+            left = Path(values["adapter_dir"]).expanduser()
+        run.model = run.model or models.resolve_model("auto", run.machine, large_model, left)
+        if run.model.local:
+            models.rehearse(run.model)
+        saving.require_hub_base(values.get("hub_repo", "none"), run.model)
+        shown["model"] = str(run.model)
+    recipe = models.recipe_for(run.model)
+    chosen = {name: recipe[name] for name, value in values.items() if name in recipe and value == "auto"}
+    run.settings = SimpleNamespace(**values | chosen)
+    if chosen:
+        shown["chosen for it"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    if with_data:
+        wanted = values.get("dataset_id", "auto")
+        if wanted == "auto" and run.model is not None and run.model.bundled:
+            wanted = "bundled"
+        run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
+        shown["data"] = run.data_name
+    if "adapter_dir" in values:
+        from helpers import quick  # late: it imports torch
+
+        shown["adapter"] = quick.which_adapter(run)
+    shown["writes to"] = whereabouts(run.folder, values.get("output_dir", "auto"))
+    _current = run
+    quiet_libraries()
+    from IPython.display import display
+
+    from helpers import training  # late: it imports torch
+
+    training.right_dequantization()
+
+    display(table([{"": name, "this run": value} for name, value in shown.items()]))
+    return run
+
+
+def quiet_libraries() -> None:
+    """No progress bars for work that takes a second: loading a local model, mapping a few thousand rows."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def record(**values) -> None:
+    """Add what the lesson found to <run folder>/<lesson>.json: numbers, text, lists and dictionaries of them."""
+    run = _begun()
+    json.dumps(values)  # a TypeError here is the caller's line, before the file is touched
+    run.recorded |= values
+    run.save()
+
+
+def verdict(claim: str, holds: bool, look_at: str = "") -> None:
+    """State what the reader should now believe, and keep it for the report.
+
+    An untrue claim is shown in red, with what to `look_at`, and the run goes on: a lesson must not take from a learner
+    what she has made so far. With COURSE_STRICT=1 in the environment, as in tests, it raises AssertionError instead.
+    """
+    run = _begun()
+    run.verdicts.append({"claim": claim, "holds": bool(holds)})
+    run.save()
+    if holds:
+        print(f"OK: {claim}")
+    elif os.environ.get("COURSE_STRICT") == "1":
+        raise AssertionError(f"not so in this run: {claim}")
+    else:
+        _show_untrue(claim, look_at or _changed(run))
+
+
+def _show_untrue(claim: str, look_at: str) -> None:
+    from html import escape
+
+    from IPython.display import display
+
+    box = "border-left:4px solid #d93025;padding:4px 10px;margin:4px 0"
+    red = f'<b style="color:#d93025">{NOT_SO}</b>{escape(claim)}<br>{escape(look_at)}'
+    bundle = {"text/plain": f"{NOT_SO}{claim}\n{look_at}", "text/html": f'<div style="{box}">{red}</div>'}
+    display(bundle, raw=True)
+
+
+def _changed(run: Run) -> str:
+    """What to look at when a verdict is untrue: the parameters of this run that are not the lesson's own."""
+    usual = course.lesson_parameters(course.LESSONS / f"{run.lesson}.py")
+    changed = [f"{name} = {value!r}" for name, value in run.parameters.items() if usual.get(name, value) != value]
+    if changed:
+        return f"Look at the numbers above, and at what this run changes: {', '.join(changed)}. The lesson goes on."
+    return "Look at the numbers above: with the lesson's own parameters this should hold. The lesson goes on."
+
+
+def _begun() -> Run:
+    if _current is None:
+        raise CourseError("no run was begun: run the notebook's fourth code cell first")
+    return _current

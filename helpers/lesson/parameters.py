@@ -1,0 +1,124 @@
+"""The parameters of lessons: one name means one thing everywhere, and an impossible value stops the run in one line."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from helpers import CourseError
+
+OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ParameterError(CourseError, ValueError):
+    """A parameter's name or value that no lesson can run with."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    allowed: str  # completes "allowed: ..."
+    holds: Callable[[object], bool]
+
+
+def _integer(low: int, high: int) -> Rule:
+    def holds(value):
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"a whole number from {low} to {high}", holds)
+
+
+def _number(low: float, high: float) -> Rule:
+    def holds(value):
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"a number from {low:g} to {high:g}", holds)
+
+
+def _one_of(*values) -> Rule:
+    def holds(value):
+        return type(value) is type(values[0]) and value in values
+
+    return Rule("one of " + ", ".join(map(str, values)), holds)
+
+
+def _or_auto(rule: Rule) -> Rule:
+    """The rule, or "auto": what the recipe for the model at hand says (helpers/models/presets.py)."""
+    return Rule(
+        f'"auto" or {rule.allowed}', lambda value: (isinstance(value, str) and value == "auto") or rule.holds(value)
+    )
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value) < 1000 and value.isprintable()
+
+
+def _is_path(value) -> bool:
+    if not _is_text(value) or any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+        return False
+    return not value.startswith("~") or os.path.expanduser(value) != value  # "~nobody" stays as it is
+
+
+_text = Rule("text that is not empty", _is_path)
+_flag = Rule("True or False", lambda v: isinstance(v, bool))
+
+RULES: dict[str, Rule] = {
+    "model_id": Rule(
+        '"auto", a preset, a local folder or a hub id such as "Qwen/Qwen2.5-0.5B"',
+        _is_path,
+    ),
+    "dataset_id": Rule('"auto", "bundled", "alpaca", or a file of JSON lines', _is_path),
+    "adapter_dir": Rule('"auto" or an adapter\'s folder', _is_path),
+    "output_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
+    "merged_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
+    "seed": _integer(0, 2**32 - 1),
+    "rank": _or_auto(_integer(1, 1024)),
+    "lora_alpha": _or_auto(_number(0.001, 4096)),
+    "lora_dropout": _or_auto(_number(0, 0.9)),
+    "target_modules": _or_auto(
+        Rule(
+            'projections such as "q_proj,k_proj,v_proj,o_proj", or "all-linear"',
+            lambda v: isinstance(v, str) and (v == "all-linear" or set(v.split(",")) <= set(PROJECTIONS)),
+        )
+    ),
+    "max_steps": _or_auto(_integer(1, 1_000_000)),
+    "batch_size": _or_auto(_integer(1, 1024)),
+    "gradient_accumulation": _or_auto(_integer(1, 1024)),
+    "max_length": _or_auto(_integer(16, 131_072)),
+    "learning_rate": _or_auto(_number(1e-8, 1)),
+    "optimizer": _or_auto(_one_of(*OPTIMIZERS)),
+    "checkpointing": Rule(
+        '"auto", True, False or "offload"',
+        lambda v: isinstance(v, bool) or (isinstance(v, str) and v in ("auto", "offload")),
+    ),
+    "cuda_graphs": _or_auto(_flag),
+    "save_steps": _or_auto(_integer(1, 1_000_000)),
+    "hub_repo": Rule(
+        '"none" or owner/name on the Hugging Face hub',
+        lambda v: isinstance(v, str) and (v == "none" or re.fullmatch(r"[\w.-]+/[\w.-]+", v) is not None),
+    ),
+    "quant_type": _one_of("nf4", "fp4"),
+    "double_quant": _flag,
+    "block_size": _one_of(*(2**n for n in range(5, 13))),
+    "eval_rows": _integer(1, 100_000),
+    "max_new_tokens": _integer(1, 4096),
+}
+
+
+def validate(parameters: dict, known: set[str] | None = None) -> None:
+    """Raise ParameterError, one line with name, value and what is allowed, for the first bad one.
+
+    `known` names the parameters a lesson has; None means all that any lesson has.
+    """
+    known = set(RULES) if known is None else known
+    for name, value in parameters.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ParameterError(f"no parameter {name!r}{hint} There are: {', '.join(sorted(known))}")
+        rule = RULES[name]
+        if not rule.holds(value):
+            shown = repr(value)
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            raise ParameterError(f"{name} = {shown} is not possible; allowed: {rule.allowed}")

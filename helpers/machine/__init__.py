@@ -1,0 +1,16 @@
+"""The machine: its processor or GPU, and the memory that is used."""
+
+from helpers.machine.hardware import ALL_GPUS, T4_BYTES, Machine, choose_one_gpu, detect, gpus_of_driver, peak_resident
+from helpers.machine.monitor import HostPeak, MemoryMonitor
+
+__all__ = [
+    "Machine",  # what lessons need to know of a machine
+    "detect",  # the machine that this process runs on
+    "choose_one_gpu",  # take one of several GPUs, before CUDA starts
+    "gpus_of_driver",  # the GPUs that the driver knows, asked without CUDA
+    "ALL_GPUS",  # keeps what CUDA_VISIBLE_DEVICES was before
+    "T4_BYTES",  # the memory that a T4 reports
+    "peak_resident",  # the most memory this process has held
+    "MemoryMonitor",  # GPU memory over time, by phase
+    "HostPeak",  # the most host memory that a block of code takes
+]

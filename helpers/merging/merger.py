@@ -1,0 +1,201 @@
+"""Merge a LoRA adapter into its base tensor by tensor, bit for bit as PEFT's merge_and_unload(), in little memory.
+
+A merged weight is W + scaling * B A (Hu et al. 2021, arXiv 2106.09685, section 4.1). The files of the base are read by
+offset, not mapped, and each output file is written as it is read: a JSON header, then the tensors one behind the other
+(https://huggingface.co/docs/safetensors, "Format"). What is held at once is a few megabytes of rows; one
+product B A, float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight.
+"""
+
+import glob
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from filelock import FileLock, Timeout  # it comes with huggingface-hub
+
+from helpers.files import finish_replacing, replace_folder
+from helpers.merging.adapter import match, read_adapter
+from helpers.merging.arithmetic import _linear_weights, _pieces, _requantized, _updated
+from helpers.merging.stored import (
+    BEHIND,
+    BESIDE,
+    FLOATS,
+    MERGED_DTYPES,
+    TOKENIZER,
+    MergeError,
+    Stored,
+    _fetch,
+    _layout,
+    check_sums,
+    find_base,
+    read_base,
+)
+
+
+def merge_adapter(
+    base,
+    adapter,
+    out,
+    base_weights: str = "original",
+    dtype=None,
+    *,
+    quant_type: str = "nf4",
+    double_quant: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict:
+    """Write base + adapter to the folder `out` as an ordinary model; returns tensors, merged, bytes, seconds.
+
+    base: a folder with *.safetensors, a hub id, or "bundled". adapter: a folder that PEFT's save_pretrained wrote.
+    base_weights: "original", or "dequantized" for what a base loaded in 4 bits (quant_type, double_quant) computes with.
+    dtype: "float16", "bfloat16" or "float32"; None is the base's own. `out` is complete or absent, whatever happens.
+    Raises MergeError, one line, before anything is written where that can be known.
+    """
+    if base_weights not in ("original", "dequantized"):
+        raise MergeError(f'base_weights = {base_weights!r}: "original" or "dequantized"')
+    if quant_type not in ("nf4", "fp4"):
+        raise MergeError(f'quant_type = {quant_type!r}: "nf4" or "fp4"')
+    begun, out = time.perf_counter(), Path(out).expanduser()
+    base, adapter = find_base(base), Path(adapter).expanduser()
+    finish_replacing(out.parent, glob.escape(out.name))
+    _check_out(out, (base, adapter), overwrite)
+    settings, updates = read_adapter(adapter)
+    config, stored = read_base(base)
+    own = next((FLOATS[tensor.code] for tensor in stored.values() if tensor.code in FLOATS), None)
+    name = str(dtype or config.get("dtype") or config.get("torch_dtype") or own).removeprefix("torch.")
+    if name not in MERGED_DTYPES:
+        raise MergeError(f"dtype = {name!r}: one of {', '.join(MERGED_DTYPES)}")
+    plan = match(settings, updates, stored, base.name)
+    untied = _untie(config, plan, stored)
+    quantized = _linear_weights(base, name) if base_weights == "dequantized" else set()
+
+    shards: dict[str, dict] = {}  # an output file for each of the base's, with the same tensors in it
+    for key, tensor in sorted((stored | untied).items(), key=lambda item: (item[1].file, item[1].start)):
+        shards.setdefault(tensor.file.name, {})[key] = tensor
+    code = next(code for code, float_name in FLOATS.items() if float_name == name)
+    layouts = {shard: _layout(tensors, code) for shard, tensors in shards.items()}
+    total = sum(sum(sizes.values()) for _, sizes in layouts.values())
+    check_sums(base, {tensor.file for tensor in stored.values()})
+    import torch  # after the checks: it takes seconds
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        free = shutil.disk_usage(out.parent).free
+        if free < total * 1.01:
+            raise MergeError(f"{out} needs {total / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
+        with (
+            replace_folder(out) as new,
+            FileLock(new / ".merging") as lock,  # let go when this process ends, however it does: see _sweep
+            _bar(total, progress) as bar,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            for shard, tensors in shards.items():
+                with open(new / shard, "wb", buffering=0) as file:
+                    header, sizes = layouts[shard]
+                    file.write(header)
+                    for key, following in zip(sizes, [*list(sizes)[1:], list(sizes)[-1]], strict=True):
+                        _fetch(tensors[following])
+                        update = plan.get(key, {})
+                        pieces = _pieces(tensors[key], update, getattr(torch, name))
+                        if key in quantized and "instead" not in update:
+                            pieces = _requantized(pieces, quant_type, double_quant)
+                        writing = None  # one piece is written while the next one is computed
+                        for piece in _updated(pieces, update):
+                            bar.update(writing.result() if writing else 0)
+                            writing = writer.submit(_write, file, piece.view(torch.uint8).numpy())
+                        bar.update(writing.result() if writing else 0)
+            for shard in shards:  # on the disk itself, so that "complete" holds after a power cut too
+                with open(new / shard, "rb") as file:
+                    os.fsync(file.fileno())
+            if list(shards) != ["model.safetensors"]:
+                where = {key: shard for shard, tensors in shards.items() for key in tensors}
+                index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+                _write_json(new / "model.safetensors.index.json", index)
+            changed = {"dtype": name} | ({"tie_word_embeddings": False} if untied else {})
+            kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "quantization_config")}
+            _write_json(new / "config.json", kept | changed)
+            _copy_beside(base, adapter, new)
+            lock.release()
+            (new / ".merging").unlink(missing_ok=True)
+    except MergeError:
+        raise
+    except OSError as error:
+        raise MergeError(f"{out} was not written: {error.strerror or error}") from error
+    merged = sum("A" in update for update in plan.values())
+    return {"tensors": len(stored | untied), "merged": merged, "bytes": total, "seconds": time.perf_counter() - begun}
+
+
+def _untie(config: dict, plan: dict, stored: dict) -> dict[str, Stored]:
+    """{"lm_head.weight": where it comes from} where the adapter parts a head from the embedding that it was tied to."""
+    head, embedding = "lm_head.weight", next((k for k in stored if k.endswith("embed_tokens.weight")), None)
+    if not config.get("tie_word_embeddings", head not in stored) or not ({head, embedding} & set(plan)):
+        if head in plan and head not in stored:
+            raise MergeError(
+                "the adapter changes lm_head.weight, and the base has none: it was trained on another base"
+            )
+        return {}
+    if embedding is None or "A" in plan.get(head, {}):
+        raise MergeError(
+            "LoRA on lm_head, which this base ties to its embedding: a merge would change both; untie it first"
+        )
+    if plan.get(head, plan.get(embedding))["instead"].shape != stored[embedding].shape:
+        raise MergeError(
+            f"lm_head.weight is {plan[head]['instead'].shape} in the adapter: it was trained on another base"
+        )
+    return {head: stored.get(head, stored[embedding])}
+
+
+def _copy_beside(base: Path, adapter: Path, new: Path) -> None:
+    """Tokenizer (the adapter's, where training saved one: its template is the one trained on), generation config."""
+    source = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    for folder, patterns in ((base, BESIDE), (source, TOKENIZER)):
+        for file in (file for pattern in patterns for file in folder.glob(pattern)):
+            (shutil.copytree if file.is_dir() else shutil.copyfile)(file, new / file.name)
+
+
+def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
+    if any(source.resolve().is_relative_to(out.resolve()) for source in sources):
+        raise MergeError(f"{out} holds the base or the adapter: name another folder for the merged model")
+    if out.exists() and not overwrite:
+        raise MergeError(f"{out} is there already: name another folder, or say overwrite")
+    if out.exists() and not (out / "config.json").is_file():
+        raise MergeError(f"{out} is not the folder of a model, and is not overwritten: name another")
+
+
+def _sweep(out: Path) -> None:
+    """Remove what merges into `out` left behind when they were killed: nobody holds their lock any more."""
+    for lock in out.parent.glob(f".{glob.escape(out.name)}.*.part/.merging"):
+        try:
+            FileLock(lock).acquire(blocking=False).lock.release()
+        except Timeout:
+            continue  # of a merge that is running
+        shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _write(file, piece) -> int:
+    """Write a piece; every BEHIND bytes have the system put on the disk what is new, and forget what is there already.
+
+    So its cache takes little memory, and the same pages again. Writing to fresh ones took several times as long on a
+    virtual machine: presumably its host must give it each of them first.
+    """
+    done = file.tell()
+    rest = memoryview(piece)
+    while rest:  # an unbuffered write may take a part
+        rest = rest[file.write(rest) :]
+    if done // BEHIND < file.tell() // BEHIND and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return piece.nbytes
+
+
+def _bar(total: int, progress: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=not progress, leave=False)
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,23 @@
+"""What is installed beside what requirements.txt asks for, and the set-up of a lesson's first cell."""
+
+from helpers.packages.requirements import (
+    installed_version,
+    needed_by_commands,
+    recorded_versions,
+    refused_packages,
+    requirements,
+)
+from helpers.packages.setting_up import NOTES, download, install_missing, set_up, shadowing
+
+__all__ = [
+    "requirements",  # each line of requirements.txt, and whether it is met
+    "needed_by_commands",  # packages that lessons can do without
+    "refused_packages",  # packages here that are too old for a library to work beside
+    "installed_version",  # the version of a package here, or None
+    "recorded_versions",  # the versions that every record names
+    "set_up",  # what a lesson's first cell does once the course is found
+    "shadowing",  # files beside the notebook that bear a library's name
+    "install_missing",  # install what requirements.txt names and is not here
+    "download",  # fill a folder with wheels for a machine without a network
+    "NOTES",  # where pip's own words are kept
+]

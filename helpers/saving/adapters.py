@@ -1,0 +1,125 @@
+"""What a training leaves: an adapter that is whole and replaces no other run's, and checkpoints to resume from."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from helpers import CourseError
+from helpers.files import adapter_fault, read_object, replace_folder, safetensors_shapes
+
+
+class CheckpointError(CourseError):
+    """Checkpoints that cannot go where they were meant to."""
+
+
+# What transformers 5.23 writes for an adapter's run, in this order; the trainer's state comes last.
+NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+def checkpoint_fault(folder: Path) -> str | None:
+    """What makes a checkpoint unusable, in a few words; None if it is whole. Reads ends and headers, unpickles nothing."""
+    folder = Path(folder)
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    try:
+        safetensors_shapes(folder / "adapter_model.safetensors")
+    except ValueError:
+        return "adapter_model.safetensors is cut off"
+    for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+        if not zipfile.is_zipfile(file):  # torch.save writes a zip, whose table of contents stands at its end
+            return f"{file.name} is cut off"
+    try:
+        step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except (ValueError, KeyError, TypeError):
+        return "trainer_state.json is cut off"
+    return None if folder.name == f"checkpoint-{step}" else f"its name and its step, {step}, differ"
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint-N in `folder`, or None; half-written ones are passed over.
+
+    transformers' own get_last_checkpoint takes the highest number, whatever is in it.
+    """
+    found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    newest_first = sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return next((p for p in newest_first if checkpoint_fault(p) is None), None)
+
+
+def checkpoint_folder(place: Path, **run) -> Path:
+    """Where in `place` the checkpoints of just this run belong: another setting, model or data gets another folder."""
+    return Path(place) / f"checkpoints-{_key(run)}"
+
+
+def _key(run: dict) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+ABOUT = "course.json"  # in an adapter's folder: which run of the course made it
+
+
+@contextlib.contextmanager
+def adapter_folder(folder: Path, made_by: str, data: str, **run):
+    """Yield an empty folder to save an adapter into; it becomes `folder` once what was saved is whole and on the disk.
+
+    What stood there goes only if the same run made it (the same model, data and settings); the adapter of another run
+    is kept beside it as NAME-1, NAME-2, ..., and a line says so. Raises CheckpointError, one line, for an adapter that
+    is not whole or cannot be written; then `folder` is as it was.
+    """
+    key, old = _key(run | {"data": data}), about_adapter(folder)
+    about = {"made_by": made_by, "data": data, "date": datetime.date.today().isoformat(), "run": key}
+    trained = old.get("made_by", "lesson 03") == "lesson 03"  # another lesson's was made in seconds
+    other = (folder / "adapter_config.json").is_file() and trained and old.get("run") != key
+    names = (folder.with_name(f"{folder.name}-{n}") for n in range(1, 10_000))
+    kept = next(name for name in names if not name.exists()) if other else None
+    try:
+        with replace_folder(folder, keep_old_as=kept) as new:
+            yield new
+            (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            fault = adapter_fault(new)
+            if fault:
+                raise CheckpointError(f"the adapter was not saved whole: {fault}. Run this cell again")
+        if kept:
+            print(f"The adapter of an earlier run is kept: {kept.name}")
+    except OSError as error:
+        if isinstance(error, CourseError):
+            raise
+        why = error.strerror or str(error)
+        raise CheckpointError(f"the adapter could not be saved ({why}): make room, then run this cell again") from error
+
+
+def about_adapter(folder: Path) -> dict:
+    """What the course noted of an adapter when it was made: made_by, data, date, run; {} for any other adapter."""
+    try:
+        return read_object(folder / ABOUT)
+    except ValueError:
+        return {}
+
+
+def require_hub_base(hub_repo: str, model) -> None:
+    """Raise one line if checkpoints are to go to the hub and the base is a folder.
+
+    PEFT's card names the base by its path then, and the hub refuses such a card (huggingface/transformers#33922). The
+    trainer pushes in the background and says nothing of it: the checkpoint would never arrive.
+    """
+    if hub_repo != "none" and (model.bundled or model.local):
+        raise CheckpointError(
+            f"hub_repo = {hub_repo!r} needs a base model from the hub, and {model.name} is a folder: the hub takes no card "
+            'that names one. Name a preset or a hub id as model_id, or leave hub_repo at "none"'
+        )
+
+
+def require_login(hub_repo: str) -> None:
+    """Raise one line if checkpoints are to go to the hub and nobody is logged in there."""
+    if hub_repo == "none":
+        return
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise CheckpointError(
+            f'hub_repo = {hub_repo!r} needs a login: huggingface_hub.login() first, or leave it at "none"'
+        )

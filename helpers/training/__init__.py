@@ -1,0 +1,31 @@
+"""What a training needs beside the libraries: cures, faster layers, graphs, and advice when memory runs out."""
+
+from helpers.training.finite import require_finite_logits, stop_when_not_finite
+from helpers.training.fused_lora import fuse_lora
+from helpers.training.graphs import MULTIPLE, recorded
+from helpers.training.out_of_memory import OutOfMemory, explain, explained
+from helpers.training.workarounds import (
+    adapters_to_float32,
+    fewer_walks,
+    keep_4bit_layout,
+    liger_layers,
+    repeat_kv_heads,
+    right_dequantization,
+)
+
+__all__ = [
+    "keep_4bit_layout",  # the packed weights stay as the GPU's kernel wants them
+    "right_dequantization",  # cures a fault of bitsandbytes on some CPUs
+    "adapters_to_float32",  # adapters in float32 for the gradient scaler
+    "repeat_kv_heads",  # attention on a T4 without its slow kernel
+    "liger_layers",  # fused layers where a GPU has them
+    "fewer_walks",  # walk over the modules once a run, not once a step
+    "fuse_lora",  # adapters of one input as one operation
+    "recorded",  # CUDA graphs of a training step
+    "MULTIPLE",  # lengths are padded to a multiple of this
+    "require_finite_logits",  # no training from a model that overflows
+    "stop_when_not_finite",  # no training beyond a loss that is no number
+    "OutOfMemory",  # what a run is told in place of a traceback
+    "explain",  # what to change so that a run fits, in steps
+    "explained",  # turns an out-of-memory error into that advice
+]

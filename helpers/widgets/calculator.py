@@ -1,0 +1,179 @@
+"""The calculator of lesson 02: controls for a run, its memory against a GPU's line, and what `plan` would change."""
+
+import dataclasses
+import functools
+
+from helpers import plots
+from helpers.memory import GIB, GPUS, QKVO, CannotPredict, RunSpec, cost_per_token, plan, predict, shape_of
+from helpers.models import PRESETS
+from helpers.widgets.showing import show_panel
+
+MARGIN = 0.05  # of the GPU, as in `plan`: the CUDA context and what a prediction may be off
+TARGETS = {"q, k, v, o": QKVO, "all linear": "all-linear"}
+CHECKPOINTING = {  # checkpoint_every, checkpoint_offload
+    "every layer": (1, False), "every 2nd layer": (2, False), "every 4th layer": (4, False), "off": (0, False),
+    "every layer, offloaded": (1, True),
+}  # fmt: skip
+SETTINGS = {  # of each control: what it is called, its values, the one it starts with
+    "model": ("model", tuple(PRESETS), "qwen2.5-7b"),
+    "gpu": ("GPU", tuple(GPUS), "t4"),
+    "rank": ("rank", (4, 8, 16, 32, 64, 128), 16),
+    "targets": ("adapters on", tuple(TARGETS), "all linear"),
+    "batch_size": ("rows at once", (1, 2, 4, 8, 16, 32), 4),
+    "seq_len": ("tokens a row", (128, 256, 512, 1024, 2048, 4096, 8192), 512),
+    "optimizer": ("optimizer", ("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch"), "adamw_torch"),
+    "checkpointing": ("checkpointing", tuple(CHECKPOINTING), "every layer"),
+}
+AT_START = {name: start for name, (_, _, start) in SETTINGS.items()}
+GROUPS = {  # parts of a prediction that a reader need not tell apart
+    "4-bit weights": ("quantized weights", "quantization scales"),
+    "embeddings, head, norms": ("embeddings and head", "norms, biases, 16-bit weights"),
+    "adapters and optimizer": (
+        "adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch",
+    ),
+    "kept for backward": ("layer inputs kept by checkpointing", "activations kept for backward"),
+    "one layer at work": ("one layer's activations", "a dequantized weight", "gradients of activations"),
+    "the loss": ("final norm and hidden states", "tile of logits"),
+}  # fmt: skip
+REST = "the rest"
+
+
+def spec_for(gpu, rank, targets, batch_size, seq_len, optimizer, checkpointing) -> RunSpec:
+    """The run that the controls describe; on a T4 with keys and values repeated, so that a fused attention kernel runs."""
+    every, offload = CHECKPOINTING[checkpointing]
+    return RunSpec(
+        rank=rank, target_modules=TARGETS[targets], batch_size=batch_size, seq_len=seq_len, optimizer=optimizer,
+        checkpoint_every=every, checkpoint_offload=offload, repeat_kv=GPUS[gpu]["kernels"] == "t4",
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=512)
+def predicted(model: str, spec: RunSpec, gpu: str):
+    """`predict` for a preset, remembered."""
+    return predict(PRESETS[model].shape, spec, gpu)
+
+
+def grouped(prediction) -> dict[str, int]:
+    """The parts of a prediction in a handful of groups, in bytes; their sum is the peak."""
+    left = dict(prediction.parts)
+    groups = {name: sum(left.pop(part, 0) for part in parts) for name, parts in GROUPS.items()}
+    return {name: size for name, size in (groups | {REST: sum(left.values())}).items() if size}
+
+
+def verdict_on(prediction, gpu: str) -> str:
+    """In words: does it fit, and by how much (GiB)."""
+    total, peak = GPUS[gpu]["total"], prediction.peak_allocated
+    if peak > total:
+        return f"Does not fit: the peak is {peak / GIB:.2f} GiB, {(peak - total) / GIB:.2f} GiB more than the GPU has."
+    if peak > (1 - MARGIN) * total or prediction.peak_reserved > total:
+        return f"Too tight: the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB, and torch needs room to move."
+    return f"Fits: the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB, {(total - peak) / GIB:.2f} GiB are left."
+
+
+@functools.lru_cache(maxsize=512)
+def _planned(model: str, gpu: str, base: RunSpec):
+    return plan(PRESETS[model].shape, GPUS[gpu]["total"], base, gpu=gpu, margin=MARGIN)
+
+
+def advice(model: str, gpu: str, spec: RunSpec) -> list[str]:
+    """What `plan` would change for this model, rank and length on this GPU: a summary, then a reason for each change."""
+    # What plan chooses anyway is set to one value, so that moving those controls finds the plan remembered.
+    chosen = {"batch_size": 1, "optimizer": "paged_adamw_8bit", "checkpoint_every": 1, "checkpoint_offload": False}
+    try:
+        found = _planned(model, gpu, dataclasses.replace(spec, **chosen))
+    except CannotPredict:
+        return [f"plan finds no setting of this model, rank and length that fits a GPU of type {gpu}."]
+    changes = {
+        name: (getattr(spec, name), getattr(found.spec, name))
+        for name in chosen
+        if getattr(spec, name) != getattr(found.spec, name)
+    }
+    if not changes:
+        return ["plan would change nothing: this is the fastest setting that fits."]
+    saved = 1 - found.cost / cost_per_token(shape_of(PRESETS[model].shape), spec)
+    time = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} time a token"
+    summary = f"plan would take {found.prediction.peak_allocated / GIB:.2f} GiB and {time} (by its model of time), with"
+    return [summary, *(f"{name} {was} → {found.reasons.get(name, now)}" for name, (was, now) in changes.items())]
+
+
+def describe(**settings) -> tuple:
+    """(prediction, verdict) for a value of each control."""
+    model, rest = settings["model"], {name: value for name, value in settings.items() if name != "model"}
+    prediction = predicted(model, spec_for(**rest), settings["gpu"])
+    return prediction, verdict_on(prediction, settings["gpu"])
+
+
+def bar_html(prediction, gpu: str) -> str:
+    """The stacked bar as HTML, for it is drawn in a millisecond: a box a group, the GPU's line, a legend with numbers."""
+    total, groups = GPUS[gpu]["total"], grouped(prediction)
+    scale = 100 / (1.08 * max(total, prediction.peak_allocated))  # per cent of the width for a byte
+    boxes, legend = [], []
+    for (name, size), colour in zip(groups.items(), plots.COLOURS.values(), strict=False):
+        title = f"{name}: {size / GIB:.2f} GiB"
+        boxes.append(f'<div title="{title}" style="width:{size * scale:.3f}%;background:{colour}"></div>')
+        swatch = f'<span style="display:inline-block;width:0.8em;height:0.8em;background:{colour}"></span>'
+        legend.append(f'<span style="white-space:nowrap;margin-right:1.2em">{swatch} {title}</span>')
+    line = f"left:{total * scale:.3f}%;top:-4px;bottom:-4px;border-left:2px dashed currentColor"
+    label = f"left:{total * scale:.3f}%;transform:translateX(-100%);white-space:nowrap"
+    return (
+        '<div style="line-height:1.5;max-width:760px;padding-bottom:6px">'
+        '<div style="position:relative;height:1.6em">'
+        f'<span style="position:absolute;{label}">{gpu}: {total / GIB:.2f} GiB</span></div>'
+        f'<div style="position:relative;display:flex;height:34px">{"".join(boxes)}'
+        f'<div style="position:absolute;{line}"></div></div>'
+        f'<div style="margin-top:10px">{"".join(legend)}</div></div>'
+    )
+
+
+def still(prediction, gpu: str, words: str) -> bytes:
+    """The same bar as a picture (PNG), for a page that cannot run the controls."""
+    groups, total = grouped(prediction), GPUS[gpu]["total"] / GIB
+    parts = {f"{name} {size / GIB:.2f}": [size / GIB] for name, size in groups.items()}
+    figure = plots.stacked_bars(
+        [""], parts, words, "GiB", line=total, line_label=f"{gpu}: {total:.2f}", size=(7.6, 2.6)
+    )
+    return plots.png(figure)
+
+
+def calculate(**start) -> None:
+    """Display the calculator: controls where ipywidgets and a live front end are, a still figure elsewhere.
+
+    `start`: values of controls (keys of SETTINGS) other than those it starts with by itself.
+    """
+    settings = AT_START | start
+    prediction, words = describe(**settings)
+    said = "; ".join(f"{SETTINGS[name][0]} {value}" for name, value in settings.items())
+    picture = still(prediction, settings["gpu"], words)
+    alt = f"Memory of a run, stacked by what it holds. {words}"
+    show_panel(_panel(settings), picture, f"{said}\n{words}", alt)
+
+
+def _panel(settings: dict):
+    """The controls over the bar; None without ipywidgets."""
+    try:
+        import ipywidgets as widgets
+    except ImportError:
+        return None
+    style = {"style": {"description_width": "100px"}, "layout": {"width": "370px"}}
+    controls = {}
+    for name, (title, values, _) in SETTINGS.items():
+        kind = widgets.SelectionSlider if isinstance(values[0], int) else widgets.Dropdown
+        controls[name] = kind(options=values, value=settings[name], description=title, **style)
+    line, bar, hints = widgets.HTML(), widgets.HTML(), widgets.HTML()
+
+    def changed(_=None):
+        chosen = {name: control.value for name, control in controls.items()}
+        prediction, words = describe(**chosen)
+        line.value, bar.value = f"<b>{words}</b>", bar_html(prediction, chosen["gpu"])
+        hints.value = f'<div style="opacity:0.4">{hints.value}</div>'  # of the setting before, until plan has thought
+        model = chosen.pop("model")
+        first, *reasons = advice(model, chosen["gpu"], spec_for(**chosen))
+        points = "".join(f"<li>{reason}</li>" for reason in reasons)
+        hints.value = f'<div style="line-height:1.5">{first}<ul style="margin:0">{points}</ul></div>'
+
+    changed()
+    for control in controls.values():
+        control.observe(changed, names="value")
+    boxes = list(controls.values())
+    columns = widgets.HBox([widgets.VBox(boxes[:4]), widgets.VBox(boxes[4:])])
+    return widgets.VBox([columns, line, bar, hints])

@@ -1,0 +1,23 @@
+"""A widget and a still picture of it, as two forms of one output."""
+
+import base64
+
+
+def show_panel(panel, picture: bytes | None, text: str, alt: str, handle=None):
+    """Display a widget with a still picture (PNG) of it, or put them in the place of `handle`'s; returns the handle.
+
+    One output, two forms: a live front end shows the panel, and whatever cannot (a page on GitHub) the picture.
+    `panel` or `picture` None leaves the other.
+    """
+    from IPython.display import DisplayHandle
+
+    output = {"text/plain": text}
+    if picture is not None:
+        output["image/png"] = base64.b64encode(picture).decode()
+    if panel is not None:
+        # What ipywidgets itself says of a panel; its method for it has another name before version 8, which Colab has.
+        view = {"version_major": 2, "version_minor": 0, "model_id": panel.model_id}
+        output["application/vnd.jupyter.widget-view+json"] = view
+    new = handle or DisplayHandle()
+    (new.update if handle else new.display)(output, raw=True, metadata={"image/png": {"alt": alt}})
+    return new
