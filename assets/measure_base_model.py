@@ -17,10 +17,11 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 
-from helpers.data import instructions as data
-from helpers.machine import hardware as machine
-from helpers.models import resolving as models
-from helpers.quick import short_training as quick
+from helpers.data import load_instructions  # noqa: E402
+from helpers.evaluation import exact_match  # noqa: E402
+from helpers.machine import detect  # noqa: E402
+from helpers.models import resolve_model  # noqa: E402
+from helpers.quick import load_4bit, train_adapter  # noqa: E402
 
 # isort: split
 import torch  # noqa: E402  # after helpers, which says how its threads wait
@@ -35,8 +36,8 @@ def load_base(nf4=False, folder=MODEL):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if nf4:
-        here = machine.detect()
-        return quick.load_4bit(models.resolve_model(str(folder), here), here)
+        here = detect()
+        return load_4bit(resolve_model(str(folder), here), here)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
@@ -78,7 +79,7 @@ def measure_knowledge(folder=MODEL):
         found[f"recall_{name}"], found[f"recall_{name}_by_subject"] = recall(model, tokenizer)
     return {
         **found,
-        "exact_match_before": data.exact_match(model, tokenizer, data.load_instructions("bundled")[0]["heldout"]),
+        "exact_match_before": exact_match(model, tokenizer, load_instructions("bundled")[0]["heldout"]),
     }
 
 
@@ -86,14 +87,14 @@ def measure_tuning(seed=0, folder=MODEL):
     "seed, exact_match_after and train_seconds of one QLoRA run on the NF4 model, as a dictionary."
     from peft import PeftModel
 
-    here = machine.detect()
-    model = models.resolve_model(str(folder), here)
-    rows = data.load_instructions("bundled")[0]
+    here = detect()
+    model = resolve_model(str(folder), here)
+    rows = load_instructions("bundled")[0]
     with tempfile.TemporaryDirectory() as place:
-        trained = quick.train_adapter(model, here, rows["train"], Path(place) / "adapter", seed=seed)
-        base, tokenizer = quick.load_4bit(model, here)
+        trained = train_adapter(model, here, rows["train"], Path(place) / "adapter", seed=seed)
+        base, tokenizer = load_4bit(model, here)
         tuned = PeftModel.from_pretrained(base, Path(place) / "adapter").eval()
-    share = data.exact_match(tuned, tokenizer, rows["heldout"])
+    share = exact_match(tuned, tokenizer, rows["heldout"])
     return {"seed": seed, "exact_match_after": share, "train_seconds": round(trained["train_seconds"], 1)}
 
 
@@ -150,7 +151,7 @@ def main():
     if options.record:
         packages = ("torch", "transformers", "trl", "peft", "bitsandbytes")
         found["measured_on"] = {
-            "machine": str(machine.detect()),
+            "machine": str(detect()),
             "threads": torch.get_num_threads(),
             **{name: version(name) for name in packages},
         }

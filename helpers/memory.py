@@ -240,7 +240,7 @@ class RunSpec:
     is None). `adapter_dtype`: what the adapters are held in during training. `checkpoint_every`: 0 is off, 1 every
     layer, n every n-th. `attention_kernels`: "all", or "t4": memory-efficient and math, as on Turing.
     `repeat_kv`: keys and values repeated before attention instead of `enable_gqa`. `layer_kernels`: None or "liger".
-    `fused_lora`: fuse_lora (helpers/training/fused_lora.py) is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
+    `fused_lora`: fuse_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
     `trl_loss`: "tiled" (TRL 1.15 and later) or "full", where all logits exist at once in float32 and 16 bit.
     Raises CannotPredict naming field and value.
     """
@@ -1174,7 +1174,7 @@ def _gpu(name: str) -> dict:
 
 
 def _fuses(spec: RunSpec) -> bool:
-    "Whether helpers/training/fused_lora.py applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."
+    "Whether fuse_lora applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."
     plain = spec.rank is not None and spec.lora_dropout == 0 and spec.quant_type in ("nf4", "fp4")
     return spec.fused_lora and plain and not spec.upcast_non_quantized and spec.load_dtype == spec.compute_dtype
 

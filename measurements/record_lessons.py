@@ -3,7 +3,7 @@
     python measurements/record_lessons.py RUN_NAME FOLDER >> measurements/h100_lessons.jsonl
 
 FOLDER holds NN_slug.json files as `python -m helpers run` leaves them, or RUN_NAME-NN_slug.json as tests/gpu keeps them.
-A row of another version of a lesson stays: it says which (`source_sha256`), and tests/test_measurements.py names it.
+A row of another version of a lesson stays: it says which (`source_sha256`), and tests/course/test_measurements.py names it.
 """
 
 import json

@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 
 from helpers.doctor.findings import FAIL, INSTALL, OK, WARN
-from helpers.packages import installed_version
+from helpers.packages import (
+    NOTES,
+    installed_version,
+    needed_by_commands,
+    refused_packages,
+    requirements,
+    shadowing,
+)
 
 # What stops working where a package is missing or in another version than requirements.txt asks for.
 BREAKS = {
@@ -53,8 +60,6 @@ def python():
 
 def packages():
     """A line for each package that requirements.txt does not accept, with what it breaks; else one line for all."""
-    from helpers.packages import needed_by_commands, requirements
-
     rows, for_commands, wrong = requirements(), needed_by_commands(), []
     absent = [name for name, _, here, _ in rows if here is None and name in for_commands]
     for name, line, here, met in rows:
@@ -72,8 +77,6 @@ def packages():
 
 def torchao():
     """Nobody needs it, but PEFT refuses adapters on 16-bit layers beside an old one, which Colab and Kaggle bring."""
-    from helpers.packages import refused_packages
-
     here = installed_version("torchao")
     if refused_packages():
         return FAIL, f"torchao {here}: beside it PEFT puts no adapter on a 16-bit layer (lessons 05 and 06)", INSTALL
@@ -82,8 +85,6 @@ def torchao():
 
 def files_beside():
     """A file beside the notebook with a library's name would be loaded in its place."""
-    from helpers.packages import shadowing
-
     found = [file for file, _ in shadowing()]
     if not found:
         return OK, "no file beside the notebook has a library's name", ""
@@ -93,8 +94,6 @@ def files_beside():
 
 def pip_notes():
     """What pip said while the course installed something: whose wishes it could not meet."""
-    from helpers.packages import NOTES
-
     if not NOTES.is_file():
         return []
     unmet = [line for line in NOTES.read_text(encoding="utf-8").splitlines() if " requires " in line]
@@ -113,8 +112,6 @@ def colab():
 
 def loaded_packages():
     """Packages that this process loaded before they were upgraded: Colab does that to whoever installs late."""
-    from helpers.packages import requirements
-
     old = []
     for name, _, here, _ in requirements():
         module = sys.modules.get(name.replace("-", "_"))

@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 from helpers.doctor.findings import FAIL, OK, WARN
+from helpers.files import output_folder
 from helpers.models import AUTO_LARGE, PRESETS
 
-LITTLE_MEMORY, TOO_LITTLE_MEMORY = 3e9, 1.5e9  # bytes; tests/test_memory_limit.py prints what each lesson takes
+LITTLE_MEMORY, TOO_LITTLE_MEMORY = 3e9, 1.5e9  # bytes; tests/machine/test_memory_limit.py prints what each lesson takes
 LITTLE_DISK, TOO_LITTLE_DISK = 3e9, 0.3e9  # bytes: runs, with checkpoints and a merged model, on a CPU
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -21,8 +22,6 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def disk():
     """Really writes a megabyte into the folder of runs: quotas and read-only disks show themselves only then."""
-    from helpers.files import output_folder
-
     try:
         folder = output_folder("auto")
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -7,7 +7,7 @@ __all__ = [
     "FAILURES",  # the table
     "SECTIONS",  # its sections in order
     "RENAMED",  # arguments that got another name
-    "Failure",  # one row
+    "Failure",  # one row of it
     "failure",  # the row of a name
     "Known",  # a failure that was recognised, with its words
     "explain",  # the explanation of a text, for a reader
@@ -15,5 +15,5 @@ __all__ = [
     "all_in",  # every known failure in a long log
     "LOG",  # how a line of a log may begin
     "switch_on",  # explain the errors of a notebook's cells
-    "switch_off",  # no more
+    "switch_off",  # explain them no more
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from helpers import COURSE_ROOT
 
-SECTIONS = {  # of lesson 06; tests/test_lesson06.py compares them with its headings
+SECTIONS = {  # of lesson 06; tests/lessons/test_lesson06.py compares them with its headings
     1: "What the course says under an error",
     2: "The environment",
     3: "Renamed arguments",

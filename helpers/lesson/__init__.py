@@ -1,8 +1,8 @@
 """What every lesson does: begin a run, show tables, record, judge, check answers."""
 
-from helpers.lesson.begin import NOT_SO, Run, begin, record, verdict
 from helpers.lesson.checks import check
 from helpers.lesson.parameters import RULES, ParameterError, validate
+from helpers.lesson.session import NOT_SO, Run, begin, record, verdict
 from helpers.lesson.tables import table
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 An exercise is a function of the answer that returns None when it is right and a hint when it is not; those of
 lesson NN are in helpers/lesson/exercises/lNN.py. Lessons call `check("02.1", answer)`; `...` means not answered yet.
-tests/test_checks.py feeds each one right and wrong answers.
+tests/lesson/test_checks.py feeds each one right and wrong answers.
 """
 
 import contextlib

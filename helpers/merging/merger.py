@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout  # it comes with huggingface-hub
@@ -33,6 +34,25 @@ from helpers.merging.stored import (
     find_base,
     read_base,
 )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a merge will write: known, and checked, before the first byte is written."""
+
+    base: Path
+    adapter: Path
+    out: Path
+    settings: dict  # the merged model's config.json
+    dtype: str
+    updates: dict[str, dict]  # of each tensor that changes: see `match`
+    files: dict[str, dict[str, Stored]]  # the tensors of each output file, by the file's name
+    layouts: dict[str, tuple]  # header and sizes of each: see `_layout`
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors together."""
+        return sum(sum(sizes.values()) for _, sizes in self.layouts.values())
 
 
 def merge_adapter(
@@ -62,71 +82,95 @@ def merge_adapter(
     base, adapter = find_base(base), Path(adapter).expanduser()
     finish_replacing(out.parent, glob.escape(out.name))
     _check_out(out, (base, adapter), overwrite)
-    settings, updates = read_adapter(adapter)
+    plan = _planned(base, adapter, out, dtype)
+    quantized = _linear_weights(base, plan.dtype) if base_weights == "dequantized" else set()
+
+    def quantize(key: str, pieces):
+        return _requantized(pieces, quant_type, double_quant) if key in quantized else pieces
+
+    try:
+        _write_model(plan, quantize, progress)
+    except MergeError:
+        raise
+    except OSError as error:
+        raise MergeError(f"{out} was not written: {error.strerror or error}") from error
+    merged = sum("A" in update for update in plan.updates.values())
+    tensors = sum(map(len, plan.files.values()))
+    return {"tensors": tensors, "merged": merged, "bytes": plan.bytes, "seconds": time.perf_counter() - begun}
+
+
+def _planned(base: Path, adapter: Path, out: Path, dtype) -> _Plan:
+    """Read base and adapter, see that they fit together, and lay out the files; MergeError if anything is amiss."""
+    of_adapter, tensors = read_adapter(adapter)
     config, stored = read_base(base)
     own = next((FLOATS[tensor.code] for tensor in stored.values() if tensor.code in FLOATS), None)
     name = str(dtype or config.get("dtype") or config.get("torch_dtype") or own).removeprefix("torch.")
     if name not in MERGED_DTYPES:
         raise MergeError(f"dtype = {name!r}: one of {', '.join(MERGED_DTYPES)}")
-    plan = match(settings, updates, stored, base.name)
-    untied = _untie(config, plan, stored)
-    quantized = _linear_weights(base, name) if base_weights == "dequantized" else set()
-
-    shards: dict[str, dict] = {}  # an output file for each of the base's, with the same tensors in it
+    updates = match(of_adapter, tensors, stored, base.name)
+    untied = _untie(config, updates, stored)
+    settings = {k: v for k, v in config.items() if k not in ("torch_dtype", "quantization_config")}
+    settings |= {"dtype": name} | ({"tie_word_embeddings": False} if untied else {})
+    files: dict[str, dict] = {}  # an output file for each of the base's, with the same tensors in it
     for key, tensor in sorted((stored | untied).items(), key=lambda item: (item[1].file, item[1].start)):
-        shards.setdefault(tensor.file.name, {})[key] = tensor
+        files.setdefault(tensor.file.name, {})[key] = tensor
     code = next(code for code, float_name in FLOATS.items() if float_name == name)
-    layouts = {shard: _layout(tensors, code) for shard, tensors in shards.items()}
-    total = sum(sum(sizes.values()) for _, sizes in layouts.values())
+    layouts = {file: _layout(held, code) for file, held in files.items()}
     check_sums(base, {tensor.file for tensor in stored.values()})
+    return _Plan(base, adapter, out, settings, name, updates, files, layouts)
+
+
+def _write_model(plan: _Plan, quantize, progress: bool) -> None:
+    """Write what was planned into a folder of its own, which then becomes `plan.out`."""
+    plan.out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(plan.out)
+    free = shutil.disk_usage(plan.out.parent).free
+    if free < plan.bytes * 1.01:
+        raise MergeError(f"{plan.out} needs {plan.bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
+    with (
+        replace_folder(plan.out) as new,
+        FileLock(new / ".merging") as lock,  # let go when this process ends, however it does: see _sweep
+        _bar(plan.bytes, progress) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        for name in plan.files:
+            for written in _write_file(new / name, plan, quantize, writer):
+                bar.update(written)
+        for name in plan.files:  # on the disk itself, so that "complete" holds after a power cut too
+            with open(new / name, "rb") as file:
+                os.fsync(file.fileno())
+        if list(plan.files) != ["model.safetensors"]:
+            where = {key: name for name, tensors in plan.files.items() for key in tensors}
+            index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(where.items()))}
+            _write_json(new / "model.safetensors.index.json", index)
+        _write_json(new / "config.json", plan.settings)
+        _copy_beside(plan.base, plan.adapter, new)
+        lock.release()
+        (new / ".merging").unlink(missing_ok=True)
+
+
+def _write_file(path: Path, plan: _Plan, quantize, writer):
+    """Write one file of the merged model; yields the bytes written, piece by piece.
+
+    `quantize(key, pieces)` gives the pieces as a base in 4 bits computes with them. One piece is written by `writer`
+    while the next one is computed.
+    """
     import torch  # after the checks: it takes seconds
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        free = shutil.disk_usage(out.parent).free
-        if free < total * 1.01:
-            raise MergeError(f"{out} needs {total / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
-        with (
-            replace_folder(out) as new,
-            FileLock(new / ".merging") as lock,  # let go when this process ends, however it does: see _sweep
-            _bar(total, progress) as bar,
-            ThreadPoolExecutor(1) as writer,
-        ):
-            for shard, tensors in shards.items():
-                with open(new / shard, "wb", buffering=0) as file:
-                    header, sizes = layouts[shard]
-                    file.write(header)
-                    for key, following in zip(sizes, [*list(sizes)[1:], list(sizes)[-1]], strict=True):
-                        _fetch(tensors[following])
-                        update = plan.get(key, {})
-                        pieces = _pieces(tensors[key], update, getattr(torch, name))
-                        if key in quantized and "instead" not in update:
-                            pieces = _requantized(pieces, quant_type, double_quant)
-                        writing = None  # one piece is written while the next one is computed
-                        for piece in _updated(pieces, update):
-                            bar.update(writing.result() if writing else 0)
-                            writing = writer.submit(_write, file, piece.view(torch.uint8).numpy())
-                        bar.update(writing.result() if writing else 0)
-            for shard in shards:  # on the disk itself, so that "complete" holds after a power cut too
-                with open(new / shard, "rb") as file:
-                    os.fsync(file.fileno())
-            if list(shards) != ["model.safetensors"]:
-                where = {key: shard for shard, tensors in shards.items() for key in tensors}
-                index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-                _write_json(new / "model.safetensors.index.json", index)
-            changed = {"dtype": name} | ({"tie_word_embeddings": False} if untied else {})
-            kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "quantization_config")}
-            _write_json(new / "config.json", kept | changed)
-            _copy_beside(base, adapter, new)
-            lock.release()
-            (new / ".merging").unlink(missing_ok=True)
-    except MergeError:
-        raise
-    except OSError as error:
-        raise MergeError(f"{out} was not written: {error.strerror or error}") from error
-    merged = sum("A" in update for update in plan.values())
-    return {"tensors": len(stored | untied), "merged": merged, "bytes": total, "seconds": time.perf_counter() - begun}
+    (header, sizes), tensors = plan.layouts[path.name], plan.files[path.name]
+    with open(path, "wb", buffering=0) as file:
+        file.write(header)
+        for key, following in zip(sizes, [*list(sizes)[1:], list(sizes)[-1]], strict=True):
+            _fetch(tensors[following])
+            update = plan.updates.get(key, {})
+            pieces = _pieces(tensors[key], update, getattr(torch, plan.dtype))
+            if "instead" not in update:
+                pieces = quantize(key, pieces)
+            writing = None
+            for piece in _updated(pieces, update):
+                yield writing.result() if writing else 0
+                writing = writer.submit(_write, file, piece.view(torch.uint8).numpy())
+            yield writing.result() if writing else 0
 
 
 def _untie(config: dict, plan: dict, stored: dict) -> dict[str, Stored]:
@@ -154,7 +198,8 @@ def _copy_beside(base: Path, adapter: Path, new: Path) -> None:
     source = adapter if (adapter / "tokenizer_config.json").is_file() else base
     for folder, patterns in ((base, BESIDE), (source, TOKENIZER)):
         for file in (file for pattern in patterns for file in folder.glob(pattern)):
-            (shutil.copytree if file.is_dir() else shutil.copyfile)(file, new / file.name)
+            copy = shutil.copytree if file.is_dir() else shutil.copyfile
+            copy(file, new / file.name)
 
 
 def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """What is installed beside what requirements.txt asks for, and the set-up of a lesson's first cell."""
 
-from helpers.packages.requirements import (
+from helpers.packages.lists import (
     installed_version,
     needed_by_commands,
     recorded_versions,

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
-from helpers.packages.requirements import (
+from helpers.packages.lists import (
     LEFT_ALONE,
     REFUSED_WHEN_OLDER,
     _name,

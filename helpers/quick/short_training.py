@@ -88,50 +88,19 @@ def train_adapter(
 
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     set_seed(seed)
-    recipe = recipe_for(model)
     base, tokenizer = load_4bit(model, machine, **quantization)
     checkpoints = folder.with_name(f"{folder.name}-checkpoints")
-    arguments = SFTConfig(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size or recipe["batch_size"],
-        gradient_accumulation_steps=1,
-        max_length=recipe["max_length"],
-        learning_rate=learning_rate or recipe["learning_rate"],
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,
-        max_grad_norm=0.3,
-        optim=recipe["optimizer"],
-        fp16=machine.dtype == "float16",
-        bf16=machine.dtype == "bfloat16",
-        use_cpu=machine.device == "cpu",
-        activation_checkpointing=recipe["checkpointing"],
-        gradient_checkpointing=None,
-        logging_strategy="no" if heldout is None else "steps",
-        logging_steps=max(1, steps // 8),
-        eval_strategy="no" if heldout is None else "steps",
-        eval_steps=max(1, steps // 8),
-        eval_on_start=heldout is not None,
-        save_strategy="steps" if save_steps else "no",
-        save_steps=save_steps or 1,
-        report_to="none",
-        disable_tqdm=True,
-        seed=seed,
+    arguments = _arguments(
+        recipe_for(model), machine, checkpoints, steps, seed, batch_size, learning_rate, heldout is not None, save_steps
     )
-
-    def prepared(given):
-        if given is None or "input_ids" in given.column_names:
-            return given
-        return given.map(to_prompt_completion, remove_columns=given.column_names)
-
     trainer = SFTTrainer(
         model=base,
         args=arguments,
-        train_dataset=prepared(rows),
-        eval_dataset=prepared(heldout),
+        train_dataset=_prepared(rows),
+        eval_dataset=_prepared(heldout),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=rank, lora_alpha=2 * rank, lora_dropout=lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -154,3 +123,43 @@ def train_adapter(
         "history": trainer.state.log_history,
         "resumed_from": last and last.name,
     }
+
+
+def _arguments(recipe, machine, checkpoints: Path, steps, seed, batch_size, learning_rate, scored: bool, save_steps):
+    """Lesson 03's SFTConfig for a recipe; `scored`: held-out rows are scored eight times on the way."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size or recipe["batch_size"],
+        gradient_accumulation_steps=1,
+        max_length=recipe["max_length"],
+        learning_rate=learning_rate or recipe["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        max_grad_norm=0.3,
+        optim=recipe["optimizer"],
+        fp16=machine.dtype == "float16",
+        bf16=machine.dtype == "bfloat16",
+        use_cpu=machine.device == "cpu",
+        activation_checkpointing=recipe["checkpointing"],
+        gradient_checkpointing=None,
+        logging_strategy="steps" if scored else "no",
+        logging_steps=max(1, steps // 8),
+        eval_strategy="steps" if scored else "no",
+        eval_steps=max(1, steps // 8),
+        eval_on_start=scored,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 1,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+
+
+def _prepared(rows):
+    """Instructions as TRL trains on them; rows that hold tokens already, and None, as they are."""
+    if rows is None or "input_ids" in rows.column_names:
+        return rows
+    return rows.map(to_prompt_completion, remove_columns=rows.column_names)

@@ -1,6 +1,6 @@
 """Each workaround once, with the link that says why and the version in which to look again.
 
-tests/test_machine.py fails when an upstream change makes one of them needless.
+tests/machine/test_machine.py fails when an upstream change makes one of them needless.
 """
 
 import contextlib

@@ -18,9 +18,9 @@ import pytest
 
 from helpers import COURSE_ROOT
 from helpers.models import BUNDLED_MODEL, PRESETS
+from tests.doctor.test_doctor import mounted
 from tests.places.hub import Fault, Hub, card_faults
 from tests.places.place import link
-from tests.test_doctor import mounted
 
 TOKEN, USER = "_".join(("hf", "test")), "learner"  # accepted by the double, and by nobody else
 ALPACA = "tatsu-lab/alpaca"
@@ -505,7 +505,7 @@ def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_pat
 
 
 def test_so_checkpoints_of_such_a_base_are_refused_before_anything_is_trained(tmp_path):
-    from helpers.lesson import begin as results
+    from helpers.lesson import session as results
     from helpers.saving import adapters as checkpoints
 
     with pytest.raises(checkpoints.CheckpointError, match="^hub_repo = 'me/mine' needs a base model from the hub"):

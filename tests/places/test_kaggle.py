@@ -9,6 +9,7 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
+from helpers.packages import lists
 from helpers.packages import setting_up as install
 from tests.places import place as places
 
@@ -50,7 +51,7 @@ def test_without_the_internet_the_wheels_are_enough(template, given, tmp_path):
         source += "\nimport trl, peft, bitsandbytes, datasets, transformers; print(course, transformers.__version__)"
         done = run_alone(venv / "bin" / "python", tmp_path, source, KAGGLE_KERNEL_RUN_TYPE="Interactive")
         assert done.returncode == 0, done.stderr[-3000:]
-        tested = install.pinned_versions()
+        tested = lists.pinned_versions()
         assert done.stdout.endswith(f"{given} {tested['transformers']}\n")
         assert "Fetching" not in done.stdout
     finally:
@@ -105,7 +106,7 @@ def test_what_is_downloaded_is_what_lessons_need_and_no_torch(monkeypatch, tmp_p
 
     monkeypatch.setattr(install.subprocess, "run", run)
     install.download(tmp_path / "wheels", "3.12")
-    names = {install._name(word) for word in asked[0] if "==" in word}
+    names = {lists._name(word) for word in asked[0] if "==" in word}
     assert {"trl", "peft", "transformers", "bitsandbytes", "pyarrow", "tokenizers", "dill", "hf-xet"} <= names
     assert not [name for name in names if name.startswith(("torch", "nvidia", "numpy", "papermill", "nbval"))]
     assert asked[0][asked[0].index("--python-version") + 1] == "3.12"

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from lab import page_after_running
 
 from helpers import COURSE_ROOT
+from tests.browser.lab import page_after_running
 
 CELL = """import sys, time
 sys.path.insert(0, {root!r})

@@ -16,7 +16,7 @@ T4 = replace(detect(), device="cuda", name="Tesla T4", capability=(7, 5))
 
 
 def python(*words):
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -24,7 +24,7 @@ def python(*words):
 def test_ligers_kernels_compile_for_a_t4():
     pytest.importorskip("triton")
     pytest.importorskip("liger_kernel")
-    targets = json.loads(python("tests/compile_for_turing.py").splitlines()[-1])
+    targets = json.loads(python("tests/training/compile_for_turing.py").splitlines()[-1])
     assert set(targets.values()) == {"sm_75"}
     assert {"_rms_norm_forward_kernel", "_rms_norm_backward_kernel", "_triton_rope"} <= set(targets)
     assert {"_swiglu_forward_kernel", "_swiglu_backward_kernel"} <= set(targets)
@@ -44,7 +44,7 @@ def test_with_liger_the_architecture_is_patched_before_loading():
     pytest.importorskip("liger_kernel")
     said = python(
         "-c",
-        "from tests.test_turing import *; from transformers.models.llama import modeling_llama as m;"
+        "from tests.training.test_turing import *; from transformers.models.llama import modeling_llama as m;"
         "print(liger_layers(str(BUNDLED_MODEL), T4), m.LlamaRMSNorm.__name__)",
     )
     assert said.split()[-2:] == ["True", "LigerRMSNorm"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers import CourseError
-from helpers.lesson import begin as results
+from helpers.files import folders
+from helpers.lesson import session as results
 from helpers.saving import adapters as checkpoints
 
 WORDS = "NOT SO in this run: one is two"
@@ -80,20 +81,20 @@ def colab(tmp_path, monkeypatch):
 
 
 def test_output_dir_drive_mounts_once_and_writes_there(colab, tmp_path):
-    folder = results.output_folder("drive")
+    folder = folders.output_folder("drive")
     assert folder == tmp_path / "drive" / "MyDrive" / "qlora-course" / "default"
-    assert results.output_folder("drive") == folder
+    assert folders.output_folder("drive") == folder
     assert colab == [str(tmp_path / "drive")]
     run = results.Run("05_merging", folder, {})
     assert run.adapter.is_relative_to(tmp_path / "drive")
     assert run.bulky == tmp_path / "machine" / "default"  # a merged model of 14.5 GB does not go to Drive
-    words = results.whereabouts(folder, "drive")
+    words = folders.whereabouts(folder, "drive")
     assert words == "MyDrive/qlora-course/default: your Google Drive, which outlives this machine"
 
 
 def test_elsewhere_in_colab_it_is_said_what_is_lost(colab):
-    folder = results.output_folder("auto")
-    assert 'Colab deletes it with this machine; output_dir="drive" keeps it' in results.whereabouts(folder, "auto")
+    folder = folders.output_folder("auto")
+    assert 'Colab deletes it with this machine; output_dir="drive" keeps it' in folders.whereabouts(folder, "auto")
     run = results.Run("05_merging", folder, {})
     assert run.bulky == run.folder
 
@@ -101,21 +102,21 @@ def test_elsewhere_in_colab_it_is_said_what_is_lost(colab):
 def test_a_refused_mount_is_one_line(colab, monkeypatch):
     monkeypatch.setenv("DRIVE_REFUSED", "1")
     with pytest.raises(
-        results.OutputError, match=r'^output_dir = "drive": Google Drive was not mounted \(ValueError: mount'
+        folders.OutputError, match=r'^output_dir = "drive": Google Drive was not mounted \(ValueError: mount'
     ):
-        results.output_folder("drive")
+        folders.output_folder("drive")
 
 
 def test_drive_outside_of_colab_is_one_line():
-    with pytest.raises(results.OutputError, match='^output_dir = "drive" is for Colab, and this is not Colab'):
-        results.output_folder("drive")
+    with pytest.raises(folders.OutputError, match='^output_dir = "drive" is for Colab, and this is not Colab'):
+        folders.output_folder("drive")
 
 
 def test_kaggles_folder_is_named_with_what_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    words = results.whereabouts(Path("/kaggle/working/runs/default"), "auto")
+    words = folders.whereabouts(Path("/kaggle/working/runs/default"), "auto")
     assert "in /kaggle/working: Kaggle keeps /kaggle/working with Save Version" in words
-    assert "outside of /kaggle/working" in results.whereabouts(tmp_path, "auto")
+    assert "outside of /kaggle/working" in folders.whereabouts(tmp_path, "auto")
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, monkeypatch, moment
 def test_an_error_of_the_course_itself_stays_as_it_is(tmp_path):
     def fail():
         with checkpoints.adapter_folder(tmp_path / "adapter", made_by="lesson 03", **RUN):
-            raise results.OutputError("said before")
+            raise folders.OutputError("said before")
 
     with pytest.raises(CourseError, match="^said before$"):
         fail()

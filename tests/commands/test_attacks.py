@@ -17,10 +17,12 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.data import instructions as data
+from helpers.evaluation import scores
 from helpers.files import reading as files
-from helpers.lesson import begin as results
+from helpers.files import writing
 from helpers.machine import Machine
 from helpers.models import resolving as models
+from helpers.quick import loading
 from helpers.quick import short_training as quick
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
@@ -50,9 +52,9 @@ def one_line(error) -> str:
 
 
 def attack(what: str, count: int, folder) -> dict:
-    """Run tests/attacks.py in a Python of its own, in an empty folder; returns its tally."""
+    """Run tests/commands/attacks.py in a Python of its own, in an empty folder; returns its tally."""
     surroundings = os.environ | {"HF_HUB_OFFLINE": "1", "COURSE_RUNS": str(folder / "runs"), "COLUMNS": "200"}
-    command = [sys.executable, str(COURSE_ROOT / "tests" / "attacks.py"), what, str(count)]
+    command = [sys.executable, str(COURSE_ROOT / "tests" / "commands" / "attacks.py"), what, str(count)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=surroundings, stdin=subprocess.DEVNULL
     )
@@ -113,8 +115,8 @@ def what_becomes_of(folder) -> str:
     except CourseError as error:
         one_line(error)
         return "refused"
-    loaded, tokenizer = quick.load_4bit(model, CPU)
-    data.answer(loaded, tokenizer, ["What is the capital of France?\nAnswer:\n"], 2)
+    loaded, tokenizer = loading.load_4bit(model, CPU)
+    scores.answer(loaded, tokenizer, ["What is the capital of France?\nAnswer:\n"], 2)
     return "loaded"
 
 
@@ -588,7 +590,7 @@ def test_a_folder_cut_at_every_stage_of_its_writing_is_old_or_new_and_never_lost
             (where / "adapter" / name).write_text("old and whole")
         (where / "record.json").write_text('"old and whole"')
         done = subprocess.run([sys.executable, "-c", CUT, str(where), str(stage)], cwd=COURSE_ROOT)
-        results.finish_replacing(where)  # what the next run's begin does first
+        writing.finish_replacing(where)  # what the next run's begin does first
         assert (where / "adapter").is_dir(), f"lost at stage {stage}"
         texts = {(where / "adapter" / name).read_text() for name in names}
         assert texts in ({"old and whole"}, {"new and whole"}), f"mixed at stage {stage}: {texts}"
@@ -609,7 +611,7 @@ def test_what_killed_runs_left_goes_after_a_day_and_what_others_made_stays(tmp_p
     for folder in (old, young, mine):
         folder.mkdir()
     os.utime(old, (0, 0))
-    results.finish_replacing(tmp_path)
+    writing.finish_replacing(tmp_path)
     assert not old.exists()
     assert young.exists()
     assert mine.exists()

@@ -19,6 +19,7 @@ import pytest
 
 from helpers import COURSE_ROOT
 from helpers.commands import doctor as command
+from helpers.doctor import examination, graphics, installed, network_access, resources
 from helpers.doctor import findings as doctor
 from helpers.packages import requirements
 from tests.pace import unit_seconds
@@ -29,7 +30,8 @@ PLANTED = "hf_" + "PLANTED" * 5  # no real token
 def ask(check: str, **environment) -> list[tuple[str, str, str]]:
     """Run one check in a Python of its own, in other surroundings; returns (status, what, cure) a line."""
     code = (
-        f"import json; from helpers import doctor; print(json.dumps([vars(f) for f in doctor.examine(doctor.{check})]))"
+        "import json; from helpers.doctor import examination, examine; "
+        f"print(json.dumps([vars(f) for f in examine(examination.{check})]))"
     )
     surroundings = os.environ | {"PYTHONPATH": str(COURSE_ROOT)} | environment
     done = subprocess.run(
@@ -131,20 +133,20 @@ def test_an_old_package_is_named_with_what_it_breaks(tmp_path, name, version, st
 
 def test_a_missing_package_is_named(monkeypatch):
     rows = [(n, line, None if n == "peft" else here, n != "peft") for n, line, here, _ in requirements()]
-    monkeypatch.setattr("helpers.packages.requirements.requirements", lambda for_lessons=False: rows)
-    (finding,) = doctor.examine(doctor.packages)
+    monkeypatch.setattr(installed, "requirements", lambda for_lessons=False: rows)
+    (finding,) = examination.examine(installed.packages)
     assert (finding.status, finding.what) == ("FAIL", "peft is missing; breaks adapters, in lessons 03 to 05")
 
 
 def test_what_breaks_is_said_of_every_requirement():
-    assert {name for name, *_ in requirements()} == set(doctor.BREAKS)
+    assert {name for name, *_ in requirements()} == set(installed.BREAKS)
 
 
 def test_a_package_upgraded_after_it_was_loaded_asks_for_a_restart(monkeypatch):
     loaded = type(sys)("trl")
     loaded.__version__ = "0.9.0"
     monkeypatch.setitem(sys.modules, "trl", loaded)
-    (finding,) = doctor.examine(doctor.loaded_packages)
+    (finding,) = examination.examine(installed.loaded_packages)
     assert finding.status == "FAIL"
     assert "trl 0.9.0 (now 1.16" in finding.what
     assert "restart the runtime" in finding.cure
@@ -161,8 +163,8 @@ def test_without_what_commands_need_a_lesson_is_ready(monkeypatch):
     absent = {"papermill", "nbval"}
     rows = [(n, line, None if n in absent else here, n not in absent) for n, line, here, _ in requirements()]
     lessons = requirements(for_lessons=True)
-    monkeypatch.setattr("helpers.packages.requirements", lambda for_lessons=False: lessons if for_lessons else rows)
-    (finding,) = doctor.examine(doctor.packages)
+    monkeypatch.setattr(installed, "requirements", lambda for_lessons=False: lessons if for_lessons else rows)
+    (finding,) = examination.examine(installed.packages)
     assert finding.status == "OK"
     assert finding.what.endswith("without papermill, nbval, which only commands and tests need")
 
@@ -180,19 +182,19 @@ def test_files_in_the_way_are_named(tmp_path, monkeypatch):
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "__init__.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    (finding,) = doctor.examine(doctor.files_beside)
+    (finding,) = examination.examine(installed.files_beside)
     assert finding.status == "WARN"
     assert finding.what.startswith("helpers.py, peft beside the notebook")
 
 
 def test_colabs_runtime_and_pips_notes_have_their_lines(tmp_path, monkeypatch):
-    assert doctor.examine(doctor.colab, doctor.pip_notes) == []
+    assert examination.examine(installed.colab, installed.pip_notes) == []
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260819")
-    monkeypatch.setattr("helpers.packages.setting_up.NOTES", tmp_path / "install.txt")
+    monkeypatch.setattr("helpers.doctor.installed.NOTES", tmp_path / "install.txt")
     (tmp_path / "install.txt").write_text(
         "ERROR: pip's resolver\ngoogle-colab 1 requires pandas==2.2.2, but you have 3.\n"
     )
-    runtime, notes = doctor.examine(doctor.colab, doctor.pip_notes)
+    runtime, notes = examination.examine(installed.colab, installed.pip_notes)
     assert "release-colab_20260819" in runtime.what
     assert "1 unmet wishes" in notes.what
     assert "runs/install.txt" in notes.what
@@ -232,7 +234,7 @@ def test_a_product_that_is_wrong_is_a_failure(monkeypatch, scale):
 
     right = bnb.nn.Linear4bit.forward
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: scale * right(self, x))
-    (finding,) = doctor.examine(doctor.four_bits)
+    (finding,) = examination.examine(graphics.four_bits)
     assert finding.status == "FAIL"
     assert "is off by" in finding.what
 
@@ -249,7 +251,7 @@ def test_a_product_without_rounding_is_a_failure_too(monkeypatch):
     torch.manual_seed(0)
     exact = torch.nn.Linear(256, 256, bias=False).weight.detach()
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", forward)
-    assert doctor.examine(doctor.four_bits)[0].status == "FAIL"
+    assert examination.examine(graphics.four_bits)[0].status == "FAIL"
 
 
 def test_a_bitsandbytes_whose_library_cannot_be_loaded_gets_its_first_line(monkeypatch):
@@ -259,7 +261,7 @@ def test_a_bitsandbytes_whose_library_cannot_be_loaded_gets_its_first_line(monke
         raise RuntimeError("\n\nCUDA SETUP ERROR: Missing dependency: libcudart.so.13\n\nTo fix this, ...")
 
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", forward)
-    (finding,) = doctor.examine(doctor.four_bits)
+    (finding,) = examination.examine(graphics.four_bits)
     assert finding.what == "bitsandbytes cannot multiply on cpu: CUDA SETUP ERROR: Missing dependency: libcudart.so.13"
     assert "python -m bitsandbytes" in finding.cure
 
@@ -353,12 +355,12 @@ def test_a_containers_limit_counts_and_its_file_cache_does_not(monkeypatch, tmp_
         (*names, "memory.stat"), ("4000000000", "3500000000", "anon 7\ninactive_file 1500000000"), strict=True
     ):
         (folder / name).write_text(text)
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
-    (finding,) = doctor.examine(doctor.host_memory)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
+    (finding,) = examination.examine(resources.host_memory)
     assert (finding.status, finding.what) == ("WARN", "2.0 GB of memory available, limited by the container")
     if version == 2:
         (folder / "memory.max").write_text("max\n")
-        assert doctor.examine(doctor.host_memory)[0].status == "OK"
+        assert examination.examine(resources.host_memory)[0].status == "OK"
 
 
 def other_pythons():
@@ -422,21 +424,24 @@ def online(monkeypatch, tmp_path):
 
 
 def line_of(check):
-    (finding,) = doctor.examine(check)
+    (finding,) = examination.examine(check)
     return finding
 
 
 def test_a_hub_that_answers_is_ok(online):
     with hub() as address:
         online.setenv("HF_ENDPOINT", address)
-        assert (line_of(doctor.network).status, line_of(doctor.network).what) == ("OK", "the hub answers")
+        assert (line_of(network_access.network).status, line_of(network_access.network).what) == (
+            "OK",
+            "the hub answers",
+        )
 
 
 @pytest.mark.parametrize("status", [403, 407, 500, 503])
 def test_a_proxy_or_a_broken_hub_is_a_warning_with_its_status(online, status):
     with hub(status) as address:
         online.setenv("HF_ENDPOINT", address)
-        finding = line_of(doctor.network)
+        finding = line_of(network_access.network)
     assert (finding.status, finding.what) == ("WARN", f"the hub answers with status {status}")
 
 
@@ -446,41 +451,41 @@ def test_a_proxy_or_a_broken_hub_is_a_warning_with_its_status(online, status):
 )  # fmt: skip
 def test_no_network_is_a_warning_in_one_line(online, address):
     online.setenv("HF_ENDPOINT", address)
-    finding = line_of(doctor.network)
+    finding = line_of(network_access.network)
     assert finding.status == "WARN", finding
     assert "cannot be reached" in finding.what
     assert "bundled" in finding.cure
 
 
 def test_a_hub_that_does_not_answer_is_given_up(online):
-    online.setattr(doctor, "PATIENCE", 0.3)
+    online.setattr(network_access, "PATIENCE", 0.3)
     with hub(seconds=20) as address:
         online.setenv("HF_ENDPOINT", address)
         begun = time.monotonic()
-        assert line_of(doctor.network).status == "WARN"
+        assert line_of(network_access.network).status == "WARN"
         assert time.monotonic() - begun < 10
 
 
 def test_being_offline_on_purpose_asks_nobody(online):
     online.setenv("HF_HUB_OFFLINE", "1")
-    online.setattr(doctor, "_ask", lambda *words: pytest.fail("it asked the hub"))
+    online.setattr(network_access, "_ask", lambda *words: pytest.fail("it asked the hub"))
     online.setenv("HF_TOKEN", PLANTED)
-    assert "HF_HUB_OFFLINE is set" in line_of(doctor.network).what
-    assert line_of(doctor.hub_access).status == "OK"
+    assert "HF_HUB_OFFLINE is set" in line_of(network_access.network).what
+    assert line_of(network_access.hub_access).status == "OK"
 
 
 def test_an_expired_token_is_found_wherever_it_is_kept_and_never_shown(online, tmp_path):
     with hub(takes="hf_" + "goodgood" * 4) as address:
         online.setenv("HF_ENDPOINT", address)
-        assert "no token is set, and none is needed" in line_of(doctor.hub_access).what
+        assert "no token is set, and none is needed" in line_of(network_access.hub_access).what
         online.setenv("HF_TOKEN", PLANTED)
-        refused = line_of(doctor.hub_access)
+        refused = line_of(network_access.hub_access)
         online.delenv("HF_TOKEN")
         online.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
         (tmp_path / "token").write_text(PLANTED + "\n")
-        stored = line_of(doctor.hub_access)
+        stored = line_of(network_access.hub_access)
         (tmp_path / "token").write_text("hf_" + "goodgood" * 4)
-        assert line_of(doctor.hub_access).status == "OK"
+        assert line_of(network_access.hub_access).status == "OK"
     for finding in (refused, stored):
         assert finding.status == "WARN"
         assert "refuses the token" in finding.what
@@ -496,11 +501,11 @@ def test_no_text_of_a_finding_can_hold_a_token_or_a_path(monkeypatch):
 
 # --- the GPU ----------------------------------------------------------------------------------------------------
 
-T4 = doctor.Gpu(1, ("Tesla T4",), "Tesla T4", (7, 5), 15_634_661_376, 15_500_000_000, True, "13.0")
+T4 = graphics.Gpu(1, ("Tesla T4",), "Tesla T4", (7, 5), 15_634_661_376, 15_500_000_000, True, "13.0")
 
 
 def told(**changes):
-    return doctor.traps_of(dataclasses.replace(T4, **changes))
+    return graphics.traps_of(dataclasses.replace(T4, **changes))
 
 
 def test_a_t4_is_told_of_bfloat16_and_flash_attention_and_nothing_is_wrong():
@@ -549,7 +554,7 @@ def test_memory_that_others_hold_and_a_small_gpu_are_warnings():
 )
 def test_a_gpu_that_torch_does_not_see_is_explained(monkeypatch, changes, status, words):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    line = doctor.unseen(dataclasses.replace(T4, visible=0, **changes))
+    line = graphics.unseen(dataclasses.replace(T4, visible=0, **changes))
     assert line[0] == status
     assert words in line[1]
     assert (line[2] == "") == (status == "OK")
@@ -557,7 +562,7 @@ def test_a_gpu_that_torch_does_not_see_is_explained(monkeypatch, changes, status
 
 def test_a_hidden_gpu_is_said_to_be_hidden(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES hides Tesla T4" in doctor.unseen(dataclasses.replace(T4, visible=0))[1]
+    assert "CUDA_VISIBLE_DEVICES hides Tesla T4" in graphics.unseen(dataclasses.replace(T4, visible=0))[1]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------

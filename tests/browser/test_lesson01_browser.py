@@ -3,14 +3,14 @@
 import re
 
 import pytest
-from lab import page_after_running
 
 from helpers import COURSE_ROOT
+from tests.browser.lab import page_after_running
 
 CELL = """import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
-from test_lesson01 import definitions
+from tests.lessons.test_lesson01 import definitions
 from helpers.widgets import explore
 
 lesson = definitions()

@@ -16,6 +16,7 @@ import pytest
 
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
+from helpers.packages import lists
 from helpers.packages import setting_up as install
 from tests.places import place
 
@@ -229,24 +230,24 @@ def test_the_bootstrap_cell_imports_nothing_heavy():
 
 def test_nothing_is_missing_here_and_no_pin_touches_torch_or_numpy(monkeypatch):
     assert install.missing_requirements() == []
-    monkeypatch.setattr(install, "version", _nothing_is_installed)
-    names = {install._name(line) for line in install.constraints([])}
+    monkeypatch.setattr(lists, "version", _nothing_is_installed)
+    names = {lists._name(line) for line in install.constraints([])}
     assert "trl" in names
     assert not [n for n in names if n.startswith(("torch", "numpy", "nvidia-", "triton"))]
 
 
 def test_a_version_out_of_range_counts_as_missing_and_any_torch_as_met(monkeypatch):
-    monkeypatch.setattr(install, "version", lambda name: "0.0.1")
-    missing = {install._name(line) for line in install.missing_requirements()}
+    monkeypatch.setattr(lists, "version", lambda name: "0.0.1")
+    missing = {lists._name(line) for line in install.missing_requirements()}
     assert "trl" in missing
     assert "torch" not in missing
 
 
 def test_a_lesson_asks_for_no_tool_of_a_maintainer():
-    names = {name for name, *_ in install.requirements(for_lessons=True)}
+    names = {name for name, *_ in lists.requirements(for_lessons=True)}
     assert {"trl", "peft", "ipykernel"} <= names
     assert not names & {"pytest", "nbval", "papermill", "jupytext", "nbclient", "joblib"}
-    assert install.needed_by_commands() >= {"pytest", "nbval", "papermill"}
+    assert lists.needed_by_commands() >= {"pytest", "nbval", "papermill"}
 
 
 def test_what_a_notebook_is_made_of_is_held_as_it_is(monkeypatch):
@@ -257,7 +258,7 @@ def test_what_a_notebook_is_made_of_is_held_as_it_is(monkeypatch):
         "pyarrow": "18.1.0",
         "huggingface_hub": "1.27.0",
     }
-    monkeypatch.setattr(install, "_version", here.get)
+    monkeypatch.setattr(lists, "installed_version", here.get)
     held = install.constraints(["trl>=1.16,<1.17"])
     tested = install.pinned_versions()
     assert {"ipython==7.34.0", "pandas==2.2.3", "ipywidgets==7.7.1"} <= set(held)
@@ -270,7 +271,7 @@ def test_what_a_notebook_is_made_of_is_held_as_it_is(monkeypatch):
     ("here", "refused"), [("0.10.0", ["torchao>=0.16"]), ("0.16.0", []), ("0.19.1", []), (None, [])]
 )
 def test_torchao_is_upgraded_only_where_it_is_and_too_old(monkeypatch, here, refused):
-    monkeypatch.setattr(install, "_version", lambda name: here)
+    monkeypatch.setattr(lists, "installed_version", lambda name: here)
     assert install.refused_packages() == refused
 
 

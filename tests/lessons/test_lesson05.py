@@ -23,9 +23,9 @@ from helpers.course import disk as course
 from helpers.machine import hardware as machine
 from helpers.machine import monitor
 from helpers.merging import scaling
-from helpers.models import model_card
+from helpers.models import model_card, presets
 from helpers.models import resolving as models
-from helpers.quick import short_training as quick
+from helpers.quick import loading
 
 LESSON = jupytext.read(course.find_lesson("05"), fmt="py:percent")
 CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
@@ -34,7 +34,7 @@ CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
 def lesson_functions(**names) -> dict:
     """The functions that the lesson defines, in the given names and nothing else of it."""
     names |= {"torch": torch, "json": json, "bnb": bnb, "F": F, "load_file": load_file, "scaling": scaling}
-    names |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM, "load_4bit": quick.load_4bit}
+    names |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM, "load_4bit": loading.load_4bit}
     for source in CODE:
         functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
         exec(compile(ast.Module(functions, []), "lesson 05", "exec"), names)
@@ -198,7 +198,7 @@ def test_card_holds_the_numbers_of_the_records(tmp_path):
         "Tesla T4",
     ):
         assert fact in card.text, fact
-    assert f"learning_rate: {models.RECIPES['other']['learning_rate']}" in card.text  # what "auto" was
+    assert f"learning_rate: {presets.RECIPES['other']['learning_rate']}" in card.text  # what "auto" was
     assert "torch 2.13.0" in card.text
 
 

@@ -85,7 +85,7 @@ def solutions() -> dict[str, str]:
 
 SOLUTIONS = solutions()
 # Lesson 01 has a test file of its own: its solutions need the functions that the lesson defines.
-# 04.4 needs a running model: it is in tests/test_lesson04.py.
+# 04.4 needs a running model: it is in tests/lessons/test_lesson04.py.
 ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name != "04.4"]
 
 

@@ -1,7 +1,7 @@
 """Bad values and bad words, generated: run by test_attacks.py in a Python of its own, which must import nothing heavy.
 
-    python tests/attacks.py values 300     bad values for the parameters of every lesson, through begin()
-    python tests/attacks.py words 300      bad words for every command, through main()
+    python tests/commands/attacks.py values 300     bad values for the parameters of every lesson, through begin()
+    python tests/commands/attacks.py words 300      bad words for every command, through main()
 
 Prints one JSON object: how many were tried and refused, what was not refused as it should be, and what was imported.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from helpers import CourseError  # noqa: E402
 from helpers.__main__ import FOLDER, main  # noqa: E402
 from helpers.course import disk as course
 from helpers.lesson import RULES  # noqa: E402
-from helpers.lesson import begin as results
+from helpers.lesson import session as results
 
 HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "matplotlib")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 MODEL = ASSETS / "base_model"
 sys.path.insert(0, str(ASSETS))
 

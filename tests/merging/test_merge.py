@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 from helpers import COURSE_ROOT
 from helpers.__main__ import main
-from helpers.merging import MergeError, merge_adapter
+from helpers.merging import MergeError, arithmetic, merge_adapter, stored
 from helpers.merging import merger as merge
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -92,9 +92,9 @@ def adapter(base, tmp_path_factory):
     return make_adapter(base, tmp_path_factory.mktemp("adapters") / "adapter")
 
 
-@pytest.fixture(params=[128, merge.PIECE], ids=["small pieces", "pieces"])
+@pytest.fixture(params=[128, arithmetic.PIECE], ids=["small pieces", "pieces"])
 def piece(request, monkeypatch):
-    monkeypatch.setattr(merge, "PIECE", request.param)
+    monkeypatch.setattr(arithmetic, "PIECE", request.param)
 
 
 SETTINGS = {
@@ -130,7 +130,7 @@ def test_product_by_rows_has_the_bits_of_the_whole_product(shape, rank):
     torch.manual_seed(rank)
     for _ in range(3):  # the first time the shape is looked at, then what was found is used
         b, a = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
-        parts = [part.clone() for part in merge._product(b, a, 64 * shape[1])]
+        parts = [part.clone() for part in arithmetic._product(b, a, 64 * shape[1])]
         assert len(parts) == -(-shape[0] // 64)
         assert torch.equal(torch.cat(parts), (b @ a).view(-1))
 
@@ -157,9 +157,9 @@ def test_merge_into_dequantized_weights_equals_peft_bit_for_bit(
         load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
     )
     expected = by_peft(base, adapter, dtype, quantization)
-    for size in (128, merge.PIECE):
+    for size in (128, arithmetic.PIECE):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(merge, "PIECE", size)
+            patch.setattr(arithmetic, "PIECE", size)
             way = {"quant_type": quant_type, "double_quant": double_quant, "overwrite": True, "progress": False}
             merge_adapter(base, adapter, tmp_path / "out", "dequantized", dtype, **way)
         assert_same(tmp_path / "out", expected)
@@ -362,7 +362,9 @@ def test_base_that_is_not_what_was_published_is_refused(base, adapter, tmp_path,
     refused("someone/small", adapter, tmp_path / "out", "model.safetensors has not the SHA-256 that the hub published")
     bundled = COURSE_ROOT / "assets" / "base_model"
     monkeypatch.setattr("helpers.files.reading.ASSETS", tmp_path / "assets")
-    monkeypatch.setattr("helpers.models.BUNDLED_MODEL", shutil.copytree(bundled, tmp_path / "assets" / "base_model"))
+    monkeypatch.setattr(
+        "helpers.merging.stored.BUNDLED_MODEL", shutil.copytree(bundled, tmp_path / "assets" / "base_model")
+    )
     shutil.copy(COURSE_ROOT / "assets" / "SHA256SUMS", tmp_path / "assets")
     file = tmp_path / "assets" / "base_model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
@@ -473,10 +475,10 @@ def test_shard_that_shrinks_while_it_is_read_leaves_nothing(base, adapter, tmp_p
     def stretched(folder):
         config, stored = read_base(folder)
         last = max(stored, key=lambda key: stored[key].start)
-        stored[last] = merge.Stored(stored[last].file, stored[last].start + 2, stored[last].code, stored[last].shape)
+        stored[last] = stored.Stored(stored[last].file, stored[last].start + 2, stored[last].code, stored[last].shape)
         return config, stored
 
-    read_base = merge.read_base
+    read_base = stored.read_base
     monkeypatch.setattr(merge, "read_base", stretched)
     refused(base, adapter, tmp_path / "out", "ended while it was read")
 
@@ -516,8 +518,9 @@ def test_killed_merge_leaves_no_folder_or_a_complete_one_and_the_next_one_sweeps
 
 KILLED_BETWEEN = """
 import os, signal
+from helpers.merging import arithmetic, stored
 from helpers.merging import merger as merge
-from helpers.lesson import begin as results
+from helpers.lesson import session as results
 swap = os.replace
 def replace(a, b):
     swap(a, b)

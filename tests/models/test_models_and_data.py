@@ -8,10 +8,13 @@ import torch
 
 from helpers import COURSE_ROOT
 from helpers.data import instructions as data
-from helpers.lesson import begin as results
+from helpers.evaluation import scores
+from helpers.files import writing
+from helpers.lesson import session as results
 from helpers.machine import Machine
+from helpers.models import presets
 from helpers.models import resolving as models
-from helpers.quick import short_training as quick
+from helpers.quick import loading
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
 GPU = Machine("cuda", "Tesla T4", 15_634_661_376, 2**34, 2, (7, 5))
@@ -71,12 +74,12 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
     assert (model.name, model.bundled) == ("copy", False)
 
 
-@pytest.mark.parametrize("name", sorted(models.PRESETS))
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_a_preset_s_download_is_two_bytes_for_each_parameter_of_its_shape(name):
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    preset = models.PRESETS[name]
+    preset = presets.PRESETS[name]
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset.shape))
     model.tie_weights()
@@ -84,8 +87,8 @@ def test_a_preset_s_download_is_two_bytes_for_each_parameter_of_its_shape(name):
 
 
 def test_every_default_is_open_and_states_licence_and_size():
-    for name in (models.AUTO_LARGE, models.AUTO_SMALL):
-        preset = models.PRESETS[name]
+    for name in (presets.AUTO_LARGE, presets.AUTO_SMALL):
+        preset = presets.PRESETS[name]
         assert not preset.gated
         assert preset.licence == "Apache-2.0"
 
@@ -131,10 +134,10 @@ def test_no_network_gives_one_line_for_alpaca_and_the_bundled_rows_for_auto():
 
 
 def test_left_padded_answers_are_the_answers_one_at_a_time():
-    model, tokenizer = quick.load_4bit(models.bundled(), CPU)
+    model, tokenizer = loading.load_4bit(models.bundled(), CPU)
     questions = ["What is the capital of France?\n", "Name the capital of Japan.\n", "What is 3 times 5?\nAnswer:\n"]
-    alone = [data.answer(model, tokenizer, [q], 4)[0] for q in questions]
-    assert data.answer(model, tokenizer, questions, 4) == alone
+    alone = [scores.answer(model, tokenizer, [q], 4)[0] for q in questions]
+    assert scores.answer(model, tokenizer, questions, 4) == alone
 
 
 def begin_quietly(tmp_path, **values):
@@ -162,11 +165,11 @@ def test_a_missing_or_pickled_adapter_gets_one_line(tmp_path):
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     good = tmp_path / "adapter"
-    with results.replace_folder(good) as new:
+    with writing.replace_folder(good) as new:
         (new / "file").write_text("first")
 
     def fail_half_way():
-        with results.replace_folder(good) as new:
+        with writing.replace_folder(good) as new:
             (new / "file").write_text("half")
             raise RuntimeError
 

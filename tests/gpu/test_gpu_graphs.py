@@ -11,10 +11,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.parametrize("rules", ["0", "1"], ids=["bfloat16", "T4 rules"])
 def test_graphs_train_the_same_adapters(tmp_path, monkeypatch, rules):
     monkeypatch.syspath_prepend(COURSE_ROOT / "tests")
-    from test_recorded import losses, trainer_of
-
     from helpers.machine import detect
     from helpers.training import fewer_walks, fuse_lora, recorded
+    from tests.training.test_graphs import losses, trainer_of
 
     monkeypatch.setenv("COURSE_T4_RULES", rules)
     torch.backends.cuda.enable_flash_sdp(rules == "0")
