@@ -13,7 +13,7 @@ HELPERS = COURSE_ROOT / "helpers"
 # From the ground up. A room may use what lies below it, and nothing beside it or above.
 LAYERS = [
     {"files"},
-    {"course"},
+    {"course", "records"},
     {"machine", "failures", "plots"},
     {"packages", "models"},
     {"memory", "data"},
@@ -70,9 +70,21 @@ def listed(room: str) -> list[str]:
     return re.findall(r'^ +"(\w+)"', "\n".join(lines_of(room)), re.MULTILINE)
 
 
+def attributes(tree: ast.AST) -> list[tuple[str, str]]:
+    """(room, name) of every ROOM.NAME in a file that has imported the room as a whole."""
+    whole = {name for module, name in imports(tree) if module == "helpers" and name in HEIGHT}
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    return [(node.value.id, node.attr) for node in nodes if node.value.id in whole]
+
+
 def wrong_arrows(file: Path, text: str) -> list[str]:
     """What is wrong with the imports of a file of helpers/, in words."""
-    here, found = room_of(file), []
+    here = room_of(file)
+    found = [
+        f"{file.name} takes {room}.{name}, which is not in {room}'s list"
+        for room, name in attributes(ast.parse(text))
+        if name not in listed(room)
+    ]
     for module, name in imports(ast.parse(text)):
         room, deep = entered(module, name), module.count(".") > 1
         if module.startswith("."):
@@ -184,7 +196,9 @@ def test_no_two_files_have_one_name_and_none_a_rooms():
 
 @pytest.mark.parametrize("lesson", sorted((COURSE_ROOT / "lessons").glob("*.py")), ids=lambda f: f.stem)
 def test_a_lesson_enters_a_room_once_and_takes_listed_names(lesson):
-    taken = imports(ast.parse(lesson.read_text(encoding="utf-8")))
+    tree = ast.parse(lesson.read_text(encoding="utf-8"))
+    taken = imports(tree)
+    assert [name for room, name in attributes(tree) if name not in listed(room)] == []
     lines = re.findall(
         r"^from (helpers\.\w+) import", lesson.read_text(encoding="utf-8").partition('"""')[0], re.MULTILINE
     )

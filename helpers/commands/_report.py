@@ -6,8 +6,9 @@ from pathlib import Path
 import jinja2
 
 from helpers import course
-from helpers.course import read_record, title
+from helpers.course import title
 from helpers.files import write_whole
+from helpers.records import read_record
 
 
 def write_report(folder: Path, results: list[dict]) -> Path:

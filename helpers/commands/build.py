@@ -3,7 +3,7 @@
 import os
 import time
 
-from helpers import course
+from helpers import COURSE_ROOT, course
 from helpers.course import carry_outputs, read_notebook, write_badges, write_notebook
 
 
@@ -45,7 +45,7 @@ def execute(notebook) -> None:
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "COURSE_STRICT": "1",
-        "COURSE_RUNS": str(course.COURSE_ROOT / "runs" / "build"),
+        "COURSE_RUNS": str(COURSE_ROOT / "runs" / "build"),
     }
     before = {name: os.environ.get(name) for name in surroundings}
     os.environ.update(surroundings)

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError, course
-from helpers.course import read_record
 from helpers.files import output_folder, write_whole
 from helpers.lesson import validate
+from helpers.records import read_record
 
 # The first two quiet what libraries would print into every notebook.
 # A run that nobody watches ends at the first untrue verdict, unless COURSE_STRICT=0 is set.

@@ -3,6 +3,7 @@
 from helpers.course.disk import (
     LESSONS,
     NOTEBOOKS,
+    TIMES,
     address,
     carry_outputs,
     find_lesson,
@@ -15,7 +16,6 @@ from helpers.course.disk import (
     write_badges,
     write_notebook,
 )
-from helpers.course.records import read_record
 
 __all__ = [
     "LESSONS",  # the folder of the sources
@@ -31,5 +31,5 @@ __all__ = [
     "write_notebook",  # a notebook into its file
     "carry_outputs",  # keep outputs where no code changed
     "write_badges",  # colab_badges.md
-    "read_record",  # what a lesson recorded in a folder
+    "TIMES",  # how long lessons took, as measured
 ]

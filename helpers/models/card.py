@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.course import read_record
 from helpers.models.resolving import Model, bundled, recipe_for
+from helpers.records import read_record
 
 # Of lesson 03's parameters, what says how the adapter was trained. None of the others: some of them are paths.
 RECIPE = ("quant_type", "double_quant", "max_steps", "batch_size", "gradient_accumulation", "max_length")
