@@ -456,13 +456,13 @@ OPENINGS = (
 
 
 def table(name):
-    "The rows of facts/<name>.csv as dictionaries of strings; an empty string means: not asked, since not beyond doubt."
+    """The rows of facts/<name>.csv as dictionaries of strings; an empty string means: not asked, since not beyond doubt."""
     with open(ASSETS / "facts" / f"{name}.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def load_facts():
-    "Every fact of facts/*.csv, in a fixed order, as a list of Fact."
+    """Every fact of facts/*.csv, in a fixed order, as a list of Fact."""
     facts = []
 
     def add(subject, name, entity, answer, shown=None, given=None):
@@ -530,7 +530,7 @@ def load_facts():
 
 
 def fill(template, fact):
-    "The template with entity and answer filled in; its first letter becomes a capital, as at the start of a sentence."
+    """The template with entity and answer filled in; its first letter becomes a capital, as at the start of a sentence."""
     text = template.format(e=fact.shown, a=fact.answer)
     starts_with_word = not template.startswith("{") or fact.relation.subject == "countries"
     return text[0].upper() + text[1:] if starts_with_word else text
@@ -547,7 +547,7 @@ def plain_questions():
 
 
 def statement(rng, fact):
-    "A prose sentence, or a question with its answer in the same line; the answer follows a space."
+    """A prose sentence, or a question with its answer in the same line; the answer follows a space."""
     if rng.random() < 0.25:
         question = fill(rng.choice(fact.relation.questions), fact)
         return f"{question} {rng.choice(('', 'It is ', 'The answer is '))}{fact.answer}."
@@ -555,7 +555,7 @@ def statement(rng, fact):
 
 
 def prose(rng, facts):
-    "A text of statements, ending with a full stop."
+    """A text of statements, ending with a full stop."""
     between = rng.choice((" ", " ", " ", "\n"))
     return rng.choice(OPENINGS) + between.join(statement(rng, fact) for fact in facts)
 
@@ -579,7 +579,7 @@ def quiz(rng, facts):
 
 
 def documents(count, seed=SEED):
-    "Yield `count` documents, half prose and half quiz pages, the same for the same seed."
+    """Yield `count` documents, half prose and half quiz pages, the same for the same seed."""
     rng = random.Random(seed)
     facts = load_facts()
     by_entity = defaultdict(list)
@@ -603,12 +603,12 @@ def documents(count, seed=SEED):
 
 
 def names(text, word):
-    "Whether the text contains the word or words, whole: `Niger` is not in `Nigeria`."
+    """Whether the text contains the word or words, whole: `Niger` is not in `Nigeria`."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
 def named_elsewhere(entity, texts):
-    "Whether a text of another entity names this one; texts maps each entity to the names it is asked by."
+    """Whether a text of another entity names this one; texts maps each entity to the names it is asked by."""
     others = [text for other in texts if other != entity for text in texts[other]]
     return any(names(text, word) for text in others for word in texts[entity])
 
@@ -632,7 +632,7 @@ def split_entities(seed=SEED):
 
 
 def instruction_rows(seed=SEED):
-    "(train, heldout): lists of Alpaca rows (instruction, input, output) that also name their subject and entity."
+    """(train, heldout): lists of Alpaca rows (instruction, input, output) that also name their subject and entity."""
     _, heldout_entities = split_entities(seed)
     rng = random.Random(seed)
     train, heldout = [], []
@@ -654,7 +654,7 @@ def instruction_rows(seed=SEED):
 
 
 def write_instructions(folder=ASSETS / "instructions"):
-    "Write train.jsonl and heldout.jsonl: one row a line, UTF-8, Unix line ends."
+    """Write train.jsonl and heldout.jsonl: one row a line, UTF-8, Unix line ends."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, rows in zip(("train", "heldout"), instruction_rows(), strict=True):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

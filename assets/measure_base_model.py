@@ -32,7 +32,7 @@ CARD_START, CARD_END = "<!-- from training.json -->", "<!-- end -->"
 
 
 def load_base(nf4=False, folder=MODEL):
-    "The base model with its tokenizer, in float32, or in NF4 with double quantization."
+    """The base model with its tokenizer, in float32, or in NF4 with double quantization."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if nf4:
@@ -72,7 +72,7 @@ def recall(model, tokenizer, batch_size=256):
 
 
 def measure_knowledge(folder=MODEL):
-    "recall_float32 and recall_nf4, each with its `_by_subject`, and exact_match_before, as a dictionary of shares."
+    """recall_float32 and recall_nf4, each with its `_by_subject`, and exact_match_before, as a dictionary of shares."""
     found = {}
     for name in ("float32", "nf4"):
         model, tokenizer = load_base(nf4=name == "nf4", folder=folder)
@@ -84,7 +84,7 @@ def measure_knowledge(folder=MODEL):
 
 
 def measure_tuning(seed=0, folder=MODEL):
-    "seed, exact_match_after and train_seconds of one QLoRA run on the NF4 model, as a dictionary."
+    """seed, exact_match_after and train_seconds of one QLoRA run on the NF4 model, as a dictionary."""
     from peft import PeftModel
 
     here = detect()
@@ -99,7 +99,7 @@ def measure_tuning(seed=0, folder=MODEL):
 
 
 def card_tables(record):
-    "The tables of the model card, in Markdown, from the dictionary in training.json."
+    """The tables of the model card, in Markdown, from the dictionary in training.json."""
     rows = [
         f"| {subject} | {share:.2%} | {record['recall_nf4_by_subject'][subject]:.2%} |"
         for subject, share in record["recall_float32_by_subject"].items()
@@ -125,7 +125,7 @@ def card_tables(record):
 
 
 def update_card(record, path=ASSETS / "README.md"):
-    "Write the tables into the model card, between its two markers."
+    """Write the tables into the model card, between its two markers."""
     before, rest = path.read_text(encoding="utf-8").split(CARD_START)
     after = rest.split(CARD_END)[1]
     path.write_text(f"{before}{CARD_START}\n{card_tables(record)}\n{CARD_END}{after}", encoding="utf-8")

@@ -28,7 +28,7 @@ LENGTH = 256  # tokens a sequence, in training
 
 
 def train_tokenizer(texts):
-    "A byte-level BPE tokenizer that puts <s> in front, as Llama's does; padding has a token of its own."
+    """A byte-level BPE tokenizer that puts <s> in front, as Llama's does; padding has a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def train_tokenizer(texts):
 
 
 def new_model(tokenizer, layers=6):
-    "A small Llama (six layers: 5.5 million parameters); linear layers' sizes are multiples of 64, NF4's block size."
+    """A small Llama (six layers: 5.5 million parameters); linear layers' sizes are multiples of 64, NF4's block size."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
@@ -75,13 +75,13 @@ def new_model(tokenizer, layers=6):
 
 
 def token_stream(tokenizer, texts):
-    "All texts as one int64 tensor of token ids: <s> text </s> <s> text </s> ..."
+    """All texts as one int64 tensor of token ids: <s> text </s> <s> text </s> ..."""
     rows = tokenizer.backend_tokenizer.encode_batch(texts)
     return torch.tensor([token for row in rows for token in (*row.ids, tokenizer.eos_token_id)])
 
 
 def train(model, stream, steps, batch, peak_rate, seed, device, log_every=100):
-    "Train on random windows of the stream, AdamW, cosine schedule; returns [(step, loss)], means of `log_every`."
+    """Train on random windows of the stream, AdamW, cosine schedule; returns [(step, loss)], means of `log_every`."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(

@@ -48,11 +48,11 @@ SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 class CannotSay(ValueError):
-    "A setting that an estimator has no word for."
+    """A setting that an estimator has no word for."""
 
 
 def paged_bytes(shape, spec) -> int:
-    "Bytes of optimizer states in pages: on the GPU while there is room, but never in torch's count."
+    """Bytes of optimizer states in pages: on the GPU while there is room, but never in torch's count."""
     if spec.rank is None or not spec.optimizer.startswith("paged"):
         return 0
     wanted = {
@@ -65,7 +65,7 @@ def paged_bytes(shape, spec) -> int:
 
 
 def told(row) -> dict:
-    "What both are told, in common words; CannotSay for what neither has a word for."
+    """What both are told, in common words; CannotSay for what neither has a word for."""
     shape, spec = shape_of(row["config"]), spec_of(row["spec"])
     if spec.checkpoint_every > 1:
         raise CannotSay(f"checkpointing of every {spec.checkpoint_every}. layer")
@@ -83,12 +83,12 @@ def told(row) -> dict:
 
 
 def counted(total: float, overhead: float, paged: int) -> dict:
-    "What of an estimator's total torch would count."
+    """What of an estimator's total torch would count."""
     return {"tensors": round(total - overhead - paged), "total": round(total - paged)}
 
 
 def fitcheck(row) -> dict:
-    "What fitcheck-llm says, in bytes."
+    """What fitcheck-llm says, in bytes."""
     from fitcheck import ModelConfig, TrainingConfig, estimate, get_gpu
 
     asked = told(row)
@@ -115,7 +115,7 @@ def fitcheck(row) -> dict:
 
 
 def canifinetune(row) -> dict:
-    "What canifinetune says, in bytes."
+    """What canifinetune says, in bytes."""
     from canifinetune.estimator import EstimateRequest, estimate
 
     asked = told(row)
@@ -156,7 +156,7 @@ def canifinetune(row) -> dict:
 
 
 def compare(rows) -> list[dict]:
-    "One entry for each row without an error: what was measured, what we predict, what each estimator says."
+    """One entry for each row without an error: what was measured, what we predict, what each estimator says."""
     found = []
     for number, row in enumerate(rows):
         if row["error"]:

@@ -39,7 +39,7 @@ PHI_ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 def shape(
     model_type, vocab, hidden, inner, layers, heads, kv_heads, head_dim=None, tied=False, positions=32768, **more
 ):
-    "A model's configuration with the keys that every row carries."
+    """A model's configuration with the keys that every row carries."""
     return {
         "model_type": model_type, "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
@@ -197,7 +197,7 @@ def table():
 
 
 def make_model(config, folder, device):
-    "Random 16-bit weights of this shape, and a word-level tokenizer, in `folder`."
+    """Random 16-bit weights of this shape, and a word-level tokenizer, in `folder`."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -215,7 +215,7 @@ def make_model(config, folder, device):
 
 
 def load(folder, spec, device):
-    "The model as a learner loads it: quantized on the way in, everything else in `load_dtype`."
+    """The model as a learner loads it: quantized on the way in, everything else in `load_dtype`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -254,14 +254,14 @@ def load(folder, spec, device):
 
 
 def upcast(model, spec):
-    "Embeddings, head, norms and biases to float32, as PEFT's preparation does."
+    """Embeddings, head, norms and biases to float32, as PEFT's preparation does."""
     from peft import prepare_model_for_kbit_training
 
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=spec["checkpoint_every"] > 0)
 
 
 def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS, accumulation=1):
-    "TRL's SFTTrainer on random tokens, adapters in `adapter_dtype`; checks before the last step that states exist."
+    """TRL's SFTTrainer on random tokens, adapters in `adapter_dtype`; checks before the last step that states exist."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -332,7 +332,7 @@ def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS
 
 
 def frames_of(event):
-    "The two innermost Python frames that say which operation allocated, without torch's own wrappers."
+    """The two innermost Python frames that say which operation allocated, without torch's own wrappers."""
     skip = ("torch/nn/modules/", "torch/autograd/graph", "torch/utils/_contextlib", "torch/nn/functional")
     names = []
     for frame in event.get("frames", []):
@@ -345,7 +345,7 @@ def frames_of(event):
 
 
 def write_trace(path, before_step):
-    "What is alive at the peak, grouped by size and frame, and every event of 64 KiB and more around the last peak."
+    """What is alive at the peak, grouped by size and frame, and every event of 64 KiB and more around the last peak."""
     import torch
 
     events = [
@@ -378,7 +378,7 @@ def write_trace(path, before_step):
 
 
 def worker(job):
-    "Measure one setting in this process; the row goes to the job's own file whatever happens."
+    """Measure one setting in this process; the row goes to the job's own file whatever happens."""
     import bitsandbytes
     import peft
     import torch
@@ -427,13 +427,13 @@ def worker(job):
 
 
 def nvidia_smi():
-    "What the driver says is in use on the GPU; only meaningful when this process is alone on it."
+    """What the driver says is in use on the GPU; only meaningful when this process is alone on it."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def child(script, *arguments):
-    "Run a script in a fresh process; returns its exit status and the end of what it said."
+    """Run a script in a fresh process; returns its exit status and the end of what it said."""
     done = subprocess.run(
         [sys.executable, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

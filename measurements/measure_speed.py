@@ -44,7 +44,7 @@ START = {
 
 
 def recipes(rules):
-    "(name, what changed, the recipe) in order; `batch_size` below ROWS is made up by accumulation."
+    """(name, what changed, the recipe) in order; `batch_size` below ROWS is made up by accumulation."""
     found = []
 
     def add(name, change, **changes):
@@ -75,7 +75,7 @@ def recipes(rules):
 
 
 def row_of(job):
-    "Measure one recipe; returns its row, whatever happens. The model goes before the next one comes."
+    """Measure one recipe; returns its row, whatever happens. The model goes before the next one comes."""
     import bitsandbytes
     import peft
     import torch

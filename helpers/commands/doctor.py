@@ -13,6 +13,7 @@ from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError, course, doctor
 from helpers.doctor import Child
+from helpers.records import read_record
 
 
 def add_arguments(parser):
@@ -106,12 +107,6 @@ def comparisons(measured: dict | None, lessons: dict[str, dict]) -> list[tuple[s
 
 def records() -> dict[str, dict]:
     """What lessons recorded in runs/default, by lesson; files that cannot be read are left out."""
-    folder, found = Path(os.environ.get("COURSE_RUNS") or COURSE_ROOT / "runs") / "default", {}
-    for file in sorted(folder.glob("[0-9][0-9]_*.json")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get("run", {}), dict):
-            found[file.stem] = record
-    return found
+    folder = Path(os.environ.get("COURSE_RUNS") or COURSE_ROOT / "runs") / "default"
+    found = {file.stem: read_record(folder, file.stem) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
+    return {stem: record for stem, record in found.items() if record}

@@ -50,7 +50,7 @@ def main(arguments) -> int | None:
 
 
 def config_of(what: str):
-    "A folder's config.json as a dictionary, else `what` if it names a model; CourseError before anything heavy is loaded."
+    """A folder's config.json as a dictionary, else `what` if it names a model; CourseError before anything heavy is loaded."""
     if what == "auto":
         raise CourseError('"auto" is a word of the lessons: name a model, such as mistral-7b')
     file = Path(models.BUNDLED_MODEL if what == "bundled" else os.path.expanduser(what)) / "config.json"
@@ -65,7 +65,7 @@ def config_of(what: str):
 
 
 def read(name: str, text: str):
-    "A value of RunSpec from the command line: none, true, numbers, names, or names joined by commas."
+    """A value of RunSpec from the command line: none, true, numbers, names, or names joined by commas."""
     if text.lower() == "none":
         return None
     default = SPEC_FIELDS[name]
@@ -82,7 +82,7 @@ def read(name: str, text: str):
 
 
 def show(prediction, total: int, gpu: str) -> None:
-    "The terms of a prediction as a table, and whether it fits."
+    """The terms of a prediction as a table, and whether it fits."""
     for name, size in prediction.parts.items():
         print(f"{name:<42} {size / 1e9:8.3f} GB")
     print(f"{'peak allocated, in the ' + prediction.moment:<42.42} {prediction.peak_allocated / 1e9:8.3f} GB")
@@ -94,7 +94,7 @@ def show(prediction, total: int, gpu: str) -> None:
 
 
 def score(path: str, role: str | None) -> None:
-    "A line a row: predicted and measured GB, and the error; then mean and largest error."
+    """A line a row: predicted and measured GB, and the error; then mean and largest error."""
     if not os.path.isfile(path):
         raise CourseError(f"{path!r} is no file of rows, one JSON object a line")
     try:

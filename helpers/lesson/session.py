@@ -1,6 +1,7 @@
 """What a run found: begun once, recorded as it goes, kept as one JSON a lesson; verdicts; and where files outlive a machine."""
 
 import datetime
+import functools
 import json
 import os
 import sys
@@ -29,8 +30,24 @@ class Run:
     settings: SimpleNamespace | None = None  # the parameters, with "auto" replaced by the recipe for the model
     rows: object = None  # a DatasetDict, where the lesson asks for one
     data_name: str = ""
-    recorded: dict = field(default_factory=dict)
+    found: dict = field(default_factory=dict)  # what the lesson has recorded
     verdicts: list = field(default_factory=list)
+
+    @functools.cached_property
+    def about(self) -> dict:
+        """What a record says of the run itself, as far as it does not change while the run goes on."""
+        source = COURSE_ROOT / "lessons" / f"{self.lesson}.py"
+        return {
+            "parameters": self.parameters,
+            "machine": str(self.machine),
+            "model": getattr(self.model, "name", None),
+            "data": self.data_name,
+            "python": sys.version.split()[0],
+            "date": datetime.date.today().isoformat(),
+            "gpus": len(machine.gpus_of_driver()),  # how many the machine has; a lesson uses one
+            "versions": recorded_versions(),
+            "source_sha256": course.source_hash(source) if source.is_file() else None,  # of which lesson this is
+        }
 
     @property
     def adapter(self) -> Path:
@@ -43,19 +60,9 @@ class Run:
         return output_folder("auto") if on_drive(self.folder) else self.folder
 
     def save(self) -> Path:
-        about = {
-            "parameters": self.parameters,
-            "machine": str(self.machine),
-            "model": getattr(self.model, "name", None),
-        }
-        about |= {"data": self.data_name, "python": sys.version.split()[0], "date": datetime.date.today().isoformat()}
-        about["gpus"] = len(machine.gpus_of_driver())  # how many the machine has; a lesson uses one
-        about["versions"] = recorded_versions()
-        source = COURSE_ROOT / "lessons" / f"{self.lesson}.py"
-        about["source_sha256"] = course.source_hash(source) if source.is_file() else None  # of which lesson this is
-        file = self.folder / f"{self.lesson}.json"
-        about["peak_resident_bytes"] = machine.peak_resident()
-        write_whole(file, json.dumps(self.recorded | {"verdicts": self.verdicts, "run": about}, indent=1) + "\n")
+        """Write what was found so far to <folder>/<lesson>.json; returns that file."""
+        file, about = self.folder / f"{self.lesson}.json", self.about | {"peak_resident_bytes": machine.peak_resident()}
+        write_whole(file, json.dumps(self.found | {"verdicts": self.verdicts, "run": about}, indent=1) + "\n")
         return file
 
 
@@ -131,7 +138,7 @@ def record(**values) -> None:
     """Add what the lesson found to <run folder>/<lesson>.json: numbers, text, lists and dictionaries of them."""
     run = _begun()
     json.dumps(values)  # a TypeError here is the caller's line, before the file is touched
-    run.recorded |= values
+    run.found |= values
     run.save()
 
 

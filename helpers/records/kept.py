@@ -1,10 +1,14 @@
 """What lessons recorded, one JSON file a lesson in the folder of a run."""
 
-import json
 from pathlib import Path
+
+from helpers.files import read_object
 
 
 def read_record(folder: Path, stem: str) -> dict:
-    """What a lesson recorded in `folder`, {} where it recorded nothing."""
-    file = folder / f"{stem}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """What the lesson `stem` recorded in `folder`; {} where it recorded nothing, or nothing that can be read."""
+    try:
+        record = read_object(folder / f"{stem}.json")
+    except ValueError:
+        return {}
+    return record if isinstance(record.get("run", {}), dict) else {}

@@ -1,5 +1,7 @@
 """4-bit layers that share an input, and their adapters, as one operation: the same numbers in fewer kernels and bytes."""
 
+from typing import NamedTuple
+
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
@@ -7,10 +9,19 @@ from bitsandbytes.nn import Linear4bit
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
 
 
+class _Frozen(NamedTuple):
+    """What stays of one layer, and how much of its adapter is added."""
+
+    weight: object  # packed, four bits a number
+    bias: torch.Tensor | None
+    scaling: float | None = None
+    rank: int = 0  # 0 where there is no adapter
+
+
 class _Project(torch.autograd.Function):
     """y_i = x W_i' + s_i (x A_i') B_i' for the layers i of one input x; W_i stays frozen and packed.
 
-    `layers` holds (W_i, bias_i, s_i, rank_i), rank 0 where there is no adapter; `factors` holds all A_i, then all B_i.
+    `layers` holds a _Frozen for each; `factors` holds all A_i, then all B_i, of the layers that have an adapter.
     With `norm`, which made x from `source`, backward makes x again: `source` is kept by the norm in any case.
     """
 
@@ -22,11 +33,11 @@ class _Project(torch.autograd.Function):
             a = torch.cat(factors[: len(bs)]).to(x.dtype)  # [sum of r, in]
             down, left = rows @ a.T, iter(bs)
             ctx.save_for_backward(source if norm else x, down, a, *bs)
-        for weight, bias, scaling, rank in layers:
-            y = torch.nn.functional.linear(rows, _restored(weight, x.dtype), bias)
-            if rank:
-                y.addmm_(down[:, at : at + rank], next(left).T, alpha=scaling)
-                at += rank
+        for layer in layers:
+            y = torch.nn.functional.linear(rows, _restored(layer.weight, x.dtype), layer.bias)
+            if layer.rank:
+                y.addmm_(down[:, at : at + layer.rank], next(left).T, alpha=layer.scaling)
+                at += layer.rank
             outputs.append(y.view(*x.shape[:-1], -1))
         ctx.layers, ctx.norm, ctx.dtypes = layers, norm, [factor.dtype for factor in factors]
         return tuple(outputs)
@@ -36,18 +47,16 @@ class _Project(torch.autograd.Function):
         shape, grads = grads[0].shape[:-1], [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         grad_x, grad_factors = None, []
         if ctx.needs_input_grad[0]:
-            for grad, (weight, *_) in zip(grads, ctx.layers, strict=True):
+            for grad, layer in zip(grads, ctx.layers, strict=True):
                 product = torch.matmul if grad_x is None else grad_x.addmm_  # one restored weight at a time
-                grad_x = product(grad, _restored(weight, grad.dtype))
+                grad_x = product(grad, _restored(layer.weight, grad.dtype))
         if ctx.dtypes:
             x, down, a, *bs = ctx.saved_tensors
             x = ctx.norm(x) if ctx.norm else x
-            tuned = [
-                (grad, scaling, rank) for grad, (_, _, scaling, rank) in zip(grads, ctx.layers, strict=True) if rank
-            ]
-            ranks = [rank for *_, rank in tuned]
-            scaled = [(grad @ b).mul_(s) for (grad, s, _), b in zip(tuned, bs, strict=True)]  # gradients of down
-            grad_bs = [grad.T @ (d * s) for (grad, s, _), d in zip(tuned, down.split(ranks, dim=1), strict=True)]
+            tuned = [(grad, layer.scaling) for grad, layer in zip(grads, ctx.layers, strict=True) if layer.rank]
+            ranks = [layer.rank for layer in ctx.layers if layer.rank]
+            scaled = [(grad @ b).mul_(s) for (grad, s), b in zip(tuned, bs, strict=True)]  # gradients of down
+            grad_bs = [grad.T @ (d * s) for (grad, s), d in zip(tuned, down.split(ranks, dim=1), strict=True)]
             grad_down = torch.cat(scaled, dim=1)
             grad_as = (grad_down.T @ x.reshape(-1, x.shape[-1])).split(ranks)
             grad_factors = [grad.to(dtype) for grad, dtype in zip([*grad_as, *grad_bs], ctx.dtypes, strict=True)]
@@ -61,7 +70,7 @@ def _restored(weight, dtype):
 
 
 class _Group:
-    "Layers of one input: the first that is called computes all of them, the others hand out what is theirs."
+    """Layers of one input: the first that is called computes all of them, the others hand out what is theirs."""
 
     def __init__(self, modules):
         self.modules, self.by_peft, self.waiting = modules, [module.forward for module in modules], {}
@@ -77,8 +86,7 @@ class _Group:
             if layers is None:
                 return self.by_peft[index](x, *args, **kwargs)
             norm, source = getattr(x, "made_by", (None, None))
-            frozen, tuned = [layer[:4] for layer in layers], [layer for layer in layers if layer[3]]
-            factors = [*(a for *_, a, _ in tuned), *(b for *_, b in tuned)]
+            frozen, factors = layers
             with torch.autocast(x.device.type, enabled=False):
                 outputs = _Project.apply(x, source, norm, frozen, *factors)
             self.waiting = {i: (x, output) for i, output in enumerate(outputs) if i}
@@ -87,22 +95,23 @@ class _Group:
         return forward
 
     def layers(self, x):
-        "(weight, bias, scaling, rank, A, B) of each layer, or None where one of them has to go PEFT's way."
-        found = []
+        """(a _Frozen of each layer, all A and then all B), or None where one of them has to go PEFT's way."""
+        frozen, down, up = [], [], []
         for module in self.modules:
             base = getattr(module, "base_layer", module)
             if x.dtype != base.compute_dtype:
                 return None
             bias = None if base.bias is None else base.bias.to(x.dtype)
             if base is module:
-                found.append((base.weight, bias, None, 0))
+                frozen.append(_Frozen(base.weight, bias))
                 continue
             names = module.active_adapters
             if module.disable_adapters or module.merged or len(names) != 1:
                 return None
-            a, b = module.lora_A[names[0]].weight, module.lora_B[names[0]].weight
-            found.append((base.weight, bias, module.scaling[names[0]], a.shape[0], a, b))
-        return found
+            down.append(module.lora_A[names[0]].weight)
+            up.append(module.lora_B[names[0]].weight)
+            frozen.append(_Frozen(base.weight, bias, module.scaling[names[0]], rank=len(down[-1])))
+        return frozen, [*down, *up]
 
 
 def fuse_lora(model) -> int:

@@ -12,7 +12,7 @@ MULTIPLE = 64  # pad batches to a multiple of it, SFTConfig(pad_to_multiple_of=M
 
 
 class _Decoder(torch.nn.Module):
-    "What is recorded: token ids [rows, tokens] in, the last hidden states [rows, tokens, hidden] out."
+    """What is recorded: token ids [rows, tokens] in, the last hidden states [rows, tokens, hidden] out."""
 
     def __init__(self, decoder, plain):
         super().__init__()

@@ -18,6 +18,10 @@ def show_panel(panel, picture: bytes | None, text: str, alt: str, handle=None):
         # What ipywidgets itself says of a panel; its method for it has another name before version 8, which Colab has.
         view = {"version_major": 2, "version_minor": 0, "model_id": panel.model_id}
         output["application/vnd.jupyter.widget-view+json"] = view
-    new = handle or DisplayHandle()
-    (new.update if handle else new.display)(output, raw=True, metadata={"image/png": {"alt": alt}})
-    return new
+    shown = {"raw": True, "metadata": {"image/png": {"alt": alt}}}
+    if handle is None:
+        handle = DisplayHandle()
+        handle.display(output, **shown)
+    else:
+        handle.update(output, **shown)
+    return handle

@@ -23,13 +23,13 @@ from helpers.data import alpaca_prompt  # noqa: E402
 
 
 def plain(text):
-    "Lower case, without accents and dots: São Tomé and Sao Tome are one spelling."
+    """Lower case, without accents and dots: São Tomé and Sao Tome are one spelling."""
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return text.replace(".", "").replace("`", "'").lower()
 
 
 def filled(name, column):
-    "The rows of a table that have an answer in this column."
+    """The rows of a table that have an answer in this column."""
     rows = [row for row in mc.table(name) if row[column]]
     assert rows
     return rows
@@ -122,7 +122,7 @@ def test_state_codes_agree_with_iso_3166_2():
 
 
 def inflections(word, tag):
-    "lemminflect's forms of a word, without the word itself and without variants written with a hyphen or a space."
+    """lemminflect's forms of a word, without the word itself and without variants written with a hyphen or a space."""
     forms = pytest.importorskip("lemminflect").getInflection(word, tag)
     return {form for form in forms if "-" not in form and " " not in form}
 

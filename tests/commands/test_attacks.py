@@ -235,8 +235,9 @@ def test_in_the_files_of_the_course_every_turned_bit_is_found(tmp_path, monkeypa
         good = (tmp_path / name).read_bytes()
         for _ in range(6):
             flip(tmp_path / name, chance)
+            use = (lambda: data.load_instructions("bundled")) if name.startswith("instructions") else models.bundled
             with pytest.raises((models.ModelError, data.DataError), match="is damaged, or was changed: fetch") as error:
-                data.load_instructions("bundled") if name.startswith("instructions") else models.bundled()
+                use()
             one_line(error.value)
             found += 1
         (tmp_path / name).write_bytes(good)

@@ -128,7 +128,7 @@ def breaks_the_contract(notebook, lesson):
 
 
 def loses_a_table(notebook, lesson):
-    "Jupyter shows what a cell's last line returns; a table made anywhere else is made for nobody."
+    """Jupyter shows what a cell's last line returns; a table made anywhere else is made for nobody."""
     complaints = []
     for cell in code_cells(notebook):
         tree = ast.parse(cell.source)

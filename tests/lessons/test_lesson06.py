@@ -111,7 +111,7 @@ def test_the_silent_failures_are_measured(stored):
 
 
 def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_live_advice():
-    "What changes the result comes last, in the text as in what helpers.training.explain says when a run fails."
+    """What changes the result comes last, in the text as in what helpers.training.explain says when a run fails."""
     from helpers.memory import RunSpec
     from helpers.models import PRESETS
     from helpers.training.out_of_memory import ladder

@@ -23,7 +23,7 @@ LEAN = RunSpec(rank=8, batch_size=4, seq_len=512)
 
 
 def errors(rows, key):
-    "Absolute relative errors of rows whose prediction leaves nothing out (see Prediction.notes)."
+    """Absolute relative errors of rows whose prediction leaves nothing out (see Prediction.notes)."""
     rows = [row for row in rows if row["spec"]["quant_type"] != "int8"]
     return [abs(scored[key][2]) for scored in score(rows)]
 
@@ -55,7 +55,7 @@ def test_loading_and_reserved_memory_are_within_bounds(rows, key, bound):
 
 
 def test_what_full_fine_tuning_reserves_is_predicted_within_five_percent():
-    "Five held-out rows, four of them measured after the prediction stood."
+    """Five held-out rows, four of them measured after the prediction stood."""
     full = [row for row in HELD_OUT if not row["spec"]["rank"]]
     assert len(full) >= 5
     *others, largest = sorted(errors(full, "peak_reserved"))
@@ -64,7 +64,7 @@ def test_what_full_fine_tuning_reserves_is_predicted_within_five_percent():
 
 
 def test_runs_that_peak_in_the_loss_are_predicted_to_a_tenth_of_a_percent():
-    "The tiled loss frees nothing before its 16-bit gradients exist."
+    """The tiled loss frees nothing before its 16-bit gradients exist."""
     found = [abs(scored["peak_allocated"][2]) for scored in score(ROWS) if scored["moment"] == "loss, backward"]
     assert len(found) >= 3
     *others, largest = sorted(found)
@@ -117,7 +117,7 @@ def test_plan_reckons_with_the_peak_that_predict_names_the_parts_of():
 
 
 def settings_nobody_measured(number):
-    "Random settings of the measured models, the same each time."
+    """Random settings of the measured models, the same each time."""
     chance = random.Random(0)
     configs = list({row["model"]: row["config"] for row in ROWS}.values())
     while number:
@@ -479,7 +479,7 @@ def test_fused_lora_keeps_no_norms_output_and_changes_nothing_where_it_does_not_
 
 
 def test_rows_that_were_measured_for_speed_are_predicted_too():
-    "Nobody tuned anything on these: recipes on Mistral-7B's shape, measured for their speed in three runs."
+    """Nobody tuned anything on these: recipes on Mistral-7B's shape, measured for their speed in three runs."""
     fields = {field.name for field in dataclasses.fields(memory.RunSpec)}
     off = []
     for row in read_rows(MEASUREMENTS / "h200_speed.jsonl"):

@@ -102,7 +102,10 @@ def test_the_newest_whole_checkpoint_is_taken_by_number_not_by_name(checkpoints)
 def test_a_half_written_checkpoint_is_passed_over(checkpoints, name, keep):
     file = checkpoints / "checkpoint-4" / name
     content = file.read_bytes()
-    file.unlink() if keep is None else file.write_bytes(content[: int(keep * len(content))])
+    if keep is None:
+        file.unlink()
+    else:
+        file.write_bytes(content[: int(keep * len(content))])
     fault = checkpoint_fault(checkpoints / "checkpoint-4")
     assert name in fault
     assert ("missing" if keep is None else "cut off") in fault

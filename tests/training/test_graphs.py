@@ -42,7 +42,7 @@ def losses(trainer):
 
 @pytest.fixture
 def plays(monkeypatch):
-    "The shapes that the stand-in for graphs was called with, in order; recording calls it too."
+    """The shapes that the stand-in for graphs was called with, in order; recording calls it too."""
     seen = []
 
     def make(passes, sample, num_warmup_iters, pool):
