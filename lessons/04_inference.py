@@ -710,9 +710,9 @@ figure, (ax, bx) = plots.axes(
     f"{times[1, 512][1] / times[1, 32][1]:.1f} times; 16 rows make {gain:.1f} times the tokens of one", "", "", size=(9.2, 4.2), ncols=2,
 )  # fmt: skip
 for i, (name, mark) in enumerate({"first token": "o-", "each later token": "s--"}.items()):
-    ax.plot(lengths, [1000 * times[1, n][i] for n in lengths], mark, color=plots.COLOURS[i], label=name)
-bx.plot(batches, [b / times[b, 128][1] for b in batches], "o-", color=plots.COLOURS[2], label="all rows together")
-bx.plot(batches, [1 / times[b, 128][1] for b in batches], "s--", color=plots.COLOURS[3], label="each row")
+    ax.plot(lengths, [1000 * times[1, n][i] for n in lengths], mark, color=plots.COLOURS[("blue", "orange")[i]], label=name)
+bx.plot(batches, [b / times[b, 128][1] for b in batches], "o-", color=plots.COLOURS["green"], label="all rows together")
+bx.plot(batches, [1 / times[b, 128][1] for b in batches], "s--", color=plots.COLOURS["red"], label="each row")
 ax.set(xscale="log", xticks=lengths, xticklabels=lengths, ylim=(0, None))
 ax.set(xlabel="prompt (tokens), one row", ylabel="milliseconds")
 bx.set(xticks=batches, ylim=(0, None), xlabel="rows in a batch, prompts of 128 tokens", ylabel="new tokens a second")
