@@ -1,4 +1,4 @@
-"""The small module that lessons share: machine, models, data, memory, monitor, plots, checks, results.
+"""What lessons and commands share, in rooms: each room lists the names that others may take from it.
 
 Importing it is cheap: torch and its friends are imported where they are first needed.
 """

@@ -1,4 +1,4 @@
-"""Turn lessons into notebooks and execute them on the CPU (make notebooks); --check only says what is stale."""
+"""Turn lessons into notebooks and execute them on the CPU (make notebooks); --check only lists those that are out of date."""
 
 import os
 import time
@@ -62,7 +62,7 @@ def execute(notebook) -> None:
 
 
 def clean(notebook) -> None:
-    """Drop what varies or does not render: timing, widget state and views without text, progress on stderr."""
+    """Remove what varies from run to run or cannot be shown: times, the state of widgets, progress bars on stderr."""
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:

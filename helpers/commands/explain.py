@@ -1,4 +1,4 @@
-"""Say what a pasted log's error means and what to do; exit status 1 if it is none that the course knows."""
+"""Say what a pasted log's error means and what to do; exit status 1 for one that the course does not know."""
 
 import json
 import sys

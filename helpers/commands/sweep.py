@@ -69,7 +69,7 @@ def point_name(point: dict) -> str:
 
 
 def run_point(lesson: str, folder: str, point: dict, cwd: str, threads: int | None = None) -> dict:
-    """One run of the grid, in whatever process this is; returns point, seconds, error and what was recorded.
+    """One run of the grid, in this process; returns point, seconds, error and what was recorded.
 
     `cwd` is where the command was typed: a relative path in a parameter starts there.
     """
@@ -126,7 +126,7 @@ def as_text(rows: list[dict], names: list[str]) -> str:
 
 
 def plot(rows: list[dict], names: list[str], title: str):
-    """Small multiples: each number that varies, over the first parameter, a line for each value of the others."""
+    """A small plot for each number that varies, over the first parameter, with a line for each value of the others."""
     from matplotlib.figure import Figure
 
     good, values = [row for row in rows if not row["error"]], varying(rows)[:6]

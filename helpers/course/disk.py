@@ -58,7 +58,7 @@ def source_hash(lesson: Path) -> str:
 
 
 def to_notebook(lesson: Path):
-    """The notebook, without outputs, that a lesson becomes: badges, bootstrap, times and cell ids put in."""
+    """A lesson's notebook without outputs; badges, bootstrap cell, times and cell ids are put in."""
     import jupytext
 
     notebook = jupytext.read(lesson, fmt="py:percent")

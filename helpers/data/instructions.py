@@ -89,7 +89,7 @@ def _from_hub(name: str):
 
 
 def _why(error: Exception) -> str:
-    """What kept a data set away, in a few words."""
+    """Why a data set could not be fetched, in a few words."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
@@ -100,7 +100,7 @@ def _why(error: Exception) -> str:
 
 
 def look_at(dataset_id: str) -> None:
-    """Raise DataError, one line, for a file that is no instructions; imports nothing heavy."""
+    """Raise DataError, one line, for a file that does not hold instructions; imports nothing heavy."""
     if dataset_id not in ("auto", "bundled", "alpaca", "tatsu-lab/alpaca"):
         _rows_of(dataset_id)
 

@@ -93,7 +93,7 @@ def unseen(here: Gpu) -> tuple[str, str, str]:
 
 
 def gpu_traps():
-    """What surprises people on a GPU, a line each; nothing on a machine without one."""
+    """Known surprises of this GPU, a line each; none on a machine without a GPU."""
     return traps_of(look_at_gpu())
 
 

@@ -93,7 +93,7 @@ def files_beside():
 
 
 def pip_notes():
-    """What pip said while the course installed something: whose wishes it could not meet."""
+    """What pip said at the last installation: which packages now have a dependency in a version they do not accept."""
     if not NOTES.is_file():
         return []
     unmet = [line for line in NOTES.read_text(encoding="utf-8").splitlines() if " requires " in line]

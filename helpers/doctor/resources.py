@@ -44,7 +44,7 @@ def disk():
 
 
 def downloads():
-    """Space for a model from the hub, where the hub's client keeps them."""
+    """Free space in the folder where the hub's client keeps models."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
     folder = next(p for p in (cache.expanduser(), *cache.expanduser().parents) if p.is_dir())
     free, needed = shutil.disk_usage(folder).free, PRESETS[AUTO_LARGE].download_bytes

@@ -1,4 +1,4 @@
-"""Better or not: answers, held-out loss and exact match with its interval, the same for base, tuned and merged models."""
+"""Scores: answers, held-out loss, and exact match with its interval, computed alike for base, tuned and merged models."""
 
 import math
 from dataclasses import dataclass

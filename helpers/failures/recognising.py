@@ -44,7 +44,7 @@ class Known:
 
 
 def explain(what: BaseException | str) -> str:
-    """The explanation of an error, or of a message or log, ready to print; "" if it is none that the course knows."""
+    """The explanation of an error, or of a message or log, ready to print; "" for an error that the course does not know."""
     known = recognise(what)
     return "" if known is None else str(known)
 
@@ -73,7 +73,7 @@ def _look(text: str, modules: set[str]) -> Known | None:
 
 
 def _fill(it: Failure, text: str, modules: set[str]) -> Known | None:
-    """The failure with its words filled in, if one of its patterns is in `text`; `modules` empty: nobody knows where."""
+    """The failure with its words filled in, if one of its patterns is in `text`; `modules` may be empty (unknown)."""
     if it.raised_in and modules and not any(re.match(it.raised_in, name) for name in modules):
         return None
     for pattern in it.patterns:
@@ -128,7 +128,7 @@ def switch_on() -> None:
 
 
 def switch_off() -> None:
-    """Say nothing any more under a cell that fails."""
+    """Stop explaining errors under cells."""
     import sys
 
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

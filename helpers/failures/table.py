@@ -91,7 +91,7 @@ def failure(name: str) -> Failure:
 
 
 def words_of(it: Failure, pattern: re.Pattern, match: re.Match) -> dict[str, str]:
-    """What stands for the {names} in `means` and `do`, from what was matched."""
+    """The words that replace the {names} in `means` and `do`, taken from what was matched."""
     words = {name: value or "" for name, value in match.groupdict().items()}
     if it.name == "renamed":
         row = RENAMED[it.patterns.index(pattern)]

@@ -1,4 +1,4 @@
-"""The parameters of lessons: one name means one thing everywhere, and an impossible value stops the run in one line."""
+"""The parameters of lessons: one name means the same in every lesson, and an impossible value stops the run with one line."""
 
 import difflib
 import os

@@ -30,7 +30,7 @@ def _linear_weights(base: Path, dtype: str) -> set[str]:
 def _pieces(tensor: Stored, update: dict, dtype):
     """Yield a stored tensor, or the one that the adapter has instead, flat, a piece at a time, as `dtype`.
 
-    Integers keep their dtype, and so does everything for None. A piece is overwritten by the next but one.
+    Integers keep their dtype, and so does everything for None. A piece is valid until the second `next()` after it.
     """
     import torch
 

@@ -89,7 +89,7 @@ def resolve_model(model_id: str, machine, large: bool = False, adapter: Path | N
 
 
 def base_of(adapter: Path) -> str:
-    """The base model that an adapter's adapter_config.json names; "bundled" for the bundled one, wherever it lay."""
+    """The base model that an adapter's adapter_config.json names; "bundled" for the bundled model, whatever folder it was in."""
     try:
         name = read_object(Path(adapter) / "adapter_config.json")["base_model_name_or_path"]
         if not isinstance(name, str) or not name.strip():

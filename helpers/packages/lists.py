@@ -46,8 +46,8 @@ def refused_packages() -> list[str]:
 
 
 def constraints(missing: list[str]) -> list[str]:
-    """What pip is held to while it installs the lines `missing`: the tested version of what is not here yet, of what is
-    here anything up to the tested version, and what the notebook itself is made of as it is."""
+    """The constraints for pip while it installs the lines `missing`: the tested version of a package that is not here yet,
+    anything up to the tested version of one that is, and the installed version of what the notebook itself runs on."""
     must_change, held = {_name(line) for line in missing}, []
     for name, number in pinned_versions().items():
         here = installed_version(name)

@@ -93,7 +93,7 @@ def _is_installed() -> bool:
 
 
 def _pip(lines: list[str], constrained: list[str], options: list[str]) -> str:
-    """Have pip install these lines; returns what it said about other packages' wishes. CourseError, one line, if it fails."""
+    """Have pip install these lines; returns what it said about dependencies that are now in conflict. CourseError, one line, if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "constraints.txt"
         file.write_text("\n".join(constrained) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def _pip(lines: list[str], constrained: list[str], options: list[str]) -> str:
 
 
 def _offline_hint() -> str:
-    """On Kaggle, where the switch for the internet is: it is off in a new notebook."""
+    """A sentence for Kaggle, where the internet is off in a new notebook: it says where the switch is."""
     if not os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         return ""
     return (
@@ -157,7 +157,7 @@ def _needed_by_lessons() -> set[str]:
 
 
 def _keep_notes(text: str) -> None:
-    """Keep pip's own words, in which it says whose pins are broken now, where the doctor finds them."""
+    """Keep what pip said, with the conflicts that it names, where the doctor finds it."""
     try:
         NOTES.parent.mkdir(exist_ok=True)
         NOTES.write_text(text, encoding="utf-8")

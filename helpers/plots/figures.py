@@ -79,7 +79,7 @@ def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
 
 
 def training_still(losses, samples, title: str, unit: str = "MB"):
-    """What a live panel showed last: loss over steps and memory over time; `losses` holds (step, loss)."""
+    """Loss over steps and memory over time, as a live panel showed them at its end; `losses` holds (step, loss)."""
     figure, (left, right) = axes(title, "", "", size=(8.2, 2.8), ncols=2)
     left.plot(*zip(*losses, strict=True) if losses else ([], []), color=COLOURS["blue"], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="training loss (nats per token)", yscale="log" if losses else "linear")

@@ -12,7 +12,7 @@ from helpers.training import adapters_to_float32, stop_when_not_finite
 
 
 def which_adapter(run) -> str:
-    """In words, for the table that a lesson begins with: which adapter it takes, and from where, or how to bring yours."""
+    """Which adapter a lesson takes, from where, or how to bring one's own, in words for the table at its start."""
     return find_adapter(run)[1]
 
 
@@ -41,7 +41,7 @@ def _base_name(model: Model) -> str:
 
 
 def _adapter_of_another_base(run) -> Path:
-    """Where an adapter is made while run.adapter holds one that was trained on another base: lesson 03 may want it back."""
+    """The folder for a new adapter while run.adapter holds one of another base, which lesson 03 may still need."""
     return run.folder / f"adapter-{run.model.name.split('/')[-1].replace(' ', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Numbers that stopped being numbers: a model whose logits overflow, a training whose loss does."""
+"""NaN and infinity: found in a model's logits before training, and in the loss while it trains."""
 
 from helpers import CourseError
 from helpers.models import PRESETS
@@ -9,7 +9,7 @@ IN_FLOAT16 = "unsloth/mistral-7b-v0.3"
 
 
 class NotFinite(CourseError, ArithmeticError):
-    """NaN or infinity where a number is needed."""
+    """There is NaN or infinity where a finite number is needed."""
 
 
 def require_finite_logits(model, tokenizer, texts: list[str], name: str, max_length: int = 512) -> None:
@@ -59,7 +59,7 @@ def stop_when_not_finite(trainer):
 
 
 def _dtype_of(model) -> str:
-    """What a 4-bit model computes in, else the type of its weights."""
+    """The type that a 4-bit model computes in; for another model the type of its weights."""
     quantization = getattr(model.config, "quantization_config", None)
     compute = getattr(quantization, "bnb_4bit_compute_dtype", None) or model.dtype
     return str(compute).removeprefix("torch.")

@@ -95,7 +95,7 @@ class _Group:
         return forward
 
     def layers(self, x):
-        """(a _Frozen of each layer, all A and then all B), or None where one of them has to go PEFT's way."""
+        """(a _Frozen of each layer, all A and then all B), or None if one of the layers needs PEFT's own forward."""
         frozen, down, up = [], [], []
         for module in self.modules:
             base = getattr(module, "base_layer", module)

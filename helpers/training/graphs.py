@@ -24,7 +24,7 @@ class _Decoder(torch.nn.Module):
 
 @contextlib.contextmanager
 def recorded(trainer):
-    """While it is open, training passes through the decoder are CUDA graphs, by torch.cuda.make_graphed_callables.
+    """Inside this context, training passes through the decoder are CUDA graphs, by torch.cuda.make_graphed_callables.
 
     A 7B model's step is thousands of small launches, and a fast GPU waits for Python to send them; a graph sends them all
     at once. The longest batch, `per_device_train_batch_size` x `max_length` rounded up to MULTIPLE, is recorded first.

@@ -1,6 +1,6 @@
 """Each workaround once, with the link that says why and the version in which to look again.
 
-tests/machine/test_machine.py fails when an upstream change makes one of them needless.
+tests/machine/test_machine.py fails when an upstream change makes one of them unnecessary.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ def liger_layers(path: str, machine) -> bool:
 
 @contextlib.contextmanager
 def fewer_walks(trainer):
-    """While it is open, the trainer does not walk through all of the model's modules several times a step.
+    """Inside this context, the trainer does not walk through all of the model's modules several times a step.
 
     With adapters on q, k, v and o a 7B model has 1,705 modules, and each step of transformers' Trainer visits them all for
     train(), parameters(), zero_grad() and, to count FLOPs, num_parameters(), while the GPU waits. Within, model.parameters()

@@ -1,4 +1,4 @@
-"""What a reader moves: calculators and panels; and stills of them for a page without a kernel."""
+"""Widgets: the calculator, the explorer and the training panel, each with a still picture for pages without a kernel."""
 
 from helpers.widgets.calculator import calculate
 from helpers.widgets.explorer import explore
