@@ -93,7 +93,7 @@ def _is_installed() -> bool:
 
 
 def _pip(lines: list[str], constrained: list[str], options: list[str]) -> str:
-    """Have pip install these lines; returns what it said about dependencies that are now in conflict. CourseError, one line, if it fails."""
+    """Have pip install these lines; returns what it said about conflicts. CourseError, one line, if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "constraints.txt"
         file.write_text("\n".join(constrained) + "\n", encoding="utf-8")
