@@ -1,26 +1,49 @@
-# make course     set up, and run every lesson            make test       set up, and test
-# make notebooks  rebuild notebooks/ after an edit        make places     every lesson in Colab's and Kaggle's doubles
-# make clean      remove the environment and the runs
+# `make` alone lists what there is: a line is shown for each target that has words after two #.
 PYTHON ?= python3
 BIN := .venv/bin
+CANARY := .venv-canary/bin
+TORCH ?= torch
 
-course: .venv/.course
+help: ## list what make can do here
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+course: .venv/.course ## set up, and run every lesson; the report is runs/course/report.html
 	$(BIN)/python -m helpers run $(ARGS)
 
-test: .venv/.test
+check: .venv/.test ## set up, and check in two minutes what needs no model: ruff, fast tests, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m fast tests $(ARGS)
+	$(BIN)/mypy
+
+test: .venv/.test ## set up, and test everything, every notebook too
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest --nbval $(ARGS)
 
 # Each lesson first in a fresh environment of Colab's packages, and of Kaggle's: on the Python at hand, then on the place's own.
-places: .venv/.test
+places: .venv/.test ## run every lesson in doubles of Colab and Kaggle
 	$(BIN)/python -m tests.places colab $(ARGS)
 	$(BIN)/python -m tests.places colab --whole $(ARGS)
 	$(BIN)/python -m tests.places kaggle $(ARGS)
 	$(BIN)/python -m tests.places kaggle --whole $(ARGS)
 	COURSE_PLACES=1 $(BIN)/python -m pytest tests/places
 
-notebooks: .venv/.course
+notebooks: .venv/.course ## rebuild notebooks/ from lessons/ after an edit
 	$(BIN)/python -m helpers build $(ARGS)
+
+# What constraints.txt says already is kept. ARGS=--upgrade asks for what is new, ARGS="--upgrade-package NAME" for one package.
+lock: .venv/.test ## write constraints.txt anew from requirements.txt and pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+		--custom-compile-command "make lock" $(ARGS) pyproject.toml --output-file constraints.txt
+
+# In an environment of its own, made anew each time. TORCH="torch --index-url ..." chooses another build of torch.
+canary: ## test on the newest releases: no upper bounds, no pins; says which workarounds can go
+	$(PYTHON) -m venv --clear .venv-canary
+	$(CANARY)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(CANARY)/python tests/upstream.py > .venv-canary/unbounded.txt
+	$(CANARY)/python -m pip install --quiet --disable-pip-version-check -r .venv-canary/unbounded.txt
+	$(CANARY)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	COURSE_CANARY=1 $(CANARY)/python -m pytest --nbval $(ARGS)
 
 # The stamps make a second call install nothing.
 .venv/.course: requirements.txt constraints.txt pyproject.toml
@@ -35,7 +58,7 @@ notebooks: .venv/.course
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-clean:
-	rm -rf .venv runs
+clean: ## remove the environments and the runs
+	rm -rf .venv .venv-canary runs
 
-.PHONY: course test places notebooks clean
+.PHONY: help course check test places notebooks lock canary clean

@@ -1,8 +1,9 @@
-"""What every test run shares: the CPU, no hub, runs in a folder of their own; and nbval compares no stderr."""
+"""What every test run shares: the CPU, no hub, runs in a folder of their own; markers; and nbval compares no stderr."""
 
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,57 @@ os.environ.update(
 )
 # One folder for the whole test run, so that lesson 04 finds what 03 left, and nobody's runs/ is touched.
 os.environ.setdefault("COURSE_RUNS", tempfile.mkdtemp(prefix="course-tests-"))
+
+TESTS = Path(__file__).parent / "tests"
+# Test files that run no lesson and take seconds: `make check` runs these. A new file that is like that goes here.
+FAST = [
+    "test_house",
+    "test_habits",
+    "course/test_static",
+    "course/test_readme",
+    "course/test_measurements",
+    "lesson/test_parameters",
+    "lesson/test_checks",
+    "memory/test_memory",
+]
+CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
+CAN_GO = pytest.StashKey[list]()
+
+
+def pytest_collection_modifyitems(items):
+    """Put the markers on: fast by the list above, gpu by the folder, browser and upstream by name and by fixture."""
+    for item in items:
+        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS).with_suffix("")) in FAST:
+            item.add_marker("fast")
+        if item.path.parent == TESTS / "gpu":
+            item.add_marker("gpu")
+        if "browser" in item.path.stem or "browser" in item.name:
+            item.add_marker("browser")
+        if "still_needed" in getattr(item, "fixturenames", ()):
+            item.add_marker("upstream")
+        if item.get_closest_marker("long") and os.environ.get("COURSE_LONG_TESTS") != "1":
+            item.add_marker(pytest.mark.skip(reason="minutes: set COURSE_LONG_TESTS=1"))
+
+
+@pytest.fixture
+def still_needed(request):
+    """still_needed(fault, words): the test fails with these words once the fault upstream is gone, so that the cure goes too.
+
+    Under `make canary` that is news and no failure: the words are printed at the end, and the rest of the test goes on.
+    """
+
+    def check(fault, words: str) -> None:
+        news = what_can_go(fault, words, CANARY)
+        request.config.stash.setdefault(CAN_GO, []).extend(f"{line} ({request.node.nodeid})" for line in news)
+
+    return check
+
+
+def what_can_go(fault, words: str, canary: bool) -> list[str]:
+    """Nothing while the fault is there; then the words for the canary, and a failure for everybody else."""
+    if fault:
+        return []
+    return [words] if canary else pytest.fail(words)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -48,8 +100,10 @@ def pytest_runtest_call(item):
     yield
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say what each notebook took, and what it was held to."""
+def pytest_terminal_summary(terminalreporter, config):
+    """Say which workarounds can go, and what each notebook took and was held to."""
+    for words in config.stash.get(CAN_GO, []):
+        terminalreporter.write_line(f"can go: {words}")
     for name, watched in _limits.items():
         watched.stop()
         said = f"more than {watched.limit / 1e9:.1f} GB: KILLED" if watched.exceeded else f"{watched.peak / 1e9:.2f} GB"

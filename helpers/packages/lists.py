@@ -1,7 +1,6 @@
 """requirements.txt and constraints.txt, beside what is installed here."""
 
 import re
-import sys
 from importlib.metadata import PackageNotFoundError, distributions, version
 
 from helpers import COURSE_ROOT
@@ -62,11 +61,20 @@ def constraints(missing: list[str]) -> list[str]:
 
 
 def pinned_versions(python: str | None = None) -> dict[str, str]:
-    """The version of each package in constraints.txt that applies to Python `python`, such as "3.12"; None is this one."""
-    here, found = python or f"{sys.version_info[0]}.{sys.version_info[1]}", {}
+    """The version of each package in constraints.txt for this Python and system, or for Python `python`, such as "3.12",
+    on x86-64 Linux.
+    """
+    try:
+        from packaging.markers import Marker
+    except ImportError:  # a bare environment, where pip brings its own copy
+        from pip._vendor.packaging.markers import Marker
+
+    there = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
+    there |= {"python_version": python, "python_full_version": f"{python}.0"}
+    found = {}
     for line in _lines("constraints.txt"):
         pin, _, marker = line.partition(";")
-        if not marker or f'"{here}"' in marker:  # the only markers there are: python_version == "3.12"
+        if not marker or Marker(marker).evaluate(there if python else None):
             found[_name(pin)] = pin.partition("==")[2].strip()
     return found
 

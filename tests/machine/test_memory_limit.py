@@ -97,7 +97,7 @@ def test_the_limit_is_on_where_notebooks_are_tested(tmp_path, size, passes):
     assert "limit 0.5 GB" in done.stdout
 
 
-@pytest.mark.skipif(os.environ.get("COURSE_LONG_TESTS") != "1", reason="minutes: set COURSE_LONG_TESTS=1")
+@pytest.mark.long
 def test_the_whole_course_runs_within_the_limit(tmp_path, capsys):
     surroundings = os.environ | {"COURSE_RUNS": str(tmp_path), "PYTHONPATH": str(COURSE_ROOT), "HF_HUB_OFFLINE": "1"}
     begun = time.monotonic()

@@ -297,9 +297,9 @@ def test_other_bytes_of_the_announced_length_are_found_by_the_client_s_own_verif
     assert loaded["some/damaged"]["mismatches"] == ["model.safetensors"]
 
 
-@pytest.mark.xfail(strict=True, reason="huggingface_hub 2.4.0 compares the size of a plain download, not its hash")
-def test_other_bytes_of_the_announced_length_are_not_loaded(loaded):
-    assert "error" in loaded["some/damaged"]
+def test_other_bytes_of_the_announced_length_are_loaded_and_nothing_is_said(loaded, still_needed):
+    """Wished otherwise: huggingface_hub 2.4.0 compares the size of a plain download, not its hash."""
+    still_needed("error" not in loaded["some/damaged"], "huggingface_hub compares hashes now: ask for an error here")
 
 
 def test_the_storage_never_sees_the_token(hub, tmp_path):
@@ -493,7 +493,7 @@ def test_who_is_not_logged_in_does_not_see_the_private_repository(pushed, hub, t
     assert error_line(answers[REPOSITORY]).startswith(f"the hub has no model {REPOSITORY}")
 
 
-def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_path):
+def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_path, still_needed):
     """The trainer pushes in the background and says nothing of what is refused: then last-checkpoint never arrives."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -501,7 +501,7 @@ def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_pat
     model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
     get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(tmp_path)
     faults = card_faults((tmp_path / "README.md").read_text(encoding="utf-8"))
-    assert faults, "PEFT no longer names a folder: drop checkpoints.require_hub_base"
+    still_needed(faults, "PEFT no longer names a folder: drop checkpoints.require_hub_base")
 
 
 def test_so_checkpoints_of_such_a_base_are_refused_before_anything_is_trained(tmp_path):

@@ -55,10 +55,10 @@ def test_with_the_guard_every_width_that_is_a_multiple_of_16_dequantizes_rightly
 
 @pytest.mark.skipif(not AVX512, reason="bitsandbytes' fault needs a CPU with AVX512")
 @pytest.mark.parametrize(("block_size", "width"), [("64", 208), ("64", 16), ("128", 64), ("512", 256)])
-def test_the_guard_is_still_needed(block_size, width):
+def test_the_guard_is_still_needed(block_size, width, still_needed):
     error = worst_error("as it is", block_size, [width])
     print(f"off by {error:.3f}")
-    assert error > 0.02, "bitsandbytes dequantizes rightly now: drop workarounds.right_dequantization"
+    still_needed(error > 0.02, "bitsandbytes dequantizes rightly now: drop workarounds.right_dequantization")
 
 
 def test_the_kernel_is_asked_for_one_row_and_wrapped_once(monkeypatch):
