@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 @functools.cache
 def first_line(file: Path) -> str:
     """A command's help line: read, not imported, so that listing commands stays fast."""
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines()[0]
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def refuse_odd(words: list[str]) -> None:

@@ -15,7 +15,7 @@ def write_report(folder: Path, results: list[dict]) -> Path:
     """Write <folder>/report.html from what the lessons recorded and the figures in their notebooks."""
     template = jinja2.Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
     lessons = [_lesson(folder, result) for result in results]
-    about = next((r["about"] for r in lessons if r["about"]), {})
+    about: dict = next((r["about"] for r in lessons if r["about"]), {})
     page = template.render(
         name=folder.name,
         when=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),

@@ -14,6 +14,7 @@ from helpers import CourseError, course, plots
 from helpers.commands import run
 from helpers.files import output_folder, write_whole
 from helpers.machine import gpus_of_driver
+from helpers.records import read_record
 
 BYTES_A_RUN = 4e9  # generous for the bundled model: lesson 03 peaks well below it
 
@@ -77,7 +78,7 @@ def run_point(lesson: str, folder: str, point: dict, cwd: str, threads: int | No
         os.environ["OMP_NUM_THREADS"] = str(threads)
     where = output_folder(folder)
     result = run.run_lesson(Path(lesson), where, point, cwd)
-    found = {} if result["error"] else run.recorded(where, Path(lesson).stem)
+    found = {} if result["error"] else read_record(where, Path(lesson).stem)
     values = {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     untrue = [f"a verdict: not so in this run: {claim}" for claim in result["untrue"]]
     error = result["error"] or "; ".join(untrue) or None

@@ -15,8 +15,11 @@ class Child:
     """A Python that runs the checks of TORCH, and on a GPU the measured step; its lines are read as they come."""
 
     def __init__(self, measure: bool):
-        self.measure, self.about, self.measured, self.found = measure, {}, None, []
-        self.now, self.last_words, self.done = "import torch", [], threading.Event()
+        self.measure, self.measured = measure, None
+        self.about: dict = {}
+        self.found: list[Finding] = []
+        self.last_words: list[str] = []
+        self.now, self.done = "import torch", threading.Event()
         code = f"import sys; sys.path.insert(0, {str(COURSE_ROOT)!r}); from helpers.doctor import child_process; "
         code += f"child_process.main({measure!r})"
         self.process = subprocess.Popen(

@@ -94,7 +94,8 @@ def _limits() -> dict[str, float]:
     """Bytes left under each limit that is set on this process."""
     import psutil
 
-    limits, used = {}, psutil.Process().memory_info()
+    limits: dict[str, float] = {}
+    used = psutil.Process().memory_info()
     for size, now, stat in (  # cgroup version 2, and 1
         ("memory.max", "memory.current", "memory.stat"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),

@@ -101,7 +101,7 @@ def _modules_of(error: BaseException) -> set[str]:
     return names
 
 
-def _messages(error: BaseException):
+def _messages(error: BaseException | None):
     """("Type: message", modules it came through) of an error, then of what caused it, at most eight of them."""
     seen = 0
     while error is not None and seen < 8:
@@ -132,7 +132,9 @@ def switch_off() -> None:
     import sys
 
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    for callback in list(shell.events.callbacks["post_run_cell"]) if shell else []:
+    if shell is None:
+        return
+    for callback in list(shell.events.callbacks["post_run_cell"]):
         if getattr(callback, "__module__", "") == __name__:  # also one of an earlier import of this file
             shell.events.unregister("post_run_cell", callback)
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import TypeGuard
 
 from helpers import COURSE_ROOT
 
@@ -75,7 +76,8 @@ def _uneven(tensors: dict[str, list[int]]) -> str | None:
     """A layer whose adapted matrices are not those of the others: PEFT would pass over a name that it does not know."""
     of_layer: dict[str, set] = {}
     for key in tensors:
-        begin, number, end = re.match(r"(.*?\.(?:layers|h|blocks)\.)?(\d+)?(.*)", key).groups()
+        matched = re.match(r"(.*?\.(?:layers|h|blocks)\.)?(\d+)?(.*)", key)
+        begin, number, end = matched.groups() if matched else (None, None, key)
         if begin and number:
             of_layer.setdefault(number, set()).add(begin + end)
     if of_layer and len(set(map(frozenset, of_layer.values()))) > 1:
@@ -199,14 +201,15 @@ def _tokenizer_fault(folder: Path, config: dict) -> str | None:
     vocabulary = model["vocab"]
     numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
     numbers += [token.get("id") if isinstance(token, dict) else None for token in added]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+    given = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n >= 0]
+    if len(given) < len(numbers):
         return "tokenizer.json gives a token a number that is none"
-    if _count(size) and max(numbers) >= size:
+    if _count(size) and max(given) >= size:
         return (
-            f"tokenizer.json has a token {max(numbers)}, and the model's vocabulary ends at {size - 1}: another model's"
+            f"tokenizer.json has a token {max(given)}, and the model's vocabulary ends at {size - 1}: another model's"
         )
     return None
 
 
-def _count(value) -> bool:
+def _count(value) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**8

@@ -186,7 +186,7 @@ def _untie(config: dict, plan: dict, stored: dict) -> dict[str, Stored]:
         raise MergeError(
             "LoRA on lm_head, which this base ties to its embedding: a merge would change both; untie it first"
         )
-    if plan.get(head, plan.get(embedding))["instead"].shape != stored[embedding].shape:
+    if plan[head if head in plan else embedding]["instead"].shape != stored[embedding].shape:
         raise MergeError(
             f"lm_head.weight is {plan[head]['instead'].shape} in the adapter: it was trained on another base"
         )

@@ -16,8 +16,8 @@ FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 OTHERS = {"U8": "uint8", "I8": "int8", "BOOL": "bool", "I16": "int16", "I32": "int32", "I64": "int64"}
 MERGED_DTYPES = ("float16", "bfloat16", "float32")
 BEHIND = 1 << 24  # bytes written that wait for the disk
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model")
-TOKENIZER += ("chat_template*", "additional_chat_templates")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
+             "chat_template*", "additional_chat_templates")  # fmt: skip
 BESIDE = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*")
 
 
@@ -125,7 +125,8 @@ def _layout(tensors: dict[str, Stored], code: str) -> tuple[bytes, dict[str, int
     codes = {key: code if tensor.code in FLOATS else tensor.code for key, tensor in tensors.items()}
     order = sorted(tensors, key=lambda key: -WIDTHS[codes[key]])  # so that each lies at a multiple of its own width
     sizes = {key: tensors[key].numel * WIDTHS[codes[key]] for key in order}
-    header, start = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for key in order:
         end = start + sizes[key]
         header[key] = {"dtype": codes[key], "shape": tensors[key].shape, "data_offsets": [start, end]}

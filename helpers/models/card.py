@@ -7,8 +7,8 @@ from helpers.models.resolving import Model, bundled, recipe_for
 from helpers.records import read_record
 
 # Of lesson 03's parameters, what says how the adapter was trained. None of the others: some of them are paths.
-RECIPE = ("quant_type", "double_quant", "max_steps", "batch_size", "gradient_accumulation", "max_length")
-RECIPE += ("learning_rate", "optimizer", "lora_dropout", "seed")
+RECIPE = ("quant_type", "double_quant", "max_steps", "batch_size", "gradient_accumulation", "max_length",
+          "learning_rate", "optimizer", "lora_dropout", "seed")  # fmt: skip
 HUB_LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit"}  # as the hub writes them; others are given in words
 
 

@@ -60,7 +60,7 @@ def why_unfetched(error: Exception) -> str:
     if status == 401:
         return "the hub does not accept your token: log in with another, or log out where no login is needed"
     if status == 403:
-        return f"the hub forbids it: {error.server_message or 'your token may not read this'}"
+        return f"the hub forbids it: {getattr(error, 'server_message', None) or 'your token may not read this'}"
     if status == 429:
         return "the hub asks you to wait (429): try again in some minutes"
     if status is not None:

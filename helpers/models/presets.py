@@ -1,6 +1,7 @@
 """The models that have a short name here, with their shapes, and what "auto" means for each."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ PRESETS = {
 }
 # What "auto" means for the parameters of training, by the model. Effective batch: batch_size * gradient_accumulation.
 # "mistral-7b" and "llama-3.1-8b" hold what widely copied tutorials train these two with; the rest is from "other".
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "bundled": {
         "rank": 16,
         "lora_alpha": 32,

@@ -41,7 +41,7 @@ def recipe_for(model: Model | None) -> dict:
     if model is None or model.bundled:
         return dict(RECIPES["bundled"])
     preset = next((name for name, p in PRESETS.items() if p.hub_id == model.path), None)
-    return RECIPES["other"] | RECIPES.get(preset, {})
+    return RECIPES["other"] | RECIPES.get(preset or "", {})
 
 
 def bundled(note: str = "") -> Model:

@@ -69,8 +69,13 @@ def pinned_versions(python: str | None = None) -> dict[str, str]:
     except ImportError:  # a bare environment, where pip brings its own copy
         from pip._vendor.packaging.markers import Marker
 
-    there = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
-    there |= {"python_version": python, "python_full_version": f"{python}.0"}
+    there: dict[str, str] = {  # of Linux
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+    }
+    there |= {"python_version": python or "", "python_full_version": f"{python}.99"}  # its newest patch
     found = {}
     for line in _lines("constraints.txt"):
         pin, _, marker = line.partition(";")
@@ -106,7 +111,7 @@ def _lines(file: str, end: str | None = None) -> list[str]:
 
 def _name(line: str) -> str:
     """The package that a line names, as packages are compared: lower case, dashes."""
-    return re.match(r"[A-Za-z0-9._-]+", line)[0].lower().replace("_", "-")
+    return re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def _meets(line: str, installed: str) -> bool:

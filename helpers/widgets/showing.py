@@ -1,6 +1,7 @@
 """A widget and a still picture of it, as two forms of one output."""
 
 import base64
+from typing import Any
 
 
 def show_panel(panel, picture: bytes | None, text: str, alt: str, handle=None):
@@ -11,14 +12,14 @@ def show_panel(panel, picture: bytes | None, text: str, alt: str, handle=None):
     """
     from IPython.display import DisplayHandle
 
-    output = {"text/plain": text}
+    output: dict[str, Any] = {"text/plain": text}
     if picture is not None:
         output["image/png"] = base64.b64encode(picture).decode()
     if panel is not None:
         # What ipywidgets itself says of a panel; its method for it has another name before version 8, which Colab has.
         view = {"version_major": 2, "version_minor": 0, "model_id": panel.model_id}
         output["application/vnd.jupyter.widget-view+json"] = view
-    shown = {"raw": True, "metadata": {"image/png": {"alt": alt}}}
+    shown: dict[str, Any] = {"raw": True, "metadata": {"image/png": {"alt": alt}}}
     if handle is None:
         handle = DisplayHandle()
         handle.display(output, **shown)
