@@ -29,7 +29,7 @@ def template():
 def given(tmp_path_factory):
     """The course as somebody uploads it as a data set: a clone, and in it the folder that --download filled."""
     folder = tmp_path_factory.mktemp("input") / "datasets" / "somebody" / "qlora"
-    places.release(folder.parent, change=lambda tree: shutil.copytree(tree, folder))
+    places.release(tmp_path_factory.mktemp("release"), change=lambda tree: shutil.copytree(tree, folder))
     command = [sys.executable, "-m", "helpers", "install", "--download", str(folder / "wheels"), "--python", AT_HAND]
     done = subprocess.run(command, capture_output=True, text=True, cwd=COURSE_ROOT)
     assert done.returncode == 0, done.stderr
