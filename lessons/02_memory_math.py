@@ -313,9 +313,7 @@ figure, ax = plots.axes(
     "The others expect more than is used", "measured peak (GB)", "predicted peak (GB)", size=(5.6, 4.6)
 )
 ax.plot([0, top], [0, top], color=plots.COLOURS["black"], linewidth=1)
-for (name, points), colour, mark in zip(
-    said.items(), (plots.COLOURS["orange"], plots.COLOURS["blue"], plots.COLOURS["green"]), "o^s"
-):
+for (name, points), colour, mark in zip(said.items(), (plots.COLOURS["orange"], plots.COLOURS["blue"], plots.COLOURS["green"]), "o^s"):
     ax.plot([m / 1e9 for m, _ in points], [p / 1e9 for _, p in points], mark, color=colour, label=names[name])
 ax.legend(frameon=False)
 plots.show(

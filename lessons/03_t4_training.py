@@ -66,11 +66,7 @@ settings = run.settings
 from transformers import set_seed
 
 from helpers.saving import (
-    adapter_folder,
-    checkpoint_fault,
-    checkpoint_folder,
-    last_complete_checkpoint,
-    require_login,
+    adapter_folder, checkpoint_fault, checkpoint_folder, last_complete_checkpoint, require_login,
 )
 from helpers.machine import Machine, MemoryMonitor
 
@@ -138,19 +134,8 @@ asked = vars(settings) if ours else RECIPES["other"]
 
 # %%
 from helpers.training import (
-    MULTIPLE,
-    OutOfMemory,
-    adapters_to_float32,
-    explain,
-    explained,
-    fewer_walks,
-    fuse_lora,
-    keep_4bit_layout,
-    liger_layers,
-    recorded,
-    repeat_kv_heads,
-    require_finite_logits,
-    stop_when_not_finite,
+    MULTIPLE, OutOfMemory, adapters_to_float32, explain, explained, fewer_walks, fuse_lora, keep_4bit_layout,
+    liger_layers, recorded, repeat_kv_heads, require_finite_logits, stop_when_not_finite,
 )
 
 dtype, targets = "float16" if like_t4 else "bfloat16", asked["target_modules"]
