@@ -6,11 +6,11 @@ import re
 
 import nbformat
 import pytest
-from helpers.tools.install import pinned_versions
 
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
 from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
+from helpers.packages.lists import pinned_versions
 
 LESSON = course.find_lesson("06")
 SOURCE = LESSON.read_text(encoding="utf-8")
