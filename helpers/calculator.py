@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import queue
+import threading
 
 from helpers import plots
-from helpers.memory import GIB, GPUS, QKVO, CannotPredict, RunSpec, cost_per_token, plan, predict, shape_of
+from helpers.memory import GIB, GPUS, QKVO, CannotPredict, RunSpec, fits, plan, predict, shape_of
+from helpers.memory.planner import MARGIN, cost_per_token
 from helpers.models import PRESETS
 
-MARGIN = 0.05  # of the GPU, as in `plan`: the CUDA context and what a prediction may be off
 TARGETS = {"q, k, v, o": QKVO, "all linear": "all-linear"}
 CHECKPOINTING = {  # checkpoint_every, checkpoint_offload
     "every layer": (1, False), "every 2nd layer": (2, False), "every 4th layer": (4, False), "off": (0, False),
@@ -60,13 +62,17 @@ def grouped(prediction) -> dict[str, int]:
 
 
 def verdict_on(prediction, gpu: str) -> str:
-    """In words: does it fit, and by how much (GiB)."""
+    """In words: does it fit (`helpers.memory.fits`), with plan's margin or without, and by how much (GiB)."""
     total, peak = GPUS[gpu]["total"], prediction.peak_allocated
+    of_gpu = f"the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB"
+    if fits(prediction, gpu, total, MARGIN):
+        return f"Fits: {of_gpu}, {(total - peak) / GIB:.2f} GiB are left."
+    if fits(prediction, gpu, total):
+        return f"Too tight: {of_gpu}, and torch needs room to move."
     if peak > total:
         return f"Does not fit: the peak is {peak / GIB:.2f} GiB, {(peak - total) / GIB:.2f} GiB more than the GPU has."
-    if peak > (1 - MARGIN) * total or prediction.peak_reserved > total:
-        return f"Too tight: the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB, and torch needs room to move."
-    return f"Fits: the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB, {(total - peak) / GIB:.2f} GiB are left."
+    reserved, context = prediction.peak_reserved / GIB, GPUS[gpu]["context"] / GIB
+    return f"Does not fit: {of_gpu}, but torch reserves {reserved:.2f} GiB and CUDA holds {context:.2f} GiB besides."
 
 
 @functools.lru_cache(maxsize=512)
@@ -95,10 +101,14 @@ def advice(model: str, gpu: str, spec: RunSpec) -> list[str]:
     return [summary, *(f"{name} {was} → {found.reasons.get(name, now)}" for name, (was, now) in changes.items())]
 
 
+def spec_in(settings: dict) -> RunSpec:
+    """The run of a value of each control."""
+    return spec_for(**{name: value for name, value in settings.items() if name != "model"})
+
+
 def describe(**settings) -> tuple:
     """(prediction, verdict) for a value of each control."""
-    model, rest = settings["model"], {name: value for name, value in settings.items() if name != "model"}
-    prediction = predicted(model, spec_for(**rest), settings["gpu"])
+    prediction = predicted(settings["model"], spec_in(settings), settings["gpu"])
     return prediction, verdict_on(prediction, settings["gpu"])
 
 
@@ -160,15 +170,19 @@ def _panel(settings: dict):
         controls[name] = kind(options=values, value=settings[name], description=title, **style)
     line, bar, hints = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
+    def answered(words: list[str]) -> None:
+        first, *reasons = words
+        points = "".join(f"<li>{reason}</li>" for reason in reasons)
+        hints.value = f'<div style="line-height:1.5">{first}<ul style="margin:0">{points}</ul></div>'
+
+    ask = _in_background(lambda chosen: advice(chosen["model"], chosen["gpu"], spec_in(chosen)), answered)
+
     def changed(_=None):
         chosen = {name: control.value for name, control in controls.items()}
         prediction, words = describe(**chosen)
         line.value, bar.value = f"<b>{words}</b>", bar_html(prediction, chosen["gpu"])
         hints.value = f'<div style="opacity:0.4">{hints.value}</div>'  # of the setting before, until plan has thought
-        model = chosen.pop("model")
-        first, *reasons = advice(model, chosen["gpu"], spec_for(**chosen))
-        points = "".join(f"<li>{reason}</li>" for reason in reasons)
-        hints.value = f'<div style="line-height:1.5">{first}<ul style="margin:0">{points}</ul></div>'
+        ask(chosen)
 
     changed()
     for control in controls.values():
@@ -176,3 +190,23 @@ def _panel(settings: dict):
     boxes = list(controls.values())
     columns = widgets.HBox([widgets.VBox(boxes[:4]), widgets.VBox(boxes[4:])])
     return widgets.VBox([columns, line, bar, hints])
+
+
+def _in_background(think, answered):
+    """A function that takes a question and returns at once; `answered(think(question))` follows from another thread.
+
+    Questions that a newer one has overtaken get no answer: a slider asks at every step.
+    """
+    questions = queue.SimpleQueue()
+
+    def work():
+        while True:
+            question = questions.get()
+            while not questions.empty():
+                question = questions.get()
+            answer = think(question)
+            if questions.empty():
+                answered(answer)
+
+    threading.Thread(target=work, daemon=True).start()
+    return questions.put
