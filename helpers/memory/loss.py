@@ -1,6 +1,6 @@
 """Final norm, head and loss, forward and backward, on a heap.
 
-trl 1.16 `kernels/chunked_logprob.py`: logits exist one tile at a time, at most 4,096 tokens x 32,768 entries of the
+The tiled loss is that of trl 1.16, `kernels/chunked_logprob.py`: logits exist one tile at a time, at most 4,096 tokens x 32,768 entries of the
 vocabulary in the compute dtype, in the forward pass and again in the backward pass; the head's slice is cast when it is
 float32; the gradients of hidden states and head are summed in float32.
 """
@@ -9,7 +9,9 @@ from helpers.memory.runs import Kind, RunSpec
 from helpers.memory.terms import FINAL, GRADIENTS, LOGITS, WEIGHT_GRADIENTS, WORKSPACES
 
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768  # trl: kernels/chunked_logprob.py, trainer/utils.py
-FULL_WIDTHS = (4, 4)  # bytes a logit beside the one in the compute dtype: float32, and its log-softmax or its gradient
+# transformers' own loss (`loss/loss_utils.py`), which has all logits at once: bytes a logit beside the one in the compute
+# dtype. A float32 copy, its log-softmax, which later makes room for its gradient; up to 4.48 a copy shifted by one, too.
+FULL_WIDTHS = {"full": (4, 4), "full_shifted": (4, 4, 4)}
 
 
 class Loss:
@@ -56,10 +58,10 @@ class Loss:
         return saved, output
 
     def _forward(self) -> None:
-        if self.spec.trl_loss == "full":
+        if self.spec.trl_loss in FULL_WIDTHS:
             self.heap.moment = "loss, backward"  # the last of these is a gradient
             number = self.kind.tokens * self.kind.shape.vocab
-            widths = (self.kind.compute, *FULL_WIDTHS)
+            widths = (self.kind.compute, *FULL_WIDTHS[self.spec.trl_loss])
             self.heap.give(*self.heap.take(LOGITS, *(width * number for width in widths)))
         else:
             self.heap.give(*self.heap.take(LOGITS, *tile(self.kind, self.scored, backward=False)))
