@@ -1,17 +1,17 @@
 """Final norm, head and loss, forward and backward, on a heap.
 
-The tiled loss is that of trl 1.16, `kernels/chunked_logprob.py`: logits exist one tile at a time, at most 4,096 tokens x 32,768 entries of the
-vocabulary in the compute dtype, in the forward pass and again in the backward pass; the head's slice is cast when it is
-float32; the gradients of hidden states and head are summed in float32.
+The tiled loss is that of trl 1.16, `kernels/chunked_logprob.py`: logits exist one tile at a time, at most 4,096 tokens x
+32,768 entries of the vocabulary in the compute dtype, in the forward pass and again in the backward pass; the head's
+slice is cast when it is float32; the gradients of hidden states and head are summed in float32.
 """
 
 from helpers.memory.runs import Kind, RunSpec
 from helpers.memory.terms import FINAL, GRADIENTS, LOGITS, WEIGHT_GRADIENTS, WORKSPACES
 
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768  # trl: kernels/chunked_logprob.py, trainer/utils.py
-# transformers' own loss (`loss/loss_utils.py`), which has all logits at once: bytes a logit beside the one in the compute
-# dtype. A float32 copy, its log-softmax, which later makes room for its gradient; up to 4.48 a copy shifted by one, too.
-FULL_WIDTHS = {"full": (4, 4), "full_shifted": (4, 4, 4)}
+# Bytes a logit of transformers' own loss (`loss/loss_utils.py`), beside the one in the compute dtype: the log-softmax, its
+# gradient and that of the float32 copy, all float32. Up to 4.48 the forward pass came to as many (transformers#35646).
+FULL_WIDTHS = (4, 4, 4)
 
 
 class Loss:
@@ -58,10 +58,10 @@ class Loss:
         return saved, output
 
     def _forward(self) -> None:
-        if self.spec.trl_loss in FULL_WIDTHS:
+        if self.spec.trl_loss == "full":
             self.heap.moment = "loss, backward"  # the last of these is a gradient
             number = self.kind.tokens * self.kind.shape.vocab
-            widths = (self.kind.compute, *FULL_WIDTHS[self.spec.trl_loss])
+            widths = (self.kind.compute, *FULL_WIDTHS)
             self.heap.give(*self.heap.take(LOGITS, *(width * number for width in widths)))
         else:
             self.heap.give(*self.heap.take(LOGITS, *tile(self.kind, self.scored, backward=False)))

@@ -12,13 +12,6 @@ from helpers.memory.runs import GPUS, Kind, RunSpec, gpu_named, kind_of, on_gpu,
 from helpers.memory.shapes import KNOWN, Shape, shape_of
 from helpers.memory.terms import CASTS, INPUTS, KEPT, WIDTH, blocks, state_sizes
 
-LOSS_NOTES = {
-    "full": "trl_loss 'full' describes transformers 4.49 and later with TRL before 1.15, from their source: not measured",
-    "full_shifted": (
-        "trl_loss 'full_shifted' describes transformers up to 4.48, from its source: 1% above two public runs of TRL 0.13, "
-        "4 to 5% above two with float32 copies"
-    ),
-}
 LEFT_OUT = 4096  # bytes: smaller tensors of a layer are not played
 
 
@@ -75,8 +68,10 @@ def _notes(shape: Shape, spec: RunSpec) -> tuple[str, ...]:
         notes.append(f"{shape.model_type} is predicted as a Llama of the same sizes")
     if spec.quant_type == "int8":
         notes.append("int8: outlier columns, which depend on the activations' values, come on top")
-    if spec.trl_loss != "tiled":
-        notes.append(LOSS_NOTES[spec.trl_loss])
+    if spec.trl_loss == "full":
+        notes.append(
+            "trl_loss 'full' is TRL's before 1.15: 1 to 5% above public runs of TRL 0.13; none other was compared"
+        )
     return tuple(notes)
 
 
