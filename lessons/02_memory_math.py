@@ -383,7 +383,7 @@ plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change
 
 # %%
 
-t4 = GPUS["t4"]["total"]
+t4 = GPUS["t4"].total_bytes
 chosen = plan(PRESETS["mistral-7b"].shape, t4, gpu="t4")
 print(f"{chosen.considered} settings, of which {chosen.fitting} fit a T4's {t4 / 2**30:.2f} GiB. The fastest of these:")
 table([{"setting": name, "chosen, and why": reason} for name, reason in chosen.reasons.items()])

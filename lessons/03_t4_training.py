@@ -122,7 +122,7 @@ from helpers.models import AUTO_LARGE, BUNDLED_MODEL, PRESETS, RECIPES, bundled
 
 ours = on_gpu and not run.model.bundled  # then the plan is for this run
 shape = run.model.path if ours else PRESETS[AUTO_LARGE].shape
-gpu, budget = (gpu_of(run.machine.name), run.machine.gpu_bytes) if on_gpu else ("t4", GPUS["t4"]["total"])
+gpu, budget = (gpu_of(run.machine.name), run.machine.gpu_bytes) if on_gpu else ("t4", GPUS["t4"].total_bytes)
 like_t4 = not on_gpu or not run.machine.native_bfloat16
 asked = vars(settings) if ours else RECIPES["other"]
 
@@ -195,7 +195,7 @@ import torch
 guarded = functools.partial(explained, shape, spec, gpu, budget, settings.gradient_accumulation)
 too_large = RunSpec(batch_size=16, seq_len=4096, checkpoint_every=0, repeat_kv=True)
 try:
-    with explained(PRESETS[AUTO_LARGE].shape, too_large, "t4", GPUS["t4"]["total"]):
+    with explained(PRESETS[AUTO_LARGE].shape, too_large, "t4", GPUS["t4"].total_bytes):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 except OutOfMemory as raised:
     advice = str(raised)
@@ -1178,7 +1178,7 @@ shown(every_kernel)
 walked = next(iter(ran["all", "fewer walks"].values()))
 setting = {name: value for name, value in walked["spec"].items() if name in RunSpec.__dataclass_fields__}
 choices = {"batch_size": (1, 2, 4, 8), "checkpoint_every": (0, 1, 2, 3, 4, 6, 8)}
-planned = plan(walked["config"], GPUS["t4"]["total"], setting, choices, gpu="h200").spec
+planned = plan(walked["config"], GPUS["t4"].total_bytes, setting, choices, gpu="h200").spec
 print(f"planned: {planned.batch_size} rows at a time, checkpoint_every={planned.checkpoint_every}")
 fast, fast_t4 = (next(r for r in rows if r["recipe"] == "recorded") for rows in (every_kernel, turing))
 for kernels, r in (("every kernel", fast), ("a T4's kernels", fast_t4)):
@@ -1239,9 +1239,9 @@ qwen_32b = PRESETS["qwen2.5-7b"].shape | {
 loaded_32b = predict(qwen_32b, RunSpec(), "t4").after_load
 print(f"32B (Qwen2.5): {loaded_32b / 1e9:.2f} GB loaded, and a T4 has {GPUS['t4']['total'] / 1e9:.2f} GB")
 verdict(
-    "a 24B shape trains in a T4's memory", max(r["measured"]["peak_allocated"] for r in largest) < GPUS["t4"]["total"]
+    "a 24B shape trains in a T4's memory", max(r["measured"]["peak_allocated"] for r in largest) < GPUS["t4"].total_bytes
 )
-verdict("of 32B not even the weights fit", loaded_32b > GPUS["t4"]["total"])
+verdict("of 32B not even the weights fit", loaded_32b > GPUS["t4"].total_bytes)
 
 # %% [markdown]
 # So the weights give out first. What training adds to a 24B model in this setting is about a GB; there is no room for a larger one.

@@ -560,7 +560,8 @@ verdict("a second adapter takes less than a second base would", held["yes or no"
 # its square. For the models that people use, an adapter is a few percent of its base:
 
 # %%
-from helpers.memory import GIB, GPUS, adapter_bytes, kv_cache_bytes, shape_of, weight_bytes
+from helpers.machine import GIB
+from helpers.memory import GPUS, adapter_bytes, kv_cache_bytes, shape_of, weight_bytes
 from helpers.models import PRESETS
 
 rows = []
@@ -765,7 +766,7 @@ table(rows)
 # %%
 
 contexts = [2**n for n in range(8, 16)]
-names, t4 = ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"), GPUS["t4"]["total"]
+names, t4 = ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"), GPUS["t4"].total_bytes
 of_weights = {name: sum(weight_bytes(shape_of(PRESETS[name].shape), "nf4", True).values()) for name in names}
 
 

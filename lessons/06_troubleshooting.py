@@ -821,7 +821,7 @@ table([
 ])  # fmt: skip
 
 # %%
-t4 = GPUS["t4"]["total"]
+t4 = GPUS["t4"].total_bytes
 peaks = {name: peak(spec) for name, spec in ladder}
 fits = next(i for i, after in enumerate(peaks.values()) if after < t4)
 figure = plots.bars(

@@ -145,7 +145,7 @@ def canifinetune(row) -> dict:
     try:
         said = estimate(
             EstimateRequest(
-                model_id=row["model"], override=model, use_network=False, gpu_vram_gb=GPUS["t4"]["total"] / GIB,
+                model_id=row["model"], override=model, use_network=False, gpu_vram_gb=GPUS["t4"].total_bytes / GIB,
                 seq_len=spec.seq_len, micro_batch_size=spec.batch_size, **settings,
             )
         ).memory  # fmt: skip

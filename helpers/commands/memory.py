@@ -13,6 +13,8 @@ from pathlib import Path
 
 from helpers import CourseError, memory, models
 from helpers.files import read_object
+from helpers.machine import GIB
+from helpers.records import read_rows
 
 SPEC_FIELDS = {field.name: field.default for field in dataclasses.fields(memory.RunSpec)}
 
@@ -34,18 +36,18 @@ def main(arguments) -> int | None:
     if arguments.action == "score":
         return score(arguments.what, arguments.role)
     given = {name: read(name, getattr(arguments, name)) for name in SPEC_FIELDS if getattr(arguments, name) is not None}
-    if memory.GPUS[arguments.gpu]["kernels"] == "t4":  # what the course does there; see helpers/training/workarounds.py
+    if memory.GPUS[arguments.gpu].kernels == "t4":  # what the course does there; see helpers/training/workarounds.py
         given = {"attention_kernels": "t4", "repeat_kv": True, **given}
-    spec, total, config = memory.spec_of(given), memory.GPUS[arguments.gpu]["total"], config_of(arguments.what)
+    spec, shape = memory.RunSpec(**given), memory.shape_of(config_of(arguments.what))
     if arguments.plan:
-        found = memory.plan(config, total, spec, gpu=arguments.gpu)
-        spec, prediction = found.spec, found.prediction
+        found = memory.plan(shape, memory.GPUS[arguments.gpu].total_bytes, spec, gpu=arguments.gpu)
+        prediction = found.prediction
         print(f"{found.considered} settings, {found.fitting} fit. The fastest:")
         for name, reason in found.reasons.items():
             print(f"  {name:<22} {reason}")
     else:
-        prediction = memory.predict(config, spec, arguments.gpu)
-    show(prediction, total, arguments.gpu)
+        prediction = memory.predict(shape, spec, arguments.gpu)
+    show(prediction, shape, arguments.gpu)
     return None
 
 
@@ -81,16 +83,26 @@ def read(name: str, text: str):
         raise CourseError(f"--{name.replace('_', '-')} is {text!r}; give a number") from error
 
 
-def show(prediction, total: int, gpu: str) -> None:
+def show(prediction, shape, gpu: str) -> None:
     """The terms of a prediction as a table, and whether it fits."""
+    total = memory.GPUS[gpu].total_bytes
     for name, size in prediction.parts.items():
         print(f"{name:<42} {size / 1e9:8.3f} GB")
     print(f"{'peak allocated, in the ' + prediction.moment:<42.42} {prediction.peak_allocated / 1e9:8.3f} GB")
     print(f"{'peak reserved':<42} {prediction.peak_reserved / 1e9:8.3f} GB")
-    fits = "fits" if prediction.peak_reserved <= total else "does not fit"
-    print(f"{fits} {gpu}: {prediction.peak_reserved / 2**30:.2f} of {total / 2**30:.2f} GiB")
+    verdict = "fits" if memory.fits(prediction, gpu) else "does not fit"
+    held = prediction.held_bytes(gpu) / GIB
+    print(
+        f"{verdict} {gpu}: {held:.2f} of {total / GIB:.2f} GiB, the CUDA context's "
+        f"{memory.GPUS[gpu]['context'] / GIB:.2f} included{assumed(shape)}"
+    )
     for note in prediction.notes:
         print(f"note: {note}")
+
+
+def assumed(shape) -> str:
+    """What a verdict on an architecture that is not described rests on."""
+    return "" if shape.described else f", if {shape.model_type}, which is not described here, is built like a Llama"
 
 
 def score(path: str, role: str | None) -> None:
@@ -98,7 +110,7 @@ def score(path: str, role: str | None) -> None:
     if not os.path.isfile(path):
         raise CourseError(f"{path!r} is no file of rows, one JSON object a line")
     try:
-        rows = memory.read_rows(path)
+        rows = read_rows(path)
     except (OSError, ValueError) as error:
         raise CourseError(f"{path}: not a readable file of rows, one JSON object a line") from error
     table = memory.score([row for row in rows if role in (None, row.get("role"))])

@@ -9,6 +9,7 @@ __all__ = [
     "choose_one_gpu",  # take one of several GPUs, before CUDA starts
     "gpus_of_driver",  # the GPUs that the driver knows, asked without CUDA
     "ALL_GPUS",  # keeps what CUDA_VISIBLE_DEVICES was before
+    "GIB",  # 2**30 bytes
     "T4_BYTES",  # the memory that a T4 reports
     "peak_resident",  # the most memory this process has held
     "MemoryMonitor",  # GPU memory over time, by phase

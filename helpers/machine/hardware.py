@@ -21,7 +21,8 @@ def peak_resident() -> int:
 
 
 ALL_GPUS = "COURSE_ALL_GPUS"  # the variable that keeps what CUDA_VISIBLE_DEVICES was before one GPU was chosen: nothing
-T4_BYTES = int(14.56 * 2**30)  # what a Colab T4 reports as its total memory
+GIB = 2**30
+T4_BYTES = int(14.56 * GIB)  # what a Colab T4 reports as its total memory
 
 
 @dataclass(frozen=True)

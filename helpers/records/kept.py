@@ -1,5 +1,6 @@
-"""What lessons recorded, one JSON file a lesson in the folder of a run."""
+"""Records in files: one JSON object a lesson in the folder of a run, and measured rows, one JSON object a line."""
 
+import json
 from pathlib import Path
 
 from helpers.files import read_object
@@ -12,3 +13,8 @@ def read_record(folder: Path, stem: str) -> dict:
     except ValueError:
         return {}
     return record if isinstance(record.get("run", {}), dict) else {}
+
+
+def read_rows(path) -> list[dict]:
+    """Measured rows from a file of JSON lines; ValueError for a line that is no JSON."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -7,7 +7,8 @@ import re
 import traceback
 
 from helpers import CourseError
-from helpers.memory import GIB, QKVO, CannotPredict, RunSpec, predict
+from helpers.machine import GIB
+from helpers.memory import QKVO, CannotPredict, RunSpec, fits, predict
 
 
 class OutOfMemory(CourseError, MemoryError):
@@ -22,14 +23,18 @@ def ladder(config, spec: RunSpec, gpu: str, accumulation: int = 1) -> list[tuple
 
     First come those that cost only time, then those that change what is learned. Raises CannotPredict.
     """
+    return [(said, prediction.peak_allocated) for said, prediction in _rungs(config, spec, gpu, accumulation)]
+
+
+def _rungs(config, spec: RunSpec, gpu: str, accumulation: int) -> list[tuple]:
     rungs, peak = [], predict(config, spec, gpu).peak_allocated
 
     def down(said: str, **changes):
         nonlocal spec, peak
         changed = dataclasses.replace(spec, **changes)
-        less = predict(config, changed, gpu).peak_allocated
-        if less < peak:  # what would save nothing is left out
-            spec, peak = changed, less
+        less = predict(config, changed, gpu)
+        if less.peak_allocated < peak:  # what would save nothing is left out
+            spec, peak = changed, less.peak_allocated
             rungs.append((said, less))
 
     down("checkpointing=True", checkpoint_every=1)
@@ -48,7 +53,8 @@ def ladder(config, spec: RunSpec, gpu: str, accumulation: int = 1) -> list[tuple
 def explain(error, config, spec: RunSpec, gpu: str, budget_bytes: int, accumulation: int = 1) -> str:
     """The message, several lines: asked for, predicted, and the ladder down to the first setting that fits.
 
-    `error` None: the run was not begun, since the prediction says that it does not fit.
+    `error` None: the run was not begun, since the prediction says that it does not fit. `budget_bytes`: what the GPU
+    reports. What fits is `helpers.memory.fits`'s, with plan's margin.
     """
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     full = f"the GPU's {budget_bytes / GIB:.2f} GiB are full; {asked[1] if asked else 'more'} was asked for on top."
@@ -56,21 +62,23 @@ def explain(error, config, spec: RunSpec, gpu: str, budget_bytes: int, accumulat
         full if error else f"this run does not fit the GPU's {budget_bytes / GIB:.2f} GiB with a twentieth left free."
     ]
     try:
-        peak, rungs = predict(config, spec, gpu).peak_allocated, ladder(config, spec, gpu, accumulation)
+        whole, rungs = predict(config, spec, gpu), _rungs(config, spec, gpu, accumulation)
     except CannotPredict as unknown:
         return "\n".join(
             [*lines, f"No prediction: {unknown}. Try batch_size=1, checkpointing=True, a shorter max_length."]
         )
-    lines.append(f"Predicted for full rows of {spec.batch_size} x {spec.seq_len} tokens: {peak / GIB:.2f} GiB.")
-    if error and peak < budget_bytes:
+    peak = whole.peak_allocated / GIB
+    lines.append(f"Predicted for full rows of {spec.batch_size} x {spec.seq_len} tokens: {peak:.2f} GiB.")
+    unexpected = error and fits(whole, gpu, budget_bytes)
+    if unexpected:
         lines.append(
             "That fits, so something else holds memory: restart the kernel, and look at nvidia-smi. If it stays:"
         )
     lines.append("Change one setting after the other, in this order, and run the notebook again:")
-    for number, (said, size) in enumerate(rungs, 1):
-        fits = size < 0.95 * budget_bytes
-        lines.append(f"{number}. {said}: {size / GIB:.2f} GiB{', fits' if fits else ''}")
-        if fits and (peak >= budget_bytes or not error):
+    for number, (said, prediction) in enumerate(rungs, 1):
+        enough = fits(prediction, gpu, budget_bytes, margin=None)
+        lines.append(f"{number}. {said}: {prediction.peak_allocated / GIB:.2f} GiB{', fits' if enough else ''}")
+        if enough and not unexpected:
             break
     else:
         lines.append(f"{len(rungs) + 1}. a smaller model_id")

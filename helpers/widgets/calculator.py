@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import queue
+import threading
 
 from helpers import plots
-from helpers.memory import GIB, GPUS, QKVO, CannotPredict, RunSpec, cost_per_token, plan, predict, shape_of
+from helpers.machine import GIB
+from helpers.memory import GPUS, QKVO, CannotPredict, RunSpec, fits, plan, predict
 from helpers.models import PRESETS
 from helpers.widgets.showing import show_panel
 
-MARGIN = 0.05  # of the GPU, as in `plan`: the CUDA context and what a prediction may be off
 TARGETS = {"q, k, v, o": QKVO, "all linear": "all-linear"}
 CHECKPOINTING = {  # checkpoint_every, checkpoint_offload
     "every layer": (1, False), "every 2nd layer": (2, False), "every 4th layer": (4, False), "off": (0, False),
@@ -43,7 +45,7 @@ def spec_for(gpu, rank, targets, batch_size, seq_len, optimizer, checkpointing) 
     every, offload = CHECKPOINTING[checkpointing]
     return RunSpec(
         rank=rank, target_modules=TARGETS[targets], batch_size=batch_size, seq_len=seq_len, optimizer=optimizer,
-        checkpoint_every=every, checkpoint_offload=offload, repeat_kv=GPUS[gpu]["kernels"] == "t4",
+        checkpoint_every=every, checkpoint_offload=offload, repeat_kv=GPUS[gpu].kernels == "t4",
     )  # fmt: skip
 
 
@@ -61,18 +63,22 @@ def grouped(prediction) -> dict[str, int]:
 
 
 def verdict_on(prediction, gpu: str) -> str:
-    """In words: does it fit, and by how much (GiB)."""
-    total, peak = GPUS[gpu]["total"], prediction.peak_allocated
+    """In words: does it fit (`helpers.memory.fits`), with plan's margin or without, and by how much (GiB)."""
+    total, peak = GPUS[gpu].total_bytes, prediction.peak_allocated
+    of_gpu = f"the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB"
+    if fits(prediction, gpu, total, margin=None):
+        return f"Fits: {of_gpu}, {(total - peak) / GIB:.2f} GiB are left."
+    if fits(prediction, gpu, total):
+        return f"Too tight: {of_gpu}, and torch needs room to move."
     if peak > total:
         return f"Does not fit: the peak is {peak / GIB:.2f} GiB, {(peak - total) / GIB:.2f} GiB more than the GPU has."
-    if peak > (1 - MARGIN) * total or prediction.peak_reserved > total:
-        return f"Too tight: the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB, and torch needs room to move."
-    return f"Fits: the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB, {(total - peak) / GIB:.2f} GiB are left."
+    reserved, context = prediction.peak_reserved / GIB, GPUS[gpu].context_bytes / GIB
+    return f"Does not fit: {of_gpu}, but torch reserves {reserved:.2f} GiB and CUDA holds {context:.2f} GiB besides."
 
 
 @functools.lru_cache(maxsize=512)
 def _planned(model: str, gpu: str, base: RunSpec):
-    return plan(PRESETS[model].shape, GPUS[gpu]["total"], base, gpu=gpu, margin=MARGIN)
+    return plan(PRESETS[model].shape, GPUS[gpu].total_bytes, base, gpu=gpu)
 
 
 def advice(model: str, gpu: str, spec: RunSpec) -> list[str]:
@@ -90,22 +96,26 @@ def advice(model: str, gpu: str, spec: RunSpec) -> list[str]:
     }
     if not changes:
         return ["plan would change nothing: this is the fastest setting that fits."]
-    saved = 1 - found.cost / cost_per_token(shape_of(PRESETS[model].shape), spec)
+    saved = found.saved(spec)
     time = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} time a token"
     summary = f"plan would take {found.prediction.peak_allocated / GIB:.2f} GiB and {time} (by its model of time), with"
     return [summary, *(f"{name} {was} → {found.reasons.get(name, now)}" for name, (was, now) in changes.items())]
 
 
+def spec_in(settings: dict) -> RunSpec:
+    """The run of a value of each control."""
+    return spec_for(**{name: value for name, value in settings.items() if name != "model"})
+
+
 def describe(**settings) -> tuple:
     """(prediction, verdict) for a value of each control."""
-    model, rest = settings["model"], {name: value for name, value in settings.items() if name != "model"}
-    prediction = predicted(model, spec_for(**rest), settings["gpu"])
+    prediction = predicted(settings["model"], spec_in(settings), settings["gpu"])
     return prediction, verdict_on(prediction, settings["gpu"])
 
 
 def bar_html(prediction, gpu: str) -> str:
     """The stacked bar as HTML, for it is drawn in a millisecond: a box a group, the GPU's line, a legend with numbers."""
-    total, groups = GPUS[gpu]["total"], grouped(prediction)
+    total, groups = GPUS[gpu].total_bytes, grouped(prediction)
     scale = 100 / (1.08 * max(total, prediction.peak_allocated))  # per cent of the width for a byte
     boxes, legend = [], []
     for (name, size), colour in zip(groups.items(), plots.COLOURS.values(), strict=False):
@@ -127,7 +137,7 @@ def bar_html(prediction, gpu: str) -> str:
 
 def still(prediction, gpu: str, words: str) -> bytes:
     """The same bar as a picture (PNG), for a page that cannot run the controls."""
-    groups, total = grouped(prediction), GPUS[gpu]["total"] / GIB
+    groups, total = grouped(prediction), GPUS[gpu].total_bytes / GIB
     parts = {f"{name} {size / GIB:.2f}": [size / GIB] for name, size in groups.items()}
     figure = plots.stacked_bars(
         [""], parts, words, "GiB", line=total, line_label=f"{gpu}: {total:.2f}", size=(7.6, 2.6)
@@ -161,15 +171,19 @@ def _panel(settings: dict):
         controls[name] = kind(options=values, value=settings[name], description=title, **style)
     line, bar, hints = widgets.HTML(), widgets.HTML(), widgets.HTML()
 
+    def answered(words: list[str]) -> None:
+        first, *reasons = words
+        points = "".join(f"<li>{reason}</li>" for reason in reasons)
+        hints.value = f'<div style="line-height:1.5">{first}<ul style="margin:0">{points}</ul></div>'
+
+    ask = _in_background(lambda chosen: advice(chosen["model"], chosen["gpu"], spec_in(chosen)), answered)
+
     def changed(_=None):
         chosen = {name: control.value for name, control in controls.items()}
         prediction, words = describe(**chosen)
         line.value, bar.value = f"<b>{words}</b>", bar_html(prediction, chosen["gpu"])
         hints.value = f'<div style="opacity:0.4">{hints.value}</div>'  # of the setting before, until plan has thought
-        model = chosen.pop("model")
-        first, *reasons = advice(model, chosen["gpu"], spec_for(**chosen))
-        points = "".join(f"<li>{reason}</li>" for reason in reasons)
-        hints.value = f'<div style="line-height:1.5">{first}<ul style="margin:0">{points}</ul></div>'
+        ask(chosen)
 
     changed()
     for control in controls.values():
@@ -177,3 +191,23 @@ def _panel(settings: dict):
     boxes = list(controls.values())
     columns = widgets.HBox([widgets.VBox(boxes[:4]), widgets.VBox(boxes[4:])])
     return widgets.VBox([columns, line, bar, hints])
+
+
+def _in_background(think, answered):
+    """A function that takes a question and returns at once; `answered(think(question))` follows from another thread.
+
+    Questions that a newer one has overtaken get no answer: a slider asks at every step.
+    """
+    questions = queue.SimpleQueue()
+
+    def work():
+        while True:
+            question = questions.get()
+            while not questions.empty():
+                question = questions.get()
+            answer = think(question)
+            if questions.empty():
+                answered(answer)
+
+    threading.Thread(target=work, daemon=True).start()
+    return questions.put

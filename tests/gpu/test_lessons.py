@@ -107,7 +107,7 @@ def test_a_real_out_of_memory_is_explained_and_leaves_the_gpu_as_it_was():
         return held + [torch.empty(2**45, device="cuda")]
 
     before = torch.cuda.memory_allocated()
-    guard = explained(PRESETS["qwen2.5-7b"].shape, RunSpec(checkpoint_every=0), "t4", GPUS["t4"]["total"])
+    guard = explained(PRESETS["qwen2.5-7b"].shape, RunSpec(checkpoint_every=0), "t4", GPUS["t4"].total_bytes)
     with pytest.raises(OutOfMemory, match="GiB was asked for") as caught, guard:
         train()
     assert "checkpointing=True" in str(caught.value)

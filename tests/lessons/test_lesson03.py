@@ -15,7 +15,7 @@ from helpers.saving import CheckpointError, checkpoint_folder, require_login
 from helpers.training import OutOfMemory, explain, explained
 from helpers.training.out_of_memory import ladder, ran_out
 
-QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"]["total"]
+QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB")
 
 
