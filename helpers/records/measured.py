@@ -49,10 +49,10 @@ def measured_runs(*names: str):
 
 
 def measured_pairs():
-    """Two measured runs of one model that differ in one setting alone, the costlier one first: a DataFrame, one row a pair.
+    """Two measured runs of one model that differ in one setting alone, a DataFrame: one row a pair.
 
-    Columns: differs_in, model, `before` and `after` (the setting's values), saved_bytes of the peak, and `first` and
-    `second`, the rows of the two in measured_runs(). Left out are runs that failed, those recorded as CUDA graphs and
+    Columns: differs_in, model, `before` and `after` (the setting's values), saved_bytes of the peak, and `costlier` and
+    `cheaper`, the rows of the two in measured_runs(). Left out are runs that failed, those recorded as CUDA graphs and
     the "lean" ones, which change more than their settings say.
     """
     import pandas as pd
@@ -63,7 +63,7 @@ def measured_pairs():
         saved = a["measured"]["peak_allocated"] - b["measured"]["peak_allocated"]
         pairs.append((key, a["model"], a["spec"].get(key), b["spec"].get(key), saved, first, second))
     return pd.DataFrame(
-        pairs, columns=["differs_in", "model", "before", "after", "saved_bytes", "first", "second"]
+        pairs, columns=["differs_in", "model", "before", "after", "saved_bytes", "costlier", "cheaper"]
     ).astype({"before": object, "after": object})
 
 

@@ -83,9 +83,9 @@ def test_pairs_are_all_that_differ_in_one_setting_alone(runs):
         if same and len(differ) == 1 and saved > 0:
             found.add((differ[0], i, j, saved))
     pairs = measured_pairs()
-    assert set(zip(pairs.differs_in, pairs["first"], pairs.second, pairs.saved_bytes, strict=True)) == found
+    assert set(zip(pairs.differs_in, pairs.costlier, pairs.cheaper, pairs.saved_bytes, strict=True)) == found
     for pair in pairs.itertuples():
-        a, b = runs.loc[pair.first], runs.loc[pair.second]
+        a, b = runs.loc[pair.costlier], runs.loc[pair.cheaper]
         assert a.peak_bytes - b.peak_bytes == pair.saved_bytes
         assert a.spec.get(pair.differs_in) == pair.before
         assert b.spec.get(pair.differs_in) == pair.after
