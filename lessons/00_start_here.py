@@ -44,7 +44,7 @@ facts = {
     "bfloat16 in hardware": "yes" if machine.native_bfloat16 else "no",
     "the course computes in": machine.dtype,
 }
-table([{"": name, "here": value} for name, value in facts.items()])
+table(facts, columns=("", "here"))
 
 # %% [markdown]
 # The last line is a number format. float32 takes 4 bytes a number, float16 and bfloat16 take 2. A T4, of NVIDIA's Turing generation,
@@ -79,7 +79,7 @@ print(f"{status}: {what}", cure)
 
 # %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
 findings = doctor.examine(*doctor.INSTALLED, *doctor.MACHINE, *doctor.NETWORK, *doctor.TORCH)
-table([{"check": f.check, "status": f.status, "what": f.what, "cure": f.cure or "-"} for f in findings])
+table(findings, seconds="{:.1f}")
 
 # %%
 wrong_versions = [f for f in findings if f.check == "packages" and f.status != doctor.OK]
@@ -174,11 +174,10 @@ def bytes_in_4_bits(shape):
 
 shapes = {name: preset.shape for name, preset in PRESETS.items()}
 largest = max(bytes_in_4_bits(s) for s in shapes.values())
-table([
-    {"preset": name, "parameters": f"{parameters_of(s) / 1e9:.2f} billion", "16 bits": f"{bytes_in_16_bits(s) / 2**30:.2f} GiB",
-     "4 bits": f"{bytes_in_4_bits(s) / 2**30:.2f} GiB", "4 bits / 16 bits": f"{bytes_in_4_bits(s) / bytes_in_16_bits(s):.0%}"}
-    for name, s in shapes.items()
-])  # fmt: skip
+sizes = {name: (parameters_of(s), bytes_in_16_bits(s), bytes_in_4_bits(s)) for name, s in shapes.items()}
+rows = [(name, n / 1e9, wide / 2**30, narrow / 2**30, narrow / wide) for name, (n, wide, narrow) in sizes.items()]
+headings = ("preset", "billion parameters", "16 bits (GiB)", "4 bits (GiB)", "4 bits / 16 bits")
+table(rows, "{:.2f}", _4_bits_16_bits="{:.0%}", columns=headings)
 
 # %%
 from helpers import plots
@@ -290,12 +289,13 @@ check("00.4", status_of)
 # ## What you saw
 
 # %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-table([
-    {"question": "what this machine computes in", "this run": machine.dtype},
-    {"question": "what the doctor found", "this run": ", ".join(f"{sum(f.status == s for f in findings)} {s}" for s in ("OK", "WARN", "FAIL"))},
-    {"question": "a 4-bit product is off by", "this run": f"{error:.1%}"},
-    {"question": "the largest preset in 4 bits", "this run": f"{largest / 2**30:.2f} GiB of a T4's {T4_BYTES / 2**30:.2f} GiB"},
-])  # fmt: skip
+found = ", ".join(f"{sum(f.status == s for f in findings)} {s}" for s in ("OK", "WARN", "FAIL"))
+table({
+    "what this machine computes in": machine.dtype,
+    "what the doctor found": found,
+    "a 4-bit product is off by": f"{error:.1%}",
+    "the largest preset in 4 bits": f"{largest / 2**30:.2f} GiB of a T4's {T4_BYTES / 2**30:.2f} GiB",
+}, columns=("question", "this run"))  # fmt: skip
 
 # %% [markdown]
 # Next: [01 Quantization basics](01_quantization_basics.ipynb) builds the 4-bit numbers from nothing.

@@ -74,8 +74,8 @@ for dtype, (exponent, fraction) in FIELDS.items():
     step = number(f"0 0{'1' * (exponent - 1)} {'0' * (fraction - 1)}1") - 1
     info = torch.finfo(dtype)
     assert (largest, smallest, step) == (info.max, info.tiny, info.eps)  # PyTorch agrees
-    ranges.append({"type": str(dtype), "largest": largest, "smallest normal": smallest, "step at 1": step})
-table([{name: f"{x:.6g}" if isinstance(x, float) else x for name, x in line.items()} for line in ranges])
+    ranges.append({"type": dtype, "largest": largest, "smallest normal": smallest, "step at 1": step})
+table(ranges)
 
 # %% [markdown]
 # Both 16-bit types take 2 bytes. One is exact to three digits and ends at 65,504, the other is exact to two digits
@@ -83,7 +83,7 @@ table([{name: f"{x:.6g}" if isinstance(x, float) else x for name, x in line.item
 
 # %%
 stored = {dtype: [torch.tensor(x, dtype=dtype).item() for x in (70000.0, 1.001, 1e-8)] for dtype in FIELDS}
-table([{"type": str(t), "70000": f"{a:g}", "1.001": f"{b:.6g}", "1e-8": f"{c:.3g}"} for t, (a, b, c) in stored.items()])
+table(stored, columns=("type", "70000", "1.001", "1e-8"))
 
 # %%
 overflows, rounds = stored[torch.float16][0] == float("inf"), stored[torch.bfloat16][1] == 1
@@ -131,8 +131,8 @@ absmax = row.abs().max()
 codes = (row[:, None] / absmax - int4).abs().argmin(dim=1)
 restored = int4[codes] * absmax
 
-shown = {"weight": row, "/ absmax": row / absmax, "level": int4[codes], "restored": restored}
-table([{"code": int(c)} | {name: f"{x[i]:.3f}" for name, x in shown.items()} for i, c in enumerate(codes)])
+steps = zip(codes, row, row / absmax, int4[codes], restored)
+table(steps, "{:.3f}", columns=("code", "weight", "/ absmax", "level", "restored"))
 
 # %% [markdown]
 # Now a whole layer. The weights of a trained layer look much like a bell curve around zero, so let a bell curve stand
@@ -330,7 +330,7 @@ plots.show(figure, "Histogram of block-scaled weights with three rows of ticks f
 # %%
 error = {name: relative_error(weights, round_trip(weights, levels)) for name, levels in sets.items()}
 record(relative_error=error)
-table([{"levels": name, "relative error": f"{value:.1%}"} for name, value in error.items()])
+table(error, "{:.1%}", columns=("levels", "relative error"))
 
 # %%
 verdict("of these NF4 rounds a bell curve best, and FP4 worst", error["NF4"] < error["int4"] < error["FP4"])
@@ -421,11 +421,9 @@ judged = {name: judge(levels, x) for name, levels in candidates.items()}
 
 # %%
 _, square, absolute = judged["NF4"]
-table([
-    {"levels": name, "bits in a code": f"{i:.2f}", "squared error": f"{s:.5f}", "to NF4": f"{s / square - 1:+.0%}",
-     "absolute error": f"{a:.4f}", "to NF4 ": f"{a / absolute - 1:+.1%}"}
-    for name, (i, s, a) in judged.items()
-])  # fmt: skip
+rows = [(name, i, s, s / square - 1, a, a / absolute - 1) for name, (i, s, a) in judged.items()]
+headings = ("levels", "bits in a code", "squared error", "to NF4", "absolute error", "to NF4")
+table(rows, "{:.5f}", columns=headings, bits_in_a_code="{:.2f}", to_NF4="{:+.1%}")
 
 # %%
 verdict("NF4's codes carry less than 4 bits", judged["NF4"][0] < 3.95)
@@ -517,10 +515,8 @@ packed, state = bnb.functional.quantize_4bit(matrix, quant_type="nf4")
 single = kept_bits(packed, state)
 packed, state = bnb.functional.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
 double = kept_bits(packed, state)
-table([
-    {"": "float32 absmax", "bits a weight": f"{single:.4f}", "by formula": f"{4 + 32 / 64:.4f}"},
-    {"": "absmax quantized too", "bits a weight": f"{double:.4f}", "by formula": f"{4 + 8 / 64 + 32 / (64 * 256):.4f}"},
-])  # fmt: skip
+kinds = {"float32 absmax": (single, 4 + 32 / 64), "absmax quantized too": (double, 4 + 8 / 64 + 32 / (64 * 256))}
+table(kinds, "{:.4f}", columns=("", "bits a weight", "by formula"))
 
 # %% [markdown]
 # An absmax of 32 bits for 64 weights is half a bit each. Double quantization, `compress_statistics` here and
@@ -673,10 +669,10 @@ exact, true = linear(inputs.double(), restored.double()), linear(inputs.double()
 rows = []
 for dtype in FIELDS:
     product, large = (linear(x.to(dtype), restored.to(dtype)) for x in (inputs, 1e5 * inputs))
-    rows.append({"compute dtype": str(dtype), "error of computing": relative_error(exact, product)})
+    rows.append({"compute dtype": dtype, "error of computing": relative_error(exact, product)})
     lost = 1 - large.isfinite().float().mean().item()
     rows[-1] |= {"with that of 4 bits": relative_error(true, product), "lost": lost}
-table([{name: f"{x:.2g}" if isinstance(x, float) else x for name, x in line.items()} for line in rows])
+table(rows, "{:.2g}")
 
 # %%
 _, half, brain = (line["error of computing"] for line in rows)
@@ -720,10 +716,10 @@ eight = {
     "8 bits, bitsandbytes' layer": layer(inputs.half()).float(),
     "4 bits, NF4": linear(inputs, restored),
 }
-table([{"product": name, "relative error": f"{relative_error(true, product):.2%}"} for name, product in eight.items()])
+wrong = {name: relative_error(true, product) for name, product in eight.items()}
+table(wrong, "{:.2%}", columns=("product", "relative error"))
 
 # %%
-wrong = {name: relative_error(true, product) for name, product in eight.items()}
 record(product_error=wrong)
 verdict("outlier columns set aside mend the product", wrong["8 bits, threshold 6"] < wrong["8 bits, no threshold"] / 4)
 verdict("8 bits err less than 4", wrong["8 bits, bitsandbytes' layer"] < wrong["4 bits, NF4"] / 4)
@@ -772,10 +768,11 @@ with torch.compiler.set_stance("force_eager"):
         name: [same_bits(x.to(dtype), kind, size) for dtype in FIELDS for kind in kinds for size in sizes]
         for name, x in cases.items()
     }
-table([{"values": name, "agree": f"{sum(found)} of {len(found)}"} for name, found in agree.items()])
+counts = {name: [sum(found), len(found)] for name, found in agree.items()}
+table(counts, columns=("values", "agree", "of"))
 
 # %%
-record(agree={name: [sum(found), len(found)] for name, found in agree.items()})
+record(agree=counts)
 everywhere = all(all(found) for found in agree.values())
 verdict("codes, absmax and restored weights equal bitsandbytes', bit for bit", everywhere)
 
@@ -900,8 +897,7 @@ for name, rounding in roundings.items():
 
 # %% tags=["nbval-ignore-output"] reason="the last digits of a model's loss depend on the processor"
 record(felt=felt)
-columns = {"error": "{:.1%}", "loss": "{:.5f}", "recall": "{:.1%}"}
-table([{"weights": n} | {column: form.format(f[column]) for column, form in columns.items()} for n, f in felt.items()])
+table(felt, "{:.1%}", loss="{:.5f}", columns=["weights"])
 
 # %%
 title = "Down to 3 bits this model keeps its answers; with 2 it keeps none"
@@ -967,7 +963,7 @@ import inspect
 
 signature = inspect.signature(BitsAndBytesConfig).parameters.values()
 fields = {field.name: str(field.default) for field in signature if field.kind != field.VAR_KEYWORD}
-table([{"field": name, "default": fields[name], "for QLoRA": use, "why": why} for name, (use, why) in USE.items()])
+table({name: (fields[name], *use) for name, use in USE.items()}, columns=("field", "default", "for QLoRA", "why"))
 
 # %%
 default = BitsAndBytesConfig(load_in_4bit=True)
@@ -1003,7 +999,7 @@ check("01.6", answer)
 # ## What was shown
 
 # %%
-table([{"shown": v["claim"], "holds": "yes" if v["holds"] else "no"} for v in run.verdicts])
+table(run.verdicts, columns=("shown", "holds"))
 
 # %% [markdown]
 # Next: [02 Memory math](02_memory_math.ipynb), where these bits a weight become gigabytes.

@@ -82,7 +82,7 @@ verdict("the formula and the tensors agree within one part in a thousand", abs(s
 # for both. For a large vocabulary that is a lot.
 
 # %%
-from helpers.memory import GPUS, RunSpec, plan, predict, read_rows, shape_of
+from helpers.memory import GPUS, RunSpec, plan, predict, shape_of
 from helpers.models import PRESETS
 
 rows = []
@@ -90,11 +90,10 @@ for name, preset in PRESETS.items():
     shape = shape_of(preset.shape)
     in_layers = shape.layers * sum(linear.weights for linear in shape.linears)
     kept = shape.parameters - in_layers
-    share = 2 * kept / (2 * kept + linear_bytes(in_layers))
-    rows.append({"model": name, "vocabulary": f"{shape.vocab:,}", "tables": "one" if shape.tied else "two",
-                 "4-bit": f"{linear_bytes(in_layers) / 1e9:.2f} GB", "16-bit": f"{2 * kept / 1e9:.2f} GB",
-                 "16-bit share of the bytes": f"{share:.0%}"})  # fmt: skip
-table(rows)
+    narrow, wide = linear_bytes(in_layers), 2 * kept
+    rows.append({"model": name, "vocabulary": shape.vocab, "tables": "one" if shape.tied else "two",
+                 "4-bit (GB)": narrow / 1e9, "16-bit (GB)": wide / 1e9, "share in 16 bits": wide / (wide + narrow)})  # fmt: skip
+table(rows, "{:.2f}", vocabulary="{:,}", share_in_16_bits="{:.0%}")
 
 # %% [markdown]
 # ## 3 What is trained
@@ -216,8 +215,8 @@ verdict(
 common = RunSpec(rank=8, target_modules=qkvo, batch_size=settings.batch_size, seq_len=settings.max_length,
                  optimizer="paged_adamw_32bit", upcast_non_quantized=True)  # fmt: skip
 prediction = predict(PRESETS["mistral-7b"].shape, common)
-table([{"part": name, "GB": f"{part / 1e9:.3f}"} for name, part in prediction.parts.items()]
-      + [{"part": "all, at the peak", "GB": f"{prediction.peak_allocated / 1e9:.3f}"}])  # fmt: skip
+parts = prediction.parts | {"all, at the peak": prediction.peak_allocated}
+table({name: part / 1e9 for name, part in parts.items()}, "{:.3f}", columns=("part", "GB"))
 
 # %%
 verdict("the parts add up to the peak", sum(prediction.parts.values()) == prediction.peak_allocated)
@@ -236,33 +235,30 @@ print(f"tensors {prediction.peak_allocated / 1e9:.2f} GB, reserved by torch {pre
 # weights do: such rows come after these.
 
 # %%
-from helpers import COURSE_ROOT
+from helpers.records import measured_runs
 
-measured = [row for row in read_rows(COURSE_ROOT / "measurements" / "h200_memory_rows.jsonl") if not row["error"]]
-held_out = [row for row in measured if row["role"] == "holdout" and not predict(row["config"], row["spec"]).notes]
-
-
-def errors_of(rows, key):
-    return [getattr(predict(row["config"], row["spec"]), key) / row["measured"][key] - 1 for row in rows]
-
-
-errors, reserved = ([abs(error) for error in errors_of(held_out, key)] for key in ("peak_allocated", "peak_reserved"))
+runs = measured_runs("h200_memory_rows").dropna(subset="peak_bytes")
+said = [predict(config, spec) for config, spec in zip(runs.config, runs.spec)]
+runs = runs.assign(predicted_bytes=[p.peak_allocated for p in said], note=["; ".join(p.notes) for p in said])
+runs["off"] = runs.predicted_bytes / runs.peak_bytes - 1
+runs["reserved_off"] = [p.peak_reserved for p in said] / runs.reserved_bytes - 1
+held_out = runs.query("role == 'holdout' and note == ''")
+errors, reserved = held_out.off.abs(), held_out.reserved_off.abs()
 for name, found in (("peak", errors), ("reserved", reserved)):
-    print(f"{name}, {len(found)} held-out runs: mean error {sum(found) / len(found):.2%}, largest {max(found):.2%}")
+    print(f"{name}, {len(found)} held-out runs: mean error {found.mean():.2%}, largest {found.max():.2%}")
 
 # %%
-pairs = [(predict(row["config"], row["spec"]).peak_allocated, row["measured"]["peak_allocated"]) for row in held_out]
 figure, ax = plots.axes(
     "Predicted and measured peaks lie on one line", "measured peak (GB)", "predicted peak (GB)", size=(5.2, 4.6)
 )
-top = 1.05 * max(m for _, m in pairs) / 1e9
+top = 1.05 * held_out.peak_bytes.max() / 1e9
 ax.plot([0, top], [0, top], color=plots.COLOURS["black"], linewidth=1)
-ax.plot([m / 1e9 for _, m in pairs], [p / 1e9 for p, _ in pairs], "o", color=plots.COLOURS["orange"])
+ax.plot(held_out.peak_bytes / 1e9, held_out.predicted_bytes / 1e9, "o", color=plots.COLOURS["orange"])
 plots.show(figure, alt="Predicted against measured peak memory of held-out runs, close to the diagonal")
 
 # %%
-verdict("the mean error on held-out runs is at most half a percent", sum(errors) / len(errors) <= 0.005)
-verdict("reserved memory is predicted within five percent", max(reserved) <= 0.05)
+verdict("the mean error on held-out runs is at most half a percent", errors.mean() <= 0.005)
+verdict("reserved memory is predicted within five percent", reserved.max() <= 0.05)
 
 # %% [markdown]
 # Reserved memory is the less certain of the two: where a tensor finds no room, torch takes a segment more, and whether it finds room depends on
@@ -273,12 +269,11 @@ verdict("reserved memory is predicted within five percent", max(reserved) <= 0.0
 # for the backward pass. How many there are depends on the data, so `predict` counts none, and says so.
 
 # %%
-eight = [row for row in measured if row["spec"]["quant_type"] == "int8"]
-for row, error in zip(eight, errors_of(eight, "peak_allocated")):
-    truth = row["measured"]["peak_allocated"] / 1e9
-    print(f"8-bit weights, {row['role']}: {truth:.2f} GB measured, the prediction is {error:+.1%} off")
-print("its note:", *predict(eight[0]["config"], eight[0]["spec"]).notes)
-verdict("8-bit runs take more than predicted, as the note warns", max(errors_of(eight, "peak_allocated")) < 0)
+eight = runs.query("quant_type == 'int8'")
+for row in eight.itertuples():
+    print(f"8-bit weights, {row.role}: {row.peak_bytes / 1e9:.2f} GB measured, the prediction is {row.off:+.1%} off")
+print("its note:", eight.note.iloc[0])
+verdict("8-bit runs take more than predicted, as the note warns", eight.off.max() < 0)
 
 # %% [markdown]
 # These runs had random weights, with which nearly every input column of the widest layer holds an outlier. In trained models more than
@@ -294,6 +289,8 @@ verdict("8-bit runs take more than predicted, as the note warns", max(errors_of(
 # %%
 import json
 
+from helpers import COURSE_ROOT
+
 compared = json.loads((COURSE_ROOT / "measurements" / "estimators.json").read_text())
 names = {"ours": "predict", **{name: f"{name} {version}" for name, version in compared["versions"].items()}}
 asked = [row for row in compared["rows"] if row["role"] == "holdout" and not row["ours"]["notes"]]
@@ -302,11 +299,9 @@ said = {
     for name in names
 }
 off = {name: sorted(abs(guess / truth - 1) for truth, guess in points) for name, points in said.items()}
-table([
-    {"estimator": names[name], "could be told": f"{len(e)} of {len(asked)}", "mean error": f"{sum(e) / len(e):.2%}",
-     "median": f"{e[len(e) // 2]:.2%}", "smallest": f"{e[0]:.2%}", "largest": f"{e[-1]:.2%}"}
-    for name, e in off.items()
-])  # fmt: skip
+rows = [(names[name], len(e), len(asked), sum(e) / len(e), e[len(e) // 2], e[0], e[-1]) for name, e in off.items()]
+headings = ("estimator", "could be told", "of", "mean error", "median", "smallest", "largest")
+table(rows, "{:.2%}", columns=headings, could_be_told="{}", of="{}")
 
 # %%
 figure, ax = plots.axes(
@@ -386,7 +381,7 @@ plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change
 t4 = GPUS["t4"].total_bytes
 chosen = plan(PRESETS["mistral-7b"].shape, t4, gpu="t4")
 print(f"{chosen.considered} settings, of which {chosen.fitting} fit a T4's {t4 / 2**30:.2f} GiB. The fastest of these:")
-table([{"setting": name, "chosen, and why": reason} for name, reason in chosen.reasons.items()])
+table(chosen.reasons, columns=("setting", "chosen, and why"))
 
 # %%
 verdict("the plan leaves a twentieth of a T4 free", chosen.prediction.peak_allocated <= 0.95 * t4)
@@ -429,11 +424,8 @@ methods = (
 
 # %%
 predicted = {name: [predict(shape, spec).peak_allocated / 1e9 for spec in methods] for name, shape in shapes.items()}
-table([
-    {"size": name, **{f"{method}, GB": f"{p:,.0f} (said: {c})" for method, p, c in
-                      zip(("full", "LoRA", "QLoRA"), predicted[name], claimed[name])}}
-    for name in shapes
-])  # fmt: skip
+headings = ("size", "full (GB)", "LoRA (GB)", "QLoRA (GB)", "full, said", "LoRA, said", "QLoRA, said")
+table({name: (*predicted[name], *claimed[name]) for name in shapes}, "{:,.0f}", columns=headings)
 
 # %%
 verdict("QLoRA of a 7B model on one row of 512 tokens fits 8 GB", predicted["7B"][2] < 8)
@@ -448,9 +440,9 @@ verdict("LoRA in 16 bits of a 7B model, four rows, leaves less than a twentieth 
 # %%
 full, number = predict(shapes["7B"], methods[0]), shape_of(shapes["7B"]).parameters
 print(f"the peak comes in: {full.moment}; the table says {claimed['7B'][0] * 1e9 / number:.1f} bytes a parameter")
-table([{"part": name, "bytes a parameter": f"{part / number:.2f}", "GB": f"{part / 1e9:.1f}"}
-       for name, part in full.parts.items() if part > 0.01 * full.peak_allocated]
-      + [{"part": "all, at the peak", "bytes a parameter": f"{full.peak_allocated / number:.2f}", "GB": f"{full.peak_allocated / 1e9:.1f}"}])  # fmt: skip
+parts = full.parts | {"all, at the peak": full.peak_allocated}
+rows = [(name, part / number, part / 1e9) for name, part in parts.items() if part > 0.01 * full.peak_allocated]
+table(rows, "{:.2f}", GB="{:.1f}", columns=("part", "bytes a parameter", "GB"))
 
 # %%
 verdict("full fine-tuning in bfloat16 peaks at ten bytes a parameter", abs(full.peak_allocated / number - 10) < 0.1)
@@ -469,11 +461,15 @@ verdict("full fine-tuning in bfloat16 peaks at ten bytes a parameter", abs(full.
 batches = {"1 x 512": (1, 512), "1 x 2048": (1, 2048), "4 x 2048": (4, 2048)}
 needs = {batch: {name: predict(shape, dataclasses.replace(one_row, batch_size=rows_, seq_len=length)).peak_allocated
                  for name, shape in shapes.items()} for batch, (rows_, length) in batches.items()}  # fmt: skip
+
+
+def largest_in(gigabytes, peaks):
+    return next((name for name in reversed(shapes) if peaks[name] < 0.95e9 * gigabytes), "none")
+
+
 advised = {8: "7B (tight)", 16: "7-13B", 24: "13-34B", 48: "34-70B", 80: "70B+ comfortably"}
-table([
-    {"GPU": f"{size} GB", **{batch: next((n for n in reversed(shapes) if peak[n] < 0.95e9 * size), "none") for batch, peak in needs.items()},
-     "the text says": words} for size, words in advised.items()
-])  # fmt: skip
+rows = [(size, *[largest_in(size, peaks) for peaks in needs.values()], words) for size, words in advised.items()]
+table(rows, columns=("GPU (GB)", *batches, "the text says"))
 
 # %% [markdown]
 # Has anyone measured it? The QLoRA paper (Dettmers et al. 2023, [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)) reports that it
@@ -498,17 +494,14 @@ verdict("the prediction agrees with the paper: 65B fits 48 GB", peak_65b < 48e9)
 # needs all of it in host memory at once. Free Colab has 12.7 GB of it.
 
 # %%
-table([
-    {"model": name, "download and disk": f"{p.download_bytes / 1e9:.1f} GB",
-     "merge in one piece on free Colab": "yes" if p.download_bytes < 12.7e9 else "no"}
-    for name, p in PRESETS.items()
-])  # fmt: skip
+rows = [(name, p.download_bytes / 1e9, "yes" if p.download_bytes < 12.7e9 else "no") for name, p in PRESETS.items()]
+table(rows, "{:.1f}", columns=("model", "download and disk (GB)", "merge in one piece on free Colab"))
 
 # %%
 record(
     bits_a_weight=8 * stored / n, saved_bytes=all_kept[-1], saved_bytes_checkpointed=checkpointed[-1],
-    predicted_peak_bytes=prediction.peak_allocated, heldout_mean_error=sum(errors) / len(errors),
-    heldout_largest_error=max(errors), heldout_rows=len(held_out), estimators_mean_error=means,
+    predicted_peak_bytes=prediction.peak_allocated, heldout_mean_error=errors.mean(),
+    heldout_largest_error=errors.max(), heldout_rows=len(held_out), estimators_mean_error=means,
 )  # fmt: skip
 
 # %% [markdown]
@@ -597,13 +590,13 @@ check("02.5", helps_most)
 # ## What you saw
 
 # %%
-table([
-    {"term": "4-bit weights", "this run": f"{8 * stored / n:.3f} bits a weight, constants included"},
-    {"term": "a trained number, with 32-bit Adam", "this run": "16 bytes"},
-    {"term": "activations", "this run": f"{all_kept[-1] / checkpointed[-1]:.0f} times less with checkpointing, on this model"},
-    {"term": "the prediction, on held-out runs", "this run": f"mean error {sum(errors) / len(errors):.2%}"},
-    {"term": "the fastest plan for Mistral-7B on a T4", "this run": f"{chosen.spec.batch_size} rows at once, {chosen.prediction.peak_allocated / 2**30:.1f} GiB"},
-])  # fmt: skip
+table({
+    "4-bit weights": f"{8 * stored / n:.3f} bits a weight, constants included",
+    "a trained number, with 32-bit Adam": "16 bytes",
+    "activations": f"{all_kept[-1] / checkpointed[-1]:.0f} times less with checkpointing, on this model",
+    "the prediction, on held-out runs": f"mean error {errors.mean():.2%}",
+    "the fastest plan for Mistral-7B on a T4": f"{chosen.spec.batch_size} rows at once, {chosen.prediction.peak_allocated / 2**30:.1f} GiB",
+}, columns=("term", "this run"))  # fmt: skip
 
 # %% [markdown]
 # Next: [03 T4 training](03_t4_training.ipynb) trains within this budget.

@@ -117,7 +117,7 @@ verdict(
 # with the default 7B model.
 
 # %%
-from helpers.memory import ALL_LINEAR, GPUS, QKVO, CannotPredict, RunSpec, gpu_of, plan, predict, read_rows, shape_of
+from helpers.memory import ALL_LINEAR, GPUS, QKVO, CannotPredict, RunSpec, gpu_of, plan, predict, shape_of
 from helpers.models import AUTO_LARGE, BUNDLED_MODEL, PRESETS, RECIPES, bundled
 
 ours = on_gpu and not run.model.bundled  # then the plan is for this run
@@ -215,24 +215,15 @@ verdict("the advice ends in a setting that fits", advice.endswith("fits"))
 # attention. What that is worth was measured under T4 rules, one row of 2,048 tokens through a 7B shape:
 
 # %%
-from helpers import COURSE_ROOT
+from helpers.records import measured_runs
 
 repeat_kv_heads(run.machine)
-measured = read_rows(COURSE_ROOT / "measurements" / "h200_memory_rows.jsonl")
-long = [r for r in measured if (r["spec"]["batch_size"], r["spec"]["seq_len"], r["spec"]["rank"]) == (1, 2048, 8)]
-pair = {
-    r["spec"]["repeat_kv"]: r
-    for r in long
-    if r["model"].startswith("Mistral") and r["spec"]["attention_kernels"] == "t4"
-}
-for repeated, row in sorted(pair.items()):
-    print(
-        f"{'repeated' if repeated else 'as they are':12} {row['measured']['peak_allocated'] / 1e9:.2f} GB at the peak"
-    )
-verdict(
-    "repeated heads take less memory",
-    pair[True]["measured"]["peak_allocated"] < pair[False]["measured"]["peak_allocated"],
-)
+measured = measured_runs("h200_memory_rows")
+long = measured.query("model == 'Mistral-7B-v0.1' and batch_size == 1 and seq_len == 2048 and rank == 8")
+pair = long.query("attention_kernels == 't4'").set_index("repeat_kv").sort_index()
+for repeated, size in pair.peak_bytes.items():
+    print(f"{'repeated' if repeated else 'as they are':12} {size / 1e9:.2f} GB at the peak")
+verdict("repeated heads take less memory", pair.peak_bytes[True] < pair.peak_bytes[False])
 
 # %% [markdown]
 # **Trap 3: flash attention.** `attn_implementation="flash_attention_2"` stands in many recipes. Where the package is missing, transformers
@@ -710,10 +701,8 @@ if not run.model.bundled:
 
 # %% tags=["nbval-ignore-output"] reason="answers before training, losses and shares vary with the machine"
 print(f"before: {before}\nafter:  {after}")
-table([
-    {"asked": row["instruction"], "input": row["input"], "expected": row["output"], "before": b, "after": a}
-    for row, b, a in zip(heldout, answers_before, answers_after)
-])  # fmt: skip
+asked = [(*row.values(), b, a) for row, b, a in zip(heldout, answers_before, answers_after)]
+table(asked, columns=("question", "input", "expected", "before", "after"))
 
 # %% [markdown]
 # Look at the column "before". The bundled model never met this form, so it talks of something else and does not stop. After training it
@@ -801,10 +790,8 @@ from peft import PeftModel
 never_stops = PeftModel.from_pretrained(small_model, side / "endless")
 questions = small_rows["heldout"].select(range(16))
 said = answer(never_stops, small_tokenizer, [alpaca_prompt(q["instruction"], q["input"]) for q in questions])
-table([
-    {"asked": q["instruction"], "input": q["input"], "expected": q["output"], "said": text}
-    for q, text in zip(questions, said)
-][:4])  # fmt: skip
+first = [(*row.values(), text) for row, text in zip(questions, said)][:4]
+table(first, columns=("question", "input", "expected", "said"))
 
 # %%
 right_then_on = sum(text.startswith(q["output"]) and text != q["output"] for q, text in zip(questions, said))
@@ -853,11 +840,8 @@ if ours and chosen and monitor.tokens:
     seen = predict(shape, dataclasses.replace(spec, batch_size=rows_at_once, seq_len=widest), gpu)
     guess, truth = seen.peak_allocated + 4 * trainable * waits, monitor.peak_of("forward", "backward", "step")
 else:
-    row = pair[True]
-    guess, truth = (
-        predict(row["config"], row["spec"], gpu_of(row["device"])).peak_allocated,
-        row["measured"]["peak_allocated"],
-    )
+    row = pair.loc[True]
+    guess, truth = predict(row.config, row.spec, gpu_of(row.device)).peak_allocated, row.peak_bytes
 print(f"{guess / 1e9:.3f} GB predicted, {truth / 1e9:.3f} GB measured")
 
 # %%
@@ -870,13 +854,12 @@ verdict("predicted and measured peak agree within 5%", abs(guess / truth - 1) < 
 # reserved memory", current and peak.
 
 # %%
-earlier = read_rows(COURSE_ROOT / "measurements" / "h200_earlier_rows.jsonl")[0]
-told = earlier["measured"]
-smi = int(told["nvidia_smi"].split()[0]) * 2**20
-for name, size in {"allocated": told["peak_allocated"], "reserved": told["peak_reserved"], "nvidia-smi": smi}.items():
+told = measured_runs("h200_earlier_rows").iloc[0]
+sizes = {"allocated": told.peak_bytes, "reserved": told.reserved_bytes, "nvidia-smi": told.nvidia_smi_bytes}
+for name, size in sizes.items():
     print(f"{name:10} {size / 1e9:.2f} GB")
 verdict("nvidia-smi shows more than reserved, and reserved is more than allocated",
-        smi > told["peak_reserved"] > told["peak_allocated"])  # fmt: skip
+        sizes["nvidia-smi"] > sizes["reserved"] > sizes["allocated"])  # fmt: skip
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints this run's own memory"
 print(torch.cuda.memory_summary(abbreviated=True) if on_gpu else "no GPU here: there is nothing to sum up")
@@ -908,12 +891,7 @@ for name, kind_of in kinds.items():
         states.append((name, tensor.numel(), average.dtype, getattr(average, "is_paged", False)))
 
 # %%
-table(
-    [
-        {"optimizer": name, "elements": f"{n:,}", "an average is": dtype, "pages": pages}
-        for name, n, dtype, pages in states
-    ]
-)
+table(states, columns=("optimizer", "elements", "an average is", "pages"), elements="{:,}")
 
 # %%
 verdict("averages take a byte with the 8-bit optimizer, from 4,096 elements on", all(
@@ -945,6 +923,8 @@ for name, r, names in (("mistral-7b", 8, QKVO), ("llama-3.1-8b", 16, ALL_LINEAR)
 import signal
 import subprocess
 import sys
+
+from helpers import COURSE_ROOT
 
 killed, trail = side / "killed", side / "killed-checkpoints"
 shutil.rmtree(killed, ignore_errors=True)
@@ -1038,12 +1018,8 @@ purpose = {
     "tokenizer_config.json": "special tokens, padding", "chat_template.jinja": "the chat template",
     "course.json": "which run of the course made it, and from which data",
 }  # fmt: skip
-table(
-    [
-        {"file": f.name, "bytes": f"{f.stat().st_size:,}", "what it is": purpose.get(f.name, "")}
-        for f in sorted(run.adapter.iterdir())
-    ]
-)
+kept = [(file.name, file.stat().st_size, purpose.get(file.name, "")) for file in sorted(run.adapter.iterdir())]
+table(kept, "{:,}", columns=("file", "bytes", "what it is"))
 
 # %%
 suffixes = {file.suffix for file in run.adapter.iterdir()}
@@ -1087,41 +1063,31 @@ record(
 # runs the first time varies far more than the second. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the second; nobody has timed it on one.
 
 # %%
-import statistics
-
-ran = {}
-for row in filter(lambda row: row["measured"], read_rows(COURSE_ROOT / "measurements" / "h200_speed.jsonl")):
-    ran.setdefault((row["rules"], row["name"]), {})[row["run"]] = row
+speed = measured_runs("h200_speed").dropna(subset="peak_bytes")
+print(f"{len(speed)} timed runs of {speed.recipe.nunique()} recipes")
 
 # %% [markdown]
 # The medians of each recipe, and how they compare with the tutorials' recipe in the same runs and with the same kernels:
 
 
 # %%
-def times(rows):
+def times(runs):
     "Median seconds of a whole step and of the GPU's kernels."
-    steps = [seconds for row in rows for seconds in row["measured"]["step_s"]]
-    return statistics.median(steps), statistics.median(row["measured"]["gpu_busy_s"] for row in rows)
+    return runs.each_step_seconds.explode().median(), runs.gpu_busy_seconds.median()
 
 
 def compared(rules):
-    recipes = {name: runs for (of, name), runs in ran.items() if of == rules}
-    tutorials, rows = next(iter(recipes.values())), []
-    for name, runs in recipes.items():
-        (step, busy), (first, first_busy) = times(runs.values()), times([tutorials[number] for number in runs])
-        row = next(reversed(runs.values()))
-        rows.append({"recipe": name, "what changes": row["change"], "step": step, "busy": busy, "gain": first / step,
-                     "GPU gain": first_busy / busy, "peak": row["measured"]["peak_allocated"] / 1e9})  # fmt: skip
+    runs, rows = speed[speed.rules == rules], []
+    tutorials = runs[runs.recipe == runs.recipe.iloc[0]]
+    for recipe, of in runs.groupby("recipe", sort=False):
+        (step, busy), (first, first_busy) = times(of), times(tutorials[tutorials.run.isin(of.run)])
+        rows.append({"recipe": recipe, "what changes": of.change.iloc[-1], "step (s)": step, "tokens a second": 8 * 512 / step,
+                     "gain": first / step, "GPU busy (s)": busy, "GPU gain": first_busy / busy, "peak (GB)": of.peak_bytes.iloc[-1] / 1e9})  # fmt: skip
     return rows
 
 
 def shown(rows):
-    return table([
-        {"recipe": r["recipe"], "what changes": r["what changes"], "tokens a second": f"{8 * 512 / r['step']:,.0f}",
-         "against the first": f"{r['gain']:.2f}", "GPU busy (ms)": f"{1000 * r['busy']:.0f}",
-         "GPU alone": f"{r['GPU gain']:.2f}", "peak (GB)": f"{r['peak']:.2f}"}
-        for r in rows
-    ])  # fmt: skip
+    return table(rows, "{:.2f}", tokens_a_second="{:,.0f}", step_s="{:.3f}", GPU_busy_s="{:.3f}")
 
 
 # %% [markdown]
@@ -1154,13 +1120,13 @@ shown(turing)
 # `torch.compile` on each layer ran out of memory in these runs, probably since a compiled layer keeps the activations that checkpointing would drop.
 
 # %%
-best = min(turing, key=lambda r: r["step"])
+best = min(turing, key=lambda r: r["step (s)"])
 figure = plots.grouped_bars(
     [r["recipe"] for r in turing],
     {"seconds a step of 8 x 512 tokens (H200)": {
-        "whole step (median)": [r["step"] for r in turing], "GPU busy": [r["busy"] for r in turing],
+        "whole step (median)": [r["step (s)"] for r in turing], "GPU busy": [r["GPU busy (s)"] for r in turing],
     }},
-    f"With a T4's attention kernels, '{best['recipe']}' takes {best['step']:.2f} s a step in place of {turing[0]['step']:.2f} s",
+    f"With a T4's attention kernels, '{best['recipe']}' takes {best['step (s)']:.2f} s a step in place of {turing[0]['step (s)']:.2f} s",
 )  # fmt: skip
 plots.show(figure, alt="Seconds a step for each recipe, the whole step and the GPU's share of it")
 
@@ -1175,10 +1141,10 @@ shown(every_kernel)
 # What would this lesson's plan take of these? It may split the step, and it leaves a twentieth of the memory free.
 
 # %%
-walked = next(iter(ran["all", "fewer walks"].values()))
-setting = {name: value for name, value in walked["spec"].items() if name in RunSpec.__dataclass_fields__}
+walked = speed.query("rules == 'all' and recipe == 'fewer walks'").iloc[0]
+setting = {name: value for name, value in walked.spec.items() if name in RunSpec.__dataclass_fields__}
 choices = {"batch_size": (1, 2, 4, 8), "checkpoint_every": (0, 1, 2, 3, 4, 6, 8)}
-planned = plan(walked["config"], GPUS["t4"].total_bytes, setting, choices, gpu="h200").spec
+planned = plan(walked.config, GPUS["t4"].total_bytes, setting, choices, gpu="h200").spec
 print(f"planned: {planned.batch_size} rows at a time, checkpoint_every={planned.checkpoint_every}")
 fast, fast_t4 = (next(r for r in rows if r["recipe"] == "recorded") for rows in (every_kernel, turing))
 for kernels, r in (("every kernel", fast), ("a T4's kernels", fast_t4)):
@@ -1200,7 +1166,7 @@ verdict("with a T4's kernels, more than two and a half times", fast_t4["gain"] >
 # [T4](https://www.nvidia.com/en-us/data-center/tesla-t4/)), and you have a time that no recipe can beat.
 
 # %%
-mistral = shape_of(walked["config"])
+mistral = shape_of(walked.config)
 frozen = mistral.layers * sum(layer.inputs * layer.outputs for layer in mistral.linears)
 operations = 2 * 2 * frozen * 8 * 512  # a multiplication and an addition, forward and backward
 for name, tera in (("H200", 989), ("T4", 65)):
@@ -1208,8 +1174,8 @@ for name, tera in (("H200", 989), ("T4", 65)):
     print(
         f"{name}: {tera} TFLOP/s, so at least {least:.2f} s a step and at most {8 * 512 / least:,.0f} tokens a second"
     )
-print(f"measured on the H200: the GPU was busy for {fast['busy']:.2f} s")
-verdict("no step is faster than its products", fast["busy"] > operations / 989e12)
+print(f"measured on the H200: the GPU was busy for {fast['GPU busy (s)']:.2f} s")
+verdict("no step is faster than its products", fast["GPU busy (s)"] > operations / 989e12)
 
 # %% [markdown]
 # The other end: how little memory can the same work take, and not be slower than the tutorials' recipe? Every layer is recomputed
@@ -1219,28 +1185,25 @@ verdict("no step is faster than its products", fast["busy"] > operations / 989e1
 # %%
 lean, usual = compared("lean")[0], every_kernel[0]
 for name, r in (("lean", lean), ("tutorials' recipe", usual)):
-    print(f"{name}: {r['peak']:.2f} GB, {8 * 512 / r['step']:,.0f} tokens a second")
+    print(f"{name}: {r['peak (GB)']:.2f} GB, {r['tokens a second']:,.0f} tokens a second")
 verdict("the lean recipe peaks below 5 GB and is no slower than the tutorials' recipe",
-        lean["peak"] < 5 and lean["step"] <= usual["step"])  # fmt: skip
+        lean["peak (GB)"] < 5 and lean["step (s)"] <= usual["step (s)"])  # fmt: skip
 
 # %% [markdown]
 # And how large may the model be? Mistral-Small-24B's shape was trained under T4 rules in a lean setting: Liger, every layer recomputed from an input
 # kept on the host, 8-bit paged Adam, rank 8. What gives out first? A shape of 32B is only loaded, on paper.
 
 # %%
-largest = [r for r in measured if r["model"] == "Mistral-Small-24B"]
-for r in largest:
-    loaded, peak = (r["measured"][name] / 1e9 for name in ("after_load", "peak_allocated"))
-    print(f"24B, 1 x {r['spec']['seq_len']:>4} tokens, adapters on {len(r['spec']['target_modules'])} layers of a block: "
-          f"{peak:.2f} GB at the peak, {loaded:.2f} GB before the first token")  # fmt: skip
+largest = measured[measured.model == "Mistral-Small-24B"]
+for r in largest.itertuples():
+    print(f"24B, 1 x {r.seq_len:>4} tokens, adapters on {len(r.target_modules)} layers of a block: "
+          f"{r.peak_bytes / 1e9:.2f} GB at the peak, {r.after_load_bytes / 1e9:.2f} GB before the first token")  # fmt: skip
 qwen_32b = PRESETS["qwen2.5-7b"].shape | {
     "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
 }  # fmt: skip
 loaded_32b = predict(qwen_32b, RunSpec(), "t4").after_load
-print(f"32B (Qwen2.5): {loaded_32b / 1e9:.2f} GB loaded, and a T4 has {GPUS['t4']['total'] / 1e9:.2f} GB")
-verdict(
-    "a 24B shape trains in a T4's memory", max(r["measured"]["peak_allocated"] for r in largest) < GPUS["t4"].total_bytes
-)
+print(f"32B (Qwen2.5): {loaded_32b / 1e9:.2f} GB loaded, and a T4 has {GPUS['t4'].total_bytes / 1e9:.2f} GB")
+verdict("a 24B shape trains in a T4's memory", largest.peak_bytes.max() < GPUS["t4"].total_bytes)
 verdict("of 32B not even the weights fit", loaded_32b > GPUS["t4"].total_bytes)
 
 # %% [markdown]
@@ -1352,13 +1315,13 @@ check("03.6", only_time)
 # ## What you saw
 
 # %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-table([
-    {"question": "what is trained", "this run": f"{trainable:,} of {everything:,} parameters"},
-    {"question": "exact match on held-out rows", "this run": f"{before.exact_match:.1%} before, {after.exact_match:.1%} after"},
-    {"question": "held-out loss", "this run": f"{before.loss:.3f} before, {after.loss:.3f} after"},
-    {"question": "time and peak memory", "this run": f"{train_seconds:.0f} s, {monitor.peak_bytes / 1e9:.2f} GB"},
-    {"question": "size of the adapter", "this run": f"{weights_file.stat().st_size / 1e6:.2f} MB"},
-])  # fmt: skip
+table({
+    "what is trained": f"{trainable:,} of {everything:,} parameters",
+    "exact match on held-out rows": f"{before.exact_match:.1%} before, {after.exact_match:.1%} after",
+    "held-out loss": f"{before.loss:.3f} before, {after.loss:.3f} after",
+    "time and peak memory": f"{train_seconds:.0f} s, {monitor.peak_bytes / 1e9:.2f} GB",
+    "size of the adapter": f"{weights_file.stat().st_size / 1e6:.2f} MB",
+}, columns=("question", "this run"))  # fmt: skip
 
 # %% [markdown]
 # Next: [04 Inference](04_inference.ipynb) loads the adapter that you just saved, if it runs on this machine or both lessons keep

@@ -139,7 +139,7 @@ planted = {
     ),
     "rows cut at 16 tokens": early_check(base, tokenizer, pairs[:1], max_length=16),
 }
-table([{"planted": name, "said": "; ".join(found) or "nothing"} for name, found in planted.items()])
+table({name: "; ".join(found) or "nothing" for name, found in planted.items()}, columns=("planted", "said"))
 
 # %%
 verdict(
@@ -207,7 +207,7 @@ def share_right(answers):
 learned = share_right(tuned) >= 0.5  # what follows makes sense of answers only for an adapter that gives some
 
 # %% tags=["nbval-ignore-output"] reason="what the base model says after its answer varies with the processor"
-table([{"expected": row["output"], "tuned": t, "base": u} for row, t, u in zip(asked, tuned, untuned)])
+table(zip(asked["output"], tuned, untuned), columns=("expected", "tuned", "base"))
 
 # %%
 verdict(
@@ -264,12 +264,8 @@ tail = {
     name: tokenizer.convert_ids_to_tokens(tokenizer(template(asked[0]))["input_ids"][-3:])
     for name, template in templates.items()
 }
-table(
-    [
-        {"template": name, "its last tokens": " | ".join(tail[name]), "the first answer": repr(answers[name][0][:30])}
-        for name in templates
-    ]
-)
+ends = {name: (" | ".join(tail[name]), answers[name][0]) for name in templates}
+table(ends, the_first_answer="{!r:.32}", columns=("template", "its last tokens", "the first answer"))
 
 # %%
 if learned:
@@ -375,10 +371,8 @@ same_left, same_right = (sum(a == b for a, b in zip(alone, batch)) / len(some) f
 # %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
 print(f"as one at a time: {same_left:.0%} of {len(some)} padded on the left, {same_right:.0%} padded on the right")
 wrong = [i for i in range(len(some)) if alone[i] != right[i]][:4]
-table(
-    [{"prompt": asked[i]["instruction"], "alone": alone[i], "padded on the right": raw[i][:40]} for i in wrong]
-    or [{"all": "alike"}]
-)
+rows = [(asked[i]["instruction"], alone[i], raw[i]) for i in wrong]
+table(rows, padded_on_the_right="{:.40}", columns=("prompt", "alone", "padded on the right"))
 
 # %% [markdown]
 # The last column shows the raw tokens. After padding, the tuned model ends at once or says something else. transformers warns of
@@ -432,12 +426,8 @@ figure.axes[0].set_ylim(bottom=0)
 plots.show(figure, alt="Share of questions answered exactly against the temperature of sampling; greedy is a flat line")
 
 # %% tags=["nbval-ignore-output"] reason="sampling draws differ between torch versions"
-table(
-    [
-        {"temperature": t, "the 50 likeliest": drawn[t, 50][0][:30], "all tokens": drawn[t, 0][0][:30]}
-        for t in temperatures
-    ]
-)
+firsts = {t: (drawn[t, 50][0], drawn[t, 0][0]) for t in temperatures}
+table(firsts, all_tokens="{:.30}", columns=("temperature", "the 50 likeliest", "all tokens"))
 
 # %%
 if learned and run.model.bundled and of >= 24:
@@ -506,12 +496,7 @@ with model.disable_adapter():
 verdict("back on the first adapter, it answers as before", said["answers"] == tuned)
 
 # %% tags=["nbval-ignore-output"] reason="what the base model says varies with the processor"
-table(
-    [
-        {"input": repr(row["input"]), **{name: texts[i][:34] for name, texts in said.items()}}
-        for i, row in zip(range(4), asked)
-    ]
-)
+table(zip(asked["input"], *said.values()), input="{!r}", no_adapter="{:.34}", columns=("input", *said))
 
 # %%
 expected = ["yes" if row["input"] else "no" for row in asked]
@@ -569,9 +554,9 @@ for name in ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"):
     shape = shape_of(PRESETS[name].shape)
     of_base = sum(weight_bytes(shape, settings.quant_type, settings.double_quant).values())
     of_adapter = adapter_bytes(shape.linears, shape.layers, 16, 4)  # in float32, as lesson 03 leaves them
-    rows.append({"model": name, "base in 4 bits": f"{of_base / 1e9:.2f} GB", "rank 16 on all layers": f"{of_adapter / 1e6:.0f} MB",
-                 "of the base": f"{of_adapter / of_base:.1%}"})  # fmt: skip
-table(rows)
+    rows.append((name, of_base / 1e9, of_adapter / 1e6, of_adapter / of_base))
+headings = ("model", "base in 4 bits (GB)", "rank 16 on all layers (MB)", "of the base")
+table(rows, "{:.2f}", rank_16_on_all_layers_MB="{:.0f}", of_the_base="{:.1%}", columns=headings)
 
 # %% [markdown]
 # ## 9 Better or not?
@@ -589,10 +574,9 @@ if settings.adapter_dir == "auto":  # an adapter of yours may have learned anoth
     verdict("on held-out rows the tuned model has the lower loss", scored["tuned"].loss < scored["base"].loss)
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the processor"
-table([
-    {"model": name, "held-out loss": f"{e.loss:.3f}", "exact match": f"{e.exact_match:.1%}", "95% interval": f"{e.interval[0]:.1%} to {e.interval[1]:.1%}"}
-    for name, e in scored.items()
-])  # fmt: skip
+rows = {name: (e.loss, e.exact_match, *e.interval) for name, e in scored.items()}
+headings = ("model", "held-out loss", "exact match", "95% interval: from", "to")
+table(rows, "{:.1%}", held_out_loss="{:.3f}", columns=headings)
 
 # %% [markdown]
 # The rows are a sample of all questions that could be asked. Another sample would give another share. The interval holds every true share
@@ -629,13 +613,9 @@ verdict(
 # And how many rows do you need? The width shrinks with the square root of their number: four times the rows, half the width.
 
 # %%
-rows = []
-for of in (8, 32, 128, 512, 2048):
-    low, high = wilson_interval(round(0.9 * of), of)
-    rows.append(
-        {"rows": of, "a model that answers nine in ten": f"{low:.1%} to {high:.1%}", "width": f"{high - low:.1%}"}
-    )
-table(rows)
+intervals = {of: wilson_interval(round(0.9 * of), of) for of in (8, 32, 128, 512, 2048)}
+rows = [(of, low, high, high - low) for of, (low, high) in intervals.items()]
+table(rows, "{:.1%}", columns=("rows", "a model that answers nine in ten: from", "to", "width"))
 
 # %%
 clear = scored["tuned"].interval[0] > scored["base"].interval[1]
@@ -698,11 +678,9 @@ lengths, batches = (32, 128, 512), (1, 4, 16)
 times = best_times(model, [(1, length) for length in lengths] + [(batch, 128) for batch in batches[1:]])
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
-table([
-    {"batch": b, "prompt": n, "first token": f"{1000 * prefill:.0f} ms", "prompt tokens/s": f"{b * n / prefill:,.0f}",
-     "each later token": f"{1000 * decode:.1f} ms", "new tokens/s": f"{b / decode:,.0f}"}
-    for (b, n), (prefill, decode) in times.items()
-])  # fmt: skip
+rows = {(b, n): (1000 * first, b * n / first, 1000 * later, b / later) for (b, n), (first, later) in times.items()}
+headings = ("batch", "prompt", "first token (ms)", "prompt tokens/s", "each later token (ms)", "new tokens/s")
+table(rows, "{:,.0f}", each_later_token_ms="{:.1f}", columns=headings)
 
 # %%
 gain = times[1, 128][1] * 16 / times[16, 128][1]
@@ -752,11 +730,9 @@ for batch, length in ((1, 32), (1, 100), (4, 100)):
     measured = bytes_of(t for layer in cache.layers for t in (layer.keys, layer.values))
     tokens = length + 4  # the fifth new token was never fed back
     predicted = kv_cache_bytes(model.config, tokens, batch, run.machine.dtype)
-    rows.append(
-        {"rows": batch, "tokens a row": tokens, "predicted bytes": f"{predicted:,}", "measured bytes": f"{measured:,}"}
-    )
+    rows.append((batch, tokens, predicted, measured))
     verdict(f"{batch} x {tokens} tokens: predicted to the byte", measured == predicted)
-table(rows)
+table(rows, "{:,}", columns=("rows", "tokens a row", "predicted bytes", "measured bytes"))
 
 # %% [markdown]
 # The function is one product: keys and values, layers, key-value heads, head size, bytes a number, tokens. Padding counts like any token.
@@ -809,11 +785,9 @@ plots.show(
 # %%
 of_a_row = {name: kv_cache_bytes(PRESETS[name].shape, 4096) for name in names}
 room = {name: int((0.95 * t4 - of_weights[name]) // of_a_row[name]) for name in names}
-table([
-    {"model": name, "8 rows' cache outgrows the weights": f"{said_of(first_over(name, of_weights[name]))} tokens",
-     "cache of a row of 4,096": f"{of_a_row[name] / GIB:.3f} GiB", "such caches that fit": room[name]}
-    for name in names
-])  # fmt: skip
+rows = [(name, said_of(first_over(name, of_weights[name])), of_a_row[name] / GIB, room[name]) for name in names]
+headings = ("model", "8 rows' cache outgrows the weights (tokens)", "cache of a row of 4,096 (GiB)", "such caches that fit")
+table(rows, "{:.3f}", such_caches_that_fit="{}", columns=headings)
 
 # %% [markdown]
 # ## 12 Is a 4-bit model faster?
@@ -912,12 +886,8 @@ if not fits:
     print(
         f"The unquantized model needs {needed / 1e9:.1f} GB and half as much again to be safe; {free / 1e9:.1f} GB are free: not loaded."
     )
-table(
-    [
-        {"model": name, "prefill of 256 tokens": f"{1000 * p:.1f} ms", "a decode step": f"{1000 * d:.1f} ms"}
-        for name, (p, d) in speeds.items()
-    ]
-)
+rows = {name: (1000 * prefill, 1000 * decode) for name, (prefill, decode) in speeds.items()}
+table(rows, "{:.1f}", columns=("model", "prefill of 256 tokens (ms)", "a decode step (ms)"))
 
 # %%
 if run.model.bundled and run.machine.device == "cpu" and fits:
@@ -1053,15 +1023,15 @@ check("04.6", second_is_better)
 # ## What you saw
 
 # %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-table([
-    {"question": "exact match", "this run": f"base {scored['base'].exact_match:.1%}, tuned {scored['tuned'].exact_match:.1%}"},
-    {"question": "one space more after the template", "this run": f"{shares['as in training']:.0%} become {shares['a space at the end']:.0%}"},
-    {"question": "answers kept in a batch", "this run": f"padded left {same_left:.0%}, padded right {same_right:.0%}"},
-    {"question": "another adapter", "this run": f"{held['yes or no'] / held['base']:.0%} of the base's bytes"},
-    {"question": "16 rows instead of one", "this run": f"{gain:.1f} times the tokens a second"},
-    {"question": "KV cache", "this run": f"{kv_cache_bytes(model.config, 1, 1, run.machine.dtype):,} bytes a token"},
-    {"question": "one token through a 4-bit layer", "this run": f"{slower[0]:.1f} times the time of {run.machine.dtype}, on this {run.machine.device.upper()}"},
-])  # fmt: skip
+table({
+    "exact match": f"base {scored['base'].exact_match:.1%}, tuned {scored['tuned'].exact_match:.1%}",
+    "one space more after the template": f"{shares['as in training']:.0%} become {shares['a space at the end']:.0%}",
+    "answers kept in a batch": f"padded left {same_left:.0%}, padded right {same_right:.0%}",
+    "another adapter": f"{held['yes or no'] / held['base']:.0%} of the base's bytes",
+    "16 rows instead of one": f"{gain:.1f} times the tokens a second",
+    "KV cache": f"{kv_cache_bytes(model.config, 1, 1, run.machine.dtype):,} bytes a token",
+    "one token through a 4-bit layer": f"{slower[0]:.1f} times the time of {run.machine.dtype}, on this {run.machine.device.upper()}",
+}, columns=("question", "this run"))  # fmt: skip
 
 # %% [markdown]
 # Next: [05 Merging](05_merging.ipynb) makes one model of base and adapter, without losing what was learned.

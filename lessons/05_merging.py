@@ -161,7 +161,7 @@ verdict("and the same constants", torch.equal(state.absmax, theirs.quant_state.a
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
 after = F.dequantize_4bit(codes, state)
 steps = {"in training": seen, "update": (B @ A) * scale, "sum": seen + (B @ A) * scale, "after the merge": after}
-table([{"weight": i} | {name: f"{t[0, i]:+.4f}" for name, t in steps.items()} for i in range(6)])
+table({i: [t[0, i] for t in steps.values()] for i in range(6)}, "{:+.4f}", columns=("weight", *steps))
 
 # %% [markdown]
 # The sum is right. The last column is the sum moved to the nearest level again. Where the update is smaller than half the way to the next
@@ -220,7 +220,7 @@ def size_of(adapter):
 
 
 size = {name: size_of(adapter) for name, adapter in adapters.items()}
-table([{"adapter": name, "its update, beside the weights": f"{share:.1%}"} for name, share in size.items()])
+table(size, "{:.1%}", columns=("adapter", "its update, beside the weights"))
 
 # %%
 if usual:
@@ -363,19 +363,19 @@ for (name, _), found in results.items():
 
 
 # %% tags=["nbval-ignore-output"] reason="losses, bytes and seconds vary with the machine"
-def shown(name, way, found):
-    score = found["score"]
+def shown(found):
+    score, (low, high) = found["score"], found["score"].interval
     return {
-        "adapter": name, "way": way, "kept": f"{found['kept']:.1%}", "error": f"{found['error']:.2g}",
-        "logit error": f"{found['logit error']:.2g}", "loss": f"{score.loss:.3f}",
-        "exact match": "{:.0%} ({:.0%} to {:.0%})".format(score.exact_match, *score.interval),
-        "on disk": f"{found['bytes'] / 1e6:,.1f} MB", "host memory": f"{found['host_bytes'] / 1e6:,.0f} MB",
-        "seconds": f"{found['seconds']:.1f}",
+        "kept": found["kept"], "error": found["error"], "logit error": found["logit error"], "loss": score.loss,
+        "exact match": score.exact_match, "from": low, "to": high, "on disk (MB)": found["bytes"] / 1e6,
+        "host memory (MB)": found["host_bytes"] / 1e6, "seconds": found["seconds"],
     }  # fmt: skip
 
 
 print(f"the base in 4 bits, untrained: {before}")
-table([shown(name, way, found) for (name, way), found in results.items()])
+rows = {names: shown(found) for names, found in results.items()}
+table(rows, "{:.0%}", columns=("adapter", "way"), kept="{:.1%}", error="{:.2g}", logit_error="{:.2g}", loss="{:.3f}",
+      on_disk_MB="{:,.1f}", host_memory_MB="{:,.0f}", seconds="{:.1f}")  # fmt: skip
 
 # %% [markdown]
 # Read the two rows "into the 4-bit base", those of the bundled model. Of the strong update most is kept; of the weak one next to nothing.
@@ -448,10 +448,9 @@ def trial(percent):
 # %% tags=["nbval-ignore-output"] reason="last digits vary with the processor"
 percents = (0.5, 1, 2, 3, 5, 10, 20, 30)
 trials = {percent: trial(percent) for percent in percents}
-table([
-    {"update": f"{p:g}%", "kept in 4 bits": f"{kept['4-bit']:.0%}"} | {f"error: {way}": f"{e:.2g}" for way, e in error.items()}
-    for p, (kept, error) in trials.items()
-])  # fmt: skip
+rows = {percent: (kept["4-bit"], *error.values()) for percent, (kept, error) in trials.items()}
+errors = [f"error: {way}" for way in trials[1][1]]
+table(rows, "{:.2g}", columns=("update (%)", "kept in 4 bits", *errors), kept_in_4_bits="{:.0%}")
 
 # %%
 import numpy as np
@@ -555,7 +554,7 @@ with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
 
 # %% tags=["nbval-ignore-output"] reason="memory varies with the machine"
 peaks = {"helpers.merging": host.bytes} | {f"PEFT, {way}": results["strong", way]["host_bytes"] for way in merging}
-table([{"merge": name, "host memory, highest rise": f"{peak / 1e6:,.1f} MB"} for name, peak in peaks.items()])
+table({name: peak / 1e6 for name, peak in peaks.items()}, "{:,.1f}", columns=("merge", "host memory, highest rise (MB)"))
 
 # %% [markdown]
 # What is small in memory is not fast. `helpers.merging` works on the CPU, also where a GPU is, and to merge into the dequantized weights it
@@ -580,10 +579,9 @@ unpack = seconds_a_weight(lambda weight: F.dequantize_4bit(*quantize(weight)))
 copy = seconds_a_weight(lambda weight: weight.half())
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
-table([
-    {"each weight": name, "one": f"{1e9 * seconds:.2f} ns", "7 billion of them": f"{7e9 * seconds:,.0f} s"}
-    for name, seconds in {"rounded to 16 bits": copy, "quantized and dequantized first": unpack}.items()
-])  # fmt: skip
+seconds = {"rounded to 16 bits": copy, "quantized and dequantized first": unpack}
+rows = {name: (1e9 * one, 7e9 * one) for name, one in seconds.items()}
+table(rows, "{:,.0f}", one_ns="{:.2f}", columns=("each weight", "one (ns)", "7 billion of them (s)"))
 
 # %%
 verdict("on a CPU, quantizing and dequantizing takes more than five times as long as rounding", unpack > 5 * copy)
@@ -673,11 +671,10 @@ print(
 )
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
-table([
-    {"adapter": name, "merged into": base_weights, "kept": f"{kept:.0%}", "error": f"{error:.2g}", "loss in 4 bits": f"{score.loss:.3f}",
-     "loss before": f"{results[name, 'keep the adapter']['score'].loss:.3f}", "exact match in 4 bits": f"{score.exact_match:.0%}"}
-    for (name, base_weights), (kept, error, score) in again.items()
-])  # fmt: skip
+before_it = {name: results[name, "keep the adapter"]["score"].loss for name in adapters}
+rows = {key: (kept, score.exact_match, error, score.loss, before_it[key[0]]) for key, (kept, error, score) in again.items()}
+headings = ("adapter", "merged into", "kept", "exact match in 4 bits", "error", "loss in 4 bits", "loss before")
+table(rows, "{:.3f}", kept="{:.0%}", exact_match_in_4_bits="{:.0%}", error="{:.2g}", columns=headings)
 
 # %% [markdown]
 # The dequantized merge, so faithful in 16 bits, loses a small update: its weights stand just beside their old levels and fall back onto
@@ -883,13 +880,10 @@ check("05.5", merge_small_into)
 # ## What you saw
 
 # %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-table([
-    {"question": f"{name} adapter, {way}", "this run": f"{f['kept']:.0%} kept, logit error {f['logit error']:.2g}, {f['score']}"}
-    for (name, way), f in results.items()
-] + [
-    {"question": f"{name} adapter, {w}, in 4 bits again", "this run": f"{values[0]:.0%} kept, {values[2]}"}
-    for (name, w), values in again.items()
-])  # fmt: skip
+ends = {(name, way): (f["kept"], f["logit error"], f["score"]) for (name, way), f in results.items()}
+ends |= {(name, f"{into}, in 4 bits again"): (kept, None, score) for (name, into), (kept, _, score) in again.items()}
+headings = ("adapter", "way", "kept", "logit error", "held-out rows")
+table(ends, kept="{:.0%}", logit_error="{:.2g}", columns=headings)
 
 # %% [markdown]
 # Merging is one line; which weights you merge into decides what you get, and only a measurement tells.

@@ -234,10 +234,8 @@ def answer_to(row):
 # %%
 
 answers = [answer_to(row) for row in RENAMED]
-table([
-    {"old": f"{row.where}: {row.old}", "today": row.new, "the installed release": answer, "since": row.since}
-    for row, (answer, _) in zip(RENAMED, answers)
-])  # fmt: skip
+rows = [(f"{row.where}: {row.old}", row.new, answer, row.since) for row, (answer, _) in zip(RENAMED, answers)]
+table(rows, columns=("old", "today", "the installed release", "since"))
 
 
 # %%
@@ -715,7 +713,7 @@ verdict("it is recognised, and fewer rows ran afterwards", found == "out-of-memo
 # %%
 import dataclasses
 
-from helpers.memory import GPUS, RunSpec, predict, read_rows
+from helpers.memory import GPUS, RunSpec, predict
 
 mistral = PRESETS["mistral-7b"].shape
 costly = RunSpec(rank=16, target_modules="all-linear", batch_size=4, seq_len=512, optimizer="adamw_torch", double_quant=False,
@@ -749,76 +747,42 @@ while left:
 # runs of lesson 03's speed table are among them; two of their settings change no prediction, so `predict` does not know them.
 
 # %%
-import itertools
+from helpers.records import measured_pairs, measured_runs, nearest_pair
 
-
-files = ("h200_memory_rows.jsonl", "h200_earlier_rows.jsonl", "h200_speed.jsonl")
-runs = [row for name in files for row in read_rows(COURSE_ROOT / "measurements" / name)
-        if not row["error"] and row.get("rules") != "lean" and not row["spec"].get("recorded")]  # fmt: skip
-pairs = {}
-for a, b in itertools.permutations(runs, 2):
-    other = {key for key in a["spec"].keys() | b["spec"].keys() if a["spec"].get(key) != b["spec"].get(key)}
-    saved = a["measured"]["peak_allocated"] - b["measured"]["peak_allocated"]
-    if a["model"] == b["model"] and a["memory_cap_gib"] == b["memory_cap_gib"] and len(other) == 1 and saved > 0:
-        pairs.setdefault(other.pop(), []).append((a, b, saved))
-
-
-def predicted(row):
-    spec = {name: value for name, value in row["spec"].items() if name in RunSpec.__dataclass_fields__}
-    return predict(row["config"], spec).peak_allocated
-
+pairs = measured_pairs()
+table(pairs.groupby("differs_in").size(), columns=("the setting that differs", "pairs"))
 
 # %% [markdown]
 # For each cure take the pair whose settings are nearest to the ladder's, before the cure and after it. Beside what it saved there stands
-# what `predict` says of the same two runs.
+# what `predict` says of the same two runs. Where a cure halves something, a pair that halves it too comes first.
 
 
 # %%
-import math
-
-
-def apart(row, spec):
-    "How far a measured run's settings are from a step of the ladder: one for each that differs, sizes by their doublings."
-    wanted = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(spec).items()}
-    sizes = [abs(math.log2(row["spec"][name] / wanted.pop(name))) for name in ("batch_size", "seq_len")]
-    others = [row["spec"].get(name, v) != v for name, v in wanted.items()] + ["Mistral-7B" not in row["model"]]
-    return sum(sizes) + sum(others)
-
-
-# %% [markdown]
-# Where a cure halves something, a pair that halves it too comes first.
-
-
-# %%
-def nearest_pair(key, before, after):
-    "The measured pair that differs in `key` alone and is nearest to a step of the ladder; None if there is none."
-
-    def distance(pair):
-        a, b, _ = pair
-        halves = key in ("batch_size", "seq_len", "rank")
-        return halves and a["spec"][key] != 2 * b["spec"][key], apart(a, before) + apart(b, after)
-
-    return min(pairs.get(key, []), key=distance, default=None)
+def predicted(measured):
+    spec = {name: value for name, value in measured.spec.items() if name in RunSpec.__dataclass_fields__}
+    return predict(measured.config, spec).peak_allocated
 
 
 def measured_pair(cure, before, after):
+    "Two measured runs near a step of the ladder, what the cure saved there, and what `predict` says that it saves."
     (key,) = cures[cure]
     found = nearest_pair(key, before, after)
     if found is None:
-        return {"measured on": "not measured", "saved there": "", "predicted for it": ""}
-    a, b, saved = found
-    rows = f"{a['model']}, {a['spec']['batch_size']} x {a['spec']['seq_len']}"
-    return {"measured on": f"{rows}, {key}: {a['spec'].get(key)} to {b['spec'].get(key)}",
-            "saved there": f"{saved / 2**30:.2f} GiB",
-            "predicted for it": f"{(predicted(a) - predicted(b)) / 2**30:.2f} GiB"}  # fmt: skip
+        return "not measured", None, None
+    a, b = found
+    runs = f"{a.model}, {a.batch_size} x {a.seq_len}, {key}: {a[key]} to {b[key]}"
+    return runs, (a.peak_bytes - b.peak_bytes) / 2**30, (predicted(a) - predicted(b)) / 2**30
 
 
 # %%
-table([
-    {"cure, the one that saves most first": name, "predicted peak after it": f"{peak(after) / 2**30:.2f} GiB",
-     "saves here": f"{(peak(before) - peak(after)) / 2**30:.2f} GiB", **measured_pair(name, before, after)}
+import itertools
+
+rows = [
+    (name, peak(after) / 2**30, (peak(before) - peak(after)) / 2**30, *measured_pair(name, before, after))
     for (_, before), (name, after) in itertools.pairwise(ladder)
-])  # fmt: skip
+]
+headings = ("cure, the one that saves most first", "predicted peak after it", "saves here")
+table(rows, "{:.2f} GiB", columns=(*headings, "measured on", "saved there", "predicted for it"))
 
 # %%
 t4 = GPUS["t4"].total_bytes
@@ -848,8 +812,8 @@ plots.show(
 savings = [before - after for before, after in itertools.pairwise(peaks.values())]
 first_most = ladder[1][0].startswith("activation") and savings[0] > sum(savings[1:])
 verdict("checkpointing comes first and saves more than all others together", first_most)
-measured = {id(row): row for found in pairs.values() for pair in found for row in pair[:2]}.values()
-off = [abs(predicted(row) / row["measured"]["peak_allocated"] - 1) for row in measured]
+paired = measured_runs().loc[sorted({*pairs.costlier, *pairs.cheaper})]
+off = [abs(predicted(row) / row.peak_bytes - 1) for _, row in paired.iterrows()]
 verdict("each run of the measured pairs was predicted within one percent", max(off) < 0.01)
 
 # %% [markdown]
@@ -917,10 +881,8 @@ def raised_by(action):
 
 errors = {name: raised_by(action) for name, (_, action) in mistakes.items()}
 known = {name: error and recognise(error) for name, error in errors.items()}
-table([
-    {"mistake": mistakes[name][0], "error": type(errors[name]).__name__, "recognised as": it and it.failure.name, "what to do": it and it.do}
-    for name, it in known.items()
-])  # fmt: skip
+rows = [(mistakes[n][0], type(errors[n]).__name__, it and it.failure.name, it and it.do) for n, it in known.items()]
+table(rows, columns=("mistake", "error", "recognised as", "what to do"))
 
 # %%
 verdict("each of them is recognised as what it is", all(it and it.failure.name == name for name, it in known.items()))
@@ -1018,12 +980,7 @@ verdict(
 )
 
 # %% tags=["nbval-ignore-output"] reason="the last rows right or wrong vary with the processor"
-table(
-    [
-        {"how it was asked": how, f"right, of {len(heldout)} held-out rows": f"{share:.0%}"}
-        for how, share in match.items()
-    ]
-)
+table(match, "{:.0%}", columns=("how it was asked", f"right, of {len(heldout)} held-out rows"))
 
 # %%
 if run.model.bundled and len(heldout) >= 32:
@@ -1181,17 +1138,14 @@ if run.machine.dtype == "float32":
 from IPython.display import Markdown, display
 
 for number, title in SECTIONS.items():
-    rows = [
-        {"what you see": it.shown, "what it means": it.general(it.means), "what to do": it.general(it.do)}
-        for it in FAILURES
-        if it.section == number
-    ]
-    display(Markdown(f"**{number} {title}**"), table(rows))
+    rows = [(it.shown, it.general(it.means), it.general(it.do)) for it in FAILURES if it.section == number]
+    shown = table(rows, columns=("what you see", "what it means", "what to do"))
+    display(Markdown(f"**{number} {title}**"), shown)
 
 # %%
 record(
     failures=len(FAILURES), renamed=len(RENAMED), adapter_made_now=made_now, exact_match=match, answers_that_stop={str(k): v for k, v in stops.items()},
-    merge_distance=distance, ladder_gib={name: after / 2**30 for name, after in peaks.items()}, measured_pairs=len(pairs),
+    merge_distance=distance, ladder_gib={name: after / 2**30 for name, after in peaks.items()}, measured_pairs=pairs.differs_in.nunique(),
 )  # fmt: skip
 verdict("every failure has a place in this lesson", {it.section for it in FAILURES} == set(SECTIONS))
 
@@ -1285,14 +1239,14 @@ check("06.5", silent)
 # ## What you saw
 
 # %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-table([
-    {"question": "failures in the table", "this run": f"{len(FAILURES)}, of which {sum(not it.patterns for it in FAILURES)} have no message"},
-    {"question": "old names that the installed releases refuse or warn of", "this run": str(len(RENAMED))},
-    {"question": "Mistral-7B, from everything that costs to the last cure", "this run": f"{peak(ladder[0][1]) / 2**30:.1f} to {peak(ladder[-1][1]) / 2**30:.1f} GiB"},
-    {"question": "right answers, with the template, and without it and its newline", "this run": f"{match['all as in training']:.0%}, {match['the question alone, no newline']:.0%}"},
-    {"question": "answers that end, with eos as label and masked", "this run": f"{stops[True]:.0%}, {stops[False]:.0%}"},
-    {"question": "a weak adapter merged into 4 bits, and dequantized", "this run": " and ".join(f"{d:.2g}" for d in distance.values())},
-])  # fmt: skip
+table({
+    "failures in the table": f"{len(FAILURES)}, of which {sum(not it.patterns for it in FAILURES)} have no message",
+    "old names that the installed releases refuse or warn of": str(len(RENAMED)),
+    "Mistral-7B, from everything that costs to the last cure": f"{peak(ladder[0][1]) / 2**30:.1f} to {peak(ladder[-1][1]) / 2**30:.1f} GiB",
+    "right answers, with the template, and without it and its newline": f"{match['all as in training']:.0%}, {match['the question alone, no newline']:.0%}",
+    "answers that end, with eos as label and masked": f"{stops[True]:.0%}, {stops[False]:.0%}",
+    "a weak adapter merged into 4 bits, and dequantized": " and ".join(f"{d:.2g}" for d in distance.values()),
+}, columns=("question", "this run"))  # fmt: skip
 
 # %% [markdown]
 # When none of it fits: reduce it to the smallest cell that still fails, on the bundled model if you can, and read the last line again. Run

@@ -94,7 +94,7 @@ def show(prediction, shape, gpu: str) -> None:
     held = prediction.held_bytes(gpu) / GIB
     print(
         f"{verdict} {gpu}: {held:.2f} of {total / GIB:.2f} GiB, the CUDA context's "
-        f"{memory.GPUS[gpu]['context'] / GIB:.2f} included{assumed(shape)}"
+        f"{memory.GPUS[gpu].context_bytes / GIB:.2f} included{assumed(shape)}"
     )
     for note in prediction.notes:
         print(f"note: {note}")

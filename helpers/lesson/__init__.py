@@ -11,7 +11,7 @@ __all__ = [
     "record",  # add to what the run found
     "verdict",  # state what the reader should now believe
     "NOT_SO",  # begins an untrue verdict
-    "table",  # a table from rows
+    "table",  # rows as a table, each column by its format
     "check",  # check the answer to an exercise
     "validate",  # check the parameters by their rules
     "RULES",  # the rule of each parameter

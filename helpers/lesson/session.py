@@ -121,7 +121,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
 
     training.right_dequantization()
 
-    display(table([{"": name, "this run": value} for name, value in shown.items()]))
+    display(table(shown, columns=("", "this run")))
     return run
 
 

@@ -1,8 +1,12 @@
 """What was found: the records of lessons, and the measured runs in measurements/."""
 
 from helpers.records.kept import read_record, read_rows
+from helpers.records.measured import measured_pairs, measured_runs, nearest_pair
 
 __all__ = [
     "read_record",  # what a lesson recorded in a folder
     "read_rows",  # measured rows from a file, one a line
+    "measured_runs",  # the runs of measurements/ as a DataFrame, one flat row a run
+    "measured_pairs",  # those two by two, where they differ in one setting alone
+    "nearest_pair",  # the pair that is nearest to two settings
 ]

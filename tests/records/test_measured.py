@@ -1,0 +1,101 @@
+"""measured_runs() says what measurements/ says, flat; measured_pairs() finds all pairs, and nearest_pair() the nearest."""
+
+import itertools
+import json
+
+import pytest
+
+from helpers import COURSE_ROOT, CourseError
+from helpers.memory import RunSpec, read_rows
+from helpers.records import measured_pairs, measured_runs, nearest_pair
+
+FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
+ROWS = [(name, row) for name in FILES for row in read_rows(COURSE_ROOT / "measurements" / f"{name}.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return measured_runs()
+
+
+def test_every_run_is_one_flat_row_in_the_order_of_the_files(runs):
+    assert list(runs.index) == list(range(len(ROWS)))
+    assert runs.file.tolist() == [name for name, _ in ROWS]
+    assert runs.columns.is_unique
+    for name in set(runs) - {"config", "spec"}:
+        assert not any(isinstance(value, dict) for value in runs[name]), name
+
+
+def test_no_value_of_a_file_is_lost_or_changed(runs):
+    renamed = {"after_load": "after_load_bytes", "load_peak": "load_peak_bytes", "peak_allocated": "peak_bytes"}
+    renamed |= {"before_training": "before_training_bytes", "peak_reserved": "reserved_bytes", "name": "recipe"}
+    renamed |= {"gpu_busy_s": "gpu_busy_seconds", "ready_s": "ready_seconds", "tokens_per_s": "tokens_per_second"}
+    renamed |= {"first_steps_s": "first_steps_seconds", "left_allocated": "left_bytes"}
+    for (_, row), (_, run) in zip(ROWS, runs.iterrows(), strict=True):
+        assert (run.config, run.spec) == (row["config"], row["spec"])
+        own = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        for name, value in (row["spec"] | row["versions"] | row["measured"] | own).items():
+            if value is not None and name not in ("step_s", "nvidia_smi"):
+                assert run[renamed.get(name, name)] == value, name
+        steps = row["measured"].get("step_s")
+        assert run.each_step_seconds == steps if isinstance(steps, list) else not steps or run.step_seconds == steps
+    absent = runs[runs.file == "h200_memory_rows"]
+    assert absent.recipe.isna().all()
+    assert absent.date.isna().all()
+    assert runs.error.isna().sum() == sum(row["error"] is None for _, row in ROWS)
+
+
+def test_whole_numbers_stay_whole_where_some_are_missing(runs):
+    assert runs["rank"].isna().any()
+    assert f"{runs['rank'].dropna().iloc[0]}" == "8"
+    assert f"{runs.peak_bytes.iloc[0]:,}" == "5,464,062,976"
+    assert int(runs.nvidia_smi_bytes.dropna().iloc[0]) == 7539 * 2**20
+
+
+def test_one_file_is_read_by_its_name_and_another_name_is_one_line():
+    assert measured_runs("h200_speed").file.unique().tolist() == ["h200_speed"]
+    assert len(measured_runs("h200_speed.jsonl", "h200_earlier_rows")) == 76 + 12
+    with pytest.raises(CourseError, match="no measured runs in 'h200_lessons'; there are: h200_memory_rows"):
+        measured_runs("h200_lessons")
+
+
+def test_each_file_of_training_runs_is_read():
+    found = []
+    for file in sorted((COURSE_ROOT / "measurements").glob("*.jsonl")):
+        row = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
+        found += [file.stem] if {"spec", "measured"} <= row.keys() else []
+    assert found == sorted(FILES)
+
+
+def test_pairs_are_all_that_differ_in_one_setting_alone(runs):
+    "Found again from the files, the long way."
+    usable = [
+        (place, row)
+        for place, (_, row) in enumerate(ROWS)
+        if not row["error"] and row.get("rules") != "lean" and not row["spec"].get("recorded")
+    ]
+    found = set()
+    for (i, a), (j, b) in itertools.permutations(usable, 2):
+        names = a["spec"].keys() | b["spec"].keys()
+        differ = [name for name in names if a["spec"].get(name) != b["spec"].get(name)]
+        saved = a["measured"]["peak_allocated"] - b["measured"]["peak_allocated"]
+        same = a["model"] == b["model"] and a["memory_cap_gib"] == b["memory_cap_gib"]
+        if same and len(differ) == 1 and saved > 0:
+            found.add((differ[0], i, j, saved))
+    pairs = measured_pairs()
+    assert set(zip(pairs.differs_in, pairs.costlier, pairs.cheaper, pairs.saved_bytes, strict=True)) == found
+    for pair in pairs.itertuples():
+        a, b = runs.loc[pair.costlier], runs.loc[pair.cheaper]
+        assert a.peak_bytes - b.peak_bytes == pair.saved_bytes
+        assert a.spec.get(pair.differs_in) == pair.before
+        assert b.spec.get(pair.differs_in) == pair.after
+
+
+def test_the_nearest_pair_has_the_settings_that_were_asked_for():
+    before = RunSpec(rank=16, batch_size=8, seq_len=512)
+    a, b = nearest_pair("batch_size", before, RunSpec(rank=16, batch_size=4, seq_len=512))
+    assert (a.batch_size, b.batch_size, a.seq_len, b.seq_len) == (8, 4, 512, 512)
+    assert a.model == b.model == "Mistral-7B-v0.1"
+    long, _ = nearest_pair("repeat_kv", RunSpec(seq_len=2048, batch_size=1), RunSpec(seq_len=2048, batch_size=1))
+    assert (long.batch_size, long.seq_len) == (1, 2048)
+    assert nearest_pair("quant_type", before, before) is None
