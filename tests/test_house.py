@@ -23,7 +23,7 @@ LAYERS = [
     {"commands"},
 ]
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
-STILL_ONE_FILE = "memory"  # becomes a room when it is taken apart
+
 AT_MOST = 14  # names in a room's list
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 
@@ -65,8 +65,6 @@ def lines_of(room: str) -> list[str]:
 
 def listed(room: str) -> list[str]:
     """The public names of a room."""
-    if room == STILL_ONE_FILE:
-        return [name for name in dir(importlib.import_module(f"helpers.{room}")) if not name.startswith("_")]
     return re.findall(r'^ +"(\w+)"', "\n".join(lines_of(room)), re.MULTILINE)
 
 
@@ -175,7 +173,7 @@ def test_a_planted_circle_is_seen():
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-@pytest.mark.parametrize("room", sorted(set(HEIGHT) - {"commands", STILL_ONE_FILE}))
+@pytest.mark.parametrize("room", sorted(set(HEIGHT) - {"commands"}))
 def test_a_room_lists_few_names_with_a_line_each(room):
     assert 1 <= len(listed(room)) == len(lines_of(room)) <= AT_MOST
     assert all(re.fullmatch(r' +"\w+",  # .{8,}', line) for line in lines_of(room)), lines_of(room)
@@ -185,7 +183,7 @@ def test_a_room_lists_few_names_with_a_line_each(room):
 def test_no_two_files_have_one_name_and_none_a_rooms():
     names = [f.stem for f in files() if f.name not in ("__init__.py", "__main__.py") and room_of(f) != "commands"]
     assert len(names) == len(set(names))
-    assert not set(names) & set(HEIGHT) - {STILL_ONE_FILE}
+    assert not set(names) & set(HEIGHT)
     assert not [
         room
         for room in set(HEIGHT) - {"commands"}
@@ -211,9 +209,7 @@ def test_a_lesson_enters_a_room_once_and_takes_listed_names(lesson):
             assert name in listed(room), f"{name} is not in {room}'s list"
 
 
-@pytest.mark.parametrize(
-    "file", sorted(set(files()) - {HELPERS / f"{STILL_ONE_FILE}.py"}), ids=lambda f: str(f.relative_to(HELPERS))
-)
+@pytest.mark.parametrize("file", files(), ids=lambda f: str(f.relative_to(HELPERS)))
 def test_no_file_and_no_function_is_long(file):
     text = file.read_text(encoding="utf-8")
     longest = max(

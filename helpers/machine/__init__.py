@@ -1,6 +1,15 @@
 """The machine: its processor or GPU, and the memory that is used."""
 
-from helpers.machine.hardware import ALL_GPUS, T4_BYTES, Machine, choose_one_gpu, detect, gpus_of_driver, peak_resident
+from helpers.machine.hardware import (
+    ALL_GPUS,
+    GIB,
+    T4_BYTES,
+    Machine,
+    choose_one_gpu,
+    detect,
+    gpus_of_driver,
+    peak_resident,
+)
 from helpers.machine.monitor import HostPeak, MemoryMonitor
 
 __all__ = [

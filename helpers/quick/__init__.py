@@ -1,6 +1,6 @@
 """For lessons opened on their own: a 4-bit base, and an adapter that is found or made in seconds."""
 
-from helpers.quick.loading import load_4bit
+from helpers.quick.four_bits import load_4bit
 from helpers.quick.short_training import adapter_for, train_adapter, which_adapter
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from helpers.data import load_instructions, to_prompt_completion
 from helpers.files import whereabouts
 from helpers.models import Model, ModelError, base_of, recipe_for
-from helpers.quick.loading import load_4bit
+from helpers.quick.four_bits import load_4bit
 from helpers.saving import about_adapter, adapter_folder, last_complete_checkpoint
 from helpers.training import adapters_to_float32, stop_when_not_finite
 

@@ -22,7 +22,7 @@ from helpers.files import reading as files
 from helpers.files import writing
 from helpers.machine import Machine
 from helpers.models import resolving as models
-from helpers.quick import loading
+from helpers.quick import four_bits
 from helpers.quick import short_training as quick
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
@@ -115,7 +115,7 @@ def what_becomes_of(folder) -> str:
     except CourseError as error:
         one_line(error)
         return "refused"
-    loaded, tokenizer = loading.load_4bit(model, CPU)
+    loaded, tokenizer = four_bits.load_4bit(model, CPU)
     scores.answer(loaded, tokenizer, ["What is the capital of France?\nAnswer:\n"], 2)
     return "loaded"
 

@@ -25,7 +25,7 @@ from helpers.machine import monitor
 from helpers.merging import scaling
 from helpers.models import model_card, presets
 from helpers.models import resolving as models
-from helpers.quick import loading
+from helpers.quick import four_bits
 
 LESSON = jupytext.read(course.find_lesson("05"), fmt="py:percent")
 CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
@@ -34,7 +34,7 @@ CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
 def lesson_functions(**names) -> dict:
     """The functions that the lesson defines, in the given names and nothing else of it."""
     names |= {"torch": torch, "json": json, "bnb": bnb, "F": F, "load_file": load_file, "scaling": scaling}
-    names |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM, "load_4bit": loading.load_4bit}
+    names |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM, "load_4bit": four_bits.load_4bit}
     for source in CODE:
         functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
         exec(compile(ast.Module(functions, []), "lesson 05", "exec"), names)

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, plan, predict, shape_of
-from helpers.memory.planner import MARGIN, cost_per_token, held_bytes
+from helpers.memory.planner import MARGIN, cost_per_token
 from helpers.memory.replay import least_peak
 from helpers.models import PRESETS
 from tests.memory.cases import LEAN, MISTRAL, STORED, forget
@@ -18,7 +18,7 @@ GIB = 2**30
 def test_what_fits_is_what_torch_reserves_and_the_cuda_context_in_what_the_gpu_reports():
     predicted = predict(MISTRAL, LEAN, "t4")
     needed = predicted.peak_reserved + GPUS["t4"].context_bytes
-    assert held_bytes(predicted, "t4") == needed
+    assert predicted.held_bytes("t4") == needed
     assert fits(predicted, "t4", needed)
     assert not fits(predicted, "t4", needed - 1)
     assert fits(predicted, "t4")

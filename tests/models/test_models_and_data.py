@@ -14,7 +14,7 @@ from helpers.lesson import session as results
 from helpers.machine import Machine
 from helpers.models import presets
 from helpers.models import resolving as models
-from helpers.quick import loading
+from helpers.quick import four_bits
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
 GPU = Machine("cuda", "Tesla T4", 15_634_661_376, 2**34, 2, (7, 5))
@@ -134,7 +134,7 @@ def test_no_network_gives_one_line_for_alpaca_and_the_bundled_rows_for_auto():
 
 
 def test_left_padded_answers_are_the_answers_one_at_a_time():
-    model, tokenizer = loading.load_4bit(models.bundled(), CPU)
+    model, tokenizer = four_bits.load_4bit(models.bundled(), CPU)
     questions = ["What is the capital of France?\n", "Name the capital of Japan.\n", "What is 3 times 5?\nAnswer:\n"]
     alone = [scores.answer(model, tokenizer, [q], 4)[0] for q in questions]
     assert scores.answer(model, tokenizer, questions, 4) == alone
