@@ -191,7 +191,7 @@ def test_advice_says_so_where_nothing_fits():
 
 
 def test_advice_follows_itself():
-    "Whoever takes the advice is told to change nothing more."
+    """Whoever takes the advice is told to change nothing more."""
     spec = calculator.spec_in(FITS)
     found = calculator._planned(
         FITS["model"], "t4", type(spec)(**vars(spec) | {"batch_size": 1, "optimizer": "paged_adamw_8bit"})

@@ -46,7 +46,7 @@ def test_loading_and_reserved_memory_are_within_bounds(rows, key, bound):
 
 
 def test_what_full_fine_tuning_reserves_is_predicted_within_five_percent():
-    "Five held-out rows, four of them measured after the prediction stood."
+    """Five held-out rows, four of them measured after the prediction stood."""
     full = [row for row in HELD_OUT if not row["spec"]["rank"]]
     assert len(full) >= 5
     *others, largest = sorted(errors(full, "peak_reserved"))
@@ -55,7 +55,7 @@ def test_what_full_fine_tuning_reserves_is_predicted_within_five_percent():
 
 
 def test_runs_that_peak_in_the_loss_are_predicted_to_a_tenth_of_a_percent():
-    "The tiled loss frees nothing before its 16-bit gradients exist."
+    """The tiled loss frees nothing before its 16-bit gradients exist."""
     found = [abs(scored["peak_allocated"][2]) for scored in score(ROWS) if scored["moment"] == "loss, backward"]
     assert len(found) >= 3
     *others, largest = sorted(found)
@@ -64,7 +64,7 @@ def test_runs_that_peak_in_the_loss_are_predicted_to_a_tenth_of_a_percent():
 
 
 def test_rows_that_were_measured_for_speed_are_predicted_too():
-    "Nobody tuned anything on these: recipes on Mistral-7B's shape, measured for their speed in three runs."
+    """Nobody tuned anything on these: recipes on Mistral-7B's shape, measured for their speed in three runs."""
     off = []
     for row in SPEED:
         if row["measured"]:

@@ -68,7 +68,7 @@ def test_each_file_of_training_runs_is_read():
 
 
 def test_pairs_are_all_that_differ_in_one_setting_alone(runs):
-    "Found again from the files, the long way."
+    """Found again from the files, the long way."""
     usable = [
         (place, row)
         for place, (_, row) in enumerate(ROWS)
