@@ -34,7 +34,8 @@ def add_arguments(parser):
 
 def main(arguments) -> int | None:
     if arguments.action == "score":
-        return score(arguments.what, arguments.role)
+        score(arguments.what, arguments.role)
+        return None
     given = {name: read(name, getattr(arguments, name)) for name in SPEC_FIELDS if getattr(arguments, name) is not None}
     if memory.GPUS[arguments.gpu].kernels == "t4":  # what the course does there; see helpers/training/workarounds.py
         given = {"attention_kernels": "t4", "repeat_kv": True, **given}

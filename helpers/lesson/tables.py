@@ -152,7 +152,7 @@ def _is_number(value) -> bool:
 
 def _formats_by_column(headings: list[str], formats: dict) -> dict:
     """Which column has which format."""
-    found = {}
+    found: dict = {}
     for name, form in formats.items():
         places = [i for i, heading in enumerate(headings) if name == heading or _as_name(name) == _as_name(heading)]
         if not places:

@@ -25,7 +25,8 @@ class Program:
     """
 
     def __init__(self, slots: int, sharing: "Program | None" = None):
-        self.steps, self.pages = [], sharing.pages if sharing else [0] * slots
+        self.steps: list[tuple[int, int, str, int]] = []
+        self.pages: list[int] = sharing.pages if sharing else [0] * slots
 
     def expect(self, slot: int, size: int) -> None:
         """A block that somebody else puts into its slot."""

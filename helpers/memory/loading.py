@@ -26,7 +26,7 @@ def load(heap: Allocator, shape: Shape, spec: RunSpec) -> list[tuple]:
     program, plain = _one_layer(shape, spec)
     layers = []
     for _ in range(shape.layers):
-        held = [None] * len(program.pages)
+        held: list = [None] * len(program.pages)
         heap.play(program, held)
         layers += [held[slot] for slot in plain]
     return [*embedding, *layers, *heap.take(PLAIN, 2 * shape.hidden), *head]

@@ -20,7 +20,7 @@ class Loss:
     def __init__(self, heap, kind: Kind, spec: RunSpec, workspace: int):
         self.heap, self.kind, self.spec, self.workspace = heap, kind, spec, workspace
         self.scored = spec.batch_size * (spec.seq_len - 1)  # tokens: the first of a row is not predicted
-        self.gradients = []
+        self.gradients: list = []
 
     def play(self, hidden, casts: list):
         """From the last layer's output to its gradient; gives both the output and autocast's copies (`casts`)."""

@@ -54,9 +54,15 @@ def replayed(shape: Shape, spec: RunSpec, gpu: str) -> Prediction:
     loaded, after_load = prepared(shape, until_training(spec))
     heap = loaded.copy()
     train(heap, shape, spec, GPUS[gpu].workspace_bytes)
-    figures = (PAGE * units for units in (after_load, loaded.allocated, heap.peak, heap.peak_reserved))
-    parts = {label: size for label, size in heap.at_peak.items() if size}
-    return Prediction(*figures, parts, heap.moment_of_peak, _notes(shape, spec))
+    return Prediction(
+        after_load=PAGE * after_load,
+        before_training=PAGE * loaded.allocated,
+        peak_allocated=PAGE * heap.peak,
+        peak_reserved=PAGE * heap.peak_reserved,
+        parts={label: size for label, size in heap.at_peak.items() if size},
+        moment=heap.moment_of_peak,
+        notes=_notes(shape, spec),
+    )
 
 
 def least_peak(shape: Shape, spec: RunSpec, gpu: str) -> int:
@@ -136,7 +142,8 @@ def passes(kind: Kind, checkpoint: bool, first: bool, out_label: str) -> Passes:
     given = {played.gradient.made} | (set() if checkpoint else {played.source.made})
     lasting = {out} | {x.made for x in (*played.gradients, played.result) if x}
     tracked = {x.made for x in buffers if x.size >= LEFT_OUT} | given | {out}
-    goes, ending, casts = tracked - lasting, {}, []
+    goes, casts = tracked - lasting, []
+    ending: dict[int | None, list] = {}
     for x in buffers:
         if x.made in goes:
             ending.setdefault(x.last, []).append(x.made)

@@ -157,7 +157,7 @@ def targets_of(shape: Shape, spec: RunSpec) -> tuple[Linear, ...]:
     """The linear layers that carry an adapter; CannotPredict for names that the model lacks, and for too high a rank."""
     if spec.rank is None:
         return ()
-    wanted = set(spec.target_modules)
+    wanted = set(spec.target_modules or ())
     if shape.fused and wanted == set(ALL_LINEAR):
         wanted = set(shape.named)
     unknown = sorted(wanted - shape.named.keys())

@@ -85,7 +85,7 @@ class Shape:
 
 # What a config class of transformers 5.23 takes for a flag that a configuration leaves out (models/*/configuration_*.py).
 # A flag that is not listed is not read by that class. `head_dim` None means hidden_size / num_attention_heads.
-DEFAULTS = {
+DEFAULTS: dict[str, dict] = {
     "llama": {"attention_bias": False, "mlp_bias": False, "head_dim": None, "num_key_value_heads": None},
     "mistral": {"head_dim": None, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"head_dim": None, "num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
@@ -116,7 +116,7 @@ def shape_of(config) -> Shape:
     given = config if isinstance(config, dict) else config.to_dict()
     given = {**given, **(given.get("text_config") or {})}
     kind = _kind_of(given)
-    flags = {**DEFAULTS.get(kind, DEFAULTS["llama"])}
+    flags: dict = {**DEFAULTS.get(kind, DEFAULTS["llama"])}
     flags |= {name: given[name] for name in (*flags, "tie_word_embeddings") if name in given}
     hidden, heads = _count(given, "hidden_size"), _count(given, "num_attention_heads")
     kv_heads = _count(flags, "num_key_value_heads", heads)

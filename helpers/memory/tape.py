@@ -7,6 +7,7 @@ for has the layer played again, up to the last tensor that is needed ("early sto
 """
 
 import heapq
+from typing import Any
 
 from helpers.memory.terms import ACTIVATIONS, GRADIENTS, INPUTS
 
@@ -17,7 +18,9 @@ class Buffer:
     __slots__ = ("size", "label", "made", "last")
 
     def __init__(self, size: int, label: str, made: int | None):
-        self.size, self.label, self.made, self.last = size, label, made, made
+        self.size, self.label = size, label
+        self.made: Any = made  # a number, but for a tensor that is made nowhere in this layer
+        self.last: Any = made
 
 
 class Value:
@@ -51,11 +54,13 @@ class Tape:
 
     def __init__(self, kind, layer, checkpoint: bool):
         self.kind, self.layer, self.checkpoint = kind, layer, checkpoint
-        self.buffers, self.recording, self.ticks = [], True, 0
-        self.gradients, self.result = [], None
+        self.recording, self.ticks = True, 0
+        self.buffers: list[Buffer] = []
+        self.gradients: list[Buffer] = []
+        self.result: Buffer | None = None
         self.saves = 0  # how many tensors the forward pass saves
-        self.store = None  # under checkpointing, what playing the layer again has saved, by number
-        self.held = []  # what the graph holds outside of autograd's saved tensors: it goes with the graph
+        self.store: dict | None = None  # under checkpointing, what playing the layer again has saved, by number
+        self.held: list = []  # what the graph holds outside of autograd's saved tensors: it goes with the graph
 
     # -- making and using
 
@@ -133,7 +138,8 @@ class Tape:
 
     def run(self, node: Node, gradient: Buffer) -> None:
         """The backward pass: the latest operation first; a gradient that arrives second is added in place."""
-        waiting, queue = {node: gradient}, [(-node.order, node)]
+        waiting: dict = {node: gradient}  # of an edge with several outputs, a list
+        queue = [(-node.order, node)]
         while queue:
             _, node = heapq.heappop(queue)
             gradient = waiting.pop(node)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import queue
 import threading
+from typing import Any
 
 from helpers import plots
 from helpers.machine import GIB
@@ -11,7 +12,7 @@ from helpers.memory import GPUS, QKVO, CannotPredict, RunSpec, fits, plan, predi
 from helpers.models import PRESETS
 from helpers.widgets.showing import show_panel
 
-TARGETS = {"q, k, v, o": QKVO, "all linear": "all-linear"}
+TARGETS: dict[str, Any] = {"q, k, v, o": QKVO, "all linear": "all-linear"}
 CHECKPOINTING = {  # checkpoint_every, checkpoint_offload
     "every layer": (1, False), "every 2nd layer": (2, False), "every 4th layer": (4, False), "off": (0, False),
     "every layer, offloaded": (1, True),
@@ -26,7 +27,7 @@ SETTINGS = {  # of each control: what it is called, its values, the one it start
     "optimizer": ("optimizer", ("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch"), "adamw_torch"),
     "checkpointing": ("checkpointing", tuple(CHECKPOINTING), "every layer"),
 }
-AT_START = {name: start for name, (_, _, start) in SETTINGS.items()}
+AT_START: dict[str, Any] = {name: start for name, (_, _, start) in SETTINGS.items()}
 GROUPS = {  # parts of a prediction that a reader need not tell apart
     "4-bit weights": ("quantized weights", "quantization scales"),
     "embeddings, head, norms": ("embeddings and head", "norms, biases, 16-bit weights"),
@@ -84,7 +85,12 @@ def _planned(model: str, gpu: str, base: RunSpec):
 def advice(model: str, gpu: str, spec: RunSpec) -> list[str]:
     """What `plan` would change for this model, rank and length on this GPU: a summary, then a reason for each change."""
     # What plan chooses anyway is set to one value, so that moving those controls finds the plan remembered.
-    chosen = {"batch_size": 1, "optimizer": "paged_adamw_8bit", "checkpoint_every": 1, "checkpoint_offload": False}
+    chosen: dict[str, Any] = {
+        "batch_size": 1,
+        "optimizer": "paged_adamw_8bit",
+        "checkpoint_every": 1,
+        "checkpoint_offload": False,
+    }
     try:
         found = _planned(model, gpu, dataclasses.replace(spec, **chosen))
     except CannotPredict:
