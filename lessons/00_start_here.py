@@ -79,7 +79,7 @@ print(f"{status}: {what}", cure)
 
 # %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
 findings = doctor.examine(*doctor.INSTALLED, *doctor.MACHINE, *doctor.NETWORK, *doctor.TORCH)
-table(findings, seconds="{:.1f}")
+table([(f.check, f.status, f.what, f.cure) for f in findings], columns=("check", "status", "what", "cure"))
 
 # %%
 wrong_versions = [f for f in findings if f.check == "packages" and f.status != doctor.OK]

@@ -219,7 +219,7 @@ from helpers.records import measured_runs
 
 repeat_kv_heads(run.machine)
 measured = measured_runs("h200_memory_rows")
-long = measured.query("model == 'Mistral-7B-v0.1' and batch_size == 1 and seq_len == 2048 and rank == 8")
+long = measured.query("model == 'Mistral-7B-v0.1' and batch_size == 1 and seq_len == 2048")
 pair = long.query("attention_kernels == 't4'").set_index("repeat_kv").sort_index()
 for repeated, size in pair.peak_bytes.items():
     print(f"{'repeated' if repeated else 'as they are':12} {size / 1e9:.2f} GB at the peak")
@@ -841,7 +841,7 @@ if ours and chosen and monitor.tokens:
     guess, truth = seen.peak_allocated + 4 * trainable * waits, monitor.peak_of("forward", "backward", "step")
 else:
     row = pair.loc[True]
-    guess, truth = predict(row.config, row.spec, gpu_of(row.device)).peak_allocated, row.peak_bytes
+    guess, truth = predict(row.config, row.spec, gpu_of(row.device)).peak_allocated, int(row.peak_bytes)
 print(f"{guess / 1e9:.3f} GB predicted, {truth / 1e9:.3f} GB measured")
 
 # %%

@@ -48,7 +48,7 @@ class Table:
         for place, (text, right) in enumerate(zip(row, self.right, strict=True)):
             cell = "th" if place < self.names else tag
             side = "right" if right else "left"
-            kept = ";white-space:nowrap" if right else ""  # a number stays in one line
+            kept = ";white-space:nowrap" if right and tag == "td" else ""  # a number stays in one line
             style = f"text-align:{side};vertical-align:top{kept}"
             cells += f'<{cell} align="{side}" style="{style}">{html.escape(text, quote=False)}</{cell}>'
         return f"<tr>{cells}</tr>"
