@@ -33,6 +33,8 @@ FAST = [
     "test_checks",
     "test_memory",
     "test_measurements",
+    "test_notebooks",  # these two read the stored notebooks
+    "test_lesson06",
 ]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
 CAN_GO = pytest.StashKey[list]()
