@@ -43,7 +43,7 @@ CAN_GO = pytest.StashKey[list]()
 def pytest_collection_modifyitems(items):
     """Put the markers on: fast by the list above, gpu by the folder, browser and upstream by name and by fixture."""
     for item in items:
-        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS).with_suffix("")) in FAST:
+        if item.path.is_relative_to(TESTS) and item.path.stem in FAST:
             item.add_marker("fast")
         if item.path.parent == TESTS / "gpu":
             item.add_marker("gpu")
