@@ -28,12 +28,19 @@ TESTS = Path(__file__).parent / "tests"
 FAST = [
     "test_house",
     "test_habits",
-    "course/test_static",
-    "course/test_readme",
-    "course/test_measurements",
-    "lesson/test_parameters",
-    "lesson/test_checks",
-    "memory/test_memory",
+    "test_static",
+    "test_readme",
+    "test_parameters",
+    "test_checks",
+    "test_tables",
+    "test_measured",
+    "test_measurements",
+    "test_allocator",
+    "test_shapes",
+    "test_terms",
+    "test_runs",
+    "test_notebooks",  # these two read the stored notebooks
+    "test_lesson06",
 ]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
 CAN_GO = pytest.StashKey[list]()
@@ -42,7 +49,7 @@ CAN_GO = pytest.StashKey[list]()
 def pytest_collection_modifyitems(items):
     """Put the markers on: fast by the list above, gpu by the folder, browser and upstream by name and by fixture."""
     for item in items:
-        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS).with_suffix("")) in FAST:
+        if item.path.is_relative_to(TESTS) and item.path.stem in FAST:
             item.add_marker("fast")
         if item.path.parent == TESTS / "gpu":
             item.add_marker("gpu")
