@@ -356,7 +356,8 @@ explore(quantize_blockwise, dequantize_blockwise, sets)
 # %%
 codes, _ = quantize_blockwise(weights, nf4, 64)
 usage = codes.long().bincount(minlength=16) / codes.numel()
-labels, colours = [f"{level:.2f}" for level in nf4], [plots.COLOURS["orange"] if u < 1 / 16 else plots.COLOURS["blue"] for u in usage]
+labels = [f"{level:.2f}" for level in nf4]
+colours = [plots.COLOURS["orange" if share < 1 / 16 else "blue"] for share in usage]
 title = "NF4 uses its codes unevenly (orange: less than an equal share, 6.25%)"
 figure = plots.bars(labels, (100 * usage).tolist(), title, "share of the weights (%)", colours, "{:.1f}", (7.2, 4.4))
 figure.axes[0].set_ylabel("level")

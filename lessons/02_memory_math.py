@@ -167,7 +167,10 @@ def saved_bytes(batch, length, checkpointing):
         return tensor
 
     tuned.train()
-    tuned.gradient_checkpointing_enable() if checkpointing else tuned.gradient_checkpointing_disable()
+    if checkpointing:
+        tuned.gradient_checkpointing_enable()
+    else:
+        tuned.gradient_checkpointing_disable()
     tuned.enable_input_require_grads()
     ids = torch.randint(3, 1000, (batch, length), device=model.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -308,7 +311,9 @@ figure, ax = plots.axes(
     "The others expect more than is used", "measured peak (GB)", "predicted peak (GB)", size=(5.6, 4.6)
 )
 ax.plot([0, top], [0, top], color=plots.COLOURS["black"], linewidth=1)
-for (name, points), colour, mark in zip(said.items(), (plots.COLOURS["orange"], plots.COLOURS["blue"], plots.COLOURS["green"]), "o^s"):
+for (name, points), colour, mark in zip(
+    said.items(), (plots.COLOURS["orange"], plots.COLOURS["blue"], plots.COLOURS["green"]), "o^s"
+):
     ax.plot([m / 1e9 for m, _ in points], [p / 1e9 for _, p in points], mark, color=colour, label=names[name])
 ax.legend(frameon=False)
 plots.show(

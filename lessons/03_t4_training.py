@@ -67,7 +67,7 @@ from transformers import set_seed
 
 from helpers.saving import (
     adapter_folder, checkpoint_fault, checkpoint_folder, last_complete_checkpoint, require_login,
-)
+)  # fmt: skip
 from helpers.machine import Machine, MemoryMonitor
 
 require_login(settings.hub_repo)  # one line now, not a trace after the download
@@ -136,7 +136,7 @@ asked = vars(settings) if ours else RECIPES["other"]
 from helpers.training import (
     MULTIPLE, OutOfMemory, adapters_to_float32, explain, explained, fewer_walks, fuse_lora, keep_4bit_layout,
     liger_layers, recorded, repeat_kv_heads, require_finite_logits, stop_when_not_finite,
-)
+)  # fmt: skip
 
 dtype, targets = "float16" if like_t4 else "bfloat16", asked["target_modules"]
 spec = RunSpec(
@@ -233,7 +233,6 @@ verdict("repeated heads take less memory", pair.peak_bytes[True] < pair.peak_byt
 
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
 
 try:
     AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, attn_implementation="flash_attention_2")
@@ -523,7 +522,6 @@ counted = sum(settings.rank * (m.in_features + m.out_features) for m in targets)
 # %%
 from trl import SFTConfig
 
-
 # While a graph is recorded for a second length of rows, the activations of both lengths are there.
 loaded, peak = (chosen.prediction.after_load, chosen.prediction.peak_allocated) if ours and chosen else (0, 0)
 roomy = run.machine.native_bfloat16 and 2 * peak - loaded <= budget
@@ -628,7 +626,6 @@ verdict("the trainer's tokens and labels are those built by hand", all(
 import contextlib
 import time
 
-
 resume_from = last_complete_checkpoint(checkpoints)
 begun = time.perf_counter()
 faster = recorded(trainer) if graphs else contextlib.nullcontext([])  # section 17 says what these two are
@@ -645,7 +642,6 @@ print(f"{trained.global_step} steps in {train_seconds:.1f} s" + (f", from {resum
 
 # %%
 import shutil
-
 
 with adapter_folder(run.adapter, made_by="lesson 03", **identity) as folder:
     trainer.model.save_pretrained(folder)

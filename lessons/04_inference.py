@@ -591,7 +591,6 @@ table(rows, "{:.1%}", held_out_loss="{:.3f}", columns=headings)
 from math import comb, sqrt
 
 
-
 def usual_interval(right, of):
     share = right / of
     half = 1.96 * sqrt(share * (1 - share) / of)
@@ -689,7 +688,9 @@ figure, (ax, bx) = plots.axes(
     f"{times[1, 512][1] / times[1, 32][1]:.1f} times; 16 rows make {gain:.1f} times the tokens of one", "", "", size=(9.2, 4.2), ncols=2,
 )  # fmt: skip
 for i, (name, mark) in enumerate({"first token": "o-", "each later token": "s--"}.items()):
-    ax.plot(lengths, [1000 * times[1, n][i] for n in lengths], mark, color=plots.COLOURS[("blue", "orange")[i]], label=name)
+    ax.plot(
+        lengths, [1000 * times[1, n][i] for n in lengths], mark, color=plots.COLOURS[("blue", "orange")[i]], label=name
+    )
 bx.plot(batches, [b / times[b, 128][1] for b in batches], "o-", color=plots.COLOURS["green"], label="all rows together")
 bx.plot(batches, [1 / times[b, 128][1] for b in batches], "s--", color=plots.COLOURS["red"], label="each row")
 ax.set(xscale="log", xticks=lengths, xticklabels=lengths, ylim=(0, None))
@@ -767,7 +768,9 @@ figure = plots.curves(
     f"Tokens a row at which weights and cache of 8 rows fill a T4: {where}", "tokens a row, 8 rows", "4-bit weights and cache (GiB)",
 )  # fmt: skip
 ax = figure.axes[0]
-ax.axhline(t4 / GIB, color=plots.COLOURS["black"], linestyle="--", linewidth=1, label=f"all of a T4 ({t4 / GIB:.2f} GiB)")
+ax.axhline(
+    t4 / GIB, color=plots.COLOURS["black"], linestyle="--", linewidth=1, label=f"all of a T4 ({t4 / GIB:.2f} GiB)"
+)
 ax.set_xscale("log", base=2)
 ax.set_xticks(contexts, [f"{n:,}" for n in contexts])
 ax.set_ylim(bottom=0)
@@ -786,7 +789,12 @@ plots.show(
 of_a_row = {name: kv_cache_bytes(PRESETS[name].shape, 4096) for name in names}
 room = {name: int((0.95 * t4 - of_weights[name]) // of_a_row[name]) for name in names}
 rows = [(name, said_of(first_over(name, of_weights[name])), of_a_row[name] / GIB, room[name]) for name in names]
-headings = ("model", "8 rows' cache outgrows the weights (tokens)", "cache of a row of 4,096 (GiB)", "such caches that fit")
+headings = (
+    "model",
+    "8 rows' cache outgrows the weights (tokens)",
+    "cache of a row of 4,096 (GiB)",
+    "such caches that fit",
+)
 table(rows, "{:.3f}", such_caches_that_fit="{}", columns=headings)
 
 # %% [markdown]

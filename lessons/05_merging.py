@@ -554,7 +554,9 @@ with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
 
 # %% tags=["nbval-ignore-output"] reason="memory varies with the machine"
 peaks = {"helpers.merging": host.bytes} | {f"PEFT, {way}": results["strong", way]["host_bytes"] for way in merging}
-table({name: peak / 1e6 for name, peak in peaks.items()}, "{:,.1f}", columns=("merge", "host memory, highest rise (MB)"))
+table(
+    {name: peak / 1e6 for name, peak in peaks.items()}, "{:,.1f}", columns=("merge", "host memory, highest rise (MB)")
+)
 
 # %% [markdown]
 # What is small in memory is not fast. `helpers.merging` works on the CPU, also where a GPU is, and to merge into the dequantized weights it
@@ -654,7 +656,6 @@ if fits:
 # %%
 import shutil
 
-
 again = {}
 room = shutil.disk_usage(run.bulky).free > 1.1 * done["bytes"]
 for name, base_weights in [(n, w) for n in adapters for w in ("original", "dequantized") if room]:
@@ -672,7 +673,9 @@ print(
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
 before_it = {name: results[name, "keep the adapter"]["score"].loss for name in adapters}
-rows = {key: (kept, score.exact_match, error, score.loss, before_it[key[0]]) for key, (kept, error, score) in again.items()}
+rows = {
+    key: (kept, score.exact_match, error, score.loss, before_it[key[0]]) for key, (kept, error, score) in again.items()
+}
 headings = ("adapter", "merged into", "kept", "exact match in 4 bits", "error", "loss in 4 bits", "loss before")
 table(rows, "{:.3f}", kept="{:.0%}", exact_match_in_4_bits="{:.0%}", error="{:.2g}", columns=headings)
 

@@ -117,7 +117,6 @@ def bitsandbytes_with(version):
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
-
 older = next((v for v in versions if v[:2] != (torch.version.cuda or "13.0")[:2]), None)
 asked = ["999", older] if older else ["999"]
 with ThreadPoolExecutor() as pool:
@@ -962,7 +961,6 @@ print(warned, explain(warned), sep="\n")
 
 # %%
 from transformers import AutoConfig
-
 
 if run.model.bundled:
     torch.manual_seed(settings.seed)

@@ -181,7 +181,7 @@ def test_advice_for_a_setting_that_does_not_fit_is_one_that_does():
 def test_advice_says_so_where_nothing_fits():
     settings = FITS | {"model": "llama-3.1-8b", "seq_len": 8192, "rank": 128}
     spec = calculator.spec_in(settings)
-    tiny = {**GPUS, "t4": {**GPUS["t4"], "total": 6 * GIB}}
+    tiny = {**GPUS, "t4": dataclasses.replace(GPUS["t4"], total_bytes=6 * GIB)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("helpers.widgets.calculator.GPUS", tiny)
         calculator._planned.cache_clear()
