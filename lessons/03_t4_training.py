@@ -117,7 +117,7 @@ verdict(
 # with the default 7B model.
 
 # %%
-from helpers.memory import ALL_LINEAR, GPUS, QKVO, CannotPredict, RunSpec, gpu_of, plan, predict, shape_of
+from helpers.memory import GPUS, QKVO, CannotPredict, DoesNotFit, RunSpec, fits, gpu_of, plan, predict, shape_of
 from helpers.models import AUTO_LARGE, BUNDLED_MODEL, PRESETS, RECIPES, bundled
 
 ours = on_gpu and not run.model.bundled  # then the plan is for this run
@@ -163,9 +163,9 @@ try:
     chosen = plan(shape, budget, spec, choices, gpu=gpu)
     print(f"{chosen.considered} settings, {chosen.fitting} of them fit {budget / 2**30:.2f} GiB. The fastest of these:")
     print(*(f"  {name} {reason}" for name, reason in chosen.reasons.items()), sep="\n")
+except DoesNotFit:  # say so, and what to change, before anything is loaded
+    raise OutOfMemory(explain(None, shape, spec, gpu, budget, asked["gradient_accumulation"])) from None
 except CannotPredict as unknown:
-    if "plan:" in str(unknown):  # no setting fits: say so, and what to change, before anything is loaded
-        raise OutOfMemory(explain(None, shape, spec, gpu, budget, asked["gradient_accumulation"])) from None
     chosen = None
     print(f"No plan for this model, the recipe's settings stay ({unknown})")
 
@@ -179,7 +179,10 @@ if ours and chosen:
     settings.batch_size, settings.gradient_accumulation = spec.batch_size, rows_a_step // spec.batch_size
     every, offload = spec.checkpoint_every, spec.checkpoint_offload
 if chosen:
-    verdict("the planned peak leaves a twentieth of the GPU free", chosen.prediction.peak_allocated <= 0.95 * budget)
+    verdict(
+        "the plan fits, and its tensors leave a twentieth of the GPU free",
+        fits(chosen.prediction, gpu, budget, margin=0.05),
+    )
 
 # %% [markdown]
 # And if memory runs out all the same? Then a line of advice serves you better than a stack trace. From here on, what may run out stands
@@ -903,7 +906,7 @@ else:
 
 # %%
 
-for name, r, names in (("mistral-7b", 8, QKVO), ("llama-3.1-8b", 16, ALL_LINEAR)):
+for name, r, names in (("mistral-7b", 8, QKVO), ("llama-3.1-8b", 16, RunSpec().target_modules)):
     layers = shape_of(PRESETS[name].shape)
     sizes = [r * n for x in layers.linears if x.name in names for n in (x.inputs, x.outputs)]
     print(f"{name}, rank {r}: {sum(n >= 100_000 for n in sizes)} of {len(sizes)} tensors a layer page, "

@@ -712,7 +712,7 @@ verdict("it is recognised, and fewer rows ran afterwards", found == "out-of-memo
 # %%
 import dataclasses
 
-from helpers.memory import GPUS, RunSpec, predict
+from helpers.memory import GPUS, RunSpec, fits, predict
 
 mistral = PRESETS["mistral-7b"].shape
 costly = RunSpec(rank=16, target_modules="all-linear", batch_size=4, seq_len=512, optimizer="adamw_torch", double_quant=False,
@@ -786,12 +786,12 @@ table(rows, "{:.2f} GiB", columns=(*headings, "measured on", "saved there", "pre
 # %%
 t4 = GPUS["t4"].total_bytes
 peaks = {name: peak(spec) for name, spec in ladder}
-fits = next(i for i, after in enumerate(peaks.values()) if after < t4)
+good = [fits(predict(mistral, spec, "t4"), "t4") for _, spec in ladder]
 figure = plots.bars(
     list(peaks), [after / 2**30 for after in peaks.values()],
-    f"Mistral-7B with everything that costs fits a T4 after {fits} of {len(cures)} cures", "predicted peak (GiB)",
+    f"Mistral-7B with everything that costs fits a T4 after {good.index(True)} of {len(cures)} cures", "predicted peak (GiB)",
     line=t4 / 2**30, line_label="a T4's memory",
-    colours=[plots.COLOURS["green"] if after < t4 else plots.COLOURS["orange"] for after in peaks.values()],
+    colours=[plots.COLOURS["green" if enough else "orange"] for enough in good],
 )  # fmt: skip
 (ax,) = figure.axes
 for colour, meaning in {plots.COLOURS["orange"]: "does not fit a T4", plots.COLOURS["green"]: "fits"}.items():

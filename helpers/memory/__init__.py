@@ -21,7 +21,7 @@ Sources, read in the releases named: transformers 5.23 (modeling files, `integra
 """
 
 from helpers.machine import GIB
-from helpers.memory.planner import fits, plan
+from helpers.memory.planner import DoesNotFit, fits, plan
 from helpers.memory.replay import predict
 from helpers.memory.rows import gpu_of, score
 from helpers.memory.runs import ALL_LINEAR, GPUS, QKVO, RunSpec, spec_of
@@ -35,10 +35,10 @@ __all__ = [
     "plan",  # the fastest setting that fits
     "fits",  # whether a prediction fits a GPU
     "CannotPredict",  # what cannot be predicted, and why
+    "DoesNotFit",  # no setting fits
     "shape_of",  # a model's sizes, from its configuration
     "GPUS",  # what each GPU offers and takes
     "gpu_of",  # the key in GPUS of a device's name
-    "ALL_LINEAR",  # the linear layers of a decoder layer, by name
     "QKVO",  # those of its attention
     "weight_bytes",  # of a model in 4 bits
     "adapter_bytes",  # of LoRA's matrices
@@ -46,4 +46,4 @@ __all__ = [
     "score",  # predictions beside measured rows
 ]
 # For what measures, and for those who use this package alone.
-MEASURING = (GIB, MIB, read_rows, spec_of, state_bytes)
+MEASURING = (ALL_LINEAR, GIB, MIB, read_rows, spec_of, state_bytes)

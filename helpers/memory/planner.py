@@ -38,6 +38,10 @@ def fits(prediction: Prediction, gpu: str, total_bytes: float | None = None, mar
     return prediction.held_bytes(gpu) <= total and prediction.peak_allocated <= (1 - margin) * total
 
 
+class DoesNotFit(CannotPredict):
+    """No setting that may be chosen fits the GPU."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The fastest setting that fits, and why. `cost` is time a token, 1.0 being one forward pass over a large batch.
@@ -90,7 +94,7 @@ def plan(
 
     `spec` (a RunSpec or its fields) holds what is given: rank, length, dtypes, ... `choices` maps fields of RunSpec to
     the values that may be tried (default CHOICES). Time is `cost_per_token`'s; among equally fast settings the smaller
-    peak wins. Raises CannotPredict when nothing fits.
+    peak wins. Raises DoesNotFit when nothing fits, CannotPredict for what cannot be predicted.
     """
     shape = shape_of(config)
     base = on_gpu(gpu, spec_of({"repeat_kv": gpu_named(gpu).kernels == "t4"} if spec is None else spec))
@@ -100,7 +104,7 @@ def plan(
         raise CannotPredict(f"plan: margin is {margin!r}; it must be at least 0 and below 1")
     loaded = sum(weight_bytes(shape, base.quant_type, base.double_quant).values())
     if not choices and budget_bytes < loaded:
-        raise CannotPredict(f"plan: budget_bytes is {int(budget_bytes):,}; the weights alone take {loaded:,}")
+        raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; the weights alone take {loaded:,}")
     choices = _checked(base, CHOICES if choices is None else choices)
     candidates = _candidates(shape, base, choices, gpu)
     room = budget_bytes * (1 - margin)
@@ -116,7 +120,7 @@ def plan(
             return Plan(candidate.spec, prediction, candidate.cost, reasons, len(candidates), len(fitting), shape)
     least = min(candidate.least for candidate in candidates)
     smallest = f"the smallest of {len(candidates)} settings peaks at {least:,}"
-    raise CannotPredict(f"plan: budget_bytes is {int(budget_bytes):,}; {smallest}")
+    raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; {smallest}")
 
 
 def _checked(base: RunSpec, choices: dict) -> dict[str, tuple]:
