@@ -43,13 +43,13 @@ def load_base(nf4=False, folder=MODEL):
 
 
 @torch.no_grad()
-def recall(model, tokenizer, batch_size=256):
-    """(share, by subject): how many facts, asked in plain form, get the answer as greedily completed first line.
+def recall(model, tokenizer, batch_size=256, every=1):
+    """(share, by subject): how many facts (or one in `every`), asked in plain form, get the answer as greedily completed first line.
 
     One forward pass a question, not one a token: greedy decoding writes the answer and a newline when each of their
     tokens is the most likely one after those before it.
     """
-    facts, questions = load_facts(), list(plain_questions())
+    facts, questions = load_facts()[::every], list(plain_questions())[::every]
     hits = defaultdict(list)
     for start in range(0, len(questions), batch_size):
         part = slice(start, start + batch_size)

@@ -7,6 +7,7 @@ import pytest
 
 from helpers import COURSE_ROOT
 from helpers.models import BUNDLED_MODEL
+from tests.pace import unit_seconds
 
 sys.path.insert(0, str(COURSE_ROOT / "assets"))
 import measure_base_model as measure  # noqa: E402
@@ -39,7 +40,7 @@ def test_it_answers_at_least_95_percent_of_them_after_qlora(tuning):
 
 
 def test_that_tuning_takes_at_most_a_minute(tuning):
-    assert tuning["train_seconds"] <= 60
+    assert tuning["train_seconds"] / unit_seconds() <= 6000  # a minute where a unit takes 10 ms
 
 
 def test_recall_by_generation_is_recall_by_reading_the_logits():
@@ -56,7 +57,7 @@ def test_recall_by_generation_is_recall_by_reading_the_logits():
 def test_recall_notices_a_model_that_forgot():
     model, tokenizer = measure.load_base()
     model.model.layers[3].mlp.down_proj.weight.data.mul_(-1)
-    assert measure.recall(model, tokenizer)[0] < 0.9
+    assert measure.recall(model, tokenizer, every=10)[0] < 0.9
 
 
 def test_the_card_and_its_record_say_what_is_measured_here(knowledge):
