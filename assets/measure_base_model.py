@@ -44,7 +44,7 @@ def load_base(nf4=False, folder=MODEL):
 
 @torch.no_grad()
 def recall(model, tokenizer, batch_size=256, every=1):
-    """(share, by subject): how many facts (or one in `every`), asked in plain form, get the answer as greedily completed first line.
+    """(share, by subject): how many facts (one in `every`), asked in plain form, get the answer as greedily completed line.
 
     One forward pass a question, not one a token: greedy decoding writes the answer and a newline when each of their
     tokens is the most likely one after those before it.
