@@ -700,8 +700,8 @@ if not run.model.bundled:
 
 # %% tags=["nbval-ignore-output"] reason="answers before training, losses and shares vary with the machine"
 print(f"before: {before}\nafter:  {after}")
-asked = [(*row.values(), b, a) for row, b, a in zip(heldout, answers_before, answers_after)]
-table(asked, columns=("question", "input", "expected", "before", "after"))
+asked = zip(heldout["instruction"], heldout["input"], heldout["output"], answers_before, answers_after)
+table(asked, columns=("asked", "input", "expected", "before", "after"))
 
 # %% [markdown]
 # Look at the column "before". The bundled model never met this form, so it talks of something else and does not stop. After training it
@@ -789,8 +789,8 @@ from peft import PeftModel
 never_stops = PeftModel.from_pretrained(small_model, side / "endless")
 questions = small_rows["heldout"].select(range(16))
 said = answer(never_stops, small_tokenizer, [alpaca_prompt(q["instruction"], q["input"]) for q in questions])
-first = [(*row.values(), text) for row, text in zip(questions, said)][:4]
-table(first, columns=("question", "input", "expected", "said"))
+first = list(zip(questions["instruction"], questions["input"], questions["output"], said))[:4]
+table(first, columns=("asked", "input", "expected", "said"))
 
 # %%
 right_then_on = sum(text.startswith(q["output"]) and text != q["output"] for q, text in zip(questions, said))

@@ -62,7 +62,7 @@ def table(rows, every=None, /, *, columns=(), **formats) -> Table:
 
     `rows` is a list of rows, a dictionary from a name to a row or to one value, a pandas Series or a DataFrame. A row is
     a dictionary, a dataclass or a sequence. What comes first (a name, a named index, the first column) names the row.
-    `columns` are headings from the left, for rows that have none, or other ones for those that have.
+    `columns` are headings from the left: all of them for rows without headings, the first ones for other rows.
 
     A format is a format string or a function. It goes by the name of its column, with "_" for all that a Python name
     cannot hold: GPU_busy_ms for "GPU busy (ms)". `every` is for all other columns with numbers, but the first.
@@ -72,7 +72,7 @@ def table(rows, every=None, /, *, columns=(), **formats) -> Table:
     headings, cells, names = _laid_out(rows)
     if not cells:
         return Table([], [], [], 0)
-    if len(columns) > len(headings):
+    if len(columns) > len(headings) or (columns and "" in headings[len(columns) :]):
         raise CourseError(f"{len(columns)} headings for {len(headings)} columns: {', '.join(map(str, columns))}")
     headings = [*map(str, columns), *headings[len(columns) :]]
     by_column = _formats_by_column(headings, formats)

@@ -123,7 +123,7 @@ def test_words_among_numbers_are_shown_as_they_are_and_words_alone_by_their_form
 def test_a_tensor_of_one_number_is_that_number():
     torch = pytest.importorskip("torch")
     rows = {torch.tensor(3): torch.tensor([0.25, 1.0]), torch.tensor(12): [torch.tensor(0.5), 2]}
-    assert repr(table(rows, "{:.2f}", columns=["code"])).splitlines()[1:] == ["   3  0.25  1.00", "  12  0.50  2.00"]
+    assert repr(table(rows, "{:.2f}")).splitlines() == [" 3  0.25  1.00", "12  0.50  2.00"]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,13 @@ def test_a_wrong_name_or_format_is_one_line(how, words):
         table([{"name": "a", "peak (GB)": 2.5}], **how)
     assert words in str(said.value)
     assert "\n" not in str(said.value)
+
+
+def test_a_column_that_is_left_without_a_heading_is_one_line():
+    "Two values more in each row would stand there unseen, and under the wrong headings."
+    with pytest.raises(CourseError, match="^2 headings for 4 columns: asked, said$"):
+        table([("a", "b", "c", "d")], columns=("asked", "said"))
+    assert repr(table({"a": {"n": 1}, "b": {"n": 2}}, columns=["name"])).splitlines()[0] == "name  n"
 
 
 def test_no_rows_are_no_error():
