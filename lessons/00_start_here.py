@@ -176,8 +176,8 @@ shapes = {name: preset.shape for name, preset in PRESETS.items()}
 largest = max(bytes_in_4_bits(s) for s in shapes.values())
 sizes = {name: (parameters_of(s), bytes_in_16_bits(s), bytes_in_4_bits(s)) for name, s in shapes.items()}
 rows = [(name, n / 1e9, wide / 2**30, narrow / 2**30, narrow / wide) for name, (n, wide, narrow) in sizes.items()]
-headings = ("preset", "billion parameters", "16 bits (GiB)", "4 bits (GiB)", "4 bits / 16 bits")
-table(rows, "{:.2f}", _4_bits_16_bits="{:.0%}", columns=headings)
+headings = ("preset", "billion parameters", "16 bits (GiB)", "4 bits (GiB)", "left in 4 bits")
+table(rows, "{:.2f}", left_in_4_bits="{:.0%}", columns=headings)
 
 # %%
 from helpers import plots

@@ -264,8 +264,8 @@ tail = {
     name: tokenizer.convert_ids_to_tokens(tokenizer(template(asked[0]))["input_ids"][-3:])
     for name, template in templates.items()
 }
-ends = {name: (" | ".join(tail[name]), answers[name][0]) for name in templates}
-table(ends, the_first_answer="{!r:.32}", columns=("template", "its last tokens", "the first answer"))
+ends = {name: (" | ".join(tail[name]), answers[name][0][:30]) for name in templates}
+table(ends, the_first_answer="{!r}", columns=("template", "its last tokens", "the first answer"))
 
 # %%
 if learned:
@@ -427,7 +427,7 @@ plots.show(figure, alt="Share of questions answered exactly against the temperat
 
 # %% tags=["nbval-ignore-output"] reason="sampling draws differ between torch versions"
 firsts = {t: (drawn[t, 50][0], drawn[t, 0][0]) for t in temperatures}
-table(firsts, all_tokens="{:.30}", columns=("temperature", "the 50 likeliest", "all tokens"))
+table(firsts, temperature="{:.1f}", all_tokens="{:.30}", columns=("temperature", "the 50 likeliest", "all tokens"))
 
 # %%
 if learned and run.model.bundled and of >= 24:
