@@ -80,9 +80,10 @@ def test_what_stays_is_counted_as_its_closed_form_says():
     assert parts[terms.INPUTS] == (last + 1) * stream, "of the layers that backward has yet to pass"
 
 
-def test_gradients_of_weights_are_as_large_as_what_is_trained():
+@pytest.mark.parametrize("quant_type", ["nf4", None])
+def test_gradients_of_weights_are_as_large_as_what_is_trained(quant_type):
     """All are there when the optimizer steps, and there this run peaks: its states and scratch are large."""
-    spec = RunSpec(rank=256, batch_size=1, seq_len=8, optimizer="adamw_torch")
+    spec = RunSpec(quant_type=quant_type, rank=256, batch_size=1, seq_len=8, optimizer="adamw_torch")
     parts = (predicted := predict(SMALL_MODEL, spec)).parts
     assert predicted.moment == "optimizer step"
     assert parts[terms.WEIGHT_GRADIENTS] == parts[terms.STEPPING] == parts[terms.ADAPTERS] == parts[terms.STATES] / 2
