@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from statistics import median
 
 from helpers import COURSE_ROOT, CourseError
+from helpers.records.kept import read_rows
 
 MEASUREMENTS = COURSE_ROOT / "measurements"
 FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
@@ -95,8 +95,7 @@ def _rows(names) -> list[tuple[str, dict]]:
     for name in names:
         if name not in FILES:
             raise CourseError(f"no measured runs in {name!r}; there are: {', '.join(FILES)}")
-    texts = {name: (MEASUREMENTS / f"{name}.jsonl").read_text(encoding="utf-8") for name in names}
-    return [(name, json.loads(line)) for name, text in texts.items() for line in text.splitlines() if line.strip()]
+    return [(name, row) for name in names for row in read_rows(MEASUREMENTS / f"{name}.jsonl")]
 
 
 def _flat(file: str, row: dict) -> dict:
