@@ -221,7 +221,6 @@ record(
 # **1.** How many bytes do the weights of a model of 7 billion parameters take in float16?
 
 # %%
-
 float16_bytes = ...
 check("00.1", float16_bytes)
 

@@ -100,7 +100,6 @@ verdict("70,000 overflows in float16, and 1.001 is 1 in bfloat16", overflows and
 # is its largest finite number?
 
 # %%
-
 answer = ...
 check("01.1", answer)
 

@@ -101,7 +101,6 @@ table([{"field": n, "default": getattr(defaults, n), "here": getattr(quantizatio
 # capability, in `helpers/machine/hardware.py`: 8.0 and later have the units.
 
 # %%
-
 gpus = {"Tesla T4": (7, 5), "NVIDIA A100": (8, 0), "NVIDIA L4": (8, 9), "NVIDIA H200": (9, 0)}
 computes_in = {name: Machine("cuda", name, 0, 0, 2, capability).dtype for name, capability in gpus.items()}
 print(computes_in)
@@ -444,7 +443,6 @@ verdict("packed rows get the logits that they get alone",
 # bfloat16. So this is checked before you wait for anything, and if it fails, one line names another model.
 
 # %%
-
 samples = [row["prompt"] + row["completion"] for row in train_rows.select(range(min(4, len(train_rows))))]
 require_finite_logits(model, tokenizer, samples, run.model.name, settings.max_length)
 
@@ -767,7 +765,6 @@ verdict("TRL's pads by length and keeps it", theirs["labels"][0][-1] == tokenize
 # their eos, and ask.
 
 # %%
-
 small_model, small_tokenizer = load_4bit(bundled(), run.machine)
 
 
@@ -905,7 +902,6 @@ else:
 # So loading in 4 bits pages nothing, and a paged optimizer pages only the large tensors of an adapter. How many are those?
 
 # %%
-
 for name, r, names in (("mistral-7b", 8, QKVO), ("llama-3.1-8b", 16, RunSpec().target_modules)):
     layers = shape_of(PRESETS[name].shape)
     sizes = [r * n for x in layers.linears if x.name in names for n in (x.inputs, x.outputs)]
@@ -1216,7 +1212,6 @@ verdict("of 32B not even the weights fit", loaded_32b > GPUS["t4"].total_bytes)
 # parameters does LoRA train with rank 8 on these four? (8,388,608 is Llama-7B's number: its `k_proj` and `v_proj` map 4096 to 4096.)
 
 # %%
-
 mistral_trainable = ...
 check("03.1", mistral_trainable)
 

@@ -565,7 +565,6 @@ table(rows, "{:.2f}", rank_16_on_all_layers_MB="{:.0f}", of_the_base="{:.1%}", c
 # on the expected answer, as in training, and exact match with an interval. It knows nothing of adapters; lesson 05 gives it merged models.
 
 # %%
-
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
 scored = {"tuned": evaluate(model, tokenizer, heldout, settings.max_new_tokens)}
 with model.disable_adapter():
@@ -723,7 +722,6 @@ verdict("16 rows make more than twice the tokens a second of one", gain > 2)
 # its size from the configuration alone. Count the tensors of a real one.
 
 # %%
-
 rows = []
 for batch, length in ((1, 32), (1, 100), (4, 100)):
     ids = torch.randint(3, model.config.vocab_size, (batch, length), device=model.device)
@@ -741,7 +739,6 @@ table(rows, "{:,}", columns=("rows", "tokens a row", "predicted bytes", "measure
 # Version 0.1, the one here, also attends to the last 4,096 tokens only, so no row keeps more than that. Against a T4:
 
 # %%
-
 contexts = [2**n for n in range(8, 16)]
 names, t4 = ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b"), GPUS["t4"].total_bytes
 of_weights = {name: sum(weight_bytes(shape_of(PRESETS[name].shape), "nf4", True).values()) for name in names}
@@ -927,7 +924,6 @@ record(
 # for each token, in float16?
 
 # %%
-
 bytes_for_a_token = ...
 check("04.1", bytes_for_a_token)
 

@@ -510,7 +510,6 @@ def merge_shard(shard, adapter, out):
 # each tensor on the way.
 
 # %%
-
 sixteen_bits = "float16" if run.machine.device == "cpu" else run.machine.dtype
 options = {"quant_type": settings.quant_type, "double_quant": settings.double_quant, "overwrite": True}
 options |= {"dtype": sixteen_bits, "progress": not run.model.bundled}
@@ -759,7 +758,6 @@ record(
 )  # fmt: skip
 
 # %% tags=["nbval-ignore-output"] reason="the card holds this run's numbers"
-
 card = model_card(run.folder)
 card.save(merged_folder / "README.md")
 print(card.content)
@@ -800,7 +798,6 @@ verdict("and no folder of this machine", not any(str(place) in card.content for 
 # bits that PEFT gives.
 
 # %%
-
 merge = ...
 check("05.1", merge)
 

@@ -231,7 +231,6 @@ def answer_to(row):
 # so: trl#2162 is issue or pull request 2162 of the library trl on GitHub. A renamed one may have worked on for some releases.
 
 # %%
-
 answers = [answer_to(row) for row in RENAMED]
 rows = [(f"{row.where}: {row.old}", row.new, answer, row.since) for row, (answer, _) in zip(RENAMED, answers)]
 table(rows, columns=("old", "today", "the installed release", "since"))
@@ -584,7 +583,6 @@ base.activation_checkpointing_disable()
 # Third: no adapter at all. The trainer refuses before the first step, in words of its own.
 
 # %%
-
 arguments = SFTConfig(
     **config, max_steps=1, activation_checkpointing=False, gradient_checkpointing=None, disable_tqdm=True
 )
@@ -635,7 +633,6 @@ def few_steps(dtype, learning_rate, steps=3):
 
 
 # %%
-
 right = RECIPES["bundled" if run.model.bundled else "other"]["learning_rate"]
 broken, losses = few_steps(torch.float16, right)
 print("in numbers:", ["nan" if loss != loss else "a number" for loss in losses])
@@ -1132,7 +1129,6 @@ if run.machine.dtype == "float32":
 # stands for what the message said.
 
 # %%
-
 from IPython.display import Markdown, display
 
 for number, title in SECTIONS.items():
@@ -1154,7 +1150,6 @@ verdict("every failure has a place in this lesson", {it.section for it in FAILUR
 # `from_pretrained` takes what is needed today?
 
 # %%
-
 argument = ...
 check("06.1", argument)
 

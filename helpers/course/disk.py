@@ -126,8 +126,8 @@ def carry_outputs(old, new) -> bool:
         return [c for c in notebook.cells if c.cell_type == "code"]
 
     def untouched(a, b):
-        # The bootstrap cell holds the address, which changes no output.
-        return a.source == b.source or {"bootstrap"} == set(a.metadata.get("tags", [])) == set(
+        # Blank lines around a cell's code change no output, and neither does the address in the bootstrap cell.
+        return a.source.strip() == b.source.strip() or {"bootstrap"} == set(a.metadata.get("tags", [])) == set(
             b.metadata.get("tags", [])
         )
 

@@ -59,7 +59,7 @@ def replayed(shape: Shape, spec: RunSpec, gpu: str) -> Prediction:
         before_training=PAGE * loaded.allocated,
         peak_allocated=PAGE * heap.peak,
         peak_reserved=PAGE * heap.peak_reserved,
-        parts={label: size for label, size in heap.at_peak.items() if size},
+        parts={label: heap.at_peak[label] for label in terms.LABELS if heap.at_peak.get(label)},
         moment=heap.moment_of_peak,
         notes=_notes(shape, spec),
     )

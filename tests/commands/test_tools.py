@@ -335,6 +335,7 @@ def test_a_build_carries_outputs_over_only_where_no_code_changed():
     old = nbformat.read(course.NOTEBOOKS / f"{lesson.stem}.ipynb", as_version=4)
     new = course.to_notebook(lesson)
     new.cells[0].source += "\n\nanother sentence"
+    new.cells[3].source = f"\n{new.cells[3].source}\n"
     assert build.carry_outputs(old, new)
     assert [c.get("outputs") for c in old.cells] == [c.get("outputs") for c in new.cells]
     changed = course.to_notebook(lesson)
