@@ -14,7 +14,7 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.__main__ import main
-from helpers.commands import _report, badges, build, run, sweep
+from helpers.commands import _report, build, run, sweep
 from helpers.course import disk as course
 
 PYTHON = sys.executable
@@ -353,7 +353,7 @@ def test_a_lesson_is_found_by_number_and_by_name():
 
 
 def test_a_title_is_the_first_heading():
-    assert badges.title(course.find_lesson("0")) == "00 Start here"
+    assert course.title(course.find_lesson("0")) == "00 Start here"
 
 
 def test_run_folders_stay_under_runs():

@@ -515,7 +515,7 @@ def test_outside_of_a_notebook_nothing_is_switched_on_and_nothing_heavy_imported
 
 def test_the_bootstrap_cell_switches_it_on(monkeypatch):
     calls = []
-    monkeypatch.setattr("helpers.failures.recognising.switch_on", lambda: calls.append("on"))
+    monkeypatch.setattr("helpers.failures.switch_on", lambda: calls.append("on"))
     exec(course.bootstrap_source(), {"__name__": "__main__"})
     assert calls == ["on"]
 
