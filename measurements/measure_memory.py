@@ -11,7 +11,7 @@ steps on random tokens. Every row has a process of its own. Loading overlaps bet
 lock), so that `step_s` is a step's own time, give or take what loading takes from the same GPU.
 
 Roles are part of the table below, written before anything was measured: `tuning` rows may be looked at while the
-formulas of `helpers/memory.py` are derived, `holdout` rows only score them.
+formulas of `helpers/memory/` are derived, `holdout` rows only score them.
 """
 
 import argparse
