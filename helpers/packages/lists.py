@@ -1,5 +1,6 @@
 """requirements.txt and constraints.txt, beside what is installed here."""
 
+import importlib.util
 import re
 from importlib.metadata import PackageNotFoundError, distributions, version
 
@@ -64,11 +65,8 @@ def pinned_versions(python: str | None = None) -> dict[str, str]:
     """The version of each package in constraints.txt for this Python and system, or for Python `python`, such as "3.12",
     on x86-64 Linux.
     """
-    try:
-        from packaging.markers import Marker
-    except ImportError:  # a bare environment, where pip brings its own copy
-        from pip._vendor.packaging.markers import Marker
-
+    bare = importlib.util.find_spec("packaging") is None  # then pip brings its own copy
+    Marker = importlib.import_module(("pip._vendor." if bare else "") + "packaging.markers").Marker
     there: dict[str, str] = {  # of Linux
         "sys_platform": "linux",
         "platform_system": "Linux",
