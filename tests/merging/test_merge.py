@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 from helpers import COURSE_ROOT
 from helpers.__main__ import main
-from helpers.merging import MergeError, arithmetic, merge_adapter, stored
+from helpers.merging import MergeError, arithmetic, merge_adapter
 from helpers.merging import merger as merge
+from helpers.merging.stored import Stored, read_base
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -475,10 +476,9 @@ def test_shard_that_shrinks_while_it_is_read_leaves_nothing(base, adapter, tmp_p
     def stretched(folder):
         config, stored = read_base(folder)
         last = max(stored, key=lambda key: stored[key].start)
-        stored[last] = stored.Stored(stored[last].file, stored[last].start + 2, stored[last].code, stored[last].shape)
+        stored[last] = Stored(stored[last].file, stored[last].start + 2, stored[last].code, stored[last].shape)
         return config, stored
 
-    read_base = stored.read_base
     monkeypatch.setattr(merge, "read_base", stretched)
     refused(base, adapter, tmp_path / "out", "ended while it was read")
 
