@@ -150,7 +150,7 @@ def test_importing_helpers_and_listing_commands_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=COURSE_ROOT
     ).stdout
     assert out.strip().endswith("[]")
-    for tool in (COURSE_ROOT / "helpers" / "tools").glob("[a-z]*.py"):
+    for tool in (COURSE_ROOT / "helpers" / "commands").glob("[a-z]*.py"):
         assert tool.stem in out
 
 

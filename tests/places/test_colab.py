@@ -81,7 +81,7 @@ def test_the_course_is_fetched_and_it_is_the_release_that_runs(after_03):
     _, folder = after_03
     first = nbformat.read(folder / "executed.ipynb", as_version=4).cells[1].outputs[0].text
     assert first.startswith(f"Fetching the course, release {course.address()[1]} ...")
-    assert (folder / "content" / "qlora-course" / "helpers" / "explain.py").is_file()
+    assert (folder / "content" / "qlora-course" / "helpers" / "packages" / "setting_up.py").is_file()
     assert not folder.resolve().is_relative_to(COURSE_ROOT)
 
 
@@ -139,7 +139,7 @@ def test_a_planted_image_alt_fails(after_03, tmp_path, scratch):
     """The double notices what broke every figure: Image(alt=...) came with IPython 8."""
 
     def plant(tree):
-        file = tree / "helpers" / "plots.py"
+        file = tree / "helpers" / "plots" / "figures.py"
         text = file.read_text(encoding="utf-8")
         assert 'metadata={"alt": alt})' in text
         file.write_text(text.replace('metadata={"alt": alt})', "alt=alt)"), encoding="utf-8")
