@@ -1,4 +1,4 @@
-"""The course as it lies on disk: lessons, notebooks, address, records."""
+"""The course as it lies on disk: lessons, notebooks, address."""
 
 from helpers.course.disk import (
     LESSONS,
@@ -31,5 +31,5 @@ __all__ = [
     "write_notebook",  # a notebook into its file
     "carry_outputs",  # keep outputs where no code changed
     "write_badges",  # colab_badges.md
-    "TIMES",  # how long lessons took, as measured
+    "TIMES",  # the file with the measured times of lessons
 ]

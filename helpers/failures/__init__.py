@@ -13,7 +13,7 @@ __all__ = [
     "explain",  # the explanation of a text, for a reader
     "recognise",  # the name of the failure that a text shows
     "all_in",  # every known failure in a long log
-    "LOG",  # how a line of a log may begin
+    "LOG",  # how many characters at the end of a log are read
     "switch_on",  # explain the errors of a notebook's cells
     "switch_off",  # explain them no more
 ]

@@ -17,7 +17,7 @@ __all__ = [
     "detect",  # the machine that this process runs on
     "choose_one_gpu",  # take one of several GPUs, before CUDA starts
     "gpus_of_driver",  # the GPUs that the driver knows, asked without CUDA
-    "ALL_GPUS",  # keeps what CUDA_VISIBLE_DEVICES was before
+    "ALL_GPUS",  # the environment variable that keeps what CUDA_VISIBLE_DEVICES was before
     "GIB",  # 2**30 bytes
     "T4_BYTES",  # the memory that a T4 reports
     "peak_resident",  # the most memory this process has held

@@ -39,10 +39,10 @@ __all__ = [
     "shape_of",  # a model's sizes, from its configuration
     "GPUS",  # what each GPU offers and takes
     "gpu_of",  # the key in GPUS of a device's name
-    "QKVO",  # those of its attention
-    "weight_bytes",  # of a model in 4 bits
-    "adapter_bytes",  # of LoRA's matrices
-    "kv_cache_bytes",  # of rows that a model is generating
+    "QKVO",  # names of the four linear layers of attention
+    "weight_bytes",  # bytes of a loaded model, by kind
+    "adapter_bytes",  # bytes of LoRA's matrices
+    "kv_cache_bytes",  # bytes of the keys and values kept while a model generates
     "score",  # predictions beside measured rows
 ]
 # For what measures, and for those who use this package alone.

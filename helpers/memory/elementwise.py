@@ -72,6 +72,6 @@ def norm(tape: Tape, x: Value, rows: int) -> Value:
 
 
 def norm_again(tape: Tape, values: int, width: int):
-    """A norm's output, made again in the backward pass of helpers/fused_lora.py."""
+    """A norm's output, made again in the backward pass of helpers/training/fused_lora.py."""
     scratch = [] if tape.kind.liger else [tape.new(values, 4), tape.new(values, 4)]
     return tape.after(tape.new(values, width), *scratch)

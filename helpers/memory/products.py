@@ -1,6 +1,7 @@
 """Linear layers on a tape: quantized, frozen or trained, with an adapter or without.
 
-Sources: bitsandbytes 0.50 `autograd/_functions.py`, peft 0.21 `tuners/lora/bnb.py` and `layer.py`, helpers/fused_lora.py.
+Sources: bitsandbytes 0.50 `autograd/_functions.py`, peft 0.21 `tuners/lora/bnb.py` and `layer.py`, and
+helpers/training/fused_lora.py.
 """
 
 from helpers.memory.elementwise import add, cast, dropout, each, norm_again
@@ -96,7 +97,7 @@ def _int8(tape: Tape, x: Value, layer: Linear, out: int) -> Value:
 
 
 def project(tape: Tape, x: Value, layers: list[Linear], source: Buffer | None = None) -> list[Value]:
-    """A value for each of the layers of one input: as one operation where helpers/fused_lora.py applies.
+    """A value for each of the layers of one input: as one operation where helpers/training/fused_lora.py applies.
 
     `source` is what a norm made x from: kept in place of x, from which backward makes x again.
     """

@@ -87,9 +87,9 @@ def _notes(shape: Shape, spec: RunSpec) -> tuple[str, ...]:
 
 def train(heap, shape: Shape, spec: RunSpec, workspace: int) -> None:
     """Two steps: the first makes the optimizer's states, the second finds them there."""
-    step, states = Step(heap, shape, spec), _states(shape, spec)
+    step, width = Step(heap, shape, spec), _trained_width(spec)
     layer, outside = trained_sizes(shape, spec)
-    width = WIDTH[spec.load_dtype] if spec.rank is None else step.kind.adapter
+    states = _states_of(layer, outside, shape.layers, spec.optimizer, width)
     for number in range(2):
         gradients = step.play(workspace if number == 0 else 0)
         heap.moment = "optimizer step"
@@ -115,9 +115,9 @@ def _states_of(layer: tuple, outside: tuple, layers: int, optimizer: str, width:
     return program
 
 
-def _states(shape: Shape, spec: RunSpec) -> Program:
-    width = WIDTH[spec.adapter_dtype or "float32"] if spec.rank is not None else WIDTH[spec.load_dtype]
-    return _states_of(*trained_sizes(shape, spec), shape.layers, spec.optimizer, width)
+def _trained_width(spec: RunSpec) -> int:
+    """Bytes a value of what is trained: the adapters, or without them the model itself."""
+    return WIDTH[spec.load_dtype if spec.rank is None else spec.adapter_dtype or "float32"]
 
 
 @dataclass(frozen=True)

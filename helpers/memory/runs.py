@@ -58,7 +58,7 @@ class RunSpec:
     is None). `adapter_dtype`: what the adapters are held in during training. `checkpoint_every`: 0 is off, 1 every
     layer, n every n-th. `attention_kernels`: "all", or "t4": memory-efficient and math, as on Turing.
     `repeat_kv`: keys and values repeated before attention instead of `enable_gqa`. `layer_kernels`: None or "liger".
-    `fused_lora`: helpers.fused_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
+    `fused_lora`: fuse_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
     `trl_loss`: "tiled" is TRL's from 1.15 on. "full" is transformers' own, which TRL had before: all logits at once, 14
     bytes each in 16-bit training. It was compared with public runs of TRL 0.13 alone, and is 1 to 5% above them.
     Raises CannotPredict naming field and value.
@@ -260,6 +260,6 @@ def kind_of(shape: Shape, spec: RunSpec) -> Kind:
 
 
 def _fuses(spec: RunSpec) -> bool:
-    """Whether helpers/fused_lora.py applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."""
+    """Whether fuse_lora applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."""
     plain = spec.rank is not None and spec.lora_dropout == 0 and spec.quant_type in ("nf4", "fp4")
     return spec.fused_lora and plain and not spec.upcast_non_quantized and spec.load_dtype == spec.compute_dtype

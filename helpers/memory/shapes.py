@@ -189,7 +189,7 @@ def _count(given: dict, key: str, default=None) -> int:
 
 
 def _load_config(name: str) -> dict:
-    """A configuration from a folder's config.json, from a preset (helpers/models.py), or from the hub."""
+    """A configuration from a folder's config.json, from a preset (helpers/models/presets.py), or from the hub."""
     from helpers.models import PRESETS
 
     file = Path(name) / "config.json"

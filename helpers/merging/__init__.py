@@ -11,6 +11,6 @@ __all__ = [
     "find_base",  # the folder of a base model
     "read_base",  # its config, and where each tensor lies
     "read_adapter",  # an adapter's config, and where each tensor lies
-    "match",  # what happens to each tensor of the base
+    "match",  # which update, if any, each tensor of the base gets
     "scaling",  # alpha / r, or alpha / sqrt(r)
 ]

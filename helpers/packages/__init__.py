@@ -11,7 +11,7 @@ from helpers.packages.setting_up import NOTES, download, install_missing, set_up
 
 __all__ = [
     "requirements",  # each line of requirements.txt, and whether it is met
-    "needed_by_commands",  # packages that lessons can do without
+    "needed_by_commands",  # packages that only the commands and the tests need
     "refused_packages",  # packages here that are too old for a library to work beside
     "installed_version",  # the version of a package here, or None
     "recorded_versions",  # the versions that every record names

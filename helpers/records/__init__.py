@@ -7,6 +7,6 @@ __all__ = [
     "read_record",  # what a lesson recorded in a folder
     "read_rows",  # measured rows from a file, one a line
     "measured_runs",  # the runs of measurements/ as a DataFrame, one flat row a run
-    "measured_pairs",  # those two by two, where they differ in one setting alone
+    "measured_pairs",  # pairs of measured runs of one model that differ in one setting
     "nearest_pair",  # the pair that is nearest to two settings
 ]

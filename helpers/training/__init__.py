@@ -25,7 +25,7 @@ __all__ = [
     "MULTIPLE",  # lengths are padded to a multiple of this
     "require_finite_logits",  # no training from a model that overflows
     "stop_when_not_finite",  # no training beyond a loss that is no number
-    "OutOfMemory",  # what a run is told in place of a traceback
+    "OutOfMemory",  # the error raised in place of torch's, with what to change
     "explain",  # what to change so that a run fits, in steps
     "explained",  # turns an out-of-memory error into that advice
 ]
