@@ -39,11 +39,12 @@ def replace_folder(folder: Path, keep_old_as: Path | None = None):
         finish_replacing(folder.parent, glob.escape(folder.name))
 
 
-def finish_replacing(parent: Path, name: str = "*") -> None:
+def finish_replacing(parent: Path, name: str = "*", at_once: bool = False) -> None:
     """Tidy up in `parent` after a replace_folder that was killed: nothing whole is lost, and halves do not pile up.
 
     Only what replace_folder names so is touched, .NAME.RANDOM.old and .part, for the folder `name` or, in a folder of
-    the course's own, for all: a merge may write into somebody's home.
+    the course's own, for all: a merge may write into somebody's home. A half folder goes a day after it was last
+    written to, since a younger one may belong to a run that is still alive; or `at_once`, where the caller knows better.
     """
     random = "[a-z0-9_]" * 8  # as tempfile.mkdtemp makes it
     for old in filter(Path.is_dir, parent.glob(f".{name}.{random}.old")):
@@ -53,7 +54,7 @@ def finish_replacing(parent: Path, name: str = "*") -> None:
         else:  # killed between the two renames
             os.replace(old, folder)
     for part in (*parent.glob(f".{name}.{random}.part"), *parent.glob(f".{name}.json.[0-9]*.part")):  # see write_whole
-        if time.time() - part.stat().st_mtime > 86_400:  # a younger one may belong to a run that is still alive
+        if at_once or time.time() - part.stat().st_mtime > 86_400:
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
             else:

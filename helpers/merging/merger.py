@@ -6,6 +6,7 @@ offset, not mapped, and each output file is written as it is read: a JSON header
 product B A, float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -89,7 +90,8 @@ def merge_adapter(
         return _requantized(pieces, quant_type, double_quant) if key in quantized else pieces
 
     try:
-        _write_model(plan, quantize, progress)
+        with _alone(out):
+            _write_model(plan, quantize, progress)
     except MergeError:
         raise
     except OSError as error:
@@ -122,14 +124,11 @@ def _planned(base: Path, adapter: Path, out: Path, dtype) -> _Plan:
 
 def _write_model(plan: _Plan, quantize, progress: bool) -> None:
     """Write what was planned into a folder of its own, which then becomes `plan.out`."""
-    plan.out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(plan.out)
     free = shutil.disk_usage(plan.out.parent).free
     if free < plan.bytes * 1.01:
         raise MergeError(f"{plan.out} needs {plan.bytes / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
     with (
         replace_folder(plan.out) as new,
-        FileLock(new / ".merging") as lock,  # let go when this process ends, however it does: see _sweep
         _bar(plan.bytes, progress) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
@@ -145,8 +144,6 @@ def _write_model(plan: _Plan, quantize, progress: bool) -> None:
             _write_json(new / "model.safetensors.index.json", index)
         _write_json(new / "config.json", plan.settings)
         _copy_beside(plan.base, plan.adapter, new)
-        lock.release()
-        (new / ".merging").unlink(missing_ok=True)
 
 
 def _write_file(path: Path, plan: _Plan, quantize, writer):
@@ -211,14 +208,27 @@ def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
         raise MergeError(f"{out} is not the folder of a model, and is not overwritten: name another")
 
 
-def _sweep(out: Path) -> None:
-    """Remove what merges into `out` left behind when they were killed: nobody holds their lock any more."""
-    for lock in out.parent.glob(f".{glob.escape(out.name)}.*.part/.merging"):
+@contextlib.contextmanager
+def _alone(out: Path):
+    """Be the only merge that writes to `out`, and remove what others left there when they were killed.
+
+    The lock lies beside the folders that it guards, is there before the first of them, and goes after the last. The
+    system lets it go when a process ends, however it ends. So whoever holds it knows that every half folder is nobody's.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(f".{out.name}.merging"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise MergeError(f"{out} is being written by another merge now: wait for it, or name another folder") from error
+    with lock:
         try:
-            FileLock(lock).acquire(blocking=False).lock.release()
-        except Timeout:
-            continue  # of a merge that is running
-        shutil.rmtree(lock.parent, ignore_errors=True)
+            finish_replacing(out.parent, glob.escape(out.name), at_once=True)
+            yield
+        finally:
+            Path(lock.lock_file).unlink(
+                missing_ok=True
+            )  # while it is held: a waiting merge sees that, and makes its own
 
 
 def _write(file, piece) -> int:

@@ -15,6 +15,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -568,16 +569,36 @@ def test_old_model_comes_back_when_the_second_rename_fails(base, adapter, tmp_pa
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
-def test_merge_that_runs_is_not_swept_up_by_another(base, adapter, tmp_path):
-    from filelock import FileLock
-
-    part = tmp_path / ".out.running.part"
+def test_second_merge_into_the_same_folder_is_told_and_leaves_the_first_alone(base, adapter, tmp_path):
+    out, part = tmp_path / "out", tmp_path / ".out.abcd1234.part"
+    command = [sys.executable, "-c", CHILD.format(before="pass")]
     part.mkdir()
-    with FileLock(part / ".merging"):
-        merge_adapter(base, adapter, tmp_path / "out", progress=False)
+    with FileLock(tmp_path / ".out.merging"):
+        second = subprocess.run([*command, base, adapter, out], capture_output=True, text=True, cwd=COURSE_ROOT)
+        assert "is being written by another merge now" in second.stderr.splitlines()[-1]
         assert part.is_dir()
-    merge_adapter(base, adapter, tmp_path / "out", overwrite=True, progress=False)
-    assert not part.exists()
+        merge_adapter(base, adapter, tmp_path / "another", progress=False)
+        assert part.is_dir()
+    merge_adapter(base, adapter, out, progress=False)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["another", "out"]
+
+
+@pytest.mark.parametrize("moment", ["before the folder", "after the folder", "before the rename", "after the rename"])
+def test_what_a_merge_leaves_is_swept_up_whenever_it_was_killed(moment, base, adapter, tmp_path):
+    out = tmp_path / "result" / "out"
+    where, _, what = moment.partition(" the ")
+    module, name = {"folder": ("tempfile", "mkdtemp"), "rename": ("os", "replace")}[what]
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    body = f"{kill}" if where == "before" else f"whole(*a, **k); {kill}"
+    before = (
+        f"import os, signal, tempfile; whole = {module}.{name}\ndef killed(*a, **k): {body}\n{module}.{name} = killed"
+    )
+    child = subprocess.run([sys.executable, "-c", CHILD.format(before=before), base, adapter, out], cwd=COURSE_ROOT)
+    assert child.returncode == -signal.SIGKILL
+    assert ".out.merging" in [f.name for f in out.parent.iterdir()]
+    assert out.exists() == (moment == "after the rename")
+    merge_adapter(base, adapter, out, overwrite=out.exists(), progress=False)
+    assert [f.name for f in out.parent.iterdir()] == ["out"]
 
 
 def make_large(folder, hidden, intermediate, layers, heads=8, kv_share=4, vocabulary=32000, rank=16, layers_a_shard=8):
