@@ -32,7 +32,7 @@ notebooks: .venv/.course ## rebuild notebooks/ from lessons/ after an edit
 	$(BIN)/python -m helpers build $(ARGS)
 
 # What constraints.txt says already is kept. ARGS=--upgrade asks for what is new, ARGS="--upgrade-package NAME" for one package.
-lock: .venv/.test ## write constraints.txt anew from requirements.txt and pyproject.toml
+lock: $(BIN)/uv ## write constraints.txt anew from requirements.txt and pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
 		--custom-compile-command "make lock" $(ARGS) pyproject.toml --output-file constraints.txt
 
@@ -53,6 +53,11 @@ canary: ## test on the newest releases: no upper bounds, no pins; says which wor
 	# Kernels warn of unencrypted local connections, several times a lesson, in the middle of the progress bars.
 	mkdir -p .venv/etc/ipython && echo '{"IPKernelApp": {"log_level": 40}}' > .venv/etc/ipython/ipython_kernel_config.json
 	touch $@
+
+# For `make lock` alone: once a bound has moved, requirements.txt contradicts the old constraints.txt, and nothing else installs.
+$(BIN)/uv:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 
 .venv/.test: .venv/.course
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'

@@ -642,11 +642,11 @@ def greedy_by_hand(model, ids, new_tokens):
     out = model(ids, use_cache=True, logits_to_keep=1)  # prefill
     tokens, clock = [out.logits[:, -1:].argmax(-1)], [now()]
     for _ in range(new_tokens - 1):
-        out = model(tokens[-1], past_key_values=out.past_key_values, use_cache=True)  # decode
+        out = model(tokens[-1], cache=out.cache, use_cache=True)  # decode
         tokens.append(out.logits[:, -1:].argmax(-1))
         clock.append(now())
     later = [b - a for a, b in zip(clock, clock[1:])]
-    return torch.cat(tokens, dim=1), clock[0] - begun, later, out.past_key_values
+    return torch.cat(tokens, dim=1), clock[0] - begun, later, out.cache
 
 
 by_hand = greedy_by_hand(model, one["input_ids"], settings.max_new_tokens)[0][0]

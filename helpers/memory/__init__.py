@@ -15,7 +15,7 @@ prediction. One RunSpec goes through these files:
     planner    what fits, and the fastest setting that does: `fits`, `plan`
     rows       predictions beside measured runs
 
-Sources, read in the releases named: transformers 5.23 (modeling files, `integrations/sdpa_attention.py`), trl 1.16
+Sources, read in the releases named: transformers 5.24 (modeling files, `integrations/sdpa_attention.py`), trl 1.16
 (`kernels/chunked_logprob.py`), peft 0.21 (`tuners/lora/bnb.py`), bitsandbytes 0.50 (`autograd/_functions.py`,
 `optim/optimizer.py`), torch 2.11 (autograd, `utils/checkpoint.py`, the caching allocator). No constant is fitted.
 """

@@ -1,4 +1,4 @@
-"""One decoder layer on a tape, forward (transformers 5.23: MistralDecoderLayer and its siblings)."""
+"""One decoder layer on a tape, forward (transformers' MistralDecoderLayer and its siblings)."""
 
 import functools
 from dataclasses import dataclass, replace

@@ -9,7 +9,7 @@ from helpers.memory.terms import ADAPTERS, PLAIN, SCALES, TABLES, UPCAST, WIDTH,
 
 
 def load(heap: Allocator, shape: Shape, spec: RunSpec) -> list[tuple]:
-    """Load the model as transformers 5.23 does; returns the 16-bit blocks, in the order in which they are upcast.
+    """Load the model as transformers does; returns the 16-bit blocks, in the order in which they are upcast.
 
     First one block as large as the weights will be, taken and given back (`modeling_utils.py
     caching_allocator_warmup`); then tensor by tensor in the order of their names, each quantized as it arrives.

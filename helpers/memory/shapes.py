@@ -83,7 +83,7 @@ class Shape:
         return self.layers * layer + self.hidden + self.vocab * self.hidden * (1 if self.tied else 2)
 
 
-# What a config class of transformers 5.23 takes for a flag that a configuration leaves out (models/*/configuration_*.py).
+# What a config class of transformers takes for a flag that a configuration leaves out (models/*/configuration_*.py).
 # A flag that is not listed is not read by that class. `head_dim` None means hidden_size / num_attention_heads.
 DEFAULTS: dict[str, dict] = {
     "llama": {"attention_bias": False, "mlp_bias": False, "head_dim": None, "num_key_value_heads": None},

@@ -82,7 +82,7 @@ def kv_cache_bytes(config, tokens: int, batch: int = 1, dtype: str = "float16") 
     """Bytes of the keys and values that generation keeps for `batch` rows of `tokens` tokens each, padding included.
 
     In each layer a key and a value of key-value heads x head size for each token (grouped-query attention: Ainslie et
-    al. 2023, arXiv 2305.13245). transformers 5.23 `cache_utils.py`: a layer with a sliding window keeps its last
+    al. 2023, arXiv 2305.13245). transformers' `cache_utils.py`: a layer with a sliding window keeps its last
     window - 1 tokens; of Gemma-2's layers every other one has a window, from the first on. Raises CannotPredict for
     Qwen's use_sliding_window, an unknown dtype, and counts below 1.
     """

@@ -16,7 +16,7 @@ class CheckpointError(CourseError):
     """Checkpoints that cannot go where they were meant to."""
 
 
-# What transformers 5.23 writes for an adapter's run, in this order; the trainer's state comes last.
+# What transformers writes for an adapter's run, in this order; the trainer's state comes last.
 NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 

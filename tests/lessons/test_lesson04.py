@@ -56,8 +56,8 @@ def test_a_real_cache_has_the_predicted_bytes(name, tokens):
     with torch.no_grad():
         out = model(torch.ones(2, tokens - 2, dtype=torch.long), use_cache=True)
         for _ in range(2):  # decoding grows it as prefill does
-            out = model(torch.ones(2, 1, dtype=torch.long), past_key_values=out.past_key_values, use_cache=True)
-    held = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+            out = model(torch.ones(2, 1, dtype=torch.long), cache=out.cache, use_cache=True)
+    held = [t for layer in out.cache.layers for t in (layer.keys, layer.values)]
     assert sum(t.numel() * t.element_size() for t in held) == kv_cache_bytes(config, tokens, 2, "float32")
 
 
