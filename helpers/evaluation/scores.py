@@ -34,8 +34,11 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch
 def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
     """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
     prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
-    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
-    return sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True)) / len(prompts)
+    return _share_right(answer(model, tokenizer, prompts, max_new_tokens, batch_size), rows)
+
+
+def _share_right(answers: list[str], rows) -> float:
+    return sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True)) / len(answers)
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,28 @@ class Evaluation:
     exact_match: float
     interval: tuple[float, float]  # 95%, of exact_match
     rows: int
+    answers: tuple[str, ...] = ()  # what it answered, in the rows' order
 
     def __str__(self) -> str:
         low, high = self.interval
         return f"loss {self.loss:.3f}, exact match {self.exact_match:.1%} ({low:.1%} to {high:.1%})"
 
 
-def evaluate(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> Evaluation:
-    """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found."""
+def evaluate(
+    model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64, max_length: int = 512
+) -> Evaluation:
+    """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found.
+
+    An answer ends after `max_new_tokens` tokens, and for the loss a row is cut at `max_length` tokens, as in training.
+    """
     was_training = model.training
     model.eval()
-    share = exact_match(model, tokenizer, rows, max_new_tokens, batch_size)
-    loss = completion_loss(model, tokenizer, rows, batch_size)
+    prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
+    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
+    share = _share_right(answers, rows)
+    loss = completion_loss(model, tokenizer, rows, batch_size, max_length)
     model.train(was_training)
-    return Evaluation(loss, share, wilson_interval(round(share * len(rows)), len(rows)), len(rows))
+    return Evaluation(loss, share, wilson_interval(round(share * len(rows)), len(rows)), len(rows), tuple(answers))
 
 
 def completion_loss(model, tokenizer, rows, batch_size: int = 64, max_length: int = 512) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from helpers import CourseError
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+REPORTERS = ("tensorboard", "trackio", "wandb")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -83,6 +84,7 @@ RULES: dict[str, Rule] = {
         )
     ),
     "max_steps": _or_auto(_integer(1, 1_000_000)),
+    "epochs": _or_auto(_number(0.001, 10_000)),
     "batch_size": _or_auto(_integer(1, 1024)),
     "gradient_accumulation": _or_auto(_integer(1, 1024)),
     "max_length": _or_auto(_integer(16, 131_072)),
@@ -93,6 +95,8 @@ RULES: dict[str, Rule] = {
         lambda v: isinstance(v, bool) or (isinstance(v, str) and v in ("auto", "offload")),
     ),
     "cuda_graphs": _or_auto(_flag),
+    "plain": _flag,
+    "report_to": _one_of("none", *REPORTERS),
     "save_steps": _or_auto(_integer(1, 1_000_000)),
     "hub_repo": Rule(
         '"none" or owner/name on the Hugging Face hub',
@@ -122,3 +126,6 @@ def validate(parameters: dict, known: set[str] | None = None) -> None:
             shown = repr(value)
             shown = shown if len(shown) <= 80 else shown[:77] + "..."
             raise ParameterError(f"{name} = {shown} is not possible; allowed: {rule.allowed}")
+    if "auto" not in (parameters.get("epochs", "auto"), parameters.get("max_steps", "auto")):
+        both = f"epochs = {parameters['epochs']} and max_steps = {parameters['max_steps']}"
+        raise ParameterError(f'{both} both say how long to train: leave one of them at "auto"')

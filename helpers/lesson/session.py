@@ -3,18 +3,23 @@
 import datetime
 import functools
 import json
+import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from helpers import COURSE_ROOT, CourseError, course, data, machine, models, saving
+from helpers import COURSE_ROOT, CourseError, course, data, machine, models, records, saving
 from helpers.files import finish_replacing, on_drive, output_folder, whereabouts, write_whole
 from helpers.lesson import parameters
+from helpers.lesson.reports import prepare_reports
 from helpers.lesson.tables import table
 from helpers.packages import recorded_versions
 
+MEASURED = [COURSE_ROOT / "measurements" / f"{gpu}_lessons.jsonl" for gpu in ("h100", "h200")]
 NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
 
 
@@ -25,10 +30,10 @@ class Run:
     lesson: str
     folder: Path
     parameters: dict
-    machine: object = None
-    model: object = None
+    machine: Any = None
+    model: Any = None
     settings: SimpleNamespace | None = None  # the parameters, with "auto" replaced by the recipe for the model
-    rows: object = None  # a DatasetDict, where the lesson asks for one
+    rows: Any = None  # a DatasetDict, where the lesson asks for one
     data_name: str = ""
     found: dict = field(default_factory=dict)  # what the lesson has recorded
     verdicts: list = field(default_factory=list)
@@ -55,6 +60,59 @@ class Run:
         return self.folder / "adapter"
 
     @property
+    def identity(self) -> dict:
+        """What makes this run this run: settings, model and data. Another one gets other checkpoints, another adapter."""
+        return vars(self.settings) | {"model": self.model.name, "data": self.data_name}
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints of just this run belong."""
+        return saving.checkpoint_folder(self.folder, **self.identity)
+
+    def last_checkpoint(self) -> str | None:
+        """The newest whole checkpoint of this run, for `train(resume_from_checkpoint=...)`; None if there is none."""
+        found = saving.last_complete_checkpoint(self.checkpoints)
+        return str(found) if found else None
+
+    def new_adapter(self):
+        """A context that yields a folder to save into; it becomes `adapter` once all of it is whole and on the disk."""
+        return saving.adapter_folder(self.adapter, made_by=f"lesson {self.lesson[:2]}", **self.identity)
+
+    def forget_checkpoints(self) -> None:
+        """Delete this run's checkpoints, once the adapter is saved."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def measured_before(self) -> dict:
+        """What this lesson recorded on a GPU last, with the name of the GPU and the date (measurements/*_lessons.jsonl)."""
+        rows = [row for file in MEASURED for row in records.read_rows(file) if row["lesson"] == self.lesson]
+        newest = max((row for row in rows if "bundled" in row["model"]), key=lambda row: row["date"])
+        return newest["recorded"] | {name: newest[name] for name in ("device", "machine", "model", "date")}
+
+    def watch(self):
+        """A MemoryMonitor that has begun to watch this process's memory, or the GPU's."""
+        return machine.MemoryMonitor().start()
+
+    def plan_training(self):
+        """The run's TrainingPlan (helpers.training). On a GPU it sets how a step is split: settings.batch_size and its kin."""
+        from helpers import training  # late: it imports torch
+
+        found = training.plan_training(self.model, self.machine, self.settings, self.parameters, self.settings.plain)
+        if found.own and found.chosen:
+            self.settings.batch_size = found.spec.batch_size
+            self.settings.gradient_accumulation = found.gradient_accumulation
+            self.settings.checkpointing = (
+                "offload" if found.spec.checkpoint_offload else found.spec.checkpoint_every > 0
+            )
+        return found
+
+    def cures(self, plan):
+        """What the course adds to the libraries' own calls in this run (helpers.training.Cures)."""
+        from helpers import training  # late: it imports torch
+
+        settings = self.settings
+        return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
+
+    @property
     def bulky(self) -> Path:
         """Where gigabytes go that are not to be kept: `folder`, but this machine's disk when `folder` is on Drive."""
         return output_folder("auto") if on_drive(self.folder) else self.folder
@@ -76,6 +134,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
     """
     global _current
     parameters.validate(values)
+    prepare_reports(values.get("report_to", "none"), output_folder(values.get("output_dir", "auto")))
     run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
 
     finish_replacing(run.folder)
@@ -108,6 +167,10 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
             wanted = "bundled"
         run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
         shown["data"] = run.data_name
+        if values.get("epochs", "auto") != "auto":
+            rows_per_step = run.settings.batch_size * run.settings.gradient_accumulation
+            run.settings.max_steps = math.ceil(values["epochs"] * len(run.rows["train"]) / rows_per_step)
+            shown["steps"] = f"{run.settings.max_steps}, for {values['epochs']} epochs"
     if "adapter_dir" in values:
         from helpers import quick  # late: it imports torch
 
@@ -126,12 +189,16 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
 
 
 def quiet_libraries() -> None:
-    """No progress bars for work that takes a second: loading a local model, mapping a few thousand rows."""
+    """No progress bars for work that takes a second, and no warning that is about a library's own code."""
+    import warnings
+
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    # transformers says this of what it calls itself, whenever a quantized model trains. Nobody else can do anything about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def record(**values) -> None:

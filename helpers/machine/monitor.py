@@ -92,6 +92,12 @@ class MemoryMonitor:
         """The highest of all phases: allocated bytes on a GPU, resident bytes on a CPU."""
         return max(self.peaks.values())
 
+    def last_steps(self, steps: int = 4) -> list[tuple]:
+        """The samples of the last optimizer steps, or all samples if there was none."""
+        pairs = zip(self.samples, self.samples[1:], strict=False)
+        ends = [i for i, (a, b) in enumerate(pairs, 1) if a[1] == "step" != b[1]]
+        return self.samples[ends[-min(steps, len(ends))] : ends[-1] + 1] if ends else self.samples
+
     def callback(self):
         """A TrainerCallback that marks forward, backward and step, and evaluate and "between steps" around them.
 

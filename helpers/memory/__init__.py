@@ -21,10 +21,11 @@ Sources, read in the releases named: transformers 5.24 (modeling files, `integra
 """
 
 from helpers.machine import GIB
+from helpers.memory.over_time import step_over_time
 from helpers.memory.planner import DoesNotFit, fits, plan
 from helpers.memory.replay import predict
 from helpers.memory.rows import gpu_of, score
-from helpers.memory.runs import ALL_LINEAR, GPUS, QKVO, RunSpec, spec_of
+from helpers.memory.runs import ALL_LINEAR, GPUS, RunSpec, spec_of
 from helpers.memory.shapes import CannotPredict, shape_of
 from helpers.memory.terms import MIB, adapter_bytes, kv_cache_bytes, state_bytes, weight_bytes
 from helpers.records import read_rows
@@ -32,6 +33,7 @@ from helpers.records import read_rows
 __all__ = [
     "RunSpec",  # how a model is trained
     "predict",  # the memory of a run, and what it is for
+    "step_over_time",  # memory through one step
     "plan",  # the fastest setting that fits
     "fits",  # whether a prediction fits a GPU
     "CannotPredict",  # what cannot be predicted, and why
@@ -39,7 +41,6 @@ __all__ = [
     "shape_of",  # a model's sizes, from its configuration
     "GPUS",  # what each GPU offers and takes
     "gpu_of",  # the key in GPUS of a device's name
-    "QKVO",  # names of the four linear layers of attention
     "weight_bytes",  # bytes of a loaded model, by kind
     "adapter_bytes",  # bytes of LoRA's matrices
     "kv_cache_bytes",  # bytes of the keys and values kept while a model generates

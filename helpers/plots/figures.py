@@ -11,8 +11,8 @@ COLOURS = {
 }  # fmt: skip
 PALETTE = tuple(COLOURS.values())
 OF_PHASE = {  # of a training run, the same in every figure
-    "other": "grey", "load": "black", "evaluate": "green", "prepare": "purple", "forward": "sky", "backward": "blue",
-    "step": "red", "between steps": "yellow",
+    "other": "grey", "load": "black", "evaluate": "green", "prepare": "purple", "forward": "sky", "loss": "orange",
+    "backward": "blue", "step": "red", "between steps": "yellow",
 }  # fmt: skip
 
 
@@ -46,10 +46,13 @@ def png(figure, dpi: int = 90) -> bytes:
     return buffer.getvalue()
 
 
-def memory_timeline(samples, title: str, unit: str = "MB"):
-    """Memory over time, a colour for each phase; `samples` as in MemoryMonitor: (seconds, phase, bytes, ...)."""
+def memory_timeline(samples, title: str, unit: str = "MB", x: str = "seconds", line=None, line_label: str = ""):
+    """Memory over time, a colour for each phase; `samples` as in MemoryMonitor: (seconds, phase, bytes, ...).
+
+    `x` names what the first numbers count, if not seconds; `line` marks a limit, in `unit`.
+    """
     scale = {"MB": 1e6, "GB": 1e9}[unit]
-    figure, ax = axes(title, "seconds", f"memory ({unit})")
+    figure, ax = axes(title, x, f"memory ({unit})")
     names = list(dict.fromkeys(phase for _, phase, *_ in samples))
     others = itertools.cycle((COLOURS["orange"], *PALETTE))
     colour = {name: COLOURS[OF_PHASE[name]] if name in OF_PHASE else next(others) for name in names}
@@ -62,6 +65,8 @@ def memory_timeline(samples, title: str, unit: str = "MB"):
             begin = i
     for name in names:
         ax.fill_between([], [], color=colour[name], alpha=0.8, label=name)
+    if line is not None:
+        ax.axhline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
     ax.set_ylim(bottom=0)
     ax.set_xlim(min(seconds), max(seconds))
     figure.legend(frameon=False, ncols=min(3, len(names)), loc="outside lower center")

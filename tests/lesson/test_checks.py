@@ -23,17 +23,39 @@ MISTAKES = {
     "02.3": [(32 * 4 * 512 * 4096, "two"), (4 * 512 * 4096 * 2, "one layer"), (32 * 512 * 4096 * 2, "one row")],
     "02.4": [(128_256 * 4096 * 2, "one of the two"), (2 * 128_256 * 4096 * 4, "how much is it more")],
     "02.5": [("rank", "fraction"), ("optimizer", "small"), ("luck", "one of")],
-    "03.1": [(8_388_608, "1024"), (6_815_744 // 32, "one layer"), (1, "add up")],
-    "03.2": [(4, "one forward pass"), (8, "multiply"), (64, "times")],
-    "03.3": [("bfloat16", "emulates"), ("float32", "tensor cores"), ("int8", "one of")],
-    "03.4": [
+    "03.1": [
+        (lambda layers, rank: sum(i * o for i, o in layers), "weight matrix"),
+        (lambda layers, rank: sum(rank * i for i, o in layers), "A or B alone"),
+        (lambda layers, rank: rank * sum(layers[0]), "all of them"),
+        (lambda layers, rank: sum(i + o for i, o in layers), "rank is missing"),
+        (6_815_744, "function"),
+    ],
+    "03.2": [
         (lambda p, c, e: [-100] * len(p) + c, "missing"),
         (lambda p, c, e: [-100] * len(p) + c + [-100], "masked"),
         (lambda p, c, e: p + c + [e], "question"),
         (lambda p, c, e: c + [e], "place"),
     ],
-    "03.5": [(7, "cut off"), (47, "two checkpoints"), (10, "last whole")],
-    "03.6": [(["checkpointing", "max_length"], "cuts rows"), (["rank"], "fewer"), (["checkpointing"], "one more")],
+    "03.3": [
+        (lambda s: s, "no bfloat16 units"),
+        (lambda s: s | {"bnb_4bit_compute_dtype": "float16", "bf16": False}, "fp16=True"),
+        (lambda s: s | {"bnb_4bit_compute_dtype": "float16", "bf16": False, "fp16": True}, "flash attention"),
+        (lambda s: s | {"bnb_4bit_compute_dtype": "float32", "bf16": False, "fp16": True}, "idle"),
+        (lambda s: {"bnb_4bit_compute_dtype": "float16", "fp16": True}, "more than a T4"),
+    ],
+    "03.4": [
+        (lambda steps, batch, accumulation, rows: steps * batch * accumulation // rows, "//"),
+        (lambda steps, batch, accumulation, rows: steps * batch / rows, "left out"),
+        (lambda steps, batch, accumulation, rows: rows / (steps * batch * accumulation), "turn it round"),
+    ],
+    "03.5": [(4, "do not grow"), (2, "less"), (1, "more"), ("two", "a number")],
+    "03.6": [("more steps", "worse"), ("a higher rank", "room"), ("a higher learning rate", "sooner"), (20, "one of")],
+    "03.7": [
+        (lambda whole: max(whole, key=lambda name: int(name.split("-")[1]), default=None), "not whole"),
+        (lambda whole: max((n for n, good in whole.items() if good), default=None), "as text"),
+        (lambda whole: [n for n, good in whole.items() if good][-1], "last one"),
+        (lambda whole: sorted((int(n[11:]), n) for n, good in whole.items() if good)[-1][1], "list index"),
+    ],
     "04.1": [(65536, "two"), (524288, "8 key-value"), (4096, "one layer")],
     "04.2": [(0, "right"), (5, "how many"), (12, "padded")],
     "04.3": [("pad", "masked"), ("bos", "begins"), ("a comma", "over")],
@@ -71,6 +93,40 @@ MISTAKES = {
 }
 
 
+# Other right ways to write it, besides the solution that the lesson prints.
+ALSO_RIGHT = {
+    "03.1": [
+        lambda layers, rank: rank * sum(sum(pair) for pair in layers),
+        lambda layers, rank: sum(i * rank for i, _ in layers) + sum(o * rank for _, o in layers),
+    ],
+    "03.2": [
+        lambda p, c, e: [*(-100 for _ in p), *c, e],
+        lambda p, c, e: __import__("torch").tensor([-100] * len(p) + list(c) + [e]),
+    ],
+    "03.3": [
+        lambda s: (
+            {k: v for k, v in s.items() if k != "attn_implementation"}
+            | {"bnb_4bit_compute_dtype": __import__("torch").float16, "bf16": False, "fp16": True}
+        ),
+        lambda s: (
+            s | {"bnb_4bit_compute_dtype": "torch.float16", "bf16": None, "fp16": True, "attn_implementation": None}
+        ),
+    ],
+    "03.4": [
+        lambda steps, batch_size, gradient_accumulation, rows: batch_size * gradient_accumulation * steps / rows,
+        lambda *n: __import__("fractions").Fraction(n[0] * n[1] * n[2], n[3]),
+    ],
+    "03.5": [1.2, __import__("numpy").float32(1.35)],
+    "03.6": ["Fewer steps", " fewer steps"],
+    "03.7": [
+        lambda whole: next(
+            (f"checkpoint-{n}" for n in sorted((int(k[11:]) for k in whole if whole[k]), reverse=True)), None
+        ),
+        lambda whole: ([None] + sorted((k for k in whole if whole[k]), key=lambda k: (len(k), k)))[-1],
+    ],
+}
+
+
 def solutions() -> dict[str, str]:
     """The code of each folded solution, by exercise."""
     found = {}
@@ -92,15 +148,21 @@ ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name != "04
 @pytest.mark.parametrize("name", ALONE)
 def test_the_printed_solution_is_right(name, capsys):
     exec(SOLUTIONS[name], {"check": checks.check})
-    assert capsys.readouterr().out == f"Exercise {name}: right.\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"Exercise {name}: right."
+
+
+@pytest.mark.parametrize(("name", "answer"), [(n, a) for n, rows in ALSO_RIGHT.items() for a in rows])
+def test_another_right_way_to_write_it_is_right(name, answer, capsys):
+    checks.check(name, answer)
+    assert capsys.readouterr().out.splitlines()[-1] == f"Exercise {name}: right."
 
 
 @pytest.mark.parametrize(("name", "answer", "word"), [(n, a, w) for n, rows in MISTAKES.items() for a, w in rows])
 def test_a_typical_mistake_gets_its_own_hint(name, answer, word, capsys):
     checks.check(name, answer)
     said = capsys.readouterr().out
-    assert said.startswith(f"Exercise {name}: not yet:")
-    assert word in said
+    assert f"Exercise {name}: not yet:" in said
+    assert word in said.partition("not yet:")[2]
 
 
 def test_every_exercise_has_at_least_two_mistakes_tried():
@@ -114,7 +176,7 @@ def test_every_exercise_has_at_least_two_mistakes_tried():
 def test_no_answer_of_any_kind_raises_or_passes(name, answer, capsys):
     checks.check(name, answer)
     said = capsys.readouterr().out
-    assert said.startswith(f"Exercise {name}: not yet:")
+    assert f"Exercise {name}: not yet:" in said
     assert said.count("\n") == 1
 
 

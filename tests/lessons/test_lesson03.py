@@ -1,19 +1,34 @@
 """What lesson 03 says about libraries and about running out of memory, each held against the library itself."""
 
+import contextlib
 import dataclasses
+import itertools
+import os
+import re
+import sqlite3
+import subprocess
+import sys
 import weakref
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from trl import SFTConfig
 
+from helpers import COURSE_ROOT, lesson, training
 from helpers.course import disk as course
-from helpers.machine import Machine
-from helpers.memory import GPUS, QKVO, RunSpec, predict
+from helpers.lesson.reports import FOLDERS, prepare_reports
+from helpers.machine import Machine, detect
+from helpers.memory import GPUS, RunSpec, predict
+from helpers.memory.runs import QKVO
 from helpers.models import BUNDLED_MODEL, PRESETS, Model, bundled, recipe_for
+from helpers.quick import forget_side_runs, killed_side_run, side_run
+from helpers.records import measured_runs
 from helpers.saving import CheckpointError, checkpoint_folder, require_login
-from helpers.training import OutOfMemory, explain, explained
-from helpers.training.out_of_memory import ladder, ran_out
+from helpers.training import Cures, OutOfMemory, explained, plan_training
+from helpers.training.cures import CURES, NEEDED
+from helpers.training.out_of_memory import explain, ladder, ran_out
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB")
@@ -286,68 +301,101 @@ def test_coloured_tokens_say_by_more_than_colour_what_is_learned():
     assert html.count("<br>") == 1
 
 
-# --- the lesson's own cells, with a T4 pretended ---------------------------------------------------------------------
+# --- the plan, for a T4 that is pretended --------------------------------------------------------------------------
 
 
-def planned_on_a_t4(model_id="Qwen/Qwen2.5-7B", **given):
-    """What the lesson's cells of section 2 leave behind, for a T4 and a model that is not loaded."""
-
-    from unittest import mock
-
-    cells = [c.source for c in course.to_notebook(course.find_lesson("3")).cells if c.cell_type == "code"]
-    begin = next(i for i, source in enumerate(cells) if "ours = on_gpu" in source)
+def planned(model_id="Qwen/Qwen2.5-7B", machine=None, plain=False, **given):
+    """(plan, settings) of a run of lesson 03 with a model that is not loaded; a T4, unless another machine is given."""
     model = Model(model_id, model_id, "", 0)
     asked = course.lesson_parameters(course.find_lesson("3")) | given
-    settings = asked | {k: v for k, v in recipe_for(model).items() if asked[k] == "auto"}
-    names = asked | {
-        "run": SimpleNamespace(machine=Machine("cuda", "Tesla T4", T4, 2**34, 2, (7, 5)), model=model),
-        "settings": SimpleNamespace(**settings), "on_gpu": True, "verdict": lambda claim, holds: claims.append(holds),
-    }  # fmt: skip
-    claims = []
-    with mock.patch("helpers.training.liger_layers", return_value=True):  # it would replace classes for good
-        for source in cells[begin : begin + 4]:
-            exec(source, names)
-    assert all(claims)
-    return SimpleNamespace(**names)
+    settings = SimpleNamespace(**asked | {k: v for k, v in recipe_for(model).items() if asked[k] == "auto"})
+    machine = machine or Machine("cuda", "Tesla T4", T4, 2**34, 2, (7, 5))
+    with mock.patch("helpers.training.planning.liger_layers", return_value=True):  # it would replace classes for good
+        return plan_training(model, machine, settings, asked, plain), settings
 
 
 def test_on_a_t4_the_plan_keeps_the_rows_of_a_step_and_fits():
-    left = planned_on_a_t4()
-    assert left.settings.batch_size * left.settings.gradient_accumulation == 16
-    assert left.chosen.prediction.peak_allocated <= 0.95 * T4
-    assert (left.spec.batch_size, left.spec.attention_kernels, left.spec.repeat_kv) == (
-        left.settings.batch_size,
+    plan, _ = planned()
+    assert plan.own
+    assert plan.spec.batch_size * plan.gradient_accumulation == 16
+    assert plan.chosen.prediction.peak_allocated <= 0.95 * T4
+    assert (plan.spec.attention_kernels, plan.spec.repeat_kv, plan.spec.load_dtype, plan.gpu) == (
         "t4",
         True,
+        "float16",
+        "t4",
     )
-    assert (left.spec.load_dtype, left.gpu) == ("float16", "t4")
+    assert "settings were tried" in str(plan)
 
 
 def test_what_a_learner_sets_is_left_alone_by_the_plan():
-    left = planned_on_a_t4(batch_size=1, gradient_accumulation=3, checkpointing=True)
-    assert (left.settings.batch_size, left.settings.gradient_accumulation, left.every, left.offload) == (1, 3, 1, False)
-    assert planned_on_a_t4(checkpointing="offload").offload is True
+    plan, _ = planned(batch_size=1, gradient_accumulation=3, checkpointing=True)
+    assert (plan.spec.batch_size, plan.gradient_accumulation, plan.checkpoint_every, plan.offload) == (1, 3, 1, False)
+    assert planned(checkpointing="offload")[0].offload is True
 
 
 def test_a_preset_with_another_recipe_is_planned_with_it():
-    assert planned_on_a_t4("mistralai/Mistral-7B-v0.1").spec.target_modules == QKVO
+    assert planned("mistralai/Mistral-7B-v0.1")[0].spec.target_modules == QKVO
 
 
 def test_a_run_that_cannot_fit_stops_with_advice_before_anything_is_loaded():
     with pytest.raises(OutOfMemory) as caught:
-        planned_on_a_t4(batch_size=64, gradient_accumulation=1, checkpointing=False)
+        planned(batch_size=64, gradient_accumulation=1, checkpointing=False)
     lines = str(caught.value).splitlines()
     assert lines[0] == "this run does not fit the GPU's 14.56 GiB with a twentieth left free."
     assert "1. checkpointing=True" in lines[3]
     assert lines[-1].endswith(", fits")
 
 
-def test_a_model_without_a_prediction_keeps_its_recipe(tmp_path, capsys):
+def test_a_model_without_a_prediction_keeps_its_recipe(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
-    left = planned_on_a_t4(str(tmp_path))
-    assert left.chosen is None
-    assert (left.settings.batch_size, left.settings.gradient_accumulation, left.every) == (4, 4, 1)
-    assert "No plan" in capsys.readouterr().out
+    plan, settings = planned(str(tmp_path))
+    assert plan.chosen is None
+    assert (plan.spec.batch_size, plan.gradient_accumulation, plan.checkpoint_every) == (4, 4, 1)
+    assert "no plan" in str(plan)
+    assert plan.t4_seconds(60) is None
+    assert plan.compare("upcast_non_quantized", False, True) == []
+
+
+def test_without_a_gpu_the_plan_is_for_a_t4_and_the_run_keeps_its_recipe():
+    plan, _ = planned(machine=Machine("cpu", "a CPU", 0, 2**34, 2, None))
+    assert not plan.own
+    assert plan.model_name == "Qwen/Qwen2.5-7B"
+    assert (plan.gpu, plan.budget_bytes) == ("t4", T4)
+    assert "the run below is a smaller one" in str(plan)
+
+
+def test_the_upcast_and_the_length_of_rows_show_in_the_compared_peaks():
+    plan, _ = planned()
+    without, upcast = plan.compare("upcast_non_quantized", False, True)
+    assert without["peak (GB)"] == pytest.approx(plan.chosen.prediction.peak_allocated / 1e9)
+    assert upcast["peak (GB)"] > 1.2 * without["peak (GB)"]
+    assert (without["fits"], upcast["fits"]) == ("yes", "no")
+
+
+def test_the_seconds_of_a_t4_follow_the_rule_that_the_lesson_states():
+    plan, _ = planned("mistralai/Mistral-7B-v0.1", batch_size=8, gradient_accumulation=1, checkpointing=True)
+    runs = measured_runs("h200_speed").query("rules == 't4' and recipe == 'fewer walks'")
+    step = runs.gpu_busy_seconds.median() * 989 / 65  # 8 rows of 512 tokens of this very shape
+    assert plan.t4_seconds(10) == pytest.approx(10 * step)
+    assert plan.t4_seconds(10, 256) == pytest.approx(5 * step)
+    assert planned("mistralai/Mistral-7B-v0.1", plain=True, checkpointing=True)[0].t4_seconds(10) > plan.t4_seconds(10)
+
+
+def test_plain_plans_without_what_the_course_adds():
+    plan, _ = planned(plain=True)
+    assert (plan.spec.repeat_kv, plan.spec.fused_lora, plan.spec.layer_kernels) == (False, False, None)
+    assert (planned()[0].spec.repeat_kv, planned()[0].spec.fused_lora) == (True, True)
+
+
+def test_memory_through_one_step_peaks_where_the_prediction_says():
+    plan, _ = planned()
+    points = plan.step_over_time()
+    assert max(size for *_, size in points) == plan.chosen.prediction.peak_allocated
+    phases = [phase for phase, _ in itertools.groupby(phase for _, phase, _ in points)]
+    assert phases == ["forward", "loss", "backward", "step"]
+    kept = max(size for *_, size in plan.step_over_time(checkpoint_every=0))
+    assert kept > max(size for *_, size in plan.step_over_time(checkpoint_every=1))
 
 
 @pytest.mark.parametrize(
@@ -362,12 +410,161 @@ def test_a_model_without_a_prediction_keeps_its_recipe(tmp_path, capsys):
     ],
 )
 def test_cuda_graphs_are_recorded_where_they_help_and_fit(asked, capability, peak, every, graphs):
-    (cell,) = [c.source for c in course.to_notebook(course.find_lesson("3")).cells if "\ngraphs = " in c.source]
-    begin, end = cell.index("# While a graph is recorded"), cell.index("\n", cell.index("\ngraphs = ") + 1)
-    names = {
-        "chosen": SimpleNamespace(prediction=SimpleNamespace(after_load=4, peak_allocated=peak)), "budget": 16 + 2,
-        "run": SimpleNamespace(machine=Machine("cuda", "a GPU", T4, 2**34, 2, capability)), "every": every,
-        "settings": SimpleNamespace(cuda_graphs=asked), "on_gpu": True, "ours": True,
+    plan, _ = planned()
+    plan.chosen = SimpleNamespace(prediction=SimpleNamespace(after_load=4, peak_allocated=peak))
+    plan.budget_bytes, plan.checkpoint_every = 16 + 2, every
+    machine = Machine("cuda", "a GPU", T4, 2**34, 2, capability)
+    assert plan.record_graphs(machine, asked) is graphs
+    plan.plain = True
+    assert plan.record_graphs(machine, asked) is False
+
+
+# --- the cures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_cures_names_functions_that_there_are_and_gains_that_were_measured():
+    cures = Cures(planned()[0], Machine("cuda", "Tesla T4", T4, 2**34, 2, (7, 5)), "a model")
+    rows = {row["cure"]: row for row in cures.rows()}
+    assert all(callable(getattr(training, name)) for name in rows)
+    busy = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").gpu_busy_seconds.median()
+    assert rows["repeat_kv_heads"]["GPU time saved"] == pytest.approx(1 - busy["repeated heads"] / busy["no dropout"])
+    assert rows["liger_layers"]["GPU time saved"] == pytest.approx(1 - busy["Liger"] / busy["fused Adam"])
+    assert rows["keep_4bit_layout"]["GPU time saved"] is None
+    assert {name for name, row in rows.items() if row["needed"] == "yes"} == {"keep_4bit_layout", "adapters_to_float32"}
+
+
+def test_plain_keeps_the_cures_without_which_nothing_runs_and_no_others(tmp_path):
+    machine, done = Machine("cuda", "Tesla T4", T4, 2**34, 2, (7, 5)), []
+    names = [name for name, *_ in CURES if name not in ("liger_layers", "recorded")]  # these two are tested above
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            called = lambda *words, of=name: done.append(of) or contextlib.nullcontext()  # noqa: E731
+            stack.enter_context(mock.patch(f"helpers.training.cures.{name}", called))
+        for plain in (False, True):
+            cures, trainer = Cures(planned(plain=plain)[0], machine, "a model"), mock.MagicMock()
+            done.clear()
+            cures.before_loading()
+            cures.after_loading(mock.MagicMock(), None, ["a text"])
+            cures.after_building(trainer)
+            with cures.while_training(trainer):
+                pass
+            assert sorted(done) == sorted(NEEDED if plain else names)
+
+
+def test_the_lessons_table_of_arguments_names_what_trl_takes_and_all_that_the_lesson_sets():
+    """The recipes that the course grew from set these; a name that TRL drops, or one without a line, is noticed here."""
+    source = course.find_lesson("3").read_text(encoding="utf-8")
+    lines = re.findall(r"^# \| (`.*?) \| .* \| .*\|$", source, re.MULTILINE)
+    named = {name for line in lines for name in re.findall(r"`(\w+)`", line)}
+    fields = {field.name for field in dataclasses.fields(SFTConfig)}
+    assert named - fields == {"processing_class", "SFTTrainer"}
+    of_recipes = {
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim",
+        "learning_rate", "weight_decay", "fp16", "bf16", "max_grad_norm", "warmup_steps", "lr_scheduler_type",
+        "logging_steps", "save_steps", "save_total_limit", "report_to", "max_length", "packing", "activation_checkpointing",
+        "eval_strategy", "eval_steps",
     }  # fmt: skip
-    exec(cell[begin:end], names)
-    assert names["graphs"] is graphs
+    assert of_recipes - named == set()
+    cells = [cell.source for cell in course.to_notebook(course.find_lesson("3")).cells if cell.cell_type == "code"]
+    given = {
+        key
+        for cell in cells
+        if cell.startswith(("steps = {", "recompute = "))
+        for key in re.findall(r'^    "(\w+)":', cell, re.M)
+    }
+    assert (
+        given - named - {"use_cpu", "gradient_checkpointing", "pad_to_multiple_of", "activation_checkpointing_kwargs"}
+        == set()
+    )
+
+
+# --- how long, and where the curves go --------------------------------------------------------------------------------
+
+
+def test_epochs_become_steps_and_both_at_once_are_refused(tmp_path, capsys):
+    given = {"model_id": "bundled", "output_dir": str(tmp_path), "max_steps": "auto", "batch_size": 10}
+    given |= {"gradient_accumulation": 2, "dataset_id": "bundled"}
+    run = lesson.begin("03_t4_training", large_model=True, with_data=True, epochs=1.5, **given)
+    assert run.settings.max_steps == 120  # 1.5 x 1,600 rows, 20 a step
+    assert "120, for 1.5 epochs" in capsys.readouterr().out
+    with pytest.raises(lesson.ParameterError, match="epochs = 2 and max_steps = 40 both say how long to train"):
+        lesson.begin("03_t4_training", **given | {"epochs": 2, "max_steps": 40})
+
+
+def test_a_reporter_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        lesson.ParameterError, match="needs the package wandb, which is not installed: pip install wandb"
+    ):
+        lesson.begin("03_t4_training", model_id="bundled", report_to="wandb", output_dir=str(tmp_path))
+    with pytest.raises(lesson.ParameterError, match="report_to = 'comet' is not possible"):
+        lesson.begin("03_t4_training", report_to="comet")
+
+
+REPORTED = """
+import socket, sys
+def refuse(self, address):
+    raise OSError(101, "Network is unreachable")
+socket.socket.connect = refuse
+from helpers.lesson import begin
+run = begin("03_t4_training", model_id="bundled", report_to=sys.argv[1], output_dir=sys.argv[2])
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+model = LlamaForCausalLM(LlamaConfig(**sizes))
+rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "labels": [[1, 2, 3]] * 8})
+arguments = TrainingArguments(str(run.checkpoints), max_steps=4, logging_steps=1, report_to=sys.argv[1], run_name="lesson-03",
+                              use_cpu=True, save_strategy="no", disable_tqdm=True)
+Trainer(model, arguments, train_dataset=rows).train()
+run.forget_checkpoints()
+"""
+
+
+@pytest.mark.parametrize("reporter", ["tensorboard", "trackio"])
+def test_curves_go_into_the_runs_folder_without_network_or_account(reporter, tmp_path):
+    hidden = {name: value for name, value in os.environ.items() if "TOKEN" not in name and name not in FOLDERS.values()}
+    command = [sys.executable, "-c", REPORTED, reporter, str(tmp_path / "out")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=hidden | {"PYTHONPATH": str(COURSE_ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [f for f in tmp_path.iterdir() if f.name != "out"] == []
+    logs = tmp_path / "out" / "logs"
+    if reporter == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = EventAccumulator(str(logs))
+        found.Reload()
+        assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4]
+    else:
+        (database,) = logs.glob("*.db")
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            steps = [step for (step,) in connection.execute("select step from metrics order by step")]
+        assert set(steps) >= {1, 2, 3, 4}
+
+
+def test_what_another_folder_variable_says_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
+    prepare_reports("tensorboard", tmp_path)
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"
+
+
+# --- side runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_side_run_leaves_a_checkpoint_and_no_adapter_and_goes_on_from_there(tmp_path):
+    run = SimpleNamespace(machine=detect(), folder=tmp_path)
+    small = {"rows": 8, "steps": 4, "batch_size": 4, "save_steps": 1}
+    assert killed_side_run(run, "killed", kill_at=2, **small) < 0
+    assert not (tmp_path / "side-runs" / "killed").exists()
+    done = side_run(run, "killed", **small)
+    assert done["resumed_from"] in ("checkpoint-2", "checkpoint-3")
+    assert (done["folder"] / "adapter_model.safetensors").is_file()
+    forget_side_runs(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_side_run_that_fails_by_itself_says_so_by_its_code(tmp_path):
+    run = SimpleNamespace(machine=detect(), folder=tmp_path)
+    assert killed_side_run(run, "failed", kill_at=2, rows=8, steps=4, batch_size="four") == 1
+    assert "Traceback" in (tmp_path / "side-runs" / "failed.log").read_text()

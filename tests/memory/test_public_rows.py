@@ -7,7 +7,8 @@ NF4 with double quantization, rank 16 on q, k, v, o, gradient checkpointing, 4,0
 
 import pytest
 
-from helpers.memory import QKVO, RunSpec, predict
+from helpers.memory import RunSpec, predict
+from helpers.memory.runs import QKVO
 from helpers.models import PRESETS
 
 PUBLIC = [(4, False, 16_373_838_336), (8, False, 28_412_178_944), (4, True, 20_669_338_112), (8, True, 37_002_646_016)]

@@ -11,7 +11,8 @@ from trl import SFTConfig, SFTTrainer
 from helpers.machine import detect
 from helpers.models import bundled
 from helpers.quick import load_4bit
-from helpers.training import MULTIPLE, adapters_to_float32, recorded
+from helpers.training import adapters_to_float32, recorded
+from helpers.training.graphs import MULTIPLE
 
 LENGTHS = (20, 60, 100, 30, 70, 10, 64, 65)
 

@@ -2,52 +2,35 @@
 
 from helpers.lesson.checks import exercise
 
+MISTRAL = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096)] * 32
+
 
 @exercise("03.1")
-def mistral_trainable(answer):
-    right = 32 * 8 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
-    if answer == right:
+def lora_numbers(answer):
+    if not callable(answer):
+        return "a function of layers and rank is asked for"
+    one, right = answer([(10, 6)], 2), 32
+    if one == right and answer(list(MISTRAL), 8) == 6_815_744:
         return None
-    if answer == 32 * 8 * 4 * (4096 + 4096):
-        return "that takes k_proj and v_proj for 4096 to 4096; Mistral has 8 key-value heads, so they map 4096 to 1024"
-    if answer == right // 32:
-        return "that is one layer; there are 32"
-    if answer == 32 * 8 * (2 * 4096 + 2 * 4096):
-        return "that counts A or B only; each layer has both: rank * (inputs + outputs)"
-    return "add up rank * (inputs + outputs) over the four projections, then times the layers"
+    if one == 2 * 10 * 6 or one == 10 * 6:
+        return (
+            "that counts the weight matrix; LoRA trains two thin ones, A with rank x inputs and B with outputs x rank"
+        )
+    if one in (20, 12):
+        return "that counts A or B alone; each layer has both"
+    if one == right:
+        return "one layer is right; add up over all of them"
+    if one == 16:
+        return "the rank is missing: A has rank rows of that many inputs, B has rank columns"
+    return "add up rank * (inputs + outputs) over the layers"
 
 
 @exercise("03.2")
-def rows_a_step(answer):
-    if answer == 16:
-        return None
-    if answer == 4:
-        return "that is one forward pass; gradients of four passes are added up before the optimizer steps"
-    if answer == 8:
-        return "the two numbers multiply, they do not add"
-    return "rows in a pass times passes in a step"
-
-
-@exercise("03.3")
-def compute_dtype_on_a_t4(answer):
-    answer = str(answer).removeprefix("torch.")
-    if answer == "float16":
-        return None
-    if answer == "bfloat16":
-        return "a T4 has no bfloat16 units; torch only emulates it there"
-    if answer == "float32":
-        return "that works, but leaves the T4's float16 tensor cores idle and doubles the activations"
-    return 'one of "bfloat16", "float16", "float32"'
-
-
-@exercise("03.4")
 def labels(answer):
     if not callable(answer):
         return "a function of prompt, completion and eos is asked for"
-    given = answer([5, 6, 7], [8, 9], 2)
-    if not isinstance(given, list):
-        return "it must return a list"
-    if given == [-100] * 3 + [8, 9, 2] and answer([1], [3], 4) == [-100, 3, 4]:
+    given, short = ([int(n) for n in answer(*words)] for words in (([5, 6, 7], [8, 9], 2), ([1], [3], 4)))
+    if given == [-100] * 3 + [8, 9, 2] and short == [-100, 3, 4]:
         return None
     if given == [-100] * 3 + [8, 9]:
         return "the eos is missing: a model that never sees the end of an answer never stops"
@@ -60,28 +43,103 @@ def labels(answer):
     return "a label of -100 for each prompt token, then the completion's ids, then eos"
 
 
-@exercise("03.5")
-def steps_again(answer):
-    if answer == 17:
+@exercise("03.3")
+def for_a_t4(answer):
+    if not callable(answer):
+        return "a function of the settings is asked for"
+    copied = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16", "bf16": True, "fp16": False,
+              "attn_implementation": "flash_attention_2", "max_length": 512}  # fmt: skip
+    given = answer(dict(copied))
+    if not isinstance(given, dict):
+        return "the function must return the settings, as a dictionary"
+    dtype = str(given.get("bnb_4bit_compute_dtype")).removeprefix("torch.")
+    if dtype == "bfloat16" or given.get("bf16"):
+        return "a T4 has no bfloat16 units: neither the 4-bit products nor the training may use it"
+    if dtype == "float32":
+        return "float32 works, but leaves the T4's float16 units idle and doubles the activations"
+    if dtype != "float16":
+        return 'bnb_4bit_compute_dtype should be "float16"'
+    if not given.get("fp16"):
+        return "without fp16=True training computes in float32; a T4 is fast in float16"
+    if given.get("attn_implementation") not in (None, "sdpa"):
+        return "flash attention 2 needs an Ampere GPU; leave the argument out, or say sdpa"
+    if given.get("max_length") != 512 or given.get("bnb_4bit_quant_type") != "nf4":
+        return "that changes more than a T4 asks for: nf4 and max_length may stay"
+    return None
+
+
+@exercise("03.4")
+def epochs_of(answer):
+    if not callable(answer):
+        return "a function of steps, batch_size, gradient_accumulation and rows is asked for"
+    few, half = answer(60, 4, 4, 4800), answer(10, 2, 5, 50)
+    if abs(few - 0.2) < 1e-9 and abs(half - 2) < 1e-9:
         return None
-    if answer == 7:
-        return "checkpoint-40 is cut off; the one before it has to do"
-    if answer == 47:
-        return "save_total_limit=2 kept two checkpoints: the last is cut off, the other is whole"
-    return "from the last whole checkpoint to step 47"
+    if few == 0:
+        return "// cuts off what is behind the point: 0.2 epochs become 0"
+    if abs(few - 0.05) < 1e-9:
+        return "gradient_accumulation is left out: a step looks at batch_size * gradient_accumulation rows"
+    if abs(few - 5) < 1e-9:
+        return "that is rows divided by what was seen; turn it round"
+    return "rows that were seen (steps * batch_size * gradient_accumulation), divided by the rows there are"
+
+
+@exercise("03.5")
+def peak_of_long_rows(answer):
+    import math
+    import numbers
+
+    from helpers.memory import RunSpec, predict
+    from helpers.models import AUTO_LARGE, PRESETS
+
+    if isinstance(answer, bool) or not isinstance(answer, numbers.Real) or not math.isfinite(answer):
+        return "a number between 1 and 4 is asked for"
+    peaks = [
+        predict(
+            PRESETS[AUTO_LARGE].shape, RunSpec(batch_size=2, seq_len=n, checkpoint_every=1, repeat_kv=True), "t4"
+        ).peak_allocated
+        for n in (512, 2048)
+    ]
+    came = peaks[1] / peaks[0]
+    print(
+        f"predicted: {peaks[0] / 1e9:.2f} GB, and {peaks[1] / 1e9:.2f} GB with four times the tokens: {came:.2f} times"
+    )
+    if abs(answer - came) <= 0.15:
+        return None
+    if answer > 3:
+        return "the weights do not grow with the rows: they are most of the smaller peak"
+    if answer > came:
+        return "less: recomputing keeps the activations of one layer at a time, and the weights do not grow"
+    return "more: the activations of one layer, and the logits, do grow with the rows"
 
 
 @exercise("03.6")
-def only_time(answer):
-    right = {"checkpointing", "batch_size and gradient_accumulation"}
-    if not isinstance(answer, list | tuple | set):
-        return "a list of names is asked for"
-    if set(answer) == right:
+def overfitted(answer):
+    said = str(answer).strip().lower()
+    if said in ("fewer steps", "less steps"):
         return None
-    if "max_length" in answer:
-        return "a shorter max_length cuts rows: the model learns from less text"
-    if {"rank", "target_modules"} & set(answer):
-        return "with a smaller rank or fewer targets there are fewer numbers to train: the result changes"
-    if set(answer) == {"checkpointing"}:
-        return "there is one more: half the rows at once and twice as many batches make the same step"
-    return "which settings leave the gradient of a step what it was?"
+    if said == "more steps":
+        return "the held-out loss has been rising since step 20: more of the same makes it worse"
+    if said == "a higher rank":
+        return "a higher rank gives the model more room to learn 300 rows by heart"
+    if said == "a higher learning rate":
+        return "it learns the rows by heart already; a higher learning rate does it sooner"
+    return 'one of "more steps", "fewer steps", "a higher rank", "a higher learning rate"'
+
+
+@exercise("03.7")
+def to_resume(answer):
+    if not callable(answer):
+        return "a function of whole is asked for"
+    found = answer({"checkpoint-80": True, "checkpoint-100": True, "checkpoint-120": False})
+    if found == "checkpoint-120":
+        return "checkpoint-120 is not whole: training cannot go on from it"
+    if found == "checkpoint-80":
+        return 'that compares names as text, and "8" comes after "1": compare the numbers'
+    if found != "checkpoint-100":
+        return "the newest whole one is asked for, by its name"
+    if answer({"checkpoint-20": True, "checkpoint-10": True}) != "checkpoint-20":
+        return "that takes the last one in the dictionary; take the highest number"
+    if answer({"checkpoint-20": False}) is not None or answer({}) is not None:
+        return "if none is whole, the answer is None: training begins anew"
+    return None

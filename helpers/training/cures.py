@@ -1,0 +1,105 @@
+"""What lesson 03 adds to the libraries' own calls: each cure by its name, at its moment, on or off, and what it is worth."""
+
+import contextlib
+
+from helpers.records import measured_runs
+from helpers.training.finite import require_finite_logits, stop_when_not_finite
+from helpers.training.fused_lora import fuse_lora
+from helpers.training.graphs import MULTIPLE, recorded
+from helpers.training.planning import TrainingPlan
+from helpers.training.workarounds import adapters_to_float32, fewer_walks, keep_4bit_layout, repeat_kv_heads
+
+# (name, moment, what happens without it, the recipe of measurements/h200_speed.jsonl that adds it)
+CURES = (
+    ("repeat_kv_heads", "before loading", "a T4 computes attention with its slow kernel", "repeated heads"),
+    ("liger_layers", "before loading", "norms, rotary embedding and SwiGLU take several kernels each", "Liger"),
+    ("keep_4bit_layout", "after loading", "on some CPUs the 4-bit weights become garbage", None),
+    ("require_finite_logits", "after loading", "a model that overflows in float16 trains on nothing", None),
+    ("adapters_to_float32", "after building", "with fp16=True the first step stops with an error", None),
+    ("stop_when_not_finite", "after building", "the trainer goes on after a loss that is no number", None),
+    ("fuse_lora", "after building", "copies between each base layer and its adapter", "one operation"),
+    ("fewer_walks", "while training", "the trainer visits every module several times a step", "fewer walks"),
+    ("recorded", "while training", "a fast GPU waits for Python", "recorded"),
+)
+NEEDED = ("keep_4bit_layout", "adapters_to_float32")  # without them nothing runs, somewhere
+
+
+class Cures:
+    """The cures of one run, at their four moments; `plain` leaves all out but those without which nothing runs."""
+
+    def __init__(self, plan: TrainingPlan, machine, model_name: str, cuda_graphs="auto", max_length: int = 512):
+        self.plan, self.machine, self.model_name, self.max_length = plan, machine, model_name, max_length
+        self.graphs = plan.record_graphs(machine, cuda_graphs)
+        self.shapes: list = []  # (rows, tokens) of the recorded graphs, once training has begun
+
+    @property
+    def pad_to_multiple_of(self) -> int | None:
+        """For SFTConfig: batches of a few lengths only, where CUDA graphs are recorded, one for each length."""
+        return MULTIPLE if self.graphs else None
+
+    def used(self) -> dict[str, bool]:
+        """Which cures do something in this run."""
+        gpu, plain = self.machine.device == "cuda", self.plan.plain
+        old_gpu = gpu and (self.machine.capability < (8, 0) or self.machine.t4_rules)
+        return {
+            "repeat_kv_heads": old_gpu and not plain,
+            "liger_layers": self.plan.layer_kernels,
+            "keep_4bit_layout": not gpu,
+            "require_finite_logits": not plain,
+            "adapters_to_float32": self.machine.dtype != "bfloat16",
+            "stop_when_not_finite": not plain,
+            "fuse_lora": gpu and not plain,
+            "fewer_walks": not plain,
+            "recorded": self.graphs,
+        }
+
+    def rows(self) -> list[dict]:
+        """A row for each cure: when, what happens without it, whether it is used here, and what it saves on a T4's kernels.
+
+        The share of GPU time that it saves was measured on an H200 held to a T4's attention kernels, each recipe against
+        the one before it (measurements/h200_speed.jsonl): medians over runs of Mistral-7B's shape.
+        """
+        used, busy = self.used(), measured_runs("h200_speed").query("rules == 't4'")
+        busy = busy.groupby("recipe", sort=False).gpu_busy_seconds.median()
+        order, rows = list(busy.index), []
+
+        def before(recipe: str) -> str:
+            return {"recorded": "nothing recomputed", "Liger": "fused Adam"}.get(recipe, order[order.index(recipe) - 1])
+
+        for name, moment, without, recipe in CURES:
+            saved = 1 - busy[recipe] / busy[before(recipe)] if recipe else None
+            rows.append({"cure": name, "moment": moment, "without it": without, "used here": "yes" if used[name] else "no",
+                         "needed": "yes" if name in NEEDED else "no", "GPU time saved": saved})  # fmt: skip
+        return rows
+
+    def before_loading(self) -> None:
+        """repeat_kv_heads; liger_layers was applied when the run was planned, since a plan has to know it."""
+        if not self.plan.plain:
+            repeat_kv_heads(self.machine)
+
+    def after_loading(self, model, tokenizer=None, texts=()):
+        """keep_4bit_layout, then require_finite_logits on `texts`; returns the model. Raises NotFinite, one line."""
+        keep_4bit_layout(model)
+        if texts and not self.plan.plain:
+            require_finite_logits(model, tokenizer, list(texts), self.model_name, self.max_length)
+        return model
+
+    def after_building(self, trainer):
+        """adapters_to_float32, stop_when_not_finite and fuse_lora, before `train()`; returns the trainer."""
+        adapters_to_float32(trainer)
+        if not self.plan.plain:
+            stop_when_not_finite(trainer)
+        if self.used()["fuse_lora"]:
+            fuse_lora(trainer.model)
+        return trainer
+
+    @contextlib.contextmanager
+    def while_training(self, trainer):
+        """A context around `train()`: fewer_walks, recorded, and advice in place of a trace when memory runs out."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.plan.guarded())
+            if not self.plan.plain:
+                stack.enter_context(fewer_walks(trainer))
+            if self.graphs:
+                self.shapes = stack.enter_context(recorded(trainer))
+            yield

@@ -1,0 +1,196 @@
+"""A training run before it begins: what it will take, what it is trained with so that it fits, how long a T4 would take."""
+
+import dataclasses
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from helpers.machine import GIB
+from helpers.memory import (
+    GPUS,
+    CannotPredict,
+    DoesNotFit,
+    RunSpec,
+    fits,
+    gpu_of,
+    plan,
+    predict,
+    shape_of,
+    step_over_time,
+)
+from helpers.models import AUTO_LARGE, PRESETS, RECIPES
+from helpers.records import measured_runs
+from helpers.training.out_of_memory import OutOfMemory, explain, explained
+from helpers.training.workarounds import liger_layers
+
+H200_OPERATIONS, T4_OPERATIONS = 989e12, 65e12  # float16 with tensor cores, a second (NVIDIA's data sheets)
+
+
+@dataclass
+class TrainingPlan:
+    """What `plan_training` found. `spec` is a RunSpec, `chosen` a memory.Plan or None where nothing can be predicted.
+
+    `own` says whether the plan is for the run at hand; on a CPU, or with the bundled model, it is for a 7B model on a T4.
+    """
+
+    model_name: str
+    config: Any  # what `predict` takes
+    spec: RunSpec
+    gpu: str
+    budget_bytes: int
+    rows_per_step: int
+    own: bool
+    plain: bool
+    layer_kernels: bool  # Liger's
+    checkpoint_every: int  # of the run at hand: every n-th layer is recomputed; 0 for none
+    offload: bool  # of the run at hand: what is checkpointed waits in the computer's memory
+    chosen: Any = None
+    unknown: str = ""  # why nothing can be predicted
+
+    @property
+    def gradient_accumulation(self) -> int:
+        return self.rows_per_step // self.spec.batch_size
+
+    def __str__(self) -> str:
+        gpu = f"{self.budget_bytes / GIB:.2f} GiB" if self.own else f"a T4, {self.budget_bytes / GIB:.2f} GiB"
+        lines = [f"Planned for {self.model_name} on {gpu}" + ("" if self.own else "; the run below is a smaller one")]
+        if self.chosen is None:
+            return f"{lines[0]}: no plan, the recipe's settings stay ({self.unknown})"
+        found = self.chosen
+        lines.append(f"{found.considered} settings were tried, {found.fitting} of them fit. The fastest of these:")
+        lines += [f"  {name} {reason}" for name, reason in found.reasons.items()]
+        return "\n".join(lines)
+
+    def guarded(self):
+        """A context in which running out of memory ends in advice (`explained`) in place of a stack trace."""
+        return explained(self.config, self.spec, self.gpu, self.budget_bytes, self.gradient_accumulation)
+
+    def compare(self, setting: str, *values) -> list[dict]:
+        """The predicted peak in GB for each value of one of RunSpec's fields; [] where nothing can be predicted."""
+        if self.chosen is None:
+            return []
+        rows = []
+        for value in values:
+            found = predict(self.config, dataclasses.replace(self.spec, **{setting: value}), self.gpu)
+            fit = "yes" if fits(found, self.gpu, self.budget_bytes) else "no"
+            rows.append({setting: value, "peak (GB)": found.peak_allocated / 1e9, "fits": fit})
+        return rows
+
+    def step_over_time(self, **changes) -> list[tuple]:
+        """Predicted memory through one step (helpers.memory.step_over_time), with some of RunSpec's fields changed."""
+        return step_over_time(self.config, dataclasses.replace(self.spec, **changes), self.gpu)
+
+    def peak_beside(self, monitor, trained: int, shapes: list) -> tuple[int, int]:
+        """(predicted, measured) peak bytes: of this run on a GPU, else of a run that was measured under T4 rules.
+
+        On a GPU the prediction is made again for the largest batch that came by, since rows are shorter than
+        `max_length`; CUDA graphs are recorded for the largest that could come. With several batches to a step, or with
+        graphs, gradients of the `trained` numbers wait in memory, four bytes each.
+        """
+        if self.own and self.chosen and monitor.tokens:
+            rows, widest = shapes[0] if shapes else monitor.largest_batch
+            waits = bool(shapes) or self.gradient_accumulation > 1
+            spec = dataclasses.replace(self.spec, batch_size=rows, seq_len=widest)
+            guess = predict(self.config, spec, self.gpu).peak_allocated + 4 * trained * waits
+            return guess, monitor.peak_of("forward", "backward", "step")
+        runs = measured_runs("h200_memory_rows").query("attention_kernels == 't4' and repeat_kv and seq_len == 2048")
+        row = runs[runs.model.str.startswith("Mistral-7B")].iloc[0]
+        return predict(row.config, row.spec, gpu_of(row.device)).peak_allocated, int(row.peak_bytes)
+
+    def t4_seconds(self, steps: int, tokens_per_row: float | None = None) -> float | None:
+        """A prediction of the seconds that a T4 computes for `steps` steps; None for an unknown model.
+
+        Nobody has timed it on one. The rule: seconds of GPU time for a token on an H200 held to a T4's attention
+        kernels (measurements/h200_speed.jsonl, the recipe with the same recomputing), times the model's linear weights
+        over Mistral-7B's, times the ratio of the two data sheets' speeds. Rows are full unless `tokens_per_row` is given.
+        """
+        if self.chosen is None:
+            return None
+        layers = {0: "nothing recomputed", 1: "fewer walks"}.get(self.spec.checkpoint_every, "every third layer")
+        runs = measured_runs("h200_speed").query("rules == 't4'")
+        timed = runs[runs.recipe == ("no dropout" if self.plain else layers)]
+        seconds = timed.gpu_busy_seconds.median() / (8 * 512)  # each step of these runs has 8 rows of 512 tokens
+        scale = _linear_weights(self.config) / _linear_weights(timed.config.iloc[0])
+        tokens = steps * self.rows_per_step * (tokens_per_row or self.spec.seq_len)
+        return tokens * seconds * scale * H200_OPERATIONS / T4_OPERATIONS
+
+    def record_graphs(self, machine, wanted) -> bool:
+        """Whether the passes are to be recorded as CUDA graphs: where that helps, fits, and nothing is recomputed.
+
+        `wanted`: "auto", True or False. While a graph is recorded for a second length of rows, the activations of both
+        lengths are there. On a T4, where GPU time is what counts, nothing is gained.
+        """
+        if machine.device != "cuda" or self.checkpoint_every or self.plain:
+            return False
+        if wanted != "auto":
+            return wanted
+        found = self.chosen.prediction if self.own and self.chosen else None
+        both = 2 * found.peak_allocated - found.after_load if found else 0
+        return machine.native_bfloat16 and both <= self.budget_bytes
+
+
+def _linear_weights(config) -> int:
+    shape = shape_of(config)
+    return shape.layers * sum(linear.weights for linear in shape.linears)
+
+
+def plan_training(model, machine, settings: SimpleNamespace, asked: dict, plain: bool = False) -> TrainingPlan:
+    """Plan a run of lesson 03: the fastest way to split its step and to recompute that fits, all else as `settings` say.
+
+    `asked` are the parameters as they were given: only what is "auto" there is chosen. Rows in an optimizer step stay
+    what the recipe says, since that is part of what is learned. `plain` leaves out what the course adds for speed.
+    Applies Liger's kernels, if they are to be used: it must come before the model is loaded. Raises OutOfMemory, with
+    the settings to change, if nothing fits.
+    """
+    on_gpu = machine.device == "cuda"
+    own = on_gpu and not model.bundled
+    values = SimpleNamespace(**(vars(settings) if own else vars(settings) | RECIPES["other"]))
+    gpu, budget = (gpu_of(machine.name), machine.gpu_bytes) if on_gpu else ("t4", GPUS["t4"].total_bytes)
+    liger = not plain and liger_layers(model.path, machine)
+    spec = _spec(values, not on_gpu or not machine.native_bfloat16, liger, plain)
+    rows = values.batch_size * values.gradient_accumulation
+    name, config = (model.name, model.path) if own else (PRESETS[AUTO_LARGE].hub_id, PRESETS[AUTO_LARGE].shape)
+    every, offload = int(bool(settings.checkpointing)), settings.checkpointing == "offload"
+    found = TrainingPlan(name, config, spec, gpu, budget, rows, own, plain, liger, every, offload)
+    try:
+        found.chosen = plan(config, budget, spec, _choices(asked, rows, spec), gpu=gpu)
+        found.spec = found.chosen.spec
+        if own:
+            found.checkpoint_every, found.offload = found.spec.checkpoint_every, found.spec.checkpoint_offload
+    except DoesNotFit:
+        raise OutOfMemory(explain(None, config, spec, gpu, budget, values.gradient_accumulation)) from None
+    except CannotPredict as unknown:
+        found.unknown = str(unknown)
+    return found
+
+
+def _spec(values: SimpleNamespace, like_t4: bool, liger: bool, plain: bool) -> RunSpec:
+    dtype, targets = "float16" if like_t4 else "bfloat16", values.target_modules
+    return RunSpec(
+        quant_type=values.quant_type,
+        double_quant=values.double_quant,
+        load_dtype=dtype,
+        compute_dtype=dtype,
+        rank=values.rank,
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+        lora_dropout=values.lora_dropout,
+        optimizer=values.optimizer,
+        batch_size=values.batch_size,
+        seq_len=values.max_length,
+        checkpoint_every=int(bool(values.checkpointing)),
+        checkpoint_offload=values.checkpointing == "offload",
+        attention_kernels="t4" if like_t4 else "all",
+        repeat_kv=like_t4 and not plain,
+        fused_lora=values.lora_dropout == 0 and not plain,
+        layer_kernels="liger" if liger else None,
+    )
+
+
+def _choices(asked: dict, rows_per_step: int, spec: RunSpec) -> dict:
+    """What may be chosen: how a step is split into batches, and which layers are recomputed."""
+    free = asked["batch_size"] == asked["gradient_accumulation"] == "auto"
+    splits = [n for n in (1, 2, 4, 8, 16) if rows_per_step % n == 0] if free else [spec.batch_size]
+    choices: dict = {"batch_size": splits}
+    if asked["checkpointing"] == "auto":
+        choices |= {"checkpoint_every": (0, 1, 2, 3, 4, 6, 8), "checkpoint_offload": (False, True)}
+    return choices
