@@ -20,7 +20,7 @@ sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 from helpers.data import load_instructions  # noqa: E402
 from helpers.evaluation import exact_match  # noqa: E402
 from helpers.machine import detect  # noqa: E402
-from helpers.models import resolve_model  # noqa: E402
+from helpers.models import recipe_for, resolve_model  # noqa: E402
 from helpers.quick import load_4bit, train_adapter  # noqa: E402
 
 # isort: split
@@ -90,8 +90,9 @@ def measure_tuning(seed=0, folder=MODEL):
     here = detect()
     model = resolve_model(str(folder), here)
     rows = load_instructions("bundled")[0]
+    steps = recipe_for(model)["max_steps"]
     with tempfile.TemporaryDirectory() as place:
-        trained = train_adapter(model, here, rows["train"], Path(place) / "adapter", seed=seed)
+        trained = train_adapter(model, here, rows["train"], Path(place) / "adapter", steps=steps, seed=seed)
         base, tokenizer = load_4bit(model, here)
         tuned = PeftModel.from_pretrained(base, Path(place) / "adapter").eval()
     share = exact_match(tuned, tokenizer, rows["heldout"])
