@@ -14,8 +14,9 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.__main__ import main
-from helpers.commands import _report, build, run, sweep
+from helpers.commands import _report, build, doctor, run, sweep
 from helpers.course import disk as course
+from helpers.files import folders
 
 PYTHON = sys.executable
 
@@ -382,6 +383,21 @@ def test_a_lesson_is_found_by_number_and_by_name():
 
 def test_a_title_is_the_first_heading():
     assert course.title(course.find_lesson("0")) == "00 Start here"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_runs_and_the_doctor_look_where_lessons_write(inside, tmp_path, monkeypatch):
+    """In the course its own runs/, elsewhere runs/ where the command was typed; test_tools' other runs set COURSE_RUNS."""
+    course_root, here = tmp_path / "course", tmp_path / "course" / "notebooks" if inside else tmp_path / "mine"
+    here.mkdir(parents=True)
+    monkeypatch.setattr(folders, "COURSE_ROOT", course_root)
+    monkeypatch.delenv("COURSE_RUNS")
+    monkeypatch.chdir(here)
+    runs = (course_root if inside else here) / "runs"
+    lessons_folder = folders.output_folder("auto")
+    assert (run.run_folder("a word"), lessons_folder) == (runs / "a word", runs / "default")
+    (lessons_folder / "03_t4_training.json").write_text('{"found": 1}')
+    assert doctor.records() == {"03_t4_training": {"found": 1}}
 
 
 def test_run_folders_stay_under_runs():
