@@ -85,7 +85,7 @@ def own_rows(tmp_path_factory):
     folder.mkdir()
     (folder / "helpers.py").write_text("def mine():\n    return 1\n")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TWENTY))
-    words = ("-p", "dataset_id", "rows.jsonl", "-p", "max_steps", "60", "-p", "rank", "4")
+    words = ["-p", "dataset_id", "rows.jsonl", "-p", "max_steps", "60", "-p", "batch_size", "8", "-p", "rank", "4"]
     # Python's -P keeps her helpers.py from being the one that is run.
     command = [PYTHON, "-P", "-m", "helpers", "run", "00", "03", "--name", "few", *words]
     surroundings = os.environ | {
