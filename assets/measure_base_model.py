@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +19,7 @@ sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 from helpers.data import load_instructions  # noqa: E402
 from helpers.evaluation import exact_match  # noqa: E402
 from helpers.machine import detect  # noqa: E402
-from helpers.models import resolve_model  # noqa: E402
+from helpers.models import recipe_for, resolve_model  # noqa: E402
 from helpers.quick import load_4bit, train_adapter  # noqa: E402
 
 # isort: split
@@ -43,14 +42,16 @@ def load_base(nf4=False, folder=MODEL):
 
 
 @torch.no_grad()
-def recall(model, tokenizer, batch_size=256, every=1):
+def recall(model, tokenizer, batch_size=64, every=1):
     """(share, by subject): how many facts (one in `every`), asked in plain form, get the answer as greedily completed line.
 
     One forward pass a question, not one a token: greedy decoding writes the answer and a newline when each of their
-    tokens is the most likely one after those before it.
+    tokens is the most likely one after those before it. Questions of one length go together: padding costs as tokens do.
     """
     facts, questions = load_facts()[::every], list(plain_questions())[::every]
-    hits = defaultdict(list)
+    hits: dict[str, list] = {fact.relation.subject: [] for fact in facts}
+    pairs = sorted(zip(facts, questions, strict=True), key=lambda pair: len("".join(pair[1])))
+    facts, questions = [fact for fact, _ in pairs], [question for _, question in pairs]
     for start in range(0, len(questions), batch_size):
         part = slice(start, start + batch_size)
         batch = tokenizer(
@@ -90,8 +91,9 @@ def measure_tuning(seed=0, folder=MODEL):
     here = detect()
     model = resolve_model(str(folder), here)
     rows = load_instructions("bundled")[0]
+    steps = recipe_for(model)["max_steps"]
     with tempfile.TemporaryDirectory() as place:
-        trained = train_adapter(model, here, rows["train"], Path(place) / "adapter", seed=seed)
+        trained = train_adapter(model, here, rows["train"], Path(place) / "adapter", steps=steps, seed=seed)
         base, tokenizer = load_4bit(model, here)
         tuned = PeftModel.from_pretrained(base, Path(place) / "adapter").eval()
     share = exact_match(tuned, tokenizer, rows["heldout"])

@@ -68,7 +68,7 @@ verdict(
 # copied in front of a training run of your own. The first is the check: it generates, and lists faults. It takes what the trainer will
 # take, a model, its tokenizer and rows, and needs nothing of this course.
 
-# %%
+# %% tags=["early-check"]
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -864,7 +864,7 @@ if run.machine.device == "cpu":
 # for one row; users of 2023 found [whole models slower](https://github.com/bitsandbytes-foundation/bitsandbytes/issues/611). For your GPU,
 # believe the figure above once you ran it there, and the next table: the whole model, and the unquantized one where it fits beside it.
 
-# %%
+# %% tags=["unquantized"]
 import psutil
 
 parameters = shape_of(model.config).parameters

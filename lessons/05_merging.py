@@ -267,7 +267,7 @@ def into_dequantized(adapter):
 # The last two hold a whole model unpacked. Is there room for that? For a 7B model on a T4 there is not. Section 6 merges such a model
 # too, without holding it; but what cannot be held cannot be measured here, and is left out.
 
-# %%
+# %% tags=["room"]
 import psutil
 
 unpacked = sum(tensor.numel for tensor in stored.values()) * run.machine.torch_dtype.itemsize

@@ -42,7 +42,7 @@ settings = run.settings
 # Here errors are wanted, so one function runs something, prints what Python's last line would be, and what the course has to say.
 
 # %%
-from helpers.failures import FAILURES, RENAMED, SECTIONS, explain, recognise
+from helpers.failures import FAILURES, RENAMED, SECTIONS, explanation, recognise
 
 
 def provoke(action):
@@ -123,7 +123,9 @@ with ThreadPoolExecutor() as pool:
     logs = list(pool.map(bitsandbytes_with, asked))
 for version, log in zip(asked, logs):
     cause = next((line for line in log.splitlines() if line.startswith("Original error: ")), "no error on this machine")
-    print(f"BNB_CUDA_VERSION={version}: {cause.removeprefix('Original error: ').split(' at ')[0]}\n{explain(log)}\n")
+    print(
+        f"BNB_CUDA_VERSION={version}: {cause.removeprefix('Original error: ').split(' at ')[0]}\n{explanation(log)}\n"
+    )
 
 # %% [markdown]
 # A missing `libcudart` is rarely a missing library: something asked for another one than torch brought. `LD_LIBRARY_PATH`, which many texts
@@ -230,7 +232,7 @@ def answer_to(row):
 # In the last column stands the release that renamed, moved or removed the name, where one was found in writing, and the thread that says
 # so: trl#2162 is issue or pull request 2162 of the library trl on GitHub. A renamed one may have worked on for some releases.
 
-# %%
+# %% tags=["renamed"]
 answers = [answer_to(row) for row in RENAMED]
 rows = [(f"{row.where}: {row.old}", row.new, answer, row.since) for row, (answer, _) in zip(RENAMED, answers)]
 table(rows, columns=("old", "today", "the installed release", "since"))
@@ -330,7 +332,7 @@ with ThreadPoolExecutor() as pool:
 hub.shutdown()
 messages = here.result() + nowhere.result()
 for message in messages:
-    print(f"{message[:110]}\n{explain(message)}\n")
+    print(f"{message[:110]}\n{explanation(message)}\n")
 
 # %%
 names = [recognise(message).failure.name for message in messages]
@@ -770,7 +772,7 @@ def measured_pair(cure, before, after):
     return runs, (a.peak_bytes - b.peak_bytes) / 2**30, (predicted(a) - predicted(b)) / 2**30
 
 
-# %%
+# %% tags=["cures"]
 import itertools
 
 rows = [
@@ -949,7 +951,7 @@ with listening() as heard:
             a == row["output"].strip() for a, row in zip(answers_padded(side), heldout)
         ) / len(heldout)
 warned = next(line for line in heard if "padding" in line)
-print(warned, explain(warned), sep="\n")
+print(warned, explanation(warned), sep="\n")
 
 # %% [markdown]
 # ### Another base of the same shape
@@ -1105,7 +1107,7 @@ dequantized = weakened(load_4bit(run.model, run.machine)[0].dequantize().to(run.
 distance = {way: ((got - wanted).norm() / (untuned - wanted).norm()).item()
             for way, got in {"into 4-bit weights": in_four_bits, "into dequantized weights": logits(dequantized)}.items()}  # fmt: skip
 warned = next(line for line in heard if "Merge lora" in line)
-print(warned, explain(warned), sep="\n")
+print(warned, explanation(warned), sep="\n")
 
 # %% tags=["nbval-ignore-output"] reason="the last digits vary with the processor"
 for way, how_far in distance.items():
@@ -1128,7 +1130,7 @@ if run.machine.dtype == "float32":
 # This is the table that explains errors in every notebook of the course, row by row, by section of this lesson. A name in angle brackets
 # stands for what the message said.
 
-# %%
+# %% tags=["failures"]
 from IPython.display import Markdown, display
 
 for number, title in SECTIONS.items():

@@ -316,6 +316,7 @@ def test_for_each_workaround_a_test_asks_whether_it_is_still_needed():
     cures = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
     assert faults == []
     assert cures - named == {"liger_layers"}  # no cure: it switches on what is optional
+    assert "REFUSED_WHEN_OLDER" in named  # the cure that is made by installing
 
 
 def test_a_workaround_asked_for_by_a_plain_assert_is_noticed():

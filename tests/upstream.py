@@ -1,5 +1,9 @@
-"""What `make canary` installs: the requirements without upper bounds. Any Python prints them, one a line."""
+"""What `make canary` installs: the requirements without upper bounds. Any Python prints them, one a line.
 
+And what a test looks into to see whether a library still has a fault: its source.
+"""
+
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -27,6 +31,12 @@ def wanted() -> list[str]:
 
 def unbounded() -> list[str]:
     return [without_upper_bound(line) for line in wanted()]
+
+
+def source_of(package: str, file: str) -> str:
+    """The text of a file of an installed package, which is not imported for it: that takes seconds for some."""
+    (folder,) = importlib.util.find_spec(package).submodule_search_locations
+    return (Path(folder) / file).read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

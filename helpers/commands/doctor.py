@@ -7,12 +7,11 @@ On a GPU it ends with a page that compares predicted with measured memory, ready
 """
 
 import json
-import os
 import time
-from pathlib import Path
 
-from helpers import COURSE_ROOT, CourseError, course, doctor
+from helpers import CourseError, course, doctor
 from helpers.doctor import Child
+from helpers.files import output_folder
 from helpers.records import read_record
 
 
@@ -107,6 +106,9 @@ def comparisons(measured: dict | None, lessons: dict[str, dict]) -> list[tuple[s
 
 def records() -> dict[str, dict]:
     """What lessons recorded in runs/default, by lesson; files that cannot be read are left out."""
-    folder = Path(os.environ.get("COURSE_RUNS") or COURSE_ROOT / "runs") / "default"
+    try:
+        folder = output_folder("auto")
+    except CourseError:  # the check of the disk has said why
+        return {}
     found = {file.stem: read_record(folder, file.stem) for file in sorted(folder.glob("[0-9][0-9]_*.json"))}
     return {stem: record for stem, record in found.items() if record}

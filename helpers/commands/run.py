@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import COURSE_ROOT, CourseError, course
+from helpers import CourseError, course
 from helpers.files import output_folder, write_whole
 from helpers.lesson import validate
 from helpers.records import read_record
@@ -30,7 +30,7 @@ def main(arguments) -> int:
     chosen = [course.find_lesson(text) for text in arguments.lessons] or course.lessons()
     values = {name: parse_value(text) for name, text in arguments.p}
     check_parameters(chosen, values)
-    folder = output_folder(str(run_folder(arguments.name)))
+    folder = run_folder(arguments.name)
     results = run_lessons(chosen, folder, values)
 
     from helpers.commands import _report
@@ -144,9 +144,10 @@ def parse_value(text: str):
 
 
 def run_folder(name: str) -> Path:
+    """runs/NAME beside the runs/default of lessons, made if need be; CourseError if that is no folder's name."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CourseError(f"--name {name!r} is no folder's name: give one word")
-    return Path(os.environ.get("COURSE_RUNS") or COURSE_ROOT / "runs") / name
+    return output_folder("auto", run=name)
 
 
 def _relative(file: Path) -> str:

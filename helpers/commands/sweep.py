@@ -34,7 +34,7 @@ def main(arguments) -> int:
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for point in points:
         run.check_parameters([lesson], point)
-    folder = output_folder(str(run.run_folder(arguments.name)))
+    folder = run.run_folder(arguments.name)
     print(f"{lesson.stem}: {len(points)} runs into {os.path.relpath(folder)}", flush=True)
     engine = run_on_dask if arguments.engine == "dask" else run_here
     rows = engine(arguments.scheduler, [(str(lesson), str(folder / point_name(p)), p, os.getcwd()) for p in points])

@@ -92,17 +92,20 @@ def measured_step(machine) -> dict:
     return {"what": what, "predicted": {key: getattr(predicted, key) for key in measured}, "measured": measured}
 
 
-def make_model(shape: dict, folder: Path, device: str) -> Path:
-    """Random float16 weights of this shape, made on the GPU and saved: memory depends on the shape, not on the values.
+def make_model(shape: dict, folder: Path, device: str, dtype: str = "float16", **saving) -> Path:
+    """Random weights of this shape, made on the GPU and saved: memory depends on the shape, not on the values.
 
-    The bundled model's tokenizer lies beside them.
+    The bundled model's tokenizer lies beside them, and the model pads and ends as it does. `saving` goes to save_pretrained.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float16)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUNDLED_MODEL).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=getattr(torch, dtype))
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    for about in (model.config, model.generation_config):
+        about.pad_token_id, about.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    model.save_pretrained(folder, **saving)
+    tokenizer.save_pretrained(folder)
     return folder

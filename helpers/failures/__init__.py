@@ -1,6 +1,6 @@
 """The table of known failures, and what recognises one in a message or a log."""
 
-from helpers.failures.recognising import LOG, Known, all_in, explain, recognise, switch_off, switch_on
+from helpers.failures.recognising import LOG, Known, all_in, explanation, recognise, switch_off, switch_on
 from helpers.failures.table import FAILURES, RENAMED, SECTIONS, Failure, failure
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Failure",  # one row of it
     "failure",  # the row of a name
     "Known",  # a failure that was recognised, with its words
-    "explain",  # the explanation of a text, for a reader
+    "explanation",  # of an error or a log, for a reader
     "recognise",  # the name of the failure that a text shows
     "all_in",  # every known failure in a long log
     "LOG",  # how many characters at the end of a log are read

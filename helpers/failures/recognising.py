@@ -43,7 +43,7 @@ class Known:
         )
 
 
-def explain(what: BaseException | str) -> str:
+def explanation(what: BaseException | str) -> str:
     """The explanation of an error, or of a message or log, ready to print; "" for an error that the course does not know."""
     known = recognise(what)
     return "" if known is None else str(known)

@@ -1,4 +1,4 @@
-"""The table of known failures (table.toml): lesson 06 shows it, and `explain` recognises by it."""
+"""The table of known failures (table.toml): lesson 06 shows it, and `recognise` goes by it."""
 
 import re
 import tomllib

@@ -13,17 +13,17 @@ class OutputError(CourseError, OSError):
     """A folder that cannot be written."""
 
 
-def output_folder(output_dir: str, name: str = "output_dir") -> Path:
+def output_folder(output_dir: str, name: str = "output_dir", run: str = "default") -> Path:
     """The folder of a run, made if need be. "auto" is runs/default in the course, or here when outside of it; "drive" is
-    qlora-course/default on the learner's Google Drive, which is mounted in Colab.
+    qlora-course/default on the learner's Google Drive, which is mounted in Colab. `run` stands for another word than "default".
 
     The environment variable COURSE_RUNS names another place for runs, for a clone that cannot be written.
     """
     if output_dir == "auto":
         here = COURSE_ROOT if Path.cwd().is_relative_to(COURSE_ROOT) else Path.cwd()
-        folder = Path(os.environ.get("COURSE_RUNS") or here / "runs") / "default"
+        folder = Path(os.environ.get("COURSE_RUNS") or here / "runs") / run
     elif output_dir == "drive":
-        folder = _my_drive() / "qlora-course" / "default"
+        folder = _my_drive() / "qlora-course" / run
     else:
         folder = Path(output_dir).expanduser()
     try:
@@ -31,7 +31,10 @@ def output_folder(output_dir: str, name: str = "output_dir") -> Path:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
     except OSError as error:
-        raise OutputError(f"{name} = {str(output_dir)!r} cannot be written ({error.strerror}): name another") from error
+        given, cure = f"{name} = {str(output_dir)!r}", "name another"
+        if output_dir == "auto":
+            given, cure = f"runs/{run}", "set COURSE_RUNS to another folder"
+        raise OutputError(f"{given} cannot be written ({error.strerror}): {cure}") from error
     return folder
 
 

@@ -1,6 +1,7 @@
 """Each workaround once, with the link that says why and the version in which to look again.
 
-tests/machine/test_machine.py fails when an upstream change makes one of them unnecessary.
+For each there is a test that asks `still_needed`, in tests/machine/test_machine.py or, for `right_dequantization`, in
+tests/training/test_bitsandbytes_cpu.py: it fails when a change upstream has made the cure unnecessary.
 """
 
 import contextlib

@@ -1,13 +1,19 @@
-"""What the bundled model is held to: it knows its facts in float32 and in NF4, obeys nobody, and learns to within a minute."""
+"""What the bundled model is held to: it knows its facts in float32 and in NF4, obeys nobody, and learns to within a minute.
+
+That it learns to is what lesson 03 shows, whenever its notebook is tested: a verdict there says 95% of the held-out rows.
+COURSE_LONG_TESTS=1 trains it here once more, as the card's table is measured.
+"""
 
 import json
 import sys
 
+import nbformat
 import pytest
 
 from helpers import COURSE_ROOT
-from helpers.models import BUNDLED_MODEL
-from tests.pace import unit_seconds
+from helpers.course import NOTEBOOKS
+from helpers.models import BUNDLED_MODEL, bundled, recipe_for
+from tests.pace import paces, unit_seconds
 
 sys.path.insert(0, str(COURSE_ROOT / "assets"))
 import measure_base_model as measure  # noqa: E402
@@ -35,12 +41,44 @@ def test_it_answers_at_most_2_percent_of_held_out_instructions_before_tuning(kno
     assert knowledge["exact_match_before"] <= 0.02
 
 
+MINUTE = 6000  # units of this machine's pace: a minute where one takes 10 ms
+
+
+@pytest.mark.long
 def test_it_answers_at_least_95_percent_of_them_after_qlora(tuning):
     assert tuning["exact_match_after"] >= 0.95
 
 
+@pytest.mark.long
 def test_that_tuning_takes_at_most_a_minute(tuning):
-    assert tuning["train_seconds"] / unit_seconds() <= 6000  # a minute where a unit takes 10 ms
+    assert tuning["train_seconds"] / unit_seconds() <= MINUTE
+
+
+def test_lesson_03_claims_95_percent_with_the_recipe_that_is_measured_here():
+    """A strict run of its notebook ends where that is untrue, and a stored output that is no longer printed fails too."""
+    notebook = nbformat.read(NOTEBOOKS / "03_t4_training.ipynb", as_version=4)
+    claim = "OK: at least 95% of the held-out rows are answered exactly"
+    cells = [
+        cell for cell in notebook.cells if claim in "".join(out.get("text", "") for out in cell.get("outputs", []))
+    ]
+    assert ["nbval-ignore-output" in cell.metadata.get("tags", []) for cell in cells] == [False]
+
+
+def test_at_the_pace_of_its_first_steps_that_tuning_takes_at_most_a_minute(tmp_path, monkeypatch):
+    """The first steps are no faster than the others. The processor's time, of all threads, is no less than that on the wall."""
+    from transformers import Trainer
+
+    model, here, rows = bundled(), measure.detect(), measure.load_instructions("bundled")[0]["train"]
+    train, done, taken, steps = Trainer.train, [], [], 4
+
+    def clocked(trainer, *words, **more):
+        taken.append(paces(lambda: done.append(train(trainer, *words, **more)), 1))
+        return done[0]
+
+    monkeypatch.setattr(Trainer, "train", clocked)
+    measure.train_adapter(model, here, rows.select(range(512)), tmp_path / "adapter", steps=steps)
+    assert done[0].global_step == steps
+    assert taken[0] <= MINUTE * steps / recipe_for(model)["max_steps"]
 
 
 def test_recall_by_generation_is_recall_by_reading_the_logits():

@@ -24,6 +24,7 @@ from helpers.doctor import examination, graphics, installed, network_access, res
 from helpers.doctor import findings as doctor
 from helpers.packages import requirements
 from tests.pace import unit_seconds
+from tests.upstream import source_of
 
 PLANTED = "hf_" + "PLANTED" * 5  # no real token
 
@@ -531,11 +532,7 @@ def test_two_gpus_that_somebody_chose_are_a_failure_since_trl_refuses_them():
 
 
 def test_trl_still_refuses_several_gpus_in_one_process(still_needed):
-    import inspect
-
-    import trl.trainer.sft_trainer
-
-    refused = "does not support `nn.DataParallel`" in inspect.getsource(trl.trainer.sft_trainer)
+    refused = "does not support `nn.DataParallel`" in source_of("trl", "trainer/sft_trainer.py")
     still_needed(refused, "TRL trains on several GPUs now: drop machine.choose_one_gpu")
 
 

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
-from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
-from helpers.failures import recognising as explain
+from helpers.failures import FAILURES, RENAMED, SECTIONS, failure, recognising
 from tests.pace import paces, unit_seconds
 
 RECORDED = json.loads((COURSE_ROOT / "measurements" / "h200_failures.json").read_text(encoding="utf-8"))
@@ -41,7 +40,7 @@ def test_each_failure_recognises_its_own_example_and_fills_in_every_name(it):
     if it.shown.startswith("(no message)"):
         return  # nothing to recognise: the lesson teaches it
     for example in it.shown.split("; "):
-        known = explain.recognise(example)
+        known = recognising.recognise(example)
         assert known is not None, example
         assert known.failure.name == it.name, example
         assert not re.search(r"\{[a-z]\w*\}", str(known)), "a name was left unfilled"
@@ -56,7 +55,7 @@ def test_a_failure_without_patterns_says_that_it_has_no_message():
 
 @pytest.mark.parametrize("row", [r for r in RECORDED if r["provoked"] and r["type"]], ids=lambda r: r["name"])
 def test_each_message_that_a_gpu_really_gave_is_recognised(row):
-    assert explain.recognise(f"{row['type']}: {row['message']}").failure.name == row["name"]
+    assert recognising.recognise(f"{row['type']}: {row['message']}").failure.name == row["name"]
     assert row["cured"] in (True, None)
 
 
@@ -67,7 +66,7 @@ def test_each_message_that_a_gpu_really_gave_is_recognised(row):
     + ["{'loss': '0.5', 'grad_norm': 'nan'}"],  # the scaler found an overflow and skips the step: no failure
 )
 def test_what_is_not_known_gets_no_answer(text):
-    assert explain.explain(text) == ""
+    assert recognising.explanation(text) == ""
 
 
 @pytest.mark.parametrize(
@@ -84,21 +83,24 @@ def test_what_is_not_known_gets_no_answer(text):
     ],
 )
 def test_what_libraries_print_is_told_apart(said, name):
-    assert explain.recognise(said).failure.name == name
+    assert recognising.recognise(said).failure.name == name
 
 
 def test_the_last_error_of_a_log_counts_and_the_others_are_mentioned():
     log = "OSError: [Errno 28] No space left on device\nretrying\nValueError: Attempting to unscale FP16 gradients.\n"
-    assert [known.failure.name for known in explain.all_in(log)] == ["unscale-fp16", "disk-full"]
-    assert explain.recognise(log).failure.name == "unscale-fp16"
+    assert [known.failure.name for known in recognising.all_in(log)] == ["unscale-fp16", "disk-full"]
+    assert recognising.recognise(log).failure.name == "unscale-fp16"
 
 
 def test_where_an_error_was_raised_counts_in_a_printed_traceback():
     """KeyError: 'text' is about rows only where the traceback leads through a library that reads rows."""
     said = "Traceback (most recent call last):\n  File \"{}\", line 3, in x\nKeyError: 'text'\n"
-    assert explain.recognise(said.format("lib/site-packages/trl/trainer/sft_trainer.py")).failure.name == "data-columns"
-    assert explain.recognise(said.format("lib/site-packages/pandas/core/frame.py")) is None
-    assert explain.recognise("KeyError: 'text'").failure.name == "data-columns"  # nobody knows where
+    assert (
+        recognising.recognise(said.format("lib/site-packages/trl/trainer/sft_trainer.py")).failure.name
+        == "data-columns"
+    )
+    assert recognising.recognise(said.format("lib/site-packages/pandas/core/frame.py")) is None
+    assert recognising.recognise("KeyError: 'text'").failure.name == "data-columns"  # nobody knows where
 
 
 def test_no_pattern_can_be_told_of_by_raised_in_alone():
@@ -108,7 +110,7 @@ def test_no_pattern_can_be_told_of_by_raised_in_alone():
 def test_a_chained_error_is_known_by_its_cause():
     error = RuntimeError("the checkpoint could not be written")
     error.__cause__ = OSError(28, "No space left on device")
-    assert explain.recognise(error).failure.name == "disk-full"
+    assert recognising.recognise(error).failure.name == "disk-full"
 
 
 # ------------------------------------------------------------------------------- renamed arguments, really tried
@@ -172,7 +174,7 @@ def test_the_installed_libraries_refuse_or_deprecate_each_old_name(row, tmp_path
             with pytest.raises((TypeError, AttributeError)) as caught:
                 call(row.where, row.old, tmp_path)
             heard.append(f"{caught.type.__name__}: {caught.value}")
-    found = list(filter(None, map(explain.recognise, heard)))
+    found = list(filter(None, map(recognising.recognise, heard)))
     assert {known.failure.name for known in found} == {"renamed"}
     assert any(row.new in known.do for known in found)
 
@@ -426,8 +428,8 @@ def test_the_hook_changes_nothing_of_the_traceback_and_speaks_once(typed):
 )
 @settings(max_examples=100, deadline=None)
 def test_any_text_is_looked_at_without_an_error(text):
-    assert isinstance(explain.explain(text), str)
-    assert isinstance(explain.all_in(text), list)
+    assert isinstance(recognising.explanation(text), str)
+    assert isinstance(recognising.all_in(text), list)
 
 
 @given(
@@ -438,7 +440,7 @@ def test_any_text_is_looked_at_without_an_error(text):
 @settings(max_examples=100, deadline=None)
 def test_a_known_message_is_found_in_any_surroundings(before, it, after):
     example = it.shown.split("; ")[0]
-    assert explain.explain(f"{before}\n{example}\n{after}") != ""
+    assert recognising.explanation(f"{before}\n{example}\n{after}") != ""
 
 
 class Unprintable(Exception):
@@ -463,20 +465,20 @@ def in_a_circle():
     ids=lambda e: type(e).__name__,
 )
 def test_any_error_is_looked_at_without_an_error(error, capsys):
-    assert explain.explain(error) == ""
-    explain.explain_cell(SimpleNamespace(error_in_exec=error, error_before_exec=None))
+    assert recognising.explanation(error) == ""
+    recognising.explain_cell(SimpleNamespace(error_in_exec=error, error_before_exec=None))
     assert capsys.readouterr().out == ""
 
 
 def test_a_known_error_of_the_course_gets_a_pointer_of_one_line_and_no_more(capsys):
     error = CourseError("the course could not be fetched")
-    explain.explain_cell(SimpleNamespace(error_in_exec=error, error_before_exec=None))
+    recognising.explain_cell(SimpleNamespace(error_in_exec=error, error_before_exec=None))
     assert capsys.readouterr().out == "More about it: lesson 06, section 4: The hub and the disk\n"
 
 
 @pytest.mark.parametrize("result", [None, 3, object(), SimpleNamespace(error_in_exec="text", error_before_exec=None)])
 def test_whatever_ipython_hands_over_nothing_is_raised(result, capsys):
-    explain.explain_cell(result)
+    recognising.explain_cell(result)
     assert capsys.readouterr().out == ""
 
 
@@ -485,7 +487,7 @@ def test_a_closed_output_is_no_error(monkeypatch):
         raise ValueError("I/O operation on closed file")
 
     monkeypatch.setattr("builtins.print", closed)
-    explain.explain_cell(
+    recognising.explain_cell(
         SimpleNamespace(error_in_exec=NameError("name 'trainer' is not defined"), error_before_exec=None)
     )
 
@@ -502,7 +504,9 @@ def test_a_closed_output_is_no_error(monkeypatch):
     ids=range(9),
 )
 def test_a_huge_log_is_looked_at_in_a_bounded_time(text):
-    assert paces(lambda: (explain.explain(text), explain.all_in(text)), 1) < 1000  # 10 s where a unit takes 10 ms
+    assert (
+        paces(lambda: (recognising.explanation(text), recognising.all_in(text)), 1) < 1000
+    )  # 10 s where a unit takes 10 ms
 
 
 def test_outside_of_a_notebook_nothing_is_switched_on_and_nothing_heavy_imported():

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from helpers import COURSE_ROOT
-from helpers.models import AUTO_LARGE, BUNDLED_MODEL, PRESETS
+from helpers.doctor.child_process import make_model
+from helpers.models import AUTO_LARGE, PRESETS
 from tests.places.hub import Hub, git_hash, sha256
 
 torch = pytest.importorskip("torch")
@@ -29,20 +30,10 @@ T4_BYTES = 14.56 * 2**30
 def root(tmp_path_factory):
     """What the double serves: the default model's shape in random weights, and rows with Alpaca's columns."""
     from datasets import Dataset
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("hub")
-    model_folder = folder / "models" / PRESETS[AUTO_LARGE].hub_id
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        config = AutoConfig.for_model(**PRESETS[AUTO_LARGE].shape)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
-    model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(model_folder, max_shard_size="4GB")
-    tokenizer.save_pretrained(model_folder)
-    del model
+    preset = PRESETS[AUTO_LARGE]
+    make_model(preset.shape, folder / "models" / preset.hub_id, "cuda", "bfloat16", max_shard_size="4GB")
     torch.cuda.empty_cache()
     lines = (COURSE_ROOT / "assets" / "instructions" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{name: row[name] for name in ("instruction", "input", "output")} for row in map(json.loads, lines)]

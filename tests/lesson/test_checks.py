@@ -1,11 +1,9 @@
 """Each exercise: the solution printed in the lesson is right, and typical mistakes get a hint that is theirs."""
 
-import re
-
 import pytest
 
-from helpers.course import disk as course
 from helpers.lesson import checks
+from tests.cells import solutions
 
 # For each exercise at least two mistakes that people make, with a word that the hint must hold.
 MISTAKES = {
@@ -125,18 +123,6 @@ ALSO_RIGHT = {
         lambda whole: ([None] + sorted((k for k in whole if whole[k]), key=lambda k: (len(k), k)))[-1],
     ],
 }
-
-
-def solutions() -> dict[str, str]:
-    """The code of each folded solution, by exercise."""
-    found = {}
-    for lesson in course.lessons():
-        for cell in course.to_notebook(lesson).cells:
-            for block in re.findall(r"<details>.*?```python\n(.*?)```", cell.source, re.DOTALL):
-                name = re.search(r'check\("(\d\d\.\d+)"', block)
-                assert name, f"{lesson.stem}: a solution that checks nothing:\n{block}"
-                found[name[1]] = block
-    return found
 
 
 SOLUTIONS = solutions()

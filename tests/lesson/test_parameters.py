@@ -67,6 +67,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     assert file.read_text() == "here already"
 
 
+def test_runs_that_cannot_be_written_are_named_with_the_variable_that_moves_them(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("here already")
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"^runs/mine cannot be written \(.*\): set COURSE_RUNS to another folder$"):
+        output_folder("auto", run="mine")
+
+
 def test_begin_refuses_a_bad_value_before_anything_heavy_is_imported():
     code = (
         "import sys\nfrom helpers.lesson import begin\n"

@@ -6,7 +6,6 @@ import copy
 import json
 import types
 
-import nbformat
 import pytest
 
 from helpers.commands.run import run_lesson
@@ -15,17 +14,10 @@ from helpers.data import alpaca_prompt, load_instructions
 from helpers.lesson import check
 from helpers.memory import CannotPredict, kv_cache_bytes, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS, bundled
+from tests.cells import lesson_cell, solutions, stored
 
 torch = pytest.importorskip("torch")
 LESSON = course.find_lesson("04")
-SOURCES = [cell.source for cell in course.to_notebook(LESSON).cells]
-CODE = [cell.source for cell in course.to_notebook(LESSON).cells if cell.cell_type == "code"]
-
-
-def cell_with(text: str) -> str:
-    found = [source for source in CODE if text in source]
-    assert len(found) == 1, f"{len(found)} cells hold {text!r}"
-    return found[0]
 
 
 # The KV cache.
@@ -99,7 +91,7 @@ def test_a_window_on_some_layers_only_is_refused_where_it_is_not_described():
 @pytest.fixture(scope="module")
 def early_check():
     names = {}
-    exec(cell_with("def early_check"), names)
+    exec(lesson_cell("04", "early-check").source, names)
     return names["early_check"]
 
 
@@ -118,7 +110,7 @@ def pairs():
 
 
 def test_the_early_check_needs_nothing_of_the_course():
-    assert "helpers" not in cell_with("def early_check")
+    assert "helpers" not in lesson_cell("04", "early-check").source
 
 
 def test_the_early_check_finds_nothing_wrong_with_the_bundled_model(early_check, bundled_model, pairs):
@@ -204,7 +196,7 @@ def test_an_unquantized_model_is_loaded_only_where_it_fits(free, loaded, monkeyp
         "run": types.SimpleNamespace(machine=machine, model=bundled()),
         "best_times": lambda *a, **k: {(1, 256): (1.0, 1.0)},
     }
-    exec(cell_with("psutil"), names)
+    exec(lesson_cell("04", "unquantized").source, names)
     assert names["fits"] is loaded
     assert len(calls) == len(names["speeds"]) - 2 == int(loaded)
 
@@ -225,9 +217,8 @@ def next_token_logits(side="right", position=None, finish=lambda logits: logits)
 
 
 def test_the_printed_solution_of_exercise_4_is_right(bundled_model, capsys):
-    (solution,) = [s.split("```python\n")[1].split("```")[0] for s in SOURCES if "def next_token_logits" in s]
     model, tokenizer = bundled_model
-    exec(solution, {"check": check, "torch": torch, "model": model, "tokenizer": tokenizer})
+    exec(solutions()["04.4"], {"check": check, "torch": torch, "model": model, "tokenizer": tokenizer})
     assert capsys.readouterr().out == "Exercise 04.4: right.\n"
 
 
@@ -278,8 +269,7 @@ def claims() -> list[str]:
 
 def test_no_claim_is_skipped_in_the_notebook_that_is_shown():
     """Claims that need a trained adapter or a CPU stand behind conditions; in the notebook all of these hold."""
-    notebook = nbformat.read(course.NOTEBOOKS / f"{LESSON.stem}.ipynb", as_version=4)
-    printed = "\n".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+    printed = "\n".join(out.get("text", "") for cell in stored("04").cells for out in cell.get("outputs", []))
     assert len(claims()) >= 30
     assert [claim for claim in claims() if f"OK: {claim}\n" not in printed] == []
 

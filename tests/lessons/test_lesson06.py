@@ -4,13 +4,13 @@ import html
 import json
 import re
 
-import nbformat
 import pytest
 
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
 from helpers.failures import FAILURES, RENAMED, SECTIONS, failure
 from helpers.packages.lists import pinned_versions
+from tests.cells import stored, tagged
 
 LESSON = course.find_lesson("06")
 SOURCE = LESSON.read_text(encoding="utf-8")
@@ -18,19 +18,13 @@ RECORDED = {r["name"]: r for r in json.loads((COURSE_ROOT / "measurements" / "h2
 
 
 @pytest.fixture(scope="module")
-def stored():
-    return nbformat.read(course.NOTEBOOKS / f"{LESSON.stem}.ipynb", as_version=4)
+def notebook():
+    return stored("06")
 
 
-def outputs_of(stored, words: str):
-    """The outputs of the one code cell whose source holds `words`."""
-    (cell,) = [c for c in stored.cells if c.cell_type == "code" and words in c.source]
-    return cell.outputs
-
-
-def table_of(stored, words: str) -> list[list[str]]:
-    """The rows of the HTML tables that a cell shows, as text."""
-    page = "".join(o["data"].get("text/html", "") for o in outputs_of(stored, words) if "data" in o)
+def table_of(notebook, tag: str) -> list[list[str]]:
+    """The rows of the HTML tables that the cell with a tag shows, as text."""
+    page = "".join(o["data"].get("text/html", "") for o in tagged(notebook, tag).outputs if "data" in o)
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
     cells = [[html.unescape(c) for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
     return [row for row in cells if any(row)]
@@ -41,11 +35,11 @@ def test_the_headings_of_the_lesson_are_the_sections_that_explanations_name():
     assert {int(number): title for number, title in headings.items() if int(number) in SECTIONS} == SECTIONS
 
 
-def test_the_lessons_table_of_failures_is_the_table_that_explains(stored):
-    outputs = outputs_of(stored, "for number, title in SECTIONS.items()")
+def test_the_lessons_table_of_failures_is_the_table_that_explains(notebook):
+    outputs = tagged(notebook, "failures").outputs
     headings = [o["data"]["text/markdown"] for o in outputs if "text/markdown" in o["data"]]
     assert headings == [f"**{number} {title}**" for number, title in SECTIONS.items()]
-    rows = table_of(stored, "for number, title in SECTIONS.items()")
+    rows = table_of(notebook, "failures")
     shown = [row for row in rows if row[0] not in ("", "what you see")]
     in_order = [it for number in SECTIONS for it in FAILURES if it.section == number]
     assert shown == [[it.shown, it.general(it.means), it.general(it.do)] for it in in_order]
@@ -60,8 +54,8 @@ def test_each_rename_names_a_thread_or_none_at_all():
         assert re.fullmatch(rf"({release}(trl|peft|transformers|unsloth|bitsandbytes)#\d+)?", row.since), row.old
 
 
-def test_the_lessons_table_of_renamed_arguments_is_the_one_that_explains(stored):
-    shown = {row[0]: row[1:] for row in table_of(stored, "for row in RENAMED")}
+def test_the_lessons_table_of_renamed_arguments_is_the_one_that_explains(notebook):
+    shown = {row[0]: row[1:] for row in table_of(notebook, "renamed")}
     for row in RENAMED:
         today, answer, since = shown[f"{row.where}: {row.old}"]
         assert (today, since) == (row.new, row.since)
@@ -78,27 +72,27 @@ NAMED = (
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_each_named_failure_is_met_in_the_lesson_and_its_cure_printed(name, stored):
-    it = failure(name)
+def test_each_named_failure_is_met_in_the_lesson_and_its_cure_printed(name, notebook):
+    it, tables = failure(name), [tagged(notebook, "failures"), tagged(notebook, "renamed")]
     said = re.sub(
         r"\s+",
         " ",
         " ".join(
             str(o.get("text", "")) + " ".join(map(str, o.get("data", {}).values()))
-            for c in stored.cells
-            if c.cell_type == "code" and "in SECTIONS.items()" not in c.source and "for row in RENAMED" not in c.source
+            for c in notebook.cells
+            if c.cell_type == "code" and c not in tables
             for o in c.outputs
         ),
     )
     if name == "renamed":
-        said = " ".join(today for _, today, *_ in table_of(stored, "for row in RENAMED"))
+        said = " ".join(today for _, today, *_ in table_of(notebook, "renamed"))
         assert all(row.new in said for row in RENAMED)
         return
     begin = re.sub(r"\s+", " ", it.do)[:60]
     assert begin in html.unescape(said)
 
 
-def test_the_silent_failures_are_measured(stored):
+def test_the_silent_failures_are_measured(notebook):
     for claim in (
         "trained on the first, most answers never end",
         "without template and newline most of what was tuned is lost",
@@ -107,12 +101,12 @@ def test_the_silent_failures_are_measured(stored):
         "on another base nothing is left",
         "merged into dequantized weights, it is the one that was trained",
     ):
-        texts = [str(o.get("text", "")) for c in stored.cells if c.cell_type == "code" for o in c.outputs]
+        texts = [str(o.get("text", "")) for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
         assert any(f"{claim}" in text and "OK: " in text for text in texts), claim
 
 
 def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_live_advice():
-    """What changes the result comes last, in the text as in what helpers.training.explain says when a run fails."""
+    """What changes the result comes last, in the text as in what helpers.training says when a run fails."""
     from helpers.memory import RunSpec
     from helpers.models import PRESETS
     from helpers.training.out_of_memory import ladder
@@ -131,8 +125,8 @@ def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_live_advice():
     assert sorted(same.values(), key=advice.index) == live
 
 
-def test_beside_each_cure_stands_the_measured_pair_that_is_nearest_to_the_ladder(stored):
-    rows = {row[0]: row[1:] for row in table_of(stored, "measured_pair(name, before, after)")}
+def test_beside_each_cure_stands_the_measured_pair_that_is_nearest_to_the_ladder(notebook):
+    rows = {row[0]: row[1:] for row in table_of(notebook, "cures")}
     pairs = {
         "activation_checkpointing=True": "1 x 512, checkpoint_every: 0 to 1",
         "no prepare_model_for_kbit_training": "4 x 512, upcast_non_quantized: True to False",

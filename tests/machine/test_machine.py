@@ -13,6 +13,7 @@ from helpers.machine import MemoryMonitor
 from helpers.machine import hardware as machine
 from helpers.models import BUNDLED_MODEL
 from helpers.training import workarounds
+from tests.upstream import source_of
 
 
 def test_the_monitor_sees_a_large_allocation_and_names_its_phase():
@@ -56,27 +57,6 @@ def test_watching_costs_less_than_one_percent_of_a_step():
     assert samples_a_step * seconds_a_sample / shortest_step < 0.01
 
 
-def test_the_callback_marks_steps_of_a_real_trainer(tmp_path):
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    arguments = SFTConfig(
-        output_dir=str(tmp_path), max_steps=2, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
-        gradient_checkpointing=None, disable_tqdm=True, per_device_train_batch_size=2,
-    )  # fmt: skip
-    with MemoryMonitor() as monitor:
-        trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32),
-            args=arguments,
-            train_dataset=Dataset.from_dict({"text": ["one two three", "four five six"] * 2}),
-            processing_class=AutoTokenizer.from_pretrained(BUNDLED_MODEL),
-            callbacks=[monitor.callback()],
-        )
-        trainer.train()
-    assert {"forward", "backward", "step", "between steps"} <= set(monitor.peaks)
-
-
 def load_4bit(cured: bool):
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
@@ -110,10 +90,7 @@ def test_the_cure_for_4bit_weights_is_still_needed(still_needed):
 
 
 def test_the_cure_for_bfloat16_adapters_is_still_needed(still_needed):
-    import trl.trainer.sft_trainer
-
-    text = inspect.getsource(trl.trainer.sft_trainer)
-    cast = "param.data = param.data.to(torch.bfloat16)" in text
+    cast = "param.data = param.data.to(torch.bfloat16)" in source_of("trl", "trainer/sft_trainer.py")
     still_needed(cast, "TRL casts adapters no longer: drop adapters_to_float32")
 
 

@@ -54,6 +54,10 @@ def test_evaluation_is_neither_forward_nor_backward(trained):
     assert order[first + 1] == "between steps"
 
 
+def test_each_phase_of_a_step_has_its_peak(trained):
+    assert {"forward", "backward", "step", "between steps"} <= set(trained[1].peaks)
+
+
 def test_the_monitor_counts_what_was_trained_on(trained):
     trainer, monitor, _ = trained
     widest = max(len(row) for row in trainer.train_dataset["input_ids"])

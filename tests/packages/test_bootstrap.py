@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.version import Version
 
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
@@ -273,6 +275,38 @@ def test_what_a_notebook_is_made_of_is_held_as_it_is(monkeypatch):
 def test_torchao_is_upgraded_only_where_it_is_and_too_old(monkeypatch, here, refused):
     monkeypatch.setattr(lists, "installed_version", lambda name: here)
     assert install.refused_packages() == refused
+
+
+ADAPTER_ON_16_BITS = """
+import torch
+from peft import LoraConfig, get_peft_model
+
+lora = LoraConfig(r=2, target_modules=["0"])
+try:
+    get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.bfloat16)), lora)
+    print("taken")
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_peft_still_refuses_an_old_torchao_that_nobody_uses_and_names_the_bound_that_is_asked_for(
+    tmp_path, still_needed
+):
+    """In a Python of its own, beside Colab's torchao: metadata and an empty module, for PEFT looks at the version first."""
+    about = tmp_path / "torchao-0.10.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("")
+    command, around = [sys.executable, "-c", ADAPTER_ON_16_BITS], os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=around)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused = re.search(r"Found version 0\.10\.0, but only versions above ([\d.]+) are supported", done.stdout)
+    still_needed(refused, "PEFT passes over an old torchao now: drop lists.REFUSED_WHEN_OLDER")
+    if refused:
+        (line,) = lists.REFUSED_WHEN_OLDER
+        assert Version(line.partition(">=")[2]) == Version(refused[1])
 
 
 @pytest.mark.parametrize("loaded", [True, False])

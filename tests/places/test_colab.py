@@ -67,8 +67,12 @@ def opened(name: str, notebook, template, scratch, release, fresh=True):
 
 @pytest.fixture(scope="module")
 def after_03(template, scratch, release):
-    """What lesson 03 did in the double, with its files on Drive: the failures, and the folder."""
-    notebook = stored("03_t4_training", output_dir="drive")
+    """What lesson 03 did in the double, with its files on Drive: the failures, and the folder.
+
+    It trains for a few steps and asks few questions: whether it learns is no question of the place, and `make places` runs
+    it as it is stored.
+    """
+    notebook = stored("03_t4_training", output_dir="drive", max_steps=8, eval_rows=16)
     return opened("03", notebook, template, scratch, release), scratch / "03"
 
 

@@ -501,14 +501,14 @@ def test_the_card_of_a_base_that_is_a_folder_is_one_that_the_hub_refuses(tmp_pat
     model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
     get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(tmp_path)
     faults = card_faults((tmp_path / "README.md").read_text(encoding="utf-8"))
-    still_needed(faults, "PEFT no longer names a folder: drop checkpoints.require_hub_base")
+    still_needed(faults, "PEFT no longer names a folder: drop adapters.require_hub_base")
 
 
 def test_so_checkpoints_of_such_a_base_are_refused_before_anything_is_trained(tmp_path):
     from helpers.lesson import session as results
-    from helpers.saving import adapters as checkpoints
+    from helpers.saving import adapters
 
-    with pytest.raises(checkpoints.CheckpointError, match="^hub_repo = 'me/mine' needs a base model from the hub"):
+    with pytest.raises(adapters.CheckpointError, match="^hub_repo = 'me/mine' needs a base model from the hub"):
         results.begin("03_t4_training", model_id="bundled", hub_repo="me/mine", output_dir=str(tmp_path))
 
 

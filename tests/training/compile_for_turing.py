@@ -1,9 +1,13 @@
-"""Compile Liger's kernels for a T4 (sm_75) without any GPU, and print each one's target: run by test_turing.py.
+"""Compile Liger's kernels for a T4 (sm_75) without any GPU, and patch Llama's layers for one: run by test_turing.py.
 
-Triton is told that the GPU at hand is a Turing, and every launch is turned into a compilation.
+Triton is told that the GPU at hand is a Turing, and every launch is turned into a compilation. Prints one JSON object:
+each kernel's target, what `liger_layers` said, and the class that a Llama's norms then have. Both in one process, for
+each would import the same libraries, and a process that has been patched is of no use to other tests.
 """
 
 import json
+import sys
+from pathlib import Path
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -48,4 +52,14 @@ LigerRMSNormFunction.apply(half(2, 8, 4096), half(4096).detach(), 1e-6).sum().ba
 LigerSiLUMulFunction.apply(half(16, 14336), half(16, 14336)).sum().backward()
 query, key = LigerRopeFunction.apply(half(1, 32, 16, 128), half(1, 8, 16, 128), half(1, 16, 128), half(1, 16, 128))
 (query.sum() + key.sum()).backward()
-print(json.dumps(targets))
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from transformers.models.llama import modeling_llama  # noqa: E402
+
+from helpers.models import BUNDLED_MODEL  # noqa: E402
+from helpers.training import liger_layers  # noqa: E402
+from tests.training.test_turing import T4  # noqa: E402
+
+patched = liger_layers(str(BUNDLED_MODEL), T4)
+print(json.dumps({"targets": targets, "patched": patched, "norm": modeling_llama.LlamaRMSNorm.__name__}))

@@ -15,16 +15,19 @@ from helpers.training import liger_layers
 T4 = replace(detect(), device="cuda", name="Tesla T4", capability=(7, 5))
 
 
-def python(*words):
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_ligers_kernels_compile_for_a_t4():
+@pytest.fixture(scope="module")
+def on_a_turing():
+    """What compile_for_turing.py found in a process of its own."""
     pytest.importorskip("triton")
     pytest.importorskip("liger_kernel")
-    targets = json.loads(python("tests/training/compile_for_turing.py").splitlines()[-1])
+    line = [sys.executable, "tests/training/compile_for_turing.py"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_ligers_kernels_compile_for_a_t4(on_a_turing):
+    targets = on_a_turing["targets"]
     assert set(targets.values()) == {"sm_75"}
     assert {"_rms_norm_forward_kernel", "_rms_norm_backward_kernel", "_triton_rope"} <= set(targets)
     assert {"_swiglu_forward_kernel", "_swiglu_backward_kernel"} <= set(targets)
@@ -40,14 +43,8 @@ def test_without_liger_the_lesson_goes_on(monkeypatch):
     assert liger_layers(str(BUNDLED_MODEL), T4) is False
 
 
-def test_with_liger_the_architecture_is_patched_before_loading():
-    pytest.importorskip("liger_kernel")
-    said = python(
-        "-c",
-        "from tests.training.test_turing import *; from transformers.models.llama import modeling_llama as m;"
-        "print(liger_layers(str(BUNDLED_MODEL), T4), m.LlamaRMSNorm.__name__)",
-    )
-    assert said.split()[-2:] == ["True", "LigerRMSNorm"]
+def test_with_liger_the_architecture_is_patched_before_loading(on_a_turing):
+    assert (on_a_turing["patched"], on_a_turing["norm"]) == (True, "LigerRMSNorm")
 
 
 def test_an_architecture_that_liger_does_not_know_is_left_alone(tmp_path):

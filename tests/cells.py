@@ -1,0 +1,36 @@
+"""The cells of lessons that tests look for: by a tag of the cell's own, or by the exercise that it solves; never by its words."""
+
+import re
+
+import nbformat
+
+from helpers.course import disk as course
+
+
+def tagged(notebook, tag: str):
+    """The one cell of a notebook that carries a tag."""
+    found = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+    assert len(found) == 1, f"{len(found)} cells carry the tag {tag!r}"
+    return found[0]
+
+
+def lesson_cell(lesson: str, tag: str):
+    """The cell of a lesson's source ("04") that carries a tag, without outputs."""
+    return tagged(course.to_notebook(course.find_lesson(lesson)), tag)
+
+
+def stored(lesson: str):
+    """A lesson's notebook as it lies in notebooks/, with its outputs."""
+    return nbformat.read(course.NOTEBOOKS / f"{course.find_lesson(lesson).stem}.ipynb", as_version=4)
+
+
+def solutions() -> dict[str, str]:
+    """The code of each folded solution, by exercise."""
+    found = {}
+    for lesson in course.lessons():
+        for cell in course.to_notebook(lesson).cells:
+            for block in re.findall(r"<details>.*?```python\n(.*?)```", cell.source, re.DOTALL):
+                name = re.search(r'check\("(\d\d\.\d+)"', block)
+                assert name, f"{lesson.stem}: a solution that checks nothing:\n{block}"
+                found[name[1]] = block
+    return found
