@@ -509,50 +509,67 @@ record(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A linear layer from 4096 to 14336 is stored in NF4 with double quantization. How many bytes?
+# **1. Write** (5 minutes, •). A linear layer of `n` weights is stored in NF4 with double quantization, in full blocks. Write `weight_bytes(n)`: how many bytes
+# does it take?
 
 # %%
-layer_bytes = ...
-check("02.1", layer_bytes)
+weight_bytes = ...
+check("02.1", weight_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# layer_bytes = 4096 * 14336 * (1 / 2 + 1 / 64 + 4 / (64 * 256))
-# check("02.1", layer_bytes)
+# def weight_bytes(n):
+#     return n * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+#
+#
+# check("02.1", weight_bytes)
 # ```
 # </details>
 #
-# **2.** LoRA with rank 8 on Mistral-7B's q, k, v, o trains 6,815,744 numbers, in float32, with 32-bit Adam. How many bytes do values,
-# gradients and Adam's averages take together?
+# **2. Write** (5 minutes, ••). `layers` is a list of pairs, the inputs and the outputs of each layer that gets an adapter. Write `lora_bytes(layers, rank)`: how many
+# bytes do values, gradients and Adam's two averages take together, all in float32?
 
 # %%
-training_bytes = ...
-check("02.2", training_bytes)
+lora_bytes = ...
+check("02.2", lora_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# training_bytes = 6_815_744 * 4 * (1 + 1 + 2)
-# check("02.2", training_bytes)
+# def lora_bytes(layers, rank):
+#     numbers = sum(rank * (inputs + outputs) for inputs, outputs in layers)
+#     return numbers * 4 * (1 + 1 + 2)
+#
+#
+# check("02.2", lora_bytes)
 # ```
 # </details>
 #
-# **3.** With checkpointing, each layer keeps its input only. Mistral-7B: 32 layers, hidden size 4096, float16. How many bytes for 4 rows
-# of 512 tokens?
+# **3. Repair** (5 minutes, •). With checkpointing, each layer keeps its input in float16. This function should say how many bytes that is. It runs, and it is wrong.
+# Repair it under the name `kept_bytes`.
+
 
 # %%
-checkpoint_bytes = ...
-check("02.3", checkpoint_bytes)
+def bytes_kept(layers, rows, tokens, hidden):
+    "Bytes of all layers' inputs."
+    return rows * tokens * hidden * 2
+
+
+kept_bytes = ...
+check("02.3", kept_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# checkpoint_bytes = 32 * 4 * 512 * 4096 * 2
-# check("02.3", checkpoint_bytes)
+# def kept_bytes(layers, rows, tokens, hidden):
+#     return layers * rows * tokens * hidden * 2
+#
+#
+# check("02.3", kept_bytes)
 # ```
 # </details>
 #
