@@ -32,6 +32,30 @@ run = begin(
 settings = run.settings
 
 # %% [markdown]
+# ## Where the gigabytes go
+#
+# Here is one run of Mistral-7B's shape that was measured on an H200. The dashed line is the peak that torch counted there. The colours say what
+# the memory is for: torch does not tell that, so they are the prediction that this lesson takes apart.
+
+# %%
+from helpers import plots
+from helpers.memory import GPUS, RunSpec, fits, plan, predict, shape_of, step_over_time
+from helpers.records import measured_runs
+
+measured = (
+    measured_runs("h200_memory_rows")
+    .dropna(subset="peak_bytes")
+    .query("model.str.startswith('Mistral-7B') and rank == 8")
+    .iloc[0]
+)
+whole = predict(measured.config, measured.spec)
+large = {name: [size / 1e9] for name, size in whole.parts.items() if size > 0.02 * whole.peak_allocated}
+large["the rest"] = [whole.peak_allocated / 1e9 - sum(size for [size] in large.values())]
+figure = plots.stacked_bars([""], large, f"A measured run: {max(large, key=large.get)} take the most", "GPU memory (GB)",
+                            line=measured.peak_bytes / 1e9, line_label="measured peak", size=(7.2, 2.8))  # fmt: skip
+plots.show(figure, alt="Memory at the peak of one measured run, stacked by what it is for")
+
+# %% [markdown]
 # ## 1 The weights
 #
 # A 4-bit weight takes half a byte. Each block of 64 weights shares a constant; with double quantization that constant is one byte, and
@@ -82,7 +106,6 @@ verdict("the formula and the tensors agree within one part in a thousand", abs(s
 # for both. For a large vocabulary that is a lot.
 
 # %%
-from helpers.memory import GPUS, RunSpec, fits, plan, predict, shape_of
 from helpers.models import PRESETS
 
 rows = []
@@ -187,12 +210,10 @@ for length, a, b in zip(lengths, all_kept, checkpointed):
     print(f"2 x {length:>3} tokens: {a / 1e6:7.1f} MB kept, {b / 1e6:5.2f} MB with activation checkpointing")
 
 # %%
-from helpers import plots
-
 figure = plots.curves(
     {"everything kept": (lengths, [a / 1e6 for a in all_kept]),
      "activation checkpointing": (lengths, [b / 1e6 for b in checkpointed])},
-    "Checkpointing keeps one tensor a layer and recomputes the rest", "tokens in a row", "saved for backward (MB)", log=True,
+    "Checkpointing keeps one tensor per layer and recomputes the rest", "tokens in a row", "saved for backward (MB)",
 )  # fmt: skip
 plots.show(
     figure, alt="Bytes saved for the backward pass against row length, with and without activation checkpointing"
@@ -236,8 +257,6 @@ print(f"tensors {prediction.peak_allocated / 1e9:.2f} GB, reserved by torch {pre
 # %%
 import dataclasses
 
-from helpers.memory import step_over_time
-
 step = step_over_time(PRESETS["mistral-7b"].shape, dataclasses.replace(common, checkpoint_every=0))
 figure = plots.memory_timeline(
     step, "Without recomputing, memory climbs through the forward pass", "GB", x="tensors that came or went"
@@ -261,8 +280,6 @@ plots.show(figure, alt="Predicted memory through one training step with recomput
 # weights do: such rows come after these.
 
 # %%
-from helpers.records import measured_runs
-
 runs = measured_runs("h200_memory_rows").dropna(subset="peak_bytes")
 said = [predict(config, spec) for config, spec in zip(runs.config, runs.spec)]
 runs = runs.assign(predicted_bytes=[p.peak_allocated for p in said], note=["; ".join(p.notes) for p in said])
@@ -535,6 +552,7 @@ on_48GB = {
 }
 table([(name, p.peak_allocated / 1e9, p.peak_reserved / 1e9) for name, p in on_48GB.items()], "{:.1f}",
       columns=("LLaMA 65B, one row of 512 tokens", "tensors (GB)", "reserved (GB)"))  # fmt: skip
+# %%
 verdict("65B fits 48 GB because the averages can move to the host, and only then",
         fits(on_48GB["averages on the host"], "h200", 48e9) and not fits(on_48GB["averages on the GPU"], "h200", 48e9))  # fmt: skip
 
