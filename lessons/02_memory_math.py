@@ -32,6 +32,30 @@ run = begin(
 settings = run.settings
 
 # %% [markdown]
+# ## Where the gigabytes go
+#
+# Here is one run of Mistral-7B's shape that was measured on an H200. The dashed line is the peak that torch counted there. The colours say what
+# the memory is for: torch does not tell that, so they are the prediction that this lesson takes apart.
+
+# %%
+from helpers import plots
+from helpers.memory import GPUS, RunSpec, fits, plan, predict, shape_of, step_over_time
+from helpers.records import measured_runs
+
+measured = (
+    measured_runs("h200_memory_rows")
+    .dropna(subset="peak_bytes")
+    .query("model.str.startswith('Mistral-7B') and rank == 8")
+    .iloc[0]
+)
+whole = predict(measured.config, measured.spec)
+large = {name: [size / 1e9] for name, size in whole.parts.items() if size > 0.02 * whole.peak_allocated}
+large["the rest"] = [whole.peak_allocated / 1e9 - sum(size for [size] in large.values())]
+figure = plots.stacked_bars([""], large, f"A measured run: {max(large, key=large.get)} take the most", "GPU memory (GB)",
+                            line=measured.peak_bytes / 1e9, line_label="measured peak", size=(7.2, 2.8))  # fmt: skip
+plots.show(figure, alt="Memory at the peak of one measured run, stacked by what it is for")
+
+# %% [markdown]
 # ## 1 The weights
 #
 # A 4-bit weight takes half a byte. Each block of 64 weights shares a constant; with double quantization that constant is one byte, and
@@ -46,7 +70,7 @@ def linear_bytes(n):
     return codes + constants + constants_of_constants
 
 
-print(f"{8 * linear_bytes(1):.3f} bits a weight")
+print(f"{8 * linear_bytes(1):.3f} bits per weight")
 
 # %% [markdown]
 # Is that what bitsandbytes really stores? Load a model in 4 bits and add up its codes and constants.
@@ -82,7 +106,6 @@ verdict("the formula and the tensors agree within one part in a thousand", abs(s
 # for both. For a large vocabulary that is a lot.
 
 # %%
-from helpers.memory import GPUS, RunSpec, fits, plan, predict, shape_of
 from helpers.models import PRESETS
 
 rows = []
@@ -187,12 +210,10 @@ for length, a, b in zip(lengths, all_kept, checkpointed):
     print(f"2 x {length:>3} tokens: {a / 1e6:7.1f} MB kept, {b / 1e6:5.2f} MB with activation checkpointing")
 
 # %%
-from helpers import plots
-
 figure = plots.curves(
     {"everything kept": (lengths, [a / 1e6 for a in all_kept]),
      "activation checkpointing": (lengths, [b / 1e6 for b in checkpointed])},
-    "Checkpointing keeps one tensor a layer and recomputes the rest", "tokens in a row", "saved for backward (MB)", log=True,
+    "Checkpointing keeps one tensor per layer and recomputes the rest", "tokens in a row", "saved for backward (MB)",
 )  # fmt: skip
 plots.show(
     figure, alt="Bytes saved for the backward pass against row length, with and without activation checkpointing"
@@ -221,7 +242,7 @@ parts = prediction.parts | {"all, at the peak": prediction.peak_allocated}
 table({name: part / 1e9 for name, part in parts.items()}, "{:.3f}", columns=("part", "GB"))
 
 # %%
-print("the peak comes in:", prediction.moment)
+print("predicted for an H200; the peak comes in:", prediction.moment)
 print(f"tensors {prediction.peak_allocated / 1e9:.2f} GB, reserved by torch {prediction.peak_reserved / 1e9:.2f} GB")
 
 # %% [markdown]
@@ -230,14 +251,35 @@ print(f"tensors {prediction.peak_allocated / 1e9:.2f} GB, reserved by torch {pre
 # of 512 bytes and splits off no rest below 1 MiB. It also keeps what it once took from the GPU: that is the reserved memory, and
 # `nvidia-smi` shows this one, plus a few hundred MB for CUDA itself.
 #
+# The peak is one moment of a step. Here is the whole step, tensor by tensor, without recomputing: memory grows through the forward pass and
+# falls through the backward pass.
+
+# %%
+import dataclasses
+
+step = step_over_time(PRESETS["mistral-7b"].shape, dataclasses.replace(common, checkpoint_every=0))
+figure = plots.memory_timeline(
+    step, "Without recomputing, memory climbs through the forward pass", "GB", x="tensors that came or went"
+)
+plots.show(figure, alt="Predicted memory through one training step without recomputing, coloured by phase")
+
+# %% [markdown]
+# With recomputing, each layer keeps its input only, so the climb nearly disappears.
+
+# %%
+step = step_over_time(PRESETS["mistral-7b"].shape, common)
+figure = plots.memory_timeline(
+    step, "With recomputing, one layer at a time fills and empties", "GB", x="tensors that came or went"
+)
+plots.show(figure, alt="Predicted memory through one training step with recomputing, coloured by phase")
+
+# %% [markdown]
 # Is it true? `measurements/` holds runs of real shapes with random weights on a GPU, with the bytes that torch counted. The rows that are
 # called a holdout were not used to work out the peak (its README says which were moved, and why). For reserved memory that is not so: two of
 # them came out far too high, the replay was corrected, and they are scored again here. A prediction with a note leaves something out, as 8-bit
 # weights do: such rows come after these.
 
 # %%
-from helpers.records import measured_runs
-
 runs = measured_runs("h200_memory_rows").dropna(subset="peak_bytes")
 said = [predict(config, spec) for config, spec in zip(runs.config, runs.spec)]
 runs = runs.assign(predicted_bytes=[p.peak_allocated for p in said], note=["; ".join(p.notes) for p in said])
@@ -344,31 +386,28 @@ for name in compared["versions"]:
 # %% [markdown]
 # ## 6 What each choice costs
 #
-# One change at a time, from a lean starting point. In this section, sizes of GPUs and peaks are told in GiB, 2**30 bytes, which is 7% more
-# than a GB of 10**9 bytes. Section 7 goes back to GB, as the tables that it checks do.
+# One change at a time, from a lean starting point, predicted for an H200.
 
 # %%
-import dataclasses
-
 lean = dataclasses.replace(common, upcast_non_quantized=False, optimizer="paged_adamw_8bit", lora_dropout=0.0)
 changes = {
-    "the lean recipe": {}, "float32 copies (prepare_model_for_kbit_training)": {"upcast_non_quantized": True},
+    "the lean recipe": {}, "to float32 (prepare_model_for_kbit_training)": {"upcast_non_quantized": True},
     "no checkpointing": {"checkpoint_every": 0}, "rank 64": {"rank": 64},
-    "all linear layers": {"target_modules": "all-linear"}, "32-bit Adam": {"optimizer": "adamw_torch"},
+    "all linear layers": {"target_modules": "all-linear"}, "Adam with float32 averages": {"optimizer": "adamw_torch"},
     "twice the rows": {"batch_size": 2 * settings.batch_size}, "four times the length": {"seq_len": 4 * settings.max_length},
     "eager attention": {"attention": "eager"},
 }  # fmt: skip
-peaks = {name: predict(PRESETS["mistral-7b"].shape, dataclasses.replace(lean, **change)).peak_allocated / 2**30
+peaks = {name: predict(PRESETS["mistral-7b"].shape, dataclasses.replace(lean, **change)).peak_allocated / 1e9
          for name, change in changes.items()}  # fmt: skip
 
 # %%
 costliest = max(peaks, key=peaks.get)
-figure = plots.bars(list(peaks), list(peaks.values()), f"Mistral-7B: costliest is '{costliest}'", "predicted peak (GiB)",
+figure = plots.bars(list(peaks), list(peaks.values()), f"Mistral-7B: costliest is '{costliest}'", "predicted peak (GB)",
                     colours=[plots.COLOURS["green"]] + [plots.COLOURS["blue"]] * (len(peaks) - 1))  # fmt: skip
 plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change at a time")
 
 # %% [markdown]
-# `prepare_model_for_kbit_training` makes float32 copies of everything that is not quantized, and the whole residual stream turns float32
+# `prepare_model_for_kbit_training` turns everything that is not quantized to float32, in place, and the whole residual stream turns float32
 # with them. Many recipes call it as a must. What a QLoRA run needs is a frozen base and inputs that carry gradients; `SFTTrainer`
 # sees to both.
 #
@@ -382,7 +421,7 @@ plots.show(figure, alt="Predicted peak memory of a lean recipe and of one change
 # %%
 t4 = GPUS["t4"].total_bytes
 chosen = plan(PRESETS["mistral-7b"].shape, t4, gpu="t4")
-print(f"{chosen.considered} settings, of which {chosen.fitting} fit a T4's {t4 / 2**30:.2f} GiB. The fastest of these:")
+print(f"{chosen.considered} settings, of which {chosen.fitting} fit a T4's {t4 / 1e9:.2f} GB. The fastest of these:")
 table(chosen.reasons, columns=("setting", "chosen, and why"))
 
 # %%
@@ -391,7 +430,8 @@ verdict("the plan fits a T4, and its tensors leave a twentieth free", fits(chose
 # %% [markdown]
 # ### Try it
 #
-# Move the controls, and see what fills the GPU, whether it fits, and what `plan` would change. They work where a notebook runs; a page
+# Move the controls, and see what fills the GPU, whether it fits, and what `plan` would change. The calculator counts in GiB, as a GPU's own
+# report does: a GiB is 2**30 bytes, 7% more than a GB. They work where a notebook runs; a page
 # that only shows it has a still picture.
 
 # %%
@@ -403,7 +443,8 @@ calculate(model="mistral-7b", gpu="t4")
 # ## 7 The tables that go around
 #
 # One text that this course started from gives one number for each size and method. It says that batch and length matter, not which it
-# means. Here are the same sizes, for one row of 512 tokens, with checkpointing and 8-bit Adam, and full fine-tuning with 32-bit Adam.
+# means. Here are the same sizes, for one row of 512 tokens, with checkpointing and 8-bit Adam. Full fine-tuning stands there twice: with the fused Adam that the `Trainer` takes today
+# (`adamw_torch_fused`), and with the plain one (`adamw_torch`). The numbers are predictions for an H200.
 
 
 # %%
@@ -418,26 +459,47 @@ shapes = {"7B": llama(4096, 11008, 32, 32, 32), "13B": llama(5120, 13824, 40, 40
 claimed = {"7B": (60, 16, 6), "13B": (104, 28, 10), "34B": (272, 75, 20), "70B": (560, 160, 48)}
 one_row = RunSpec(batch_size=1, seq_len=512, rank=16, lora_dropout=0.0)
 methods = (
-    dataclasses.replace(one_row, quant_type=None, rank=None, target_modules=None, adapter_dtype=None,
-                        load_dtype="bfloat16", compute_dtype="bfloat16", optimizer="adamw_torch"),
+    dataclasses.replace(
+        one_row,
+        quant_type=None,
+        rank=None,
+        target_modules=None,
+        adapter_dtype=None,
+        load_dtype="bfloat16",
+        compute_dtype="bfloat16",
+        optimizer="adamw_torch",
+    ),
     dataclasses.replace(one_row, quant_type=None, load_dtype="bfloat16", compute_dtype="bfloat16"),
     one_row,
-)  # fmt: skip
+)
+fused = dataclasses.replace(methods[0], optimizer="adamw_torch_fused")  # fmt: skip
 
 # %%
-predicted = {name: [predict(shape, spec).peak_allocated / 1e9 for spec in methods] for name, shape in shapes.items()}
-headings = ("size", "full (GB)", "LoRA (GB)", "QLoRA (GB)", "full, said", "LoRA, said", "QLoRA, said")
+predicted = {
+    name: [predict(shape, spec).peak_allocated / 1e9 for spec in (fused, *methods)] for name, shape in shapes.items()
+}
+headings = (
+    "size",
+    "full, fused (GB)",
+    "full, plain (GB)",
+    "LoRA (GB)",
+    "QLoRA (GB)",
+    "full, said",
+    "LoRA, said",
+    "QLoRA, said",
+)
 table({name: (*predicted[name], *claimed[name]) for name in shapes}, "{:,.0f}", columns=headings)
 
 # %%
-verdict("QLoRA of a 7B model on one row of 512 tokens fits 8 GB", predicted["7B"][2] < 8)
-verdict("QLoRA of a 70B model fits 48 GB", predicted["70B"][2] < 48)
+verdict("QLoRA of a 7B model on one row of 512 tokens fits 8 GB", fits(predict(shapes["7B"], one_row), "h200", 8e9))
+verdict("QLoRA of a 70B model fits 48 GB", fits(predict(shapes["70B"], one_row), "h200", 48e9))
 four_rows = dataclasses.replace(methods[1], batch_size=4, load_dtype="float16", compute_dtype="float16")
 lora_16bit = predict(shapes["7B"], four_rows, gpu="t4").peak_allocated
 verdict("LoRA in 16 bits of a 7B model, four rows, leaves less than a twentieth of a T4", lora_16bit > 0.95 * t4)
 
 # %% [markdown]
-# Full fine-tuning takes more than the table says. Where does it go? Here are the bytes for each parameter of the 7B model.
+# With fused Adam, full fine-tuning takes about what the text says. With plain Adam it takes more. Where does that go? Here are the bytes per
+# parameter of the 7B model with plain Adam.
 
 # %%
 full, number = predict(shapes["7B"], methods[0]), shape_of(shapes["7B"]).parameters
@@ -451,22 +513,22 @@ verdict("full fine-tuning in bfloat16 peaks at ten bytes a parameter", abs(full.
 
 # %% [markdown]
 # Weights 2 (nothing is quantized: they are in the first row), gradients 2, Adam's two averages 4: that makes 8, which is about what the
-# table counts. The optimizer's step needs 2 more, for it takes the square roots of all averages at once. With float32 weights, gradients
-# and averages it would be twice as much.
+# table counts. The averages of bfloat16 weights are bfloat16 themselves, 2 bytes each; in float32 they would take 8 bytes in place of 4.
+# Plain Adam's step needs 2 more, because it takes the square roots of all averages at once. Fused Adam does not.
 #
 # ### What fits which GPU
 #
-# The same text names a largest model for each size of GPU. The answer depends on the rows, so here it is for three batches, with a
-# twentieth of the GPU left free.
+# The same text names a largest model for each size of GPU. The answer depends on the rows, so here it is for three batches. A run fits if
+# what torch reserves and the CUDA context have room, and if a twentieth of the GPU stays free of tensors.
 
 # %%
 batches = {"1 x 512": (1, 512), "1 x 2048": (1, 2048), "4 x 2048": (4, 2048)}
-needs = {batch: {name: predict(shape, dataclasses.replace(one_row, batch_size=rows_, seq_len=length)).peak_allocated
+needs = {batch: {name: predict(shape, dataclasses.replace(one_row, batch_size=rows_, seq_len=length))
                  for name, shape in shapes.items()} for batch, (rows_, length) in batches.items()}  # fmt: skip
 
 
 def largest_in(gigabytes, peaks):
-    return next((name for name in reversed(shapes) if peaks[name] < 0.95e9 * gigabytes), "none")
+    return next((name for name in reversed(shapes) if fits(peaks[name], "h200", 1e9 * gigabytes, margin=0.05)), "none")
 
 
 advised = {8: "7B (tight)", 16: "7-13B", 24: "13-34B", 48: "34-70B", 80: "70B+ comfortably"}
@@ -483,11 +545,20 @@ llama_65b = llama(8192, 22016, 80, 64, 64)
 paper = dataclasses.replace(
     one_row, rank=64, optimizer="paged_adamw_32bit", load_dtype="bfloat16", compute_dtype="bfloat16", trl_loss="full"
 )
-peak_65b, number = predict(llama_65b, paper).peak_allocated, shape_of(llama_65b).parameters
-print(
-    f"LLaMA 65B, one row of 512 tokens: {peak_65b / 1e9:.1f} GB predicted; 780 GB are {780e9 / number:.0f} bytes a parameter"
-)
-verdict("the prediction agrees with the paper: 65B fits 48 GB", peak_65b < 48e9)
+unpaged = dataclasses.replace(paper, optimizer="adamw_torch")
+number = shape_of(llama_65b).parameters
+on_48GB = {
+    name: predict(llama_65b, spec) for name, spec in (("averages on the host", paper), ("averages on the GPU", unpaged))
+}
+table([(name, p.peak_allocated / 1e9, p.peak_reserved / 1e9) for name, p in on_48GB.items()], "{:.1f}",
+      columns=("LLaMA 65B, one row of 512 tokens", "tensors (GB)", "reserved (GB)"))  # fmt: skip
+# %%
+verdict("65B fits 48 GB because the averages can move to the host, and only then",
+        fits(on_48GB["averages on the host"], "h200", 48e9) and not fits(on_48GB["averages on the GPU"], "h200", 48e9))  # fmt: skip
+
+# %% [markdown]
+# So the paper's claim depends on paging. A paged average is kept where torch does not count it, and the driver moves it to host memory when the
+# GPU is full. That is the best argument for a paged optimizer. Both rows are predictions.
 
 # %% [markdown]
 # ## 8 Beyond the GPU
@@ -509,50 +580,67 @@ record(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A linear layer from 4096 to 14336 is stored in NF4 with double quantization. How many bytes?
+# **1. Write** (5 minutes, •). A linear layer of `n` weights is stored in NF4 with double quantization, in full blocks. Write `weight_bytes(n)`: how many bytes
+# does it take?
 
 # %%
-layer_bytes = ...
-check("02.1", layer_bytes)
+weight_bytes = ...
+check("02.1", weight_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# layer_bytes = 4096 * 14336 * (1 / 2 + 1 / 64 + 4 / (64 * 256))
-# check("02.1", layer_bytes)
+# def weight_bytes(n):
+#     return n * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+#
+#
+# check("02.1", weight_bytes)
 # ```
 # </details>
 #
-# **2.** LoRA with rank 8 on Mistral-7B's q, k, v, o trains 6,815,744 numbers, in float32, with 32-bit Adam. How many bytes do values,
-# gradients and Adam's averages take together?
+# **2. Write** (5 minutes, ••). `layers` is a list of pairs, the inputs and the outputs of each layer that gets an adapter. Write `lora_bytes(layers, rank)`: how many
+# bytes do values, gradients and Adam's two averages take together, all in float32?
 
 # %%
-training_bytes = ...
-check("02.2", training_bytes)
+lora_bytes = ...
+check("02.2", lora_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# training_bytes = 6_815_744 * 4 * (1 + 1 + 2)
-# check("02.2", training_bytes)
+# def lora_bytes(layers, rank):
+#     numbers = sum(rank * (inputs + outputs) for inputs, outputs in layers)
+#     return numbers * 4 * (1 + 1 + 2)
+#
+#
+# check("02.2", lora_bytes)
 # ```
 # </details>
 #
-# **3.** With checkpointing, each layer keeps its input only. Mistral-7B: 32 layers, hidden size 4096, float16. How many bytes for 4 rows
-# of 512 tokens?
+# **3. Repair** (5 minutes, •). With checkpointing, each layer keeps its input in float16. This function should say how many bytes that is. It runs, and it is wrong.
+# Repair it under the name `kept_bytes`.
+
 
 # %%
-checkpoint_bytes = ...
-check("02.3", checkpoint_bytes)
+def bytes_kept(layers, rows, tokens, hidden):
+    "Bytes of all layers' inputs."
+    return rows * tokens * hidden * 2
+
+
+kept_bytes = ...
+check("02.3", kept_bytes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# checkpoint_bytes = 32 * 4 * 512 * 4096 * 2
-# check("02.3", checkpoint_bytes)
+# def kept_bytes(layers, rows, tokens, hidden):
+#     return layers * rows * tokens * hidden * 2
+#
+#
+# check("02.3", kept_bytes)
 # ```
 # </details>
 #
@@ -572,7 +660,7 @@ check("02.4", growth)
 # ```
 # </details>
 #
-# **5.** Your run is out of memory by 1 GB, at 4 rows of 512 tokens with checkpointing. Which helps most: `"rank"` (16 to 8), `"optimizer"`
+# **5. Decide** (3 minutes, •). Your run of Mistral-7B does not fit, at 4 rows of 512 tokens with checkpointing. Which frees most: `"rank"` (16 to 8), `"optimizer"`
 # (32-bit to 8-bit Adam) or `"batch"` (4 to 2 rows)? Try `predict` if you like.
 
 # %%
@@ -592,11 +680,11 @@ check("02.5", helps_most)
 
 # %%
 table({
-    "4-bit weights": f"{8 * stored / n:.3f} bits a weight, constants included",
+    "4-bit weights": f"{8 * stored / n:.3f} bits per weight, constants included",
     "a trained number, with 32-bit Adam": "16 bytes",
     "activations": f"{all_kept[-1] / checkpointed[-1]:.0f} times less with checkpointing, on this model",
     "the prediction, on held-out runs": f"mean error {errors.mean():.2%}",
-    "the fastest plan for Mistral-7B on a T4": f"{chosen.spec.batch_size} rows at once, {chosen.prediction.peak_allocated / 2**30:.1f} GiB",
+    "the fastest plan for Mistral-7B on a T4": f"{chosen.spec.batch_size} rows at once, {chosen.prediction.peak_allocated / 1e9:.1f} GB",
 }, columns=("term", "this run"))  # fmt: skip
 
 # %% [markdown]

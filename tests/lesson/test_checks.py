@@ -16,9 +16,23 @@ MISTAKES = {
         (lambda free, needed: "OK" if free > needed else "FAIL", "nothing to spare"),
         (lambda free, needed: "WARN" if free < 1.1 * needed else "OK", "too little"),
     ],  # fmt: skip
-    "02.1": [(4096 * 14336 / 2, "constant"), (4096 * 14336 * (0.5 + 1 / 16), "without double"), (1, "half a byte")],
-    "02.2": [(6_815_744 * 12, "missing"), (6_815_744 * 4, "values alone"), (0, "four float32")],
-    "02.3": [(32 * 4 * 512 * 4096, "two"), (4 * 512 * 4096 * 2, "one layer"), (32 * 512 * 4096 * 2, "one row")],
+    "02.1": [
+        (lambda n: n / 2, "constant"),
+        (lambda n: n * (0.5 + 1 / 16), "without double"),
+        (lambda n: n * (0.5 + 1 / 64), "nearly"),
+        (lambda n: 8 * n * (1 / 2 + 1 / 64 + 4 / (64 * 256)), "bits"),
+    ],
+    "02.2": [
+        (lambda layers, rank: 12 * rank * sum(map(sum, layers)), "missing"),
+        (lambda layers, rank: 4 * rank * sum(map(sum, layers)), "values alone"),
+        (lambda layers, rank: 16 * rank * sum(layers[0]), "all of them"),
+        (lambda layers, rank: 16 * rank * sum(i * o for i, o in layers), "weight matrix"),
+    ],
+    "02.3": [
+        (lambda layers, rows, tokens, hidden: rows * tokens * hidden * 2, "one layer"),
+        (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden, "takes two"),
+        (lambda layers, rows, tokens, hidden: layers * tokens * hidden * 2, "one row"),
+    ],
     "02.4": [(128_256 * 4096 * 2, "one of the two"), (2 * 128_256 * 4096 * 4, "how much is it more")],
     "02.5": [("rank", "fraction"), ("optimizer", "small"), ("luck", "one of")],
     "03.1": [
@@ -93,6 +107,15 @@ MISTAKES = {
 
 # Other right ways to write it, besides the solution that the lesson prints.
 ALSO_RIGHT = {
+    "02.1": [lambda n: n // 2 + n // 64 + 4 * (n // 64 // 256), lambda n: n * 4.126953125 / 8],
+    "02.2": [
+        lambda layers, rank: 16 * rank * sum(map(sum, layers)),
+        lambda layers, rank: sum(4 * 4 * (i * rank + rank * o) for i, o in layers),
+    ],
+    "02.3": [
+        lambda layers, rows, tokens, hidden: 2 * hidden * tokens * rows * layers,
+        lambda *sizes: __import__("math").prod(sizes, start=2),
+    ],
     "03.1": [
         lambda layers, rank: rank * sum(sum(pair) for pair in layers),
         lambda layers, rank: sum(i * rank for i, _ in layers) + sum(o * rank for _, o in layers),

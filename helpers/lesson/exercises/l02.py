@@ -4,43 +4,51 @@ from helpers.lesson.checks import exercise, near
 
 
 @exercise("02.1")
-def layer_bytes(answer):
+def weight_bytes(answer):
+    if not callable(answer):
+        return "a function of n is asked for"
     n = 4096 * 14336
-    right = n * (1 / 2 + 1 / 64 + 4 / (64 * 256))
-    if near(answer, right, 1e-4):
+    given, right = answer(n), n * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+    if near(given, right, 1e-4):
         return None
-    if near(answer, n / 2, 1e-4):
+    if near(given, n / 2, 1e-4):
         return "those are the codes; each block of 64 has a constant, and each 256 constants one more"
-    if near(answer, n * (1 / 2 + 4 / 64), 1e-4):
+    if near(given, n * (1 / 2 + 4 / 64), 1e-4):
         return "that is without double quantization: there each block of 64 keeps four bytes"
-    if near(answer, n * (1 / 2 + 1 / 64), 1e-4):
+    if near(given, n * (1 / 2 + 1 / 64), 1e-4):
         return "nearly: the one-byte constants share a float32 for each 256 of them"
-    if near(answer, 8 * right, 1e-3):
+    if near(given, 8 * right, 1e-3):
         return "those are bits; eight make a byte"
-    return "half a byte a weight, one byte for each 64 weights, four for each 64 * 256"
+    return "half a byte per weight, one byte for each 64 weights, four for each 64 * 256"
 
 
 @exercise("02.2")
-def training_bytes(answer):
-    n = 6_815_744
+def lora_bytes(answer):
+    if not callable(answer):
+        return "a function of layers and rank is asked for"
+    given, right = answer([(10, 6), (4, 8)], 2), 16 * 2 * (10 + 6 + 4 + 8)
     hints = {
-        12 * n: "one of the four is missing: values, gradients, and two averages",
-        8 * n: "that is two of the four, or two bytes for each of the four; float32 takes four bytes",
-        4 * n: "those are the values alone",
+        right * 3 // 4: "one of the four is missing: values, gradients, and two averages",
+        right // 2: "that is two of the four, or two bytes for each of the four; float32 takes four bytes",
+        right // 4: "those are the values alone; add gradients and two averages",
+        16 * 2 * (10 + 6): "one layer is right; add up over all of them",
+        16 * 2 * (60 + 32): "that counts the weight matrix; an adapter has rank * (inputs + outputs) numbers",
     }
-    return None if answer == 16 * n else hints.get(answer, "four float32 numbers for each trained one")
+    return None if given == right else hints.get(given, "four float32 numbers for each rank * (inputs + outputs)")
 
 
 @exercise("02.3")
-def checkpoint_bytes(answer):
-    right = 32 * 4 * 512 * 4096 * 2
+def kept_bytes(answer):
+    if not callable(answer):
+        return "a function of layers, rows, tokens and hidden is asked for"
+    given, right = answer(32, 4, 512, 4096), 32 * 4 * 512 * 4096 * 2
     hints = {
-        right // 32: "that is one layer; there are 32",
-        right // 2: "that is one byte a value; float16 takes two",
-        right * 2: "that is float32; float16 takes two bytes a value",
-        right // 4: "that is one row; there are four",
+        right // 32: "that is one layer; each of them keeps its input",
+        right // 2: "that is one byte per value; float16 takes two",
+        right * 2: "that is float32; float16 takes two bytes per value",
+        right // 4: "that is one row; there are several",
     }
-    return None if answer == right else hints.get(answer, "layers * rows * tokens * hidden size * bytes a value")
+    return None if given == right else hints.get(given, "layers * rows * tokens * hidden * bytes per value")
 
 
 @exercise("02.4")
