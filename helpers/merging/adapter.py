@@ -71,6 +71,8 @@ def match(settings: dict, updates: dict[str, Stored], stored: dict[str, Stored],
             part = "add" if kind == "bias" else part
             plan.setdefault(f"{module}.{kind}", {}).update({part: tensor, "scaling": scaling(settings, module)})
     wrong = f"the adapter was trained on {settings.get('base_model_name_or_path')!r}, and this base is {base!r}"
+    if Path(str(settings.get("base_model_name_or_path"))).name == base:  # then to say "another base" would be untrue
+        wrong = f"the adapter names {base!r} as its base too, so the names or shapes in the two files differ otherwise"
     for name, update in plan.items():
         if name not in stored and name != "lm_head.weight":  # a tied head is not stored: see _untie
             raise MergeError(f"the base has no {name}, which the adapter changes: {wrong}")

@@ -288,6 +288,13 @@ def test_adapter_without_what_was_trained_is_refused(base, adapter, tmp_path):
     refused(base, tmp_path / "adapter", tmp_path / "out", "matrices B are all zero")
 
 
+def test_right_base_is_not_called_another_one(base, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    tensors = {f"module.{key}": tensor for key, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    refused(base, tmp_path / "adapter", tmp_path / "out", "has no module.*names 'base' as its base too")
+
+
 def test_stale_index_byte_order_mark_and_files_beside_the_model_are_taken(adapter, tmp_path):
     base = make_base(tmp_path / "base", shards=3)
     for shard in base.glob("model-*.safetensors"):
