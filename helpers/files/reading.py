@@ -98,7 +98,7 @@ def asks_for_code(folder: Path) -> str | None:
 def read_object(file: Path) -> dict:
     """A JSON file that holds an object; ValueError, with the file's name, for anything else."""
     try:
-        read = json.loads(Path(file).read_text(encoding="utf-8"))
+        read = json.loads(Path(file).read_text(encoding="utf-8-sig"))  # a BOM is passed over
     except FileNotFoundError as error:
         raise ValueError(f"{file.name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:

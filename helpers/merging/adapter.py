@@ -35,6 +35,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Stored]]:
         if key not in FOLLOWED | IRRELEVANT and value not in (None, False, {}, []):
             raise MergeError(f"{key} = {value!r} in {folder.name} is not supported here: use PEFT's merge_and_unload()")
     stored = tensors_in(weights)
+    _see_that_it_holds_something(folder, stored)
     for key, tensor in stored.items():
         if "lora_embedding" in key:
             raise MergeError(f"{key}: LoRA on embeddings is not supported here: use PEFT's merge_and_unload()")
@@ -43,6 +44,18 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Stored]]:
                 f"{key} in {folder.name} holds NaN or infinity: the training went wrong, take an earlier one"
             )
     return settings, stored
+
+
+def _see_that_it_holds_something(folder: Path, stored: dict[str, Stored]) -> None:
+    """MergeError for an adapter that was saved without what was trained: a merge would write a copy of the base."""
+    again = "save the adapter again from the whole weights"
+    if not stored:
+        raise MergeError(f"{folder.name} holds no LoRA matrices, nor any other tensor (FSDP1 can save that): {again}")
+    empty = next((key for key, tensor in stored.items() if not tensor.numel), None)
+    if empty:
+        raise MergeError(f"{empty} in {folder.name} is empty (ZeRO-3 can save that, each GPU holding a part): {again}")
+    if all(".lora_A." in key or not any(piece.any() for piece in _pieces(stored[key], {}, None)) for key in stored):
+        raise MergeError(f"{folder.name} changes nothing, its matrices B are all zero: untrained, or saved wrongly")
 
 
 def match(settings: dict, updates: dict[str, Stored], stored: dict[str, Stored], base: str) -> dict[str, dict]:
@@ -58,6 +71,8 @@ def match(settings: dict, updates: dict[str, Stored], stored: dict[str, Stored],
             part = "add" if kind == "bias" else part
             plan.setdefault(f"{module}.{kind}", {}).update({part: tensor, "scaling": scaling(settings, module)})
     wrong = f"the adapter was trained on {settings.get('base_model_name_or_path')!r}, and this base is {base!r}"
+    if Path(str(settings.get("base_model_name_or_path"))).name == base:  # then to say "another base" would be untrue
+        wrong = f"the adapter names {base!r} as its base too, so the names or shapes in the two files differ otherwise"
     for name, update in plan.items():
         if name not in stored and name != "lm_head.weight":  # a tied head is not stored: see _untie
             raise MergeError(f"the base has no {name}, which the adapter changes: {wrong}")

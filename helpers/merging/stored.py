@@ -18,7 +18,8 @@ MERGED_DTYPES = ("float16", "bfloat16", "float32")
 BEHIND = 1 << 24  # bytes written that wait for the disk
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
              "chat_template*", "additional_chat_templates")  # fmt: skip
-BESIDE = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*")
+BESIDE = ("generation_config.json", "*processor_config.json", "tekken.json", "*.tiktoken", "sentencepiece*.model",
+          "LICENSE*", "NOTICE*")  # fmt: skip
 
 
 class MergeError(CourseError, OSError):
@@ -87,7 +88,9 @@ def read_base(folder: Path) -> tuple[dict, dict[str, Stored]]:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "some method")
         raise MergeError(f"{folder.name} is stored quantized ({method}): name the 16-bit model that it was made from")
-    if not index.is_file():
+    if (
+        folder / "model.safetensors"
+    ).is_file() or not index.is_file():  # as transformers chooses: an index may be stale
         return config, tensors_in(folder / "model.safetensors")
     where = _read_json(index).get("weight_map", {})
     stored = {shard: tensors_in(folder / shard) for shard in sorted(set(where.values()))}

@@ -277,6 +277,41 @@ def test_nan_or_infinity_in_an_adapter_is_refused(base, adapter, value, tmp_path
     refused(base, tmp_path / "adapter", tmp_path / "out", f"{key} in adapter holds NaN or infinity")
 
 
+def test_adapter_without_what_was_trained_is_refused(base, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    tensors, file = load_file(adapter / "adapter_model.safetensors"), tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({}, file)
+    refused(base, tmp_path / "adapter", tmp_path / "out", "holds no LoRA matrices")
+    save_file({key: torch.empty(0) for key in tensors}, file)
+    refused(base, tmp_path / "adapter", tmp_path / "out", "is empty .ZeRO-3")
+    save_file({key: tensor * ("lora_A" in key) for key, tensor in tensors.items()}, file)
+    refused(base, tmp_path / "adapter", tmp_path / "out", "matrices B are all zero")
+
+
+def test_right_base_is_not_called_another_one(base, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    tensors = {f"module.{key}": tensor for key, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    refused(base, tmp_path / "adapter", tmp_path / "out", "has no module.*names 'base' as its base too")
+
+
+def test_stale_index_byte_order_mark_and_files_beside_the_model_are_taken(adapter, tmp_path):
+    base = make_base(tmp_path / "base", shards=3)
+    for shard in base.glob("model-*.safetensors"):
+        shard.unlink()
+    index = (base / "model.safetensors.index.json").read_text()
+    shutil.copy(make_base(tmp_path / "whole") / "model.safetensors", base)
+    (base / "model.safetensors.index.json").write_text(index)
+    beside = ("tekken.json", "qwen.tiktoken", "processor_config.json", "video_preprocessor_config.json")
+    for name in (*beside, "sentencepiece.bpe.model"):
+        (base / name).write_text("{}")
+    config = base / "config.json"
+    config.write_text(config.read_text(), encoding="utf-8-sig")
+    merge_adapter(base, adapter, tmp_path / "out", progress=False)
+    assert_same(tmp_path / "out", by_peft(tmp_path / "whole", adapter))
+    assert all((tmp_path / "out" / name).is_file() for name in (*beside, "sentencepiece.bpe.model"))
+
+
 def test_adapter_of_another_base_is_refused_by_name_and_by_shape(base, adapter, tmp_path):
     shallow = make_base(tmp_path / "shallow", layers=1)
     refused(shallow, adapter, tmp_path / "out", "has no model.layers.1.*trained on.*this base is 'shallow'")
