@@ -77,7 +77,17 @@ PATHS = {
     "adapter_dir": no_path,
     "output_dir": st.one_of(of_no_use, unwritable),
 }
-CHOICES = {"optimizer", "quant_type", "double_quant", "checkpointing", "cuda_graphs", "target_modules", "block_size"}
+CHOICES = {
+    "optimizer",
+    "plain",
+    "report_to",
+    "quant_type",
+    "double_quant",
+    "checkpointing",
+    "cuda_graphs",
+    "target_modules",
+    "block_size",
+}
 
 
 def bad_value(name: str):
@@ -85,7 +95,7 @@ def bad_value(name: str):
     if name in PATHS:
         return PATHS[name]
     strategy = no_choice if name in CHOICES else no_number
-    flags = ("double_quant", "checkpointing", "cuda_graphs")
+    flags = ("double_quant", "checkpointing", "cuda_graphs", "plain")
     return strategy.filter(lambda v: not isinstance(v, bool)) if name in flags else strategy
 
 
