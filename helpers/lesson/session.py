@@ -69,7 +69,9 @@ class Run:
 _current: Run | None = None
 
 
-def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **values) -> Run:
+def begin(
+    lesson: str, *, large_model: bool = False, chat_model: bool = False, with_data: bool = False, **values
+) -> Run:
     """Check the parameters, look at the machine, find model and data, and show all in one short table.
 
     Raises a one-line CourseError for a bad value, before anything heavy is imported, or for what cannot be found.
@@ -89,10 +91,10 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
-        left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not large_model else None
+        left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not (large_model or chat_model) else None
         if values.get("adapter_dir", "auto") != "auto":
             left = Path(values["adapter_dir"]).expanduser()
-        run.model = run.model or models.resolve_model("auto", run.machine, large_model, left)
+        run.model = run.model or models.resolve_model("auto", run.machine, large_model, left, chat_model)
         if run.model.local:
             models.rehearse(run.model)
         saving.require_hub_base(values.get("hub_repo", "none"), run.model)
