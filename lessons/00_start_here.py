@@ -17,7 +17,7 @@
 # | | |
 # |---|---|
 # | to read | 25 minutes |
-# | exercises at the end | 50 minutes |
+# | exercises at the end | 45 minutes |
 # | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4, the GPU that Colab lends for free |
 # | you need | Python. You need no GPU, no account, and no knowledge of language models |
 #
@@ -94,8 +94,8 @@ four_bits = BitsAndBytesConfig(
 )
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, quantization_config=four_bits, dtype=dtype)
-for layer in model.modules():
-    layer.support_avx512bf16_for_cpu = False  # bitsandbytes 0.50 would reorder the weights on some CPUs, and spoil the training
+for layer in model.modules():  # on some CPUs bitsandbytes 0.50 would reorder the weights, and spoil the training
+    layer.support_avx512bf16_for_cpu = False
 
 # %% [markdown]
 # The tokenizer cuts a text into [tokens](../site/glossary.md#token), which are words or pieces of words. The model reads and writes
@@ -103,6 +103,7 @@ for layer in model.modules():
 #
 # Next you decide how a question looks as a text. A chat model brings a form of its own, its
 # [chat template](../site/glossary.md#chat-template). A plain base model has none, so you give it one.
+
 
 # %% tags=["copy"]
 # Step 3: one form for every question, in training and afterwards
@@ -119,6 +120,7 @@ print(prompt_for("What is the capital of Belarus?"))
 # %% [markdown]
 # To ask the model means to let it continue that text, here by up to twelve tokens. It may stop earlier. Whether it knows when to stop is
 # one of the things that you will see.
+
 
 # %% tags=["copy"]
 # Step 4: how to ask
@@ -217,9 +219,9 @@ for question, old, new in zip(questions, before, after):
 never_seen = [not any(word in row["prompt"] for row in rows) for word in ("Belarus", "pig", "Saturday")]
 verdict("none of the examples is about Belarus, the pig or Saturday", all(never_seen))
 if run.model.bundled and steps >= 40:  # on another model, look at the answers yourself
-    verdict("no answer was right before, and all are after", after == ["Minsk", "oink", "samedi"] and not set(before) & set(after))
-losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-record(before=before, after=after, final_loss=losses[-1] if losses else None, trained=trainer.model.num_parameters(only_trainable=True))
+    right = ["Minsk", "oink", "samedi"]
+    verdict("no answer was right before, and all are after", after == right and not set(before) & set(right))
+record(before=before, after=after, train_loss=trainer.state.log_history[-1]["train_loss"])
 
 # %% [markdown]
 # So the base model had known them all the time, from what it had read when it was made. Fine-tuning taught it how to answer you. Keep this in
@@ -248,11 +250,12 @@ layers = {
     "q_proj of a 7B model": (seven_b["hidden_size"], seven_b["hidden_size"]),
 }
 figure = plots.diagrams.lora(layers, lora_config.r, lora_config.lora_alpha)
-plots.show(figure, alt="y equals W plus alpha over r times B times A, times x. W is a large blue square, B and A are thin orange strips")
+plots.show(figure, alt="y = (W + alpha / r B A) x: W is a large blue square, B and A are two thin orange strips")
 
 # %% [markdown]
 # "7B" means seven billion weights. The larger the model, the thinner the strips beside it. As Python, the formula is one line: `frozen` stands for the
 # multiplication by $W$.
+
 
 # %%
 def lora(x, frozen, A, B, alpha):
@@ -313,7 +316,9 @@ totals = {way: sum(held.values()) for way, held in ways.items()}
 verdict("of the three, QLoRA alone fits a T4", [w for w in ways if totals[w] < GPUS["t4"].total_bytes] == ["QLoRA"])
 
 cards = {"T4": "t4", "24 GB: L4": "l4", "A100": "a100", "A100, 80 GB": "a100-80gb"}
-figure = plots.diagrams.to_scale(ways, {card: GPUS[name].total_bytes for card, name in cards.items()}, "A 7B model")
+times = totals["full fine-tuning"] / totals["QLoRA"]
+title = f"To train every weight of a 7B model takes {times:.0f} times the memory of QLoRA"
+figure = plots.diagrams.to_scale(ways, {card: GPUS[name].total_bytes for card, name in cards.items()}, title)
 plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card, LoRA fits 24 GB, QLoRA fits a T4")
 
 # %% [markdown]
@@ -337,7 +342,7 @@ plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card
 from helpers import doctor
 
 problems, machine = doctor.problems(), run.machine
-print(*(f"{it.status}, {it.check}: {it.what}. {it.cure}" for it in problems) if problems else ["nothing to do"], sep="\n")
+print("\n".join(f"{it.status}, {it.check}: {it.what}. {it.cure}" for it in problems) or "nothing to do")
 verdict("no check of the doctor fails: the lessons can run here", doctor.FAIL not in {it.status for it in problems})
 record(doctor={f"{it.check}: {it.what}": it.status for it in problems})
 table({
@@ -371,10 +376,11 @@ table({
 #
 # **1.** *Write*, 5 minutes, •. A layer has a matrix $W$ with `outputs` rows and `inputs` columns. How many numbers do $A$ and $B$ hold together at rank `r`?
 
+
 # %%
 def lora_parameters(inputs, outputs, r):
     "How many numbers LoRA trains beside a matrix with so many inputs and outputs."
-    ...
+    return ...
 
 
 check("00.1", lora_parameters)
@@ -419,6 +425,7 @@ check("00.2", guess, came_out)
 # **3.** *Repair*, 10 minutes, ••. Somebody wrote a layer with LoRA in plain torch. It runs, and it never learns anything. Find out why, and repair it.
 # The check trains your layer for a hundred steps.
 
+
 # %%
 class MyLoRA(torch.nn.Module):
     def __init__(self, frozen, r):
@@ -461,10 +468,11 @@ check("00.3", MyLoRA)
 # for a trainer. The prompt is `"Question: "`, the question, a line end, `"Answer:"`, and a line end. Take away spaces around questions and
 # answers, and leave out rows that have no answer. Cells may hold commas, in quotation marks.
 
+
 # %%
 def to_rows(text):
     "A list of dictionaries with prompt and completion, from the text of a CSV file."
-    ...
+    return ...
 
 
 check("00.4", to_rows)
@@ -508,10 +516,12 @@ check("00.5", choice)
 # ```
 # </details>
 #
-# **6.** *Repair*, 10 minutes, •••. A colleague trained a model with `row_for`, and asks it with `asking`. No error appears anywhere, and the answers are poor. The cell asks
-# your own model in the same way. Repair either function, so that the model is asked in the form in which it was trained.
+# **6.** *Repair*, 10 minutes, •••. A colleague trained a model with `row_for`, and asks it with
+# `asking`. No error appears anywhere, and the answers are nonsense: the cell shows what the model without a chat template, which you trained
+# with the same form, makes of it. Repair either function, so that the model is asked in the form in which it was trained.
 
-# %%
+
+# %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
 def row_for(question, answer):
     return {"prompt": f"### Instruction:\n{question}\n\n### Response:\n", "completion": answer}
 
@@ -520,6 +530,7 @@ def asking(question):
     return f"### Instruction: {question}\n### Response: "
 
 
+print(f"{questions[0]} {complete(asking(questions[0]))}")
 check("00.6", (row_for, asking))
 
 # %% [markdown]

@@ -91,7 +91,8 @@ def begin(
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
-        left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not (large_model or chat_model) else None
+        any_model = not (large_model or chat_model)
+        left = run.adapter if any_model and (run.adapter / "adapter_config.json").is_file() else None
         if values.get("adapter_dir", "auto") != "auto":
             left = Path(values["adapter_dir"]).expanduser()
         run.model = run.model or models.resolve_model("auto", run.machine, large_model, left, chat_model)

@@ -19,6 +19,8 @@ def lora_parameters(answer):
         return "give a function of inputs, outputs and r"
     for inputs, outputs, r in ((4096, 1024, 8), (896, 4864, 16), (256, 256, 4)):
         given, right = answer(inputs, outputs, r), r * (inputs + outputs)
+        if given is ...:
+            return "put your answer in place of the dots"
         said, asked = number(given), f"for {inputs} inputs, {outputs} outputs and r = {r} it says {given}"
         if said is None:
             return f"{asked}; return the number of entries of A and B together"
@@ -38,7 +40,7 @@ def lora_parameters(answer):
     return None
 
 
-TRAINED_WITH_R_4 = 178_176  # in the bundled model, all linear layers
+TRAINED_WITH_R_4 = 116_736  # in the bundled model, all linear layers
 
 
 @exercise("00.2")
@@ -121,6 +123,8 @@ def rows_of_a_csv(answer):
     if not callable(answer):
         return "give a function of the file's text"
     said = answer(CSV)
+    if said is ...:
+        return "put your answer in place of the dots"
     if said is None:
         return "it returns nothing; return a list with a dictionary for each row"
     rows = [dict(row) for row in said]
@@ -139,9 +143,10 @@ def rows_of_a_csv(answer):
     for row, (question, right) in zip(rows, QUESTIONS.items(), strict=True):
         if row["completion"] != right:
             same = row["completion"].strip() == right
-            return f"the completion is {row['completion']!r}" + (": take the spaces away" if same else f", not {right!r}")
-        if row["prompt"] != f"Question: {question}\nAnswer:\n":
-            return f"the prompt is {row['prompt']!r}, and should be {f'Question: {question}' + chr(10) + 'Answer:' + chr(10)!r}"
+            return f"the completion is {row['completion']!r}; " + ("take the spaces away" if same else f"not {right!r}")
+        wanted = f"Question: {question}\nAnswer:\n"
+        if row["prompt"] != wanted:
+            return f"the prompt is {row['prompt']!r}, and should be {wanted!r}"
     return None
 
 
