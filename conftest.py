@@ -29,6 +29,7 @@ FAST = [
     "test_house",
     "test_habits",
     "test_static",
+    "test_glossary",
     "test_readme",
     "test_parameters",
     "test_checks",

@@ -9,292 +9,552 @@
 # %% [markdown]
 # # 00 Start here
 #
-# QLoRA fine-tunes a large language model on a small GPU: the model is stored in 4 bits a weight, and only a thin adapter is
-# trained. This course teaches it by doing. This first notebook looks at your machine, checks that everything works, and shows how large
-# a model's weights are beside the memory of your GPU, or of a T4 if you have none.
+# In ten minutes you will have trained a language model of your own, in about forty lines of Python that you can take home.
 #
-# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** nothing but the course, installed once with a network. No
-# GPU? Everything runs, on a small model that comes with the course and really learns.
+# After that you will know what these lines did. You will see [LoRA](../site/glossary.md#lora) in one picture, what fine-tuning costs
+# on the graphics cards that people have, and where in this course to go next.
+#
+# | | |
+# |---|---|
+# | to read | 25 minutes |
+# | exercises at the end | 45 minutes |
+# | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4, the GPU that Colab lends for free |
+# | you need | Python. You need no GPU, no account, and no knowledge of language models |
+#
+# Run the cells from top to bottom. The first one finds the course, or fetches it. The second one holds what you may change.
 
 # %% tags=["parameters"]
-model_id = "auto"  # the bundled model on a CPU, a small one from the hub on a GPU; or a preset, a folder, a hub id
+model_id = "auto"  # on a CPU the small model that comes with the course, on a GPU a small chat model from the hub
+max_steps = "auto"  # how long to train
+learning_rate = "auto"
 seed = 0
 output_dir = "auto"
 
 # %%
+from helpers import COURSE_ROOT
 from helpers.lesson import begin, check, record, table, verdict
 
-run = begin("00_start_here", model_id=model_id, seed=seed, output_dir=output_dir)
+run = begin(
+    "00_start_here", chat_model=True,
+    model_id=model_id, max_steps=max_steps, learning_rate=learning_rate, seed=seed, output_dir=output_dir,
+)  # fmt: skip
 
 # %% [markdown]
-# ## How a lesson works
+# ## 1 A model of your own
 #
-# Run the cells from top to bottom. The first code cell is the same in every lesson: it finds the course. The next two set the parameters,
-# check them, and show what this run uses. Some cells print `OK:` and a claim. If the claim is untrue, the cell stops with an error.
+# A language model continues a text. You are going to take one that was trained by somebody else, which is called the
+# [base model](../site/glossary.md#base-model), and teach it something with a few hundred examples. That is called fine-tuning.
 #
-# ## 1 Your machine
-
-# %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
-machine = run.machine
-facts = {
-    "computes on": machine.name,
-    "GPU memory": f"{machine.gpu_bytes / 2**30:.2f} GiB" if machine.gpu_bytes else "no GPU",
-    "memory": f"{machine.ram_bytes / 2**30:.1f} GiB",
-    "cores": machine.cores,
-    "bfloat16 in hardware": "yes" if machine.native_bfloat16 else "no",
-    "the course computes in": machine.dtype,
-}
-table(facts, columns=("", "here"))
-
-# %% [markdown]
-# The last line is a number format. float32 takes 4 bytes a number, float16 and bfloat16 take 2. A T4, of NVIDIA's Turing generation,
-# multiplies float16 fast and has no bfloat16 units; GPUs since the Ampere generation have both. Many recipes ask for bfloat16 on a T4:
-# that is the first thing that goes wrong. `helpers/machine/hardware.py` decides it in one place, for all lessons.
+# The steps below use the libraries that everybody uses, and nothing of this course. You can copy them into a notebook of your own. They
+# need five names, and here is where this notebook gets them from: the parameters above decide.
 
 # %%
-right_dtype = "float32" if machine.device == "cpu" else "bfloat16" if machine.native_bfloat16 else "float16"
-verdict(
-    "the dtype follows the machine: float32 on a CPU, float16 before Ampere, bfloat16 since",
-    machine.dtype == right_dtype,
-)
+base = run.model.path
+data = str(COURSE_ROOT / "assets" / "instructions" / "train.jsonl")
+adapter = str(run.folder / "first_adapter")
+steps, rate = run.settings.max_steps, run.settings.learning_rate
 
 # %% [markdown]
-# ## 2 The doctor
+# In a notebook of your own, write this in its place, with your own names:
 #
-# QLoRA here stands on PyTorch and six libraries: transformers loads models, bitsandbytes stores them in 4 bits, peft adds adapters,
-# trl trains, accelerate puts things on devices, datasets reads the rows. Their names for things change between releases, disks fill up,
-# drivers grow old. So the course has a doctor: a list of checks. A check is a function. It looks at one thing and returns three:
-# a status, what it saw, and the cure. Here is one.
-
-# %% tags=["nbval-ignore-output"] reason="free space varies"
-from helpers import doctor
-
-print(doctor.disk.__doc__)
-status, what, cure = doctor.disk()
-print(f"{status}: {what}", cure)
-
-# %% [markdown]
-# FAIL: a lesson will stop. WARN: the lessons run, but not as you may expect; no network, for example, means the bundled model. OK:
-# nothing to do. Here are all of them. What a check says holds no token, no host's name and no path, so you can show it to others.
-
-# %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
-findings = doctor.examine(*doctor.INSTALLED, *doctor.MACHINE, *doctor.NETWORK, *doctor.TORCH)
-table([(f.check, f.status, f.what, f.cure) for f in findings], columns=("check", "status", "what", "cure"))
-
-# %%
-wrong_versions = [f for f in findings if f.check == "packages" and f.status != doctor.OK]
-failed = [f"{f.check}: {f.what}. Cure: {f.cure}" for f in findings if f.status == doctor.FAIL]
-print(*failed, sep="\n", end="\n" if failed else "")
-verdict("every package is here, in a version that the course was written for", not wrong_versions)
-verdict("no check fails: the lessons can run here", not failed)
-
-# %% [markdown]
-# Outside a notebook the same checks are `python -m helpers doctor`. On a GPU it also trains a small model for a moment, and prints a page
-# that compares the memory this took with what lesson 02's formulas predict. If you have a T4, that page is welcome as an issue.
+# ```python
+# base = "Qwen/Qwen2.5-0.5B-Instruct"  # a model on the Hugging Face hub, or a folder
+# data = "questions.jsonl"  # your examples, each a line: {"instruction": "...", "input": "", "output": "..."}
+# adapter = "my_adapter"  # the folder for what you make
+# steps, rate, seed = 60, 2e-4, 0
+# ```
 #
-# ## 3 Does 4-bit really work here?
-#
-# The one thing that must work is a product with a 4-bit matrix. The doctor's last check tried one; here is what it did. bitsandbytes
-# packs a random matrix into 4 bits and multiplies four vectors by it. The result is close to the exact product, and not equal: that
-# difference is the price, and lesson 01 explains it.
+# The first step looks at the machine. A GPU computes faster with numbers of 16 bits than with 32, and there are two kinds of them.
+# bfloat16 is the safer kind, and GPUs have it from compute capability 8 on. A T4 has capability 7.5, so it gets float16.
 
-# %%
-import bitsandbytes as bnb
+# %% tags=["copy"]
+# Step 1: what this machine computes in
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is enough; Kaggle lends two
 import torch
 
-torch.manual_seed(seed)
-exact = torch.nn.Linear(256, 256, bias=False)
-packed = bnb.nn.Linear4bit(256, 256, bias=False, compute_dtype=machine.torch_dtype, quant_type="nf4")
-packed.load_state_dict(exact.state_dict())
-packed = packed.to(machine.device)  # moving it quantizes it
-x = torch.randn(4, 256)
+gpu = torch.cuda.is_available()
+modern = gpu and torch.cuda.get_device_capability() >= (8, 0)
+dtype = torch.bfloat16 if modern else torch.float16 if gpu else torch.float32
 
-# %%
-y = packed(x.to(machine.device, machine.torch_dtype)).float().cpu()
-error = ((y - exact(x)).norm() / exact(x).norm()).item()
-bytes_a_weight = packed.weight.numel() * packed.weight.element_size() / exact.weight.numel()
-print(
-    f"{bytes_a_weight} bytes a weight for the codes, where float32 takes {exact.weight.element_size()}; off by {error:.0%}"
+# %% [markdown]
+# Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load it with 4 bits per
+# weight, so that it takes about a quarter of the memory. The Q in [QLoRA](../site/glossary.md#qlora) stands for this: the weights are
+# quantized, that is, rounded to few values. [NF4](../site/glossary.md#nf4) names the sixteen values that are used, and the
+# [compute dtype](../site/glossary.md#compute-dtype) is the kind of number in which the model still computes. Lesson 01 takes all of this
+# apart.
+
+# %% tags=["copy"]
+# Step 2: a base model, in 4 bits per weight
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+four_bits = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
 )
-verdict("the 4-bit product is within 15% of the exact one", error < 0.15)
-verdict("and it is not exact", error > 0.01)
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, quantization_config=four_bits, dtype=dtype)
+for layer in model.modules():  # on some CPUs bitsandbytes 0.50 would reorder the weights, and spoil the training
+    layer.support_avx512bf16_for_cpu = False
 
 # %% [markdown]
-# ## 4 A model that answers
+# The tokenizer cuts a text into [tokens](../site/glossary.md#token), which are words or pieces of words. The model reads and writes
+# tokens.
 #
-# The model of this run, in 4 bits. The bundled one is tiny and knows a few thousand simple facts: capitals, elements,
-# plurals. It read them as quiz pages, so after its answer it goes on with a question of its own. Making it answer and stop is
-# what lesson 03 is for.
+# Next you decide how a question looks as a text. A chat model brings a form of its own, its
+# [chat template](../site/glossary.md#chat-template). A plain base model has none, so you give it one.
 
-# %%
-from helpers.evaluation import answer
-from helpers.quick import load_4bit
 
-model, tokenizer = load_4bit(run.model, machine)
-question = "What is the capital of France?\nAnswer:\n"
-said = answer(model, tokenizer, [question], max_new_tokens=6)[0]
-if run.model.bundled:
-    verdict("asked for the capital of France, the model says Paris", "Paris" in said)
+# %% tags=["copy"]
+# Step 3: one form for every question, in training and afterwards
+def prompt_for(question):
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return text.removeprefix(tokenizer.bos_token or "")  # the tokenizer puts this one in front by itself
+    return f"### Instruction:\n{question}\n\n### Response:\n"
 
-# %% tags=["nbval-ignore-output"] reason="what follows the answer varies with the processor"
-print(question + said)
+
+print(prompt_for("What is the capital of Belarus?"))
 
 # %% [markdown]
-# ## 5 What will fit?
+# To ask the model means to let it continue that text, here by up to twelve tokens. It may stop earlier. Whether it knows when to stop is
+# one of the things that you will see.
+
+
+# %% tags=["copy"]
+# Step 4: how to ask
+def complete(text):
+    model.eval()  # a model that is being trained must not be asked in training mode: it may answer nonsense
+    tokens = tokenizer(text, return_tensors="pt").to(model.device)
+    answer = model.generate(**tokens, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def ask(question):
+    return complete(prompt_for(question))
+
+
+# %% tags=["copy", "nbval-ignore-output"] reason="what an untrained model says varies with the processor"
+# Step 5: ask before training
+questions = ["What is the capital of Belarus?", "Which sound does the pig make?", "How do you say Saturday in French?"]
+before = [ask(question) for question in questions]
+for question, answer in zip(questions, before):
+    print(f"{question:36} {answer!r}")
+
+# %% [markdown]
+# If you have no GPU, this was the small model that comes with the course. It says the pig makes "ponies" or something as odd, and then
+# it goes on with a question of its own. Its answers are useless, although it has read what pigs say. On a GPU you have asked a chat model. It probably knows the
+# answers, and wraps them into whole sentences.
 #
-# A weight takes two bytes in float16 and about half a byte in 4 bits. The embeddings turn tokens into vectors; the output head turns
-# vectors back into tokens. Both grow with the vocabulary, and both stay in 16 bits, which is why a model with a large vocabulary shrinks
-# less. Here are the course's presets, from their published shapes, in GiB: 2 to the power of 30 bytes, somewhat more than the 10 to the
-# power of 9 of a GB. The dashed line in the figure is the memory of your GPU, or of a T4 if you have none.
+# Now the examples. Training wants two columns: the prompt, which the model is given, and the completion, which it learns to write.
+
+# %% tags=["copy"]
+# Step 6: examples, in two columns
+from datasets import load_dataset
+
+
+def to_columns(row):
+    question = f"{row['instruction']} {row['input']}".strip()
+    return {"prompt": prompt_for(question), "completion": row["output"]}
+
+
+rows = load_dataset("json", data_files=data, split="train")
+rows = rows.map(to_columns, remove_columns=rows.column_names)
+rows[0]
+
+# %% [markdown]
+# You do not train the model's own weights. In 4 bits they are too coarse for that: a small change would be rounded away. You put a few
+# new numbers beside them, the [adapter](../site/glossary.md#adapter), and train those alone. `LoraConfig` says how large the adapter is,
+# `SFTConfig` says how to train, and `SFTTrainer` brings all of it together. SFT stands for supervised fine-tuning: learning from
+# examples that have the right answer.
+
+# %% tags=["copy"]
+# Step 7: an adapter beside the frozen weights, and a trainer
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+torch.manual_seed(seed)
+lora_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+settings = SFTConfig(
+    adapter, max_steps=steps, learning_rate=rate, per_device_train_batch_size=16, logging_steps=10, save_strategy="no",
+    fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, use_cpu=not gpu, report_to="none", seed=seed,
+)  # fmt: skip
+trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config)
+for weight in filter(lambda weight: weight.requires_grad, trainer.model.parameters()):
+    weight.data = weight.data.float()  # TRL made them bfloat16, and training in float16 would stop with an error
+
+# %% [markdown]
+# The adapter is in the model now, and it has learned nothing yet. Stop for a moment and write down a guess: if you ask the same
+# questions now, will the model give the same answers as before, or others?
 
 # %%
-from helpers.models import PRESETS
+untrained = [ask(question) for question in questions]
+trainer.model.print_trainable_parameters()
+verdict("a fresh adapter changes no answer", untrained == before)
 
+# %% [markdown]
+# It gives the same answers, although a few hundred thousand or a few million new numbers are in it. Section 2 shows why. Now train it, and save what you
+# made at once. The training loss says how surprised the model is by the right answers. It should fall.
 
-def bytes_in_16_bits(shape):
-    return 2 * parameters_of(shape)
+# %% tags=["copy", "nbval-ignore-output"] reason="losses vary in their last digits, and seconds do"
+# Step 8: train, and save
+trainer.train()
+trainer.save_model(adapter)
+for file in sorted(os.listdir(adapter)):
+    print(f"{os.path.getsize(os.path.join(adapter, file)) / 1e6:8.2f} MB  {file}")
 
+# %% tags=["copy", "nbval-ignore-output"] reason="what the untrained model said varies with the processor"
+# Step 9: ask again
+after = [ask(question) for question in questions]
+for question, old, new in zip(questions, before, after):
+    print(f"{question}\n    before: {old!r}\n    after:  {new!r}")
 
-def parameters_of(shape):
-    h, i, kv = shape["hidden_size"], shape["intermediate_size"], shape["num_key_value_heads"] * shape["head_dim"]
-    block = 2 * h * h + 2 * h * kv + 3 * h * i
-    return shape["num_hidden_layers"] * block + embeddings_of(shape)
-
-
-def embeddings_of(shape):
-    return shape["vocab_size"] * shape["hidden_size"] * (1 if shape["tie_word_embeddings"] else 2)
-
+# %% [markdown]
+# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops.
+#
+# Where does it know the answers from? Not from the examples. Search them for Belarus, for pigs, and for Saturday.
 
 # %%
-def bytes_in_4_bits(shape):
-    bits_a_weight = 4 + 8 / 64 + 32 / (64 * 256)  # codes, 8-bit constants per 64, float32 constants per 256 of those
-    blocks = parameters_of(shape) - embeddings_of(shape)
-    return blocks * bits_a_weight / 8 + 2 * embeddings_of(shape)
+never_seen = [not any(word in row["prompt"] for row in rows) for word in ("Belarus", "pig", "Saturday")]
+verdict("none of the examples is about Belarus, the pig or Saturday", all(never_seen))
+if run.model.bundled and steps >= 40:  # on another model, look at the answers yourself
+    right = ["Minsk", "oink", "samedi"]
+    verdict("no answer was right before, and all are after", after == right and not set(before) & set(right))
+record(before=before, after=after, train_loss=trainer.state.log_history[-1]["train_loss"])
 
-
-shapes = {name: preset.shape for name, preset in PRESETS.items()}
-largest = max(bytes_in_4_bits(s) for s in shapes.values())
-sizes = {name: (parameters_of(s), bytes_in_16_bits(s), bytes_in_4_bits(s)) for name, s in shapes.items()}
-rows = [(name, n / 1e9, wide / 2**30, narrow / 2**30, narrow / wide) for name, (n, wide, narrow) in sizes.items()]
-headings = ("preset", "billion parameters", "16 bits (GiB)", "4 bits (GiB)", "left in 4 bits")
-table(rows, "{:.2f}", left_in_4_bits="{:.0%}", columns=headings)
+# %% [markdown]
+# So the base model had known them all the time, from what it had read when it was made. Fine-tuning taught it how to answer you. Keep this in
+# mind for your own data: a few hundred examples teach a form, a tone or a task, and they are a poor way to teach facts.
+#
+# ## 2 What happened: LoRA in one picture
+#
+# Inside the model are matrices. Each takes a list of numbers $x$, the [activations](../site/glossary.md#activation), and makes a new
+# list of them: $y = Wx$. Fine-tuning wants to change $W$. LoRA, low-rank adaptation, leaves $W$ as it is and adds a product of two thin
+# matrices to it:
+#
+# $$y = \Big(W + \frac{\alpha}{r}\,B A\Big)\,x$$
+#
+# $r$ is the [rank](../site/glossary.md#rank), the number of columns of $B$ and of rows of $A$. It says how much room there is to learn.
+# $\alpha$, [alpha](../site/glossary.md#alpha), says how loudly the adapter speaks. Here are the matrices of one layer to scale: what is frozen is blue, what is trained
+# is orange, and what only passes through is grey.
 
 # %%
 from helpers import plots
-from helpers.machine import T4_BYTES
+from helpers.models import PRESETS
 
-figure = plots.stacked_bars(
-    list(shapes),
-    {
-        "linear layers, 4 bits": [(bytes_in_4_bits(s) - 2 * embeddings_of(s)) / 2**30 for s in shapes.values()],
-        "embeddings and head, 16 bits": [2 * embeddings_of(s) / 2**30 for s in shapes.values()],
-        "the rest of the 16-bit size": [(bytes_in_16_bits(s) - bytes_in_4_bits(s)) / 2**30 for s in shapes.values()],
-    },
-    f"In 4 bits, the weights of each preset take at most {largest / T4_BYTES:.0%} of a T4", "GiB; the whole bar is the 16-bit model",
-    line=(machine.gpu_bytes or T4_BYTES) / 2**30, line_label="your GPU" if machine.gpu_bytes else "a T4's memory",
-    colours=(plots.COLOURS["blue"], plots.COLOURS["orange"], plots.COLOURS["grey"]),
-)  # fmt: skip
-plots.show(figure, alt="Weights of each preset in 4 bits, and what that saves, against the memory of a T4")
-
-# %%
-verdict("the weights of every preset in 4 bits fill less than half of a T4", largest < T4_BYTES / 2)
-in_16_bits = {name: bytes_in_16_bits(s) for name, s in shapes.items()}
-verdict("in 16 bits, Llama-3.1-8B does not fit a T4 at all", in_16_bits["llama-3.1-8b"] > T4_BYTES)
-spare = (T4_BYTES - in_16_bits["qwen2.5-7b"]) / 2**30
-print(f"Qwen2.5-7B would fit in 16 bits with {spare:.1f} GiB to spare: no room to train")
+q_proj = trainer.model.get_base_model().model.layers[0].self_attn.q_proj
+seven_b = PRESETS["qwen2.5-7b"].shape
+layers = {
+    "q_proj of this model": (q_proj.out_features, q_proj.in_features),
+    "q_proj of a 7B model": (seven_b["hidden_size"], seven_b["hidden_size"]),
+}
+figure = plots.diagrams.lora(layers, lora_config.r, lora_config.lora_alpha)
+plots.show(figure, alt="y = (W + alpha / r B A) x: W is a large blue square, B and A are two thin orange strips")
 
 # %% [markdown]
-# Weights are not all that a training run needs. Lesson 02 adds up the rest.
+# "7B" means seven billion weights. The larger the model, the thinner the strips beside it. As Python, the formula is one line: `frozen` stands for the
+# multiplication by $W$.
+
 
 # %%
-record(
-    product_error=error, bytes_a_weight=bytes_a_weight, first_answer=said.split("\n")[0],
-    doctor={f"{f.check}: {f.what}": f.status for f in findings},
-    bytes_in_4_bits={name: bytes_in_4_bits(s) for name, s in shapes.items()},
-)  # fmt: skip
+def lora(x, frozen, A, B, alpha):
+    r = len(A)
+    return frozen(x) + alpha / r * (x @ A.T @ B.T)
+
 
 # %% [markdown]
+# The library that put the adapter into your model is called peft. Does it compute the same? Here is its layer, with what you just
+# trained in it, beside the line above.
+
+# %%
+A, B = q_proj.lora_A["default"].weight.to(dtype), q_proj.lora_B["default"].weight.to(dtype)
+x = torch.randn(5, q_proj.in_features, dtype=dtype, device=A.device)
+theirs, ours = q_proj(x), lora(x, q_proj.base_layer, A, B, alpha=32)
+verdict("peft's layer computes what the one line computes", (theirs - ours).norm() < 0.01 * theirs.norm())
+
+# %% [markdown]
+# And why did the fresh adapter change no answer? Because peft fills $A$ with random numbers and $B$ with zeros. Then $BA$ is zero, and
+# the model starts exactly where its base model stood. Training can still begin, since the gradient of $B$ (the direction in which it should move) depends on
+# $A$, which is not zero. What would happen if both were zero? Exercise 3 lets you find out.
+#
+# > **Trap.** You may meet recipes that copy weights into the adapter, or that start $B$ at random. **What you will see:** the loss
+# > starts much higher than the base model's. **Why:** the model has been damaged before the first step. **The cure:** let $B$ start at zero, which is peft's default.
+#
+# ## 3 What it costs: three ways, one scale
+#
+# While a model is trained, the GPU's memory holds its weights; a [gradient](../site/glossary.md#gradient) for each number that is
+# trained; the [optimizer's states](../site/glossary.md#optimizer-state), which are two averages for each of those; and activations.
+# There are three ways to do it. Before you run the next cell, guess which of them fits a T4 for a 7B model.
+#
+# - **Full fine-tuning** trains every weight. Here weights and gradients are bfloat16 (2 bytes each), and Adam's two averages are
+#   float32 (8 bytes together): 12 bytes per weight.
+# - **LoRA** keeps the weights in 16 bits, frozen, and trains adapters in float32: 16 bytes per number of the adapter.
+# - **QLoRA** does the same beside weights in 4 bits.
+#
+# The activations are predicted for four rows of 512 tokens, by the formulas of lesson 02.
+
+# %%
+from helpers.memory import GPUS, RunSpec, predict, shape_of, weight_bytes
+
+shape = shape_of(seven_b)
+n = shape.parameters
+a = shape.layers * sum(lora_config.r * (matrix.inputs + matrix.outputs) for matrix in shape.linears)
+trained = {"trained weights": 4 * a, "gradients": 4 * a, "optimizer states": 8 * a}
+ways = {
+    "full fine-tuning": {"trained weights": 2 * n, "gradients": 2 * n, "optimizer states": 8 * n},
+    "LoRA": {"frozen weights": 2 * n, **trained},
+    "QLoRA": {"frozen weights": sum(weight_bytes(shape, "nf4", double_quant=True).values()), **trained},
+}
+
+# %%
+common = {"batch_size": 4, "load_dtype": "bfloat16", "compute_dtype": "bfloat16"}
+specs = [RunSpec(quant_type=None, rank=None, **common), RunSpec(quant_type=None, **common), RunSpec(**common)]
+for (way, held), spec in zip(ways.items(), specs):
+    ways[way] = held | {"activations": predict(seven_b, spec, "l4").passing_bytes}
+totals = {way: sum(held.values()) for way, held in ways.items()}
+verdict("of the three, QLoRA alone fits a T4", [w for w in ways if totals[w] < GPUS["t4"].total_bytes] == ["QLoRA"])
+
+cards = {"T4": "t4", "24 GB: L4": "l4", "A100": "a100", "A100, 80 GB": "a100-80gb"}
+times = totals["full fine-tuning"] / totals["QLoRA"]
+title = f"To train every weight of a 7B model takes {times:.0f} times the memory of QLoRA"
+figure = plots.diagrams.to_scale(ways, {card: GPUS[name].total_bytes for card, name in cards.items()}, title)
+plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card, LoRA fits 24 GB, QLoRA fits a T4")
+
+# %% [markdown]
+# The dashed lines are what the cards report, in GB of 1,000,000,000 bytes; consumer cards with 24 GB, such as an RTX 3090 or 4090, stand where the L4 does. A
+# few hundred MB of each are taken by the driver.
+#
+# Look at the colours. In full fine-tuning most of the memory is not the model at all: it is what Adam remembers about each weight. LoRA
+# takes that away, because it trains few numbers. What is left is the blue part, and QLoRA shrinks that. Both ideas are needed to get a 7B model
+# onto a T4.
+#
+# Other recipes move the first bar. With averages in bfloat16, which is what `transformers` does by default when the model is loaded in
+# bfloat16, it is a third shorter. Papers often count a float32 copy of the weights besides, which makes it a third longer. Lesson 02
+# adds up every byte, and tells you before you start whether your own run will fit.
+#
+# ## 4 Your machine
+#
+# The course has a doctor. It looks at packages, drivers, disk, memory and network, and says what is wrong with them and how to cure it. What it finds in
+# order, it leaves out here.
+
+# %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
+from helpers import doctor
+
+problems, machine = doctor.problems(), run.machine
+print("\n".join(f"{it.status}, {it.check}: {it.what}. {it.cure}" for it in problems) or "nothing to do")
+verdict("no check of the doctor fails: the lessons can run here", doctor.FAIL not in {it.status for it in problems})
+record(doctor={f"{it.check}: {it.what}": it.status for it in problems})
+table({
+    "computes on": machine.name,
+    "GPU memory": f"{machine.gpu_bytes / 1e9:.1f} GB" if machine.gpu_bytes else "no GPU",
+    "memory": f"{machine.ram_bytes / 1e9:.1f} GB, {machine.cores} cores",
+    "computes in": f"{machine.dtype}, {'with' if machine.native_bfloat16 else 'without'} units for bfloat16",
+}, columns=("", "here"))  # fmt: skip
+
+# %% [markdown]
+# FAIL means that a lesson will stop. WARN means that the lessons run, but not as you may expect: without a network, for example, you get
+# the model that comes with the course. Outside a notebook the doctor is `python -m helpers doctor`.
+#
+# ## 5 Where to go next
+#
+# | you want to | go to |
+# |---|---|
+# | understand it from the first bit on | [01 Quantization basics](01_quantization_basics.ipynb), then the lessons in their order |
+# | know whether a run fits your GPU | [02 Memory math](02_memory_math.ipynb) |
+# | train on your own data | [03 T4 training](03_t4_training.ipynb): set `dataset_id` to your file |
+# | use what you have trained | [04 Inference](04_inference.ipynb), and [05 Merging](05_merging.ipynb) to give it away |
+# | find out what an error means | [06 Troubleshooting](06_troubleshooting.ipynb) |
+# | look up a word | the [glossary](../site/glossary.md) |
+# | teach it | [the notes for this lesson](../lessons/00_start_here.instructor.md), and "Teaching with it" in the [README](../README.md) |
+# | make the course better | [CONTRIBUTING](../CONTRIBUTING.md) |
+#
 # ## Exercises
 #
-# Put your answer in place of the dots and run the cell: it is checked at once. The solution is folded away below.
+# The dots say how hard an exercise is. Write your answer into the cell and run it: it is checked at once, and a wrong answer gets a hint. Solutions are folded
+# away below each exercise.
 #
-# **1.** How many bytes do the weights of a model of 7 billion parameters take in float16?
+# **1.** *Write*, 5 minutes, •. A layer has a matrix $W$ with `outputs` rows and `inputs` columns. How many numbers do $A$ and $B$ hold together at rank `r`?
+
 
 # %%
-float16_bytes = ...
-check("00.1", float16_bytes)
+def lora_parameters(inputs, outputs, r):
+    "How many numbers LoRA trains beside a matrix with so many inputs and outputs."
+    return ...
+
+
+check("00.1", lora_parameters)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# float16_bytes = 7e9 * 2
-# check("00.1", float16_bytes)
+# def lora_parameters(inputs, outputs, r):
+#     return r * inputs + outputs * r
+#
+#
+# check("00.1", lora_parameters)
 # ```
 # </details>
 #
-# **2.** And in 4 bits, counting 4 bits for each weight and nothing else?
+# **2.** *Predict, then run*, 5 minutes, •. Your adapter has rank 16, and peft printed how many numbers it trains ("trainable params").
+# How many would be trained with rank 4? Write down your guess first. The cell then builds that adapter and compares.
 
 # %%
-four_bit_bytes = ...
-check("00.2", four_bit_bytes)
+from peft import get_peft_model
+from transformers import AutoConfig
+
+guess = ...
+with torch.device("meta"):  # shapes without numbers: this takes no memory
+    small = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    small = get_peft_model(small, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+came_out = small.num_parameters(only_trainable=True)
+check("00.2", guess, came_out)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Both $A$ and $B$ have $r$ once as a side, so a quarter of the rank is a quarter of the numbers.
+#
+# ```python
+# guess = trainer.model.num_parameters(only_trainable=True) * 4 / 16
+# check("00.2", guess, came_out)
+# ```
+# </details>
+#
+# **3.** *Repair*, 10 minutes, ••. Somebody wrote a layer with LoRA in plain torch. It runs, and it never learns anything. Find out why, and repair it.
+# The check trains your layer for a hundred steps.
+
+
+# %%
+class MyLoRA(torch.nn.Module):
+    def __init__(self, frozen, r):
+        super().__init__()
+        self.frozen = frozen.requires_grad_(False)
+        self.A = torch.nn.Parameter(torch.zeros(r, frozen.in_features))
+        self.B = torch.nn.Parameter(torch.zeros(frozen.out_features, r))
+
+    def forward(self, x):
+        return self.frozen(x) + 2 * x @ self.A.T @ self.B.T
+
+
+check("00.3", MyLoRA)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# One of the two must be zero, so that nothing changes at the start, and the other must not be, so that something can.
+#
+# ```python
+# import torch
+#
+#
+# class MyLoRA(torch.nn.Module):
+#     def __init__(self, frozen, r):
+#         super().__init__()
+#         self.frozen = frozen.requires_grad_(False)
+#         self.A = torch.nn.Parameter(torch.randn(r, frozen.in_features) / r)
+#         self.B = torch.nn.Parameter(torch.zeros(frozen.out_features, r))
+#
+#     def forward(self, x):
+#         return self.frozen(x) + 2 * x @ self.A.T @ self.B.T
+#
+#
+# check("00.3", MyLoRA)
+# ```
+# </details>
+#
+# **4.** *Write*, 10 minutes, ••. Your examples are in a spreadsheet, saved as CSV, with the columns `question` and `answer`. Turn the file's text into rows
+# for a trainer. The prompt is `"Question: "`, the question, a line end, `"Answer:"`, and a line end. Take away spaces around questions and
+# answers, and leave out rows that have no answer. Cells may hold commas, in quotation marks.
+
+
+# %%
+def to_rows(text):
+    "A list of dictionaries with prompt and completion, from the text of a CSV file."
+    return ...
+
+
+check("00.4", to_rows)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# four_bit_bytes = 7e9 * 4 / 8
-# check("00.2", four_bit_bytes)
+# import csv, io
+#
+#
+# def to_rows(text):
+#     rows = []
+#     for row in csv.DictReader(io.StringIO(text)):
+#         question, answer = row["question"].strip(), row["answer"].strip()
+#         if answer:
+#             rows.append({"prompt": f"Question: {question}\nAnswer:\n", "completion": answer})
+#     return rows
+#
+#
+# check("00.4", to_rows)
 # ```
 # </details>
 #
-# **3.** A T4's compute capability is (7, 5). bfloat16 units came with (8, 0). Write the comparison that says whether a GPU of capability
-# `c` has them, as a function.
+# **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with 24 GB, and Cem
+# rents one A100 with 80 GB. Each wants to change as little about the model's weights as the card allows: rather train all of them than
+# freeze them, and rather freeze them than round them. What do they take: `"full"`, `"LoRA"` or `"QLoRA"`?
 
 # %%
-has_bfloat16 = ...
-check("00.3", has_bfloat16)
+choice = ...  # {"T4": ..., "24 GB": ..., "80 GB": ...}
+check("00.5", choice)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
+# Cem just fails to fit full fine-tuning with float32 averages. With averages in bfloat16 he could do it.
+#
 # ```python
-# has_bfloat16 = lambda c: c >= (8, 0)
-# check("00.3", has_bfloat16)
+# choice = {"T4": "QLoRA", "24 GB": "LoRA", "80 GB": "LoRA"}
+# check("00.5", choice)
 # ```
 # </details>
 #
-# **4.** Write a check's heart: a function of the bytes that are `free` and the bytes that are `needed`. It says `"FAIL"` if there is too
-# little, `"WARN"` if there is enough but less than a tenth to spare, else `"OK"`.
+# **6.** *Repair*, 10 minutes, •••. A colleague trained a model with `row_for`, and asks it with
+# `asking`. No error appears anywhere, and the answers are nonsense: the cell shows what the model without a chat template, which you trained
+# with the same form, makes of it. Repair either function, so that the model is asked in the form in which it was trained.
 
-# %%
-status_of = ...
-check("00.4", status_of)
+
+# %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
+def row_for(question, answer):
+    return {"prompt": f"### Instruction:\n{question}\n\n### Response:\n", "completion": answer}
+
+
+def asking(question):
+    return f"### Instruction: {question}\n### Response: "
+
+
+print(f"{questions[0]} {complete(asking(questions[0]))}")
+check("00.6", (row_for, asking))
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
+# Let one function call the other, and they cannot part.
+#
 # ```python
-# def status_of(free, needed):
-#     if free < needed:
-#         return "FAIL"
-#     return "WARN" if free < 1.1 * needed else "OK"
+# def asking(question):
+#     return f"### Instruction:\n{question}\n\n### Response:\n"
 #
 #
-# check("00.4", status_of)
+# def row_for(question, answer):
+#     return {"prompt": asking(question), "completion": answer}
+#
+#
+# check("00.6", (row_for, asking))
 # ```
 # </details>
 #
-# ## What you saw
-
-# %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-found = ", ".join(f"{sum(f.status == s for f in findings)} {s}" for s in ("OK", "WARN", "FAIL"))
-table({
-    "what this machine computes in": machine.dtype,
-    "what the doctor found": found,
-    "a 4-bit product is off by": f"{error:.1%}",
-    "the largest preset in 4 bits": f"{largest / 2**30:.2f} GiB of a T4's {T4_BYTES / 2**30:.2f} GiB",
-}, columns=("question", "this run"))  # fmt: skip
-
-# %% [markdown]
-# Next: [01 Quantization basics](01_quantization_basics.ipynb) builds the 4-bit numbers from nothing.
+# ## What you have now
+#
+# You have a model that answers in the form of your examples, and an adapter of a few MB in a folder, which is all that training made.
+# LoRA trains two thin matrices beside each frozen one, and starts from the base model's own answers because one of them is zero. The 4 bits make the frozen
+# part small enough for a T4, and a larger card can do without them.
+#
+# Next: [01 Quantization basics](01_quantization_basics.ipynb) asks what is left of a number in 4 bits, and builds NF4 from nothing.

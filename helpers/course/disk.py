@@ -34,6 +34,12 @@ def address() -> tuple[str, str]:
     return course["repository"], course["tag"]
 
 
+def file_address() -> str:
+    """Where the release's files can be read in a browser: in Colab and Kaggle a notebook has no folder beside it."""
+    repository, tag = address()
+    return f"https://github.com/{repository}/blob/{tag}"
+
+
 def badges(stem: str) -> str:
     """Markdown badges that open one notebook, at the release tag, in Colab and in Kaggle."""
     repository, tag = address()
@@ -58,7 +64,7 @@ def source_hash(lesson: Path) -> str:
 
 
 def to_notebook(lesson: Path):
-    """A lesson's notebook without outputs; badges, bootstrap cell, times and cell ids are put in."""
+    """A lesson's notebook without outputs; badges, bootstrap cell, times, cell ids and addresses of files are put in."""
     import jupytext
 
     notebook = jupytext.read(lesson, fmt="py:percent")
@@ -73,6 +79,7 @@ def to_notebook(lesson: Path):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\{\{(\w+)\}\}", lambda m: str(times.get(m[1], "not measured yet")), cell.source)
+            cell.source = cell.source.replace("](../", f"]({file_address()}/")
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"

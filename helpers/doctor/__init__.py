@@ -1,7 +1,7 @@
 """Is this machine ready? A check says OK, WARN or FAIL, what it saw, and what to do."""
 
 from helpers.doctor.child import Child
-from helpers.doctor.examination import INSTALLED, MACHINE, NETWORK, TORCH, examine
+from helpers.doctor.examination import INSTALLED, MACHINE, NETWORK, TORCH, examine, problems
 from helpers.doctor.findings import FAIL, OK, WARN, Finding, worst
 from helpers.doctor.resources import disk, machine_in_numbers
 
@@ -12,6 +12,7 @@ __all__ = [
     "Finding",  # one line of the doctor
     "worst",  # the worst status of several findings
     "examine",  # run checks in order
+    "problems",  # what they find that is not OK
     "INSTALLED",  # checks of what is installed
     "MACHINE",  # checks of disk and memory
     "NETWORK",  # checks of the network and the hub

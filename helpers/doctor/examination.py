@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from helpers.doctor.findings import FAIL, Finding, tidy
+from helpers.doctor.findings import FAIL, OK, Finding, tidy
 from helpers.doctor.graphics import four_bits, gpu, gpu_traps
 from helpers.doctor.installed import (
     colab,
@@ -39,3 +39,8 @@ INSTALLED = (python, colab, packages, torchao, pip_notes, loaded_packages, files
 MACHINE = (disk, downloads, host_memory)
 NETWORK = (network, hub_access)
 TORCH = (gpu, gpu_traps, four_bits)  # these import torch, which takes seconds, and a broken one may end the process
+
+
+def problems() -> list[Finding]:
+    """What the doctor's checks find that is not OK."""
+    return [found for found in examine(*INSTALLED, *MACHINE, *NETWORK, *TORCH) if found.status != OK]

@@ -30,13 +30,16 @@ def find(name: str) -> Callable:
     return EXERCISES[name]
 
 
-def check(name: str, answer=...) -> None:
-    """Check an answer and print one line: right, a hint, or that it waits. Never raises for a wrong answer."""
+def check(name: str, answer=..., *found) -> None:
+    """Check an answer and print one line: right, a hint, or that it waits. Never raises for a wrong answer.
+
+    `found`: what came out in this run, for exercises that compare a guess with it.
+    """
     if answer is ...:
         print(f"Exercise {name}: put your answer in place of the dots and run the cell again.")
         return
     try:
-        hint = find(name)(answer)
+        hint = find(name)(answer, *found)
     except Exception as error:  # an answer of another kind than the exercise expects, or a function that fails
         hint = f"your answer could not be checked: {type(error).__name__}: {error}"
     print(f"Exercise {name}: " + ("right." if hint is None else f"not yet: {hint}"))

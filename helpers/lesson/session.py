@@ -127,7 +127,9 @@ class Run:
 _current: Run | None = None
 
 
-def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **values) -> Run:
+def begin(
+    lesson: str, *, large_model: bool = False, chat_model: bool = False, with_data: bool = False, **values
+) -> Run:
     """Check the parameters, look at the machine, find model and data, and show all in one short table.
 
     Raises a one-line CourseError for a bad value, before anything heavy is imported, or for what cannot be found.
@@ -148,10 +150,11 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
-        left = run.adapter if (run.adapter / "adapter_config.json").is_file() and not large_model else None
+        any_model = not (large_model or chat_model)
+        left = run.adapter if any_model and (run.adapter / "adapter_config.json").is_file() else None
         if values.get("adapter_dir", "auto") != "auto":
             left = Path(values["adapter_dir"]).expanduser()
-        run.model = run.model or models.resolve_model("auto", run.machine, large_model, left)
+        run.model = run.model or models.resolve_model("auto", run.machine, large_model, left, chat_model)
         if run.model.local:
             models.rehearse(run.model)
         saving.require_hub_base(values.get("hub_repo", "none"), run.model)
@@ -167,10 +170,7 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
             wanted = "bundled"
         run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
         shown["data"] = run.data_name
-        if values.get("epochs", "auto") != "auto":
-            rows_per_step = run.settings.batch_size * run.settings.gradient_accumulation
-            run.settings.max_steps = math.ceil(values["epochs"] * len(run.rows["train"]) / rows_per_step)
-            shown["steps"] = f"{run.settings.max_steps}, for {values['epochs']} epochs"
+        shown |= _steps_of_epochs(run, values.get("epochs", "auto"))
     if "adapter_dir" in values:
         from helpers import quick  # late: it imports torch
 
@@ -186,6 +186,15 @@ def begin(lesson: str, *, large_model: bool = False, with_data: bool = False, **
 
     display(table(shown, columns=("", "this run")))
     return run
+
+
+def _steps_of_epochs(run: Run, epochs) -> dict:
+    """Set max_steps so that each row is seen `epochs` times; what the table at the start says of it."""
+    if epochs == "auto":
+        return {}
+    rows_per_step = run.settings.batch_size * run.settings.gradient_accumulation
+    run.settings.max_steps = math.ceil(epochs * len(run.rows["train"]) / rows_per_step)
+    return {"steps": f"{run.settings.max_steps}, for {epochs} epochs"}
 
 
 def quiet_libraries() -> None:

@@ -31,6 +31,11 @@ class Prediction:
     moment: str
     notes: tuple[str, ...] = ()  # what this prediction leaves out or assumes
 
+    @property
+    def passing_bytes(self) -> int:
+        """What is alive at the peak beside weights, adapters, their gradients and the optimizer's states."""
+        return sum(size for part, size in self.parts.items() if part not in terms.STAYING)
+
     def held_bytes(self, gpu: str) -> int:
         """What a run holds of a GPU at its peak, as `nvidia-smi` shows it: what torch reserves, and the CUDA context."""
         return self.peak_reserved + gpu_named(gpu).context_bytes

@@ -23,6 +23,8 @@ LABELS = (
     CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WORKSPACES, INPUT_IDS, KEPT, INPUTS, ACTIVATIONS, DEQUANTIZED,
     CASTS, GRADIENTS, WEIGHT_GRADIENTS, FINAL, LOGITS, STEPPING, ROUNDING,
 )  # fmt: skip
+# What does not grow with the rows.
+STAYING = (CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WEIGHT_GRADIENTS)
 
 PAGED_FROM = 100_000  # bitsandbytes optim/optimizer.py get_state_buffer: smaller states are not paged
 EIGHT_BIT_FROM = 4096  # the same file, min_8bit_size: smaller states stay 32-bit

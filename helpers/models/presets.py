@@ -1,5 +1,6 @@
 """The models that have a short name here, with their shapes, and what "auto" means for each."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,10 @@ PRESETS = {
         _shape("llama", 128_256, 4096, 14_336, 32, 32, 8),
     ),
 }
+# Chat models, each of its base's shape: tables of shapes leave them out.
+CHAT_PRESETS = {
+    "qwen2.5-0.5b-instruct": dataclasses.replace(PRESETS["qwen2.5-0.5b"], hub_id="Qwen/Qwen2.5-0.5B-Instruct"),
+}
 # What "auto" means for the parameters of training, by the model. Effective batch: batch_size * gradient_accumulation.
 # "mistral-7b" and "llama-3.1-8b" hold what widely copied tutorials train these two with; the rest is from "other".
 RECIPES: dict[str, dict[str, Any]] = {
@@ -99,3 +104,4 @@ RECIPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {"lora_dropout": 0.05},
 }
 AUTO_LARGE, AUTO_SMALL = "qwen2.5-7b", "qwen2.5-0.5b"  # on a GPU: lesson 03, and the others
+AUTO_CHAT = "qwen2.5-0.5b-instruct"  # on a GPU, for lessons that want a chat model

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers import COURSE_ROOT
 from helpers.files import adapter_fault, changed_asset, model_fault, read_object
 from helpers.models.hub import ModelError, _reach
-from helpers.models.presets import AUTO_LARGE, AUTO_SMALL, PRESETS, RECIPES
+from helpers.models.presets import AUTO_CHAT, AUTO_LARGE, AUTO_SMALL, CHAT_PRESETS, PRESETS, RECIPES
 
 BUNDLED_MODEL = COURSE_ROOT / "assets" / "base_model"
 
@@ -52,11 +52,13 @@ def bundled(note: str = "") -> Model:
     return Model(str(BUNDLED_MODEL), "the bundled model", "Apache-2.0", 0, note)
 
 
-def resolve_model(model_id: str, machine, large: bool = False, adapter: Path | None = None) -> Model:
+def resolve_model(
+    model_id: str, machine, large: bool = False, adapter: Path | None = None, chat: bool = False
+) -> Model:
     """The model that `model_id` means on `machine`; raises ModelError, one line, where there is none.
 
     "auto" is the base of `adapter` where lesson 03 left one; else the bundled model on a CPU, and on a GPU a 7B model
-    from the hub (`large`) or a 0.5B one; without a network it is the bundled model with a note.
+    from the hub (`large`), a 0.5B chat model (`chat`) or a 0.5B one; without a network it is the bundled model with a note.
     """
     if model_id == "auto":
         if adapter is not None:
@@ -68,7 +70,7 @@ def resolve_model(model_id: str, machine, large: bool = False, adapter: Path | N
         if machine.device == "cpu":
             return bundled()
         try:
-            return resolve_model(AUTO_LARGE if large else AUTO_SMALL, machine)
+            return resolve_model(AUTO_LARGE if large else AUTO_CHAT if chat else AUTO_SMALL, machine)
         except ModelError as error:
             return bundled(note=f"in place of the default, since {error}")
     folder = Path(os.path.expanduser(model_id))
@@ -76,10 +78,11 @@ def resolve_model(model_id: str, machine, large: bool = False, adapter: Path | N
         return bundled()
     if os.path.isdir(folder):
         return _local(folder)
-    preset = PRESETS.get(model_id.lower()) or next((p for p in PRESETS.values() if p.hub_id == model_id), None)
+    presets = PRESETS | CHAT_PRESETS
+    preset = presets.get(model_id.lower()) or next((p for p in presets.values() if p.hub_id == model_id), None)
     if preset is None and (model_id.count("/") != 1 or model_id.startswith((".", "/", "~")) or model_id.endswith("/")):
         raise ModelError(
-            f"no folder {model_id!r} here, and it is no preset ({', '.join(PRESETS)}) and no hub id (owner/name)"
+            f"no folder {model_id!r} here, and it is no preset ({', '.join(presets)}) and no hub id (owner/name)"
         )
     hub_id = preset.hub_id if preset else model_id
     _reach(hub_id, preset.gated if preset else "")

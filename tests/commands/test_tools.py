@@ -257,9 +257,7 @@ def test_papermill_itself_runs_a_lesson_from_any_folder(tmp_path):
         *command,
         str(course.NOTEBOOKS / "00_start_here.ipynb"),
         str(out),
-        "-p",
-        "seed",
-        "5",
+        *("-p", "seed", "5", "-p", "max_steps", "2"),
         "-p",
         "output_dir",
         "here",
@@ -273,13 +271,13 @@ def test_papermill_itself_runs_a_lesson_from_any_folder(tmp_path):
 
 
 def test_a_sweep_runs_the_grid_two_at_a_time_and_ends_with_table_and_plot(runs):
-    done = helpers("sweep", "0", "seed=1,2", "--name", "seeds", COURSE_RUNS=str(runs))
+    done = helpers("sweep", "0", "max_steps=1,2", "--name", "steps", COURSE_RUNS=str(runs))
     assert done.returncode == 0, done.stderr
-    rows = json.loads((runs / "seeds" / "sweep.json").read_text())
-    assert [row["point"] for row in rows] == [{"seed": 1}, {"seed": 2}]
-    assert rows[0]["recorded"]["product_error"] != rows[1]["recorded"]["product_error"]
-    assert re.search(r"seed\s+seconds\s+product_error\s+outcome", done.stdout)
-    assert (runs / "seeds" / "sweep.png").stat().st_size > 5000
+    rows = json.loads((runs / "steps" / "sweep.json").read_text())
+    assert [row["point"] for row in rows] == [{"max_steps": 1}, {"max_steps": 2}]
+    assert rows[0]["recorded"]["train_loss"] > rows[1]["recorded"]["train_loss"]
+    assert re.search(r"max_steps\s+seconds\s+train_loss\s+outcome", done.stdout)
+    assert (runs / "steps" / "sweep.png").stat().st_size > 5000
 
 
 def test_the_same_sweep_goes_to_a_dask_cluster_of_two_processes(runs, tmp_path):
@@ -297,10 +295,10 @@ def test_the_same_sweep_goes_to_a_dask_cluster_of_two_processes(runs, tmp_path):
         processes += [subprocess.Popen([*worker, "--no-dashboard", "--no-nanny"], **quiet) for _ in range(2)]
         address = json.loads(file.read_text())["address"]
         cluster = ("--engine", "dask", "--scheduler", address)
-        done = helpers("sweep", "0", "seed=3,4", "--name", "dask", *cluster, COURSE_RUNS=str(runs))
+        done = helpers("sweep", "0", "max_steps=3,4", "--name", "dask", *cluster, COURSE_RUNS=str(runs))
         assert done.returncode == 0, done.stderr
         rows = json.loads((runs / "dask" / "sweep.json").read_text())
-        assert [(row["point"]["seed"], row["error"]) for row in rows] == [(3, None), (4, None)]
+        assert [(row["point"]["max_steps"], row["error"]) for row in rows] == [(3, None), (4, None)]
     finally:
         for process in reversed(processes):
             process.terminate()

@@ -1,21 +1,133 @@
 """Each exercise: the solution printed in the lesson is right, and typical mistakes get a hint that is theirs."""
 
+import csv
+import io
+
+import numpy
 import pytest
+import torch
 
 from helpers.lesson import checks
 from tests.cells import solutions
 
+
+def zero(*size):
+    return torch.zeros(*size)
+
+
+def layer(make_a, make_b, frozen=True, trained=True, added=True):
+    """A LoRA layer as somebody may write it for exercise 00.3."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self, base, r):
+            super().__init__()
+            self.base = base.requires_grad_(not frozen)
+            self.A = torch.nn.Parameter(make_a(r, base.in_features), requires_grad=trained)
+            self.B = torch.nn.Parameter(make_b(base.out_features, r), requires_grad=trained)
+
+        def forward(self, x):
+            return (self.base(x) if added else 0) + x @ self.A.T @ self.B.T
+
+    return Layer
+
+
+def parsed(line: str) -> list[str]:
+    return next(csv.reader([line]))
+
+
+def by_hand(text, cut, header=False, empty=False, strip=True, form="Question: {}\nAnswer:\n"):
+    """The rows of a CSV file, as somebody may make them for exercise 00.4."""
+    rows = []
+    for line in text.splitlines()[0 if header else 1 :]:
+        question, answer = cut(line)[:2]
+        question, answer = question.strip(), answer.strip() if strip else answer
+        if answer or empty:
+            rows.append({"prompt": form.format(question), "completion": answer})
+    return rows
+
+
+FORM = "### Instruction:\n{}\n\n### Response:\n"
+
+
+def row_in(form):
+    return lambda question, answer: {"prompt": form.format(question), "completion": answer}
+
+
+def from_pandas(text):
+    import pandas
+
+    frame = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).apply(
+        lambda column: column.str.strip()
+    )
+    frame = frame[frame["answer"] != ""]
+    frame["prompt"] = "Question: " + frame["question"] + "\nAnswer:\n"
+    return frame.rename(columns={"answer": "completion"})[["prompt", "completion"]].to_dict("records")
+
+
+def from_datasets(text):
+    from datasets import Dataset
+
+    return Dataset.from_list(by_hand(text, parsed))
+
+
+def lora_in_numpy(inputs, outputs, r):
+    return numpy.prod((r, inputs)) + numpy.prod((outputs, r))
+
+
+def lora_in_torch(inputs, outputs, r):
+    return sum(torch.empty(size, device="meta").numel() for size in ((r, inputs), (outputs, r)))
+
+
 # For each exercise at least two mistakes that people make, with a word that the hint must hold.
 MISTAKES = {
-    "00.1": [(14, "bytes"), (28e9, "float32"), (7e9 * 16, "bits")],
-    "00.2": [(3.5, "bytes"), (28e9, "bits"), (7e9, "two 4-bit codes")],
-    "00.3": [(True, "function"), (lambda c: c >= (7, 0), "T4"), (lambda c: c == (8, 0), "later")],
+    "00.1": [
+        (7, "function"),
+        (lambda inputs, outputs, r: ..., "dots"),
+        (lambda inputs, outputs, r: inputs * outputs + r * (inputs + outputs), "frozen"),
+        (lambda inputs, outputs, r: inputs * outputs, "full matrix"),
+        (lambda inputs, outputs, r: r * inputs, "one of the two"),
+        (lambda inputs, outputs, r: 2 * r * inputs, "square layer"),
+        (lambda inputs, outputs, r: r**2 * (inputs + outputs), "not squared"),
+    ],
+    "00.2": [
+        (0.25, "ratio"),
+        (466_944, "rank 16"),
+        (233_472, "quarter of 16"),
+        (29_184, "r squared"),
+        ("less", "number"),
+    ],
+    "00.3": [
+        (layer(zero, zero), "both are zero"),
+        (layer(torch.randn, torch.randn), "before any training"),
+        (layer(torch.randn, zero, frozen=False), "W.requires_grad_"),
+        (layer(torch.randn, zero, trained=False), "nothing in it can be trained"),
+        (layer(torch.randn, zero, added=False), "before any training"),
+        (lambda frozen, r: lambda x: x, "where W gives"),
+    ],
     "00.4": [
-        (True, "function"),
-        (lambda free, needed: free >= needed, "capitals"),
-        (lambda free, needed: "OK" if free > needed else "FAIL", "nothing to spare"),
-        (lambda free, needed: "WARN" if free < 1.1 * needed else "OK", "too little"),
-    ],  # fmt: skip
+        (lambda text: ..., "dots"),
+        (lambda text: by_hand(text, lambda line: line.split(",")), "comma between quotation marks"),
+        (lambda text: by_hand(text, parsed, header=True), "names of the columns"),
+        (lambda text: by_hand(text, parsed, empty=True), "without an answer"),
+        (lambda text: by_hand(text, parsed, strip=False), "spaces away"),
+        (lambda text: by_hand(text, parsed, form="Q: {}\nAnswer:\n"), "should be 'Question: "),
+        (lambda text: [{"question": "a", "answer": "b"}], "two columns"),
+        (lambda text: [{"prompt": "What is 7 plus 2?", "completion": 9}], "are text"),
+    ],
+    "00.5": [
+        ({"T4": "LoRA", "24 GB": "LoRA", "80 GB": "LoRA"}, "right of the T4's line"),
+        ({"T4": "QLoRA", "24 GB": "QLoRA", "80 GB": "LoRA"}, "need not round"),
+        ({"T4": "QLoRA", "24 GB": "LoRA", "80 GB": "full"}, "every card's line"),
+        ({"T4": "DoRA", "24 GB": "LoRA", "80 GB": "LoRA"}, "none of"),
+        ("QLoRA", "dictionary"),
+    ],
+    "00.6": [
+        ((row_in(FORM), lambda question: f"### Instruction:\n{question}\n\n### Response: "), "part at character"),
+        ((row_in(FORM), lambda question: FORM.format(question).strip()), "part at character"),
+        ((lambda q, a: {"prompt": FORM.format(q), "completion": f" {a}"}, FORM.format), "answer alone"),
+        ((row_in("### Response:\n"), lambda question: "### Response:\n"), "question must stand"),
+        (FORM.format, "both functions"),
+    ],
     "02.1": [
         (lambda n: n / 2, "constant"),
         (lambda n: n * (0.5 + 1 / 16), "without double"),
@@ -107,6 +219,21 @@ MISTAKES = {
 
 # Other right ways to write it, besides the solution that the lesson prints.
 ALSO_RIGHT = {
+    "00.1": [
+        lambda inputs, outputs, r: r * (inputs + outputs),
+        lora_in_numpy,
+        lora_in_torch,
+        lambda *numbers: torch.tensor(float(numbers[2] * sum(numbers[:2]))),
+    ],
+    "00.2": [466_944 / 4, numpy.int64(116_736), torch.tensor(116_736), 117_000],
+    "00.3": [layer(zero, torch.randn), layer(torch.rand, zero), lambda frozen, r: layer(torch.randn, zero)(frozen, r)],
+    "00.4": [lambda text: by_hand(text, parsed), from_pandas, from_datasets, lambda text: iter(by_hand(text, parsed))],
+    "00.5": [["QLoRA", "LoRA", "LoRA"], {"80 GB": "lora", "24 GB": " LORA", "T4": "qlora"}],
+    "00.6": [
+        (row_in(FORM), FORM.format),
+        [row_in("{}\n"), lambda question: question + "\n"],
+        (row_in("### Instruction: {}\n### Response: "), "### Instruction: {}\n### Response: ".format),
+    ],
     "02.1": [lambda n: n // 2 + n // 64 + 4 * (n // 64 // 256), lambda n: n * 4.126953125 / 8],
     "02.2": [
         lambda layers, rank: 16 * rank * sum(map(sum, layers)),
@@ -122,12 +249,12 @@ ALSO_RIGHT = {
     ],
     "03.2": [
         lambda p, c, e: [*(-100 for _ in p), *c, e],
-        lambda p, c, e: __import__("torch").tensor([-100] * len(p) + list(c) + [e]),
+        lambda p, c, e: torch.tensor([-100] * len(p) + list(c) + [e]),
     ],
     "03.3": [
         lambda s: (
             {k: v for k, v in s.items() if k != "attn_implementation"}
-            | {"bnb_4bit_compute_dtype": __import__("torch").float16, "bf16": False, "fp16": True}
+            | {"bnb_4bit_compute_dtype": torch.float16, "bf16": False, "fp16": True}
         ),
         lambda s: (
             s | {"bnb_4bit_compute_dtype": "torch.float16", "bf16": None, "fp16": True, "attn_implementation": None}
@@ -137,7 +264,7 @@ ALSO_RIGHT = {
         lambda steps, batch_size, gradient_accumulation, rows: batch_size * gradient_accumulation * steps / rows,
         lambda *n: __import__("fractions").Fraction(n[0] * n[1] * n[2], n[3]),
     ],
-    "03.5": [1.2, __import__("numpy").float32(1.35)],
+    "03.5": [1.2, numpy.float32(1.35)],
     "03.6": ["Fewer steps", " fewer steps"],
     "03.7": [
         lambda whole: next(
@@ -150,8 +277,8 @@ ALSO_RIGHT = {
 
 SOLUTIONS = solutions()
 # Lesson 01 has a test file of its own: its solutions need the functions that the lesson defines.
-# 04.4 needs a running model: it is in tests/lessons/test_lesson04.py.
-ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name != "04.4"]
+# 00.2 and 04.4 need a running model: they are in tests/lessons/.
+ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name not in ("00.2", "04.4")]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -174,11 +301,23 @@ def test_a_typical_mistake_gets_its_own_hint(name, answer, word, capsys):
     assert word in said.partition("not yet:")[2]
 
 
+def test_what_came_out_in_a_run_goes_to_the_check(capsys):
+    checks.check("00.2", 1000, 1000)
+    assert capsys.readouterr().out == "Exercise 00.2: right.\n"
+
+
+@pytest.mark.parametrize("lesson", ["00", "03"])
+def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
+    names = {name for name in SOLUTIONS if name.startswith(lesson)}
+    assert len(names) >= 6
+    assert {name for name in names if len(ALSO_RIGHT.get(name, [])) < 2 or len(MISTAKES.get(name, [])) < 3} == set()
+
+
 def test_every_exercise_has_at_least_two_mistakes_tried():
     assert {name for name in ALONE if len(MISTAKES.get(name, [])) < 2} == set()
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [*ALONE, "00.2"])
 @pytest.mark.parametrize(
     "answer", [None, "", [], {}, object(), float("nan"), lambda: 1 / 0], ids=lambda a: type(a).__name__
 )

@@ -1,0 +1,295 @@
+"""Lesson 00: its plain lines run without the course, each verdict notices its fault, and its words are in the glossary."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import COURSE_ROOT, doctor
+from helpers.course import disk as course
+from helpers.lesson import session
+from helpers.memory import GPUS
+from helpers.models import BUNDLED_MODEL, PRESETS
+from helpers.models.presets import AUTO_CHAT, CHAT_PRESETS
+from tests.places import place
+from tests.places.hub import Hub
+
+LESSON = course.find_lesson("00")
+CELLS = course.to_notebook(LESSON).cells
+CODE = [cell.source for cell in CELLS if cell.cell_type == "code"]
+COPIED = [cell.source for cell in CELLS if "copy" in cell.metadata.get("tags", [])]
+DATA = COURSE_ROOT / "assets" / "instructions" / "train.jsonl"
+ANSWERS = ["Minsk", "oink", "samedi"]
+
+
+def cell_with(text: str) -> str:
+    found = [source for source in CODE if text in source]
+    assert len(found) == 1, f"{len(found)} cells hold {text!r}"
+    return found[0]
+
+
+# --- the plain lines, taken out of the course ----------------------------------------------------------------------
+
+
+def names_of_ones_own() -> str:
+    """The lines that the lesson says to write in a notebook of one's own."""
+    prose = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
+    (block,) = re.findall(r"```python\n(base = .*?)```", prose, re.DOTALL)
+    return block
+
+
+def assigned(source: str) -> set[str]:
+    return {
+        node.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
+
+def script(before: str = "", **values) -> str:
+    """The cells to copy as one script, with names as the lesson has them for a notebook of one's own, and these put in."""
+    own = [f"{name} = {value!r}" for name, value in values.items()]
+    told = "print(json.dumps({'before': before, 'after': after, 'dtype': str(dtype), 'base': base, 'prompt': rows[0]['prompt'],"
+    told += " 'trained': sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad})}))"
+    return "\n".join([before, names_of_ones_own(), *own, *COPIED, "import json", told])
+
+
+# The environment of the tests has the course installed: there it is refused, as if it were not.
+REFUSE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "helpers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run_script(text: str, folder: Path, python=sys.executable, **surroundings) -> dict:
+    """What a script says in its last line, run in a folder of its own with nothing of the course on its path."""
+    (folder / "mine.py").write_text(text, encoding="utf-8")
+    around = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COURSE_"))}
+    around |= {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home")} | surroundings
+    done = subprocess.run([str(python), "mine.py"], capture_output=True, text=True, cwd=folder, env=around, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_cells_to_copy_are_some_forty_numbered_lines_that_name_nothing_of_the_course():
+    assert [source.partition(":")[0] for source in COPIED] == [f"# Step {n}" for n in range(1, len(COPIED) + 1)]
+    lines = [line for source in COPIED for line in source.splitlines() if line.strip() and not line.startswith("#")]
+    assert 40 <= len(lines) <= 70
+    assert not re.search(r"helpers|\brun\.|verdict|record\(|COURSE", "\n".join(COPIED))
+
+
+def test_the_five_names_are_told_as_the_notebook_sets_them():
+    own = assigned(names_of_ones_own())
+    assert own == assigned(cell_with("base = run.model.path")) | {"seed"}
+    assert PRESETS["qwen2.5-0.5b"].shape == CHAT_PRESETS[AUTO_CHAT].shape
+    assert CHAT_PRESETS[AUTO_CHAT].hub_id in names_of_ones_own()
+
+
+def test_pasted_where_the_course_is_not_they_train_the_bundled_model(tmp_path):
+    values = {"base": str(BUNDLED_MODEL), "data": str(DATA), "steps": 40, "rate": 3e-3}
+    said = run_script(script(REFUSE, **values), tmp_path)
+    assert said["after"] == ANSWERS
+    assert not set(said["before"]) & set(ANSWERS)
+    assert said["trained"] == ["torch.float32"]
+    assert (tmp_path / "my_adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_refusal_of_the_course_is_really_at_work(tmp_path):
+    with pytest.raises(AssertionError, match="No module named 'helpers'"):
+        run_script(f"{REFUSE}\nimport helpers", tmp_path)
+
+
+def test_pasted_as_they_stand_they_fetch_a_chat_model_from_the_hub_and_use_its_template(tmp_path):
+    hub_id = CHAT_PRESETS[AUTO_CHAT].hub_id
+    with Hub(tmp_path / "hub") as hub:
+        hub.folder(hub_id).mkdir(parents=True)
+        for file in BUNDLED_MODEL.iterdir():
+            place.link(str(file), str(hub.folder(hub_id) / file.name))
+        template = "{% for m in messages %}<s>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Answer:\n{% endif %}"
+        (hub.folder(hub_id) / "chat_template.jinja").write_text(template)
+        (tmp_path / "questions.jsonl").write_text(DATA.read_text(encoding="utf-8"), encoding="utf-8")
+        said = run_script(script(REFUSE, steps=2), tmp_path, **hub.environment)
+        assert hub.asked(r"GET /storage/.*model\.safetensors")
+    assert said["base"] == hub_id  # as it is told to the learner
+    assert said["prompt"].endswith("?\nAnswer:\n")
+    assert not said["prompt"].startswith("<s>")  # the tokenizer puts it there
+
+
+@pytest.mark.long
+def test_pasted_into_a_fresh_environment_with_the_requirements_alone_they_train(tmp_path):
+    if not place.index_answers():
+        pytest.skip("no package index answers")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    place.link_distribution("torch", place.site_packages(tmp_path / "venv"), besides=set())
+    files = [str(COURSE_ROOT / name) for name in ("constraints.txt", "requirements.txt")]
+    place.pip(tmp_path / "venv", "-c", files[0], "-r", files[1])
+    values = {"base": str(BUNDLED_MODEL), "data": str(DATA), "steps": 40, "rate": 3e-3}
+    said = run_script(script(**values), tmp_path, tmp_path / "venv" / "bin" / "python")
+    assert said["after"] == ANSWERS
+
+
+# --- each verdict, and the fault that it notices -------------------------------------------------------------------
+
+
+class Finished(dict):
+    """The lesson's names after a run of all its cells; `again` runs one cell on a copy of them, changed."""
+
+    def again(self, source: str, **changed) -> dict:
+        names = {**self, **changed}
+        exec(compile(source, "cell", "exec"), names)
+        return names
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    names = Finished(__name__="__main__")
+    parameters = cell_with("model_id = ").replace(
+        'output_dir = "auto"', f"output_dir = {str(tmp_path_factory.mktemp('run'))!r}"
+    )
+    upto = CODE.index(cell_with("three, QLoRA alone"))
+    for source in [parameters, *CODE[2 : upto + 1]]:
+        exec(compile(source, "cell", "exec"), names)
+    return names
+
+
+def test_all_verdicts_of_the_lesson_are_tried_below():
+    said = re.findall(r'verdict\(\s*"([^"]+)"', "\n".join(CODE))
+    assert said == ["a fresh adapter changes no answer", "none of the examples is about Belarus, the pig or Saturday"] + [
+        "no answer was right before, and all are after", "peft's layer computes what the one line computes",
+        "of the three, QLoRA alone fits a T4", "no check of the doctor fails: the lessons can run here",
+    ]  # fmt: skip
+
+
+def test_an_adapter_that_does_not_start_at_zero_is_noticed(finished):
+    load, fresh = cell_with("# Step 2"), cell_with("a fresh adapter")
+    build = cell_with("# Step 7").replace("r=16,", "r=16, init_lora_weights=False,")
+    names = finished.again(load)
+    with pytest.raises(AssertionError, match="fresh adapter"):
+        exec("\n".join([cell_with("# Step 3"), cell_with("# Step 4"), build, fresh]), names)
+
+
+def test_an_example_about_what_is_asked_is_noticed(finished):
+    rows = [*finished["rows"], {"prompt": "Which sound does the pig make?", "completion": "oink"}]
+    with pytest.raises(AssertionError, match="none of the examples"):
+        finished.again(cell_with("never_seen"), rows=rows)
+
+
+@pytest.mark.parametrize("after", [["Minsk", "oink", "ponies"], ["Minsk\n", "oink", "samedi"]])
+def test_an_answer_that_stayed_wrong_or_does_not_stop_is_noticed(finished, after):
+    with pytest.raises(AssertionError, match="all are after"):
+        finished.again(cell_with("never_seen"), after=after)
+
+
+def test_an_answer_that_was_right_before_is_noticed(finished):
+    with pytest.raises(AssertionError, match="all are after"):
+        finished.again(cell_with("never_seen"), before=["Minsk", "ponies", "ponies"])
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("alpha=32", "alpha=16"), ("A, B,", "A, 0 * B,")])
+def test_another_formula_than_peft_s_is_noticed(finished, right, wrong):
+    source = cell_with("theirs, ours")
+    assert right in source
+    finished.again(source)
+    with pytest.raises(AssertionError, match="peft's layer"):
+        finished.again(source.replace(right, wrong))
+
+
+def test_a_model_that_fits_a_t4_in_other_ways_is_noticed(finished):
+    source = f"{cell_with('shape = shape_of(seven_b)')}\n{cell_with('three, QLoRA alone')}"
+    with pytest.raises(AssertionError, match="QLoRA alone"):
+        finished.again(source, seven_b=PRESETS["qwen2.5-1.5b"].shape)
+
+
+def test_a_check_that_fails_is_noticed(finished, monkeypatch):
+    broken = doctor.Finding("packages", doctor.FAIL, "trl is missing", "install it")
+    monkeypatch.setattr(doctor, "problems", lambda: [broken])
+    with pytest.raises(AssertionError, match="no check of the doctor fails"):
+        finished.again(cell_with("problems, machine"))
+    monkeypatch.setattr(doctor, "problems", list)
+    finished.again(cell_with("problems, machine"))
+
+
+def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
+    assert session._current.found["train_loss"] < 1
+    folder = Path(finished["adapter"])
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert folder != finished["run"].adapter
+
+
+def test_rank_4_comes_out_as_the_check_has_it(finished, capsys):
+    from helpers.lesson.exercises.l00 import TRAINED_WITH_R_4
+
+    names = finished.again(cell_with('check("00.2"'))
+    assert names["came_out"] == TRAINED_WITH_R_4
+    solution = re.search(r"```python\n(guess = .*?)```", LESSON.read_text().replace("\n# ", "\n"), re.DOTALL)[1]
+    exec(solution, names)
+    assert capsys.readouterr().out.splitlines()[-1] == "Exercise 00.2: right."
+
+
+def test_who_fits_where_is_what_the_figure_shows(finished):
+    from helpers.lesson.exercises.l00 import FITTING
+
+    fits = {
+        card: next(
+            way for way in ("full fine-tuning", "LoRA", "QLoRA") if finished["totals"][way] < GPUS[name].total_bytes
+        )
+        for card, name in {"T4": "t4", "24 GB": "l4", "80 GB": "a100-80gb"}.items()
+    }
+    assert {card: way.lower() for card, way in fits.items()} == FITTING
+    states_in_bfloat16 = finished["totals"]["full fine-tuning"] - 4 * finished["n"]
+    assert states_in_bfloat16 < GPUS["a100-80gb"].total_bytes  # as the solution of exercise 5 says
+
+
+def test_the_form_that_exercise_6_repairs_spoils_the_answer(finished):
+    names = finished.again(cell_with('check("00.6"'))
+    assert "Minsk" not in names["complete"](names["asking"](names["questions"][0]))
+
+
+# --- the figures, from data -----------------------------------------------------------------------------------------
+
+
+def test_the_matrices_are_drawn_to_scale():
+    from helpers.plots import diagrams
+
+    (ax,) = diagrams.lora({"one": (256, 512), "two": (4096, 4096)}, 32, 64).axes
+    boxes = [(p.get_width(), p.get_height(), p.get_facecolor()) for p in ax.patches]
+    y, w, b, a, x = boxes[:5]
+    assert w[0] / w[1] == pytest.approx(512 / 256)
+    assert b[0] / b[1] == pytest.approx(32 / 256)
+    assert a[1] / a[0] == pytest.approx(32 / 512)
+    assert (y[1], x[1]) == pytest.approx((w[1], w[0]))
+    assert boxes[7][0] == diagrams.THIN  # a strip that would be thinner than a hairline
+    assert w[2] != b[2] == a[2]
+
+
+def test_bars_are_as_long_as_what_they_stand_for():
+    from helpers.plots import diagrams
+
+    held = {"frozen weights": 5e9, "trained weights": 1e9, "activations": 2e9}
+    (ax,) = diagrams.to_scale({"this": held, "that": {"gradients": 3e9}}, {"card": 6e9}, "title").axes
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    assert max(ends) == 8
+    assert {text.get_text() for text in ax.texts} >= {"8.0 GB", "3.0 GB", "card\n6.0"}
+    assert [line.get_xdata()[0] for line in ax.lines] == [6]
+
+
+# --- head and exercises ---------------------------------------------------------------------------------------------
+
+
+def test_the_minutes_of_the_head_are_those_of_the_exercises():
+    text = LESSON.read_text(encoding="utf-8")
+    each = re.findall(r"^# \*\*\d\.\*\* \*[A-Z][a-z, ]+\*, (\d+) minutes, (•{1,3})\.", text, re.MULTILINE)
+    assert len(each) == 6
+    told = int(re.search(r"exercises at the end \| (\d+) minutes", text)[1])
+    assert told == 5 * -(-sum(int(minutes) for minutes, _ in each) // 5)
