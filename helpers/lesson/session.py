@@ -192,9 +192,11 @@ def _steps_of_epochs(run: Run, epochs) -> dict:
     """Set max_steps so that each row is seen `epochs` times; what the table at the start says of it."""
     if epochs == "auto":
         return {}
-    rows_per_step = run.settings.batch_size * run.settings.gradient_accumulation
-    run.settings.max_steps = math.ceil(epochs * len(run.rows["train"]) / rows_per_step)
-    return {"steps": f"{run.settings.max_steps}, for {epochs} epochs"}
+    settings: Any = run.settings
+    settings.max_steps = math.ceil(
+        epochs * len(run.rows["train"]) / (settings.batch_size * settings.gradient_accumulation)
+    )
+    return {"steps": f"{settings.max_steps}, for {epochs} epochs"}
 
 
 def quiet_libraries() -> None:
