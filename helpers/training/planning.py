@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from helpers.machine import GIB
 from helpers.memory import (
     GPUS,
     CannotPredict,
@@ -52,14 +51,21 @@ class TrainingPlan:
         return self.rows_per_step // self.spec.batch_size
 
     def __str__(self) -> str:
-        gpu = f"{self.budget_bytes / GIB:.2f} GiB" if self.own else f"a T4, {self.budget_bytes / GIB:.2f} GiB"
-        lines = [f"Planned for {self.model_name} on {gpu}" + ("" if self.own else "; the run below is a smaller one")]
+        gpu = "this GPU" if self.own else "a T4"
+        head = f"Planned for {self.model_name} on {gpu}, {self.budget_bytes / 1e9:.2f} GB"
+        head += "" if self.own else "; the run below is a smaller one"
         if self.chosen is None:
-            return f"{lines[0]}: no plan, the recipe's settings stay ({self.unknown})"
-        found = self.chosen
-        lines.append(f"{found.considered} settings were tried, {found.fitting} of them fit. The fastest of these:")
-        lines += [f"  {name} {reason}" for name, reason in found.reasons.items()]
-        return "\n".join(lines)
+            return f"{head}: no plan, the recipe's settings stay ({self.unknown})"
+        spec, found, room = self.spec, self.chosen, 0.95 * self.budget_bytes
+        layers = {0: "no layer", 1: "every layer"}.get(spec.checkpoint_every, f"one layer in {spec.checkpoint_every}")
+        offloaded = ", and its input waits in the computer's memory" if spec.checkpoint_offload else ""
+        return "\n".join([
+            head,
+            f"  {spec.batch_size} rows of up to {spec.seq_len} tokens at once, {self.gradient_accumulation} times per step; "
+            f"{layers} is recomputed{offloaded}",
+            f"  tensors take {found.prediction.peak_allocated / 1e9:.2f} GB at the peak, and may take {room / 1e9:.2f} GB "
+            f"({found.considered} settings were tried, {found.fitting} of them fit, and this is the fastest)",
+        ])  # fmt: skip
 
     def guarded(self):
         """A context in which running out of memory ends in advice (`explained`) in place of a stack trace."""
