@@ -469,9 +469,8 @@ usual = (
     run.model.bundled and settings.dataset_id in ("auto", "bundled") and settings.max_steps >= 40 and settings.rank >= 8
 )
 if usual and after.rows >= 64:  # free answers to open questions have many right forms: there the loss is the measure
-    verdict(
-        "exact match rose by more than chance: the intervals do not overlap", before.interval[1] < after.interval[0]
-    )
+    verdict("exact match rose by more than chance: the intervals do not overlap", before.interval[1] < after.interval[0])  # fmt: skip
+    verdict("at least 95% of the held-out rows are answered exactly", after.exact_match >= 0.95)
 else:
     verdict("the loss on all held-out rows is lower than before", after.loss < before.loss,
             look_at=f"It was {before.loss:.3f} and is {after.loss:.3f}. Lesson 06 shows what a wrong learning rate does. Your adapter is saved.")  # fmt: skip

@@ -56,8 +56,8 @@ class Cures:
     def rows(self) -> list[dict]:
         """A row for each cure: when, what happens without it, whether it is used here, and what it saves.
 
-        The shares of GPU time and of a whole step's time that it saves were measured on an H200 held to a T4's attention kernels, each recipe against
-        the one before it (measurements/h200_speed.jsonl): medians over runs of Mistral-7B's shape.
+        The shares of GPU time and of a whole step's time that it saves were measured on an H200 held to a T4's attention
+        kernels, each recipe against the one before it (measurements/h200_speed.jsonl): medians over runs of Mistral-7B's shape.
         """
         used, timed = self.used(), measured_runs("h200_speed").query("rules == 't4'").groupby("recipe", sort=False)
         busy, step = timed.gpu_busy_seconds.median(), timed.step_seconds.median()
@@ -68,8 +68,9 @@ class Cures:
 
         for name, moment, without, recipe in CURES:
             of_gpu, of_step = (1 - t[recipe] / t[before(recipe)] if recipe else None for t in (busy, step))
-            rows.append({"cure": name, "moment": moment, "without it": without, "used here": "yes" if used[name] else "no",
-                         "needed": "yes" if name in NEEDED else "no", "GPU time saved": of_gpu, "step time saved": of_step})  # fmt: skip
+            row = {"cure": name, "moment": moment, "without it": without, "used here": "yes" if used[name] else "no"}
+            saved = {"GPU time saved": of_gpu, "step time saved": of_step}
+            rows.append(row | {"needed": "yes" if name in NEEDED else "no"} | saved)
         return rows
 
     def before_loading(self) -> None:
