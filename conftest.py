@@ -39,6 +39,7 @@ FAST = [
     "test_allocator",
     "test_shapes",
     "test_terms",
+    "test_messages",
     "test_runs",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",

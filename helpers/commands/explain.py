@@ -5,12 +5,19 @@ import sys
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.failures import LOG, all_in
+from helpers.failures import LOG, all_in, last_error, recognise
 
-SHOWN = 4  # failures of one log
-UNKNOWN = """There is no error in it that the course knows: lesson 06 has the whole list.
-To report it, open an issue with the last error's lines, what you ran, and what `python -m helpers doctor` prints.
-Look through it first: a log can hold tokens and names of folders."""
+SHOWN = 3  # further failures of one log
+NOTHING = "There is no error in it that the course knows."
+UNKNOWN = """{what}
+Lesson 06 has the whole list of what the course knows.
+Search for its words first, without your own paths and numbers: the library's issues often have it.
+To ask, open an issue with these four:
+  the whole message, from the first line of the traceback to the last, as text and no picture
+  the cell or the command that raised it, and the cells above that it needs
+  the versions and the machine: all that `python -m helpers doctor` prints (in a notebook with ! before it)
+  what you changed since it last worked
+Look through it before you post it: a log can hold tokens and names of folders."""
 
 
 def add_arguments(parser):
@@ -18,15 +25,19 @@ def add_arguments(parser):
 
 
 def main(arguments) -> int:
-    known = all_in(read(arguments.file))
-    if not known:
-        print(UNKNOWN)
-        return 1
-    print(known[0].failure.shown)
-    print(known[0])
-    for other in known[1:SHOWN]:
+    log = read(arguments.file)
+    first, known = recognise(log), all_in(log)
+    if first is None:
+        last = last_error(log)
+        print(UNKNOWN.format(what=f"Its last error is unknown to the course:\n  {last}" if last else NOTHING))
+        also = known
+    else:
+        print(known[0].failure.shown)
+        print(known[0])
+        also = known[1:]
+    for other in also[:SHOWN]:
         print(f"\nAlso in this log: {other.failure.shown}\n{other}")
-    return 0
+    return 1 if first is None else 0
 
 
 def read(file: str | None) -> str:

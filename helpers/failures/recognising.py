@@ -6,22 +6,15 @@ pasted log. What is known stands in helpers/failures/table.toml; lesson 06 provo
 
 import re
 import textwrap
+from collections.abc import Set
 from dataclasses import dataclass
 
 from helpers import CourseError
-from helpers.failures.table import FAILURES, Failure, words_of
+from helpers.failures.pasted import MESSAGE, errors_of, modules_in, plain, unwrapped
+from helpers.failures.table import FAILURES, Failure, failure, words_of
 
 WIDTH = 100  # columns of an explanation
-MESSAGE = 20_000  # characters of one message that are looked at; messages of libraries are far shorter
 LOG = 300_000  # characters of a log, from its end
-
-# A line that begins an exception's message, as Python and papermill print it: "package.SomeError: what it says".
-_BEGINS = re.compile(
-    r"^(?:[A-Za-z_][\w.]{0,120})?(?:Error|Exception|Timeout|Interrupt|NotFound|Died)(?::|$)", re.MULTILINE
-)
-# A file of an installed package in a traceback, as Python and IPython print it.
-_PACKAGE_FILE = re.compile(r"(?:site|dist)-packages[/\\]([\w/\\]{1,200})\.py\b")
-_ESCAPES = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -33,14 +26,22 @@ class Known:
     do: str
 
     def __str__(self) -> str:
-        """The block that is shown: what it means, what to do, where in the course."""
-        rows = (("It means", self.means), ("Do this", self.do), ("More", self.failure.where))
-        return "\n".join(
-            textwrap.fill(
-                text, WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10, break_on_hyphens=False
-            )
-            for label, text in rows
-        )
+        """The block that is shown: what it means, what to do, where in the course, and who met it before."""
+        rows = [("It means", self.means), ("Do this", self.do), ("More", self.failure.where)]
+        rows += [("Thread", self.failure.link)] if self.failure.link else []
+        return "\n".join(_block(label, text) for label, text in rows)
+
+
+def _block(label: str, text: str) -> str:
+    """One labelled paragraph; addresses and names stay whole."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"{label:<10}",
+        subsequent_indent=" " * 10,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def explanation(what: BaseException | str) -> str:
@@ -50,29 +51,55 @@ def explanation(what: BaseException | str) -> str:
 
 
 def recognise(what: BaseException | str) -> Known | None:
-    """The failure that an exception or a text shows, or None. In a text the last error counts, then all of it."""
+    """The failure that an exception or a text shows, or None. In a text the last error decides, if there is an error."""
     if isinstance(what, BaseException):
-        return next(filter(None, (_look(said, modules) for said, modules in _messages(what))), None)
-    text = _ESCAPES.sub("", str(what)[-LOG:])
-    begins = [found.start() for found in _BEGINS.finditer(text)]
-    last, modules = text[begins[-1] :][:MESSAGE] if begins else "", _modules_in(text)
-    return _look(last, modules) or _look(text, modules)
+        said = list(_messages(what))
+        known = next(filter(None, (_look(message, modules) for message, modules in said)), None)
+        return _cause(known, "\n".join(message for message, _ in said))
+    text = plain(str(what)[-LOG:])
+    errors = errors_of(text)
+    if not errors:
+        return _cause(_look(text, modules_in(text)), text)
+    for error in errors:
+        known = _look(error.text, error.modules)
+        if known is not None or not error.leads_back:
+            return _cause(known, text)
+    return _look(text, modules_in(text))  # it leads back to what stands before all errors
 
 
 def all_in(text: str) -> list[Known]:
-    """Every failure that a log shows, the one of its last error first."""
+    """Every failure that a log shows, the one of its last error first, if that is known."""
     first = recognise(text)
-    text = _ESCAPES.sub("", text[-LOG:])
-    modules = _modules_in(text)
+    text = plain(text[-LOG:])
+    modules = modules_in(text)
     rest = [_fill(it, text, modules) for it in FAILURES if first is None or it.name != first.failure.name]
     return [known for known in [first, *rest] if known is not None]
 
 
-def _look(text: str, modules: set[str]) -> Known | None:
-    return next((known for it in FAILURES if (known := _fill(it, text, modules)) is not None), None)
+def last_error(text: str) -> str:
+    """The first line of a log's last error, shortened; "" where there is none."""
+    errors = errors_of(plain(text[-LOG:]))
+    return textwrap.shorten(errors[0].text.partition("\n")[0], 2 * WIDTH) if errors else ""
 
 
-def _fill(it: Failure, text: str, modules: set[str]) -> Known | None:
+def _cause(known: Known | None, text: str) -> Known | None:
+    """What is behind a failure, where the table names what it may be and the rest of the log shows that."""
+    for name in known.failure.causes if known else ():
+        if behind := _fill(failure(name), text, frozenset()):
+            return behind
+    return known
+
+
+def _look(text: str, modules: Set[str]) -> Known | None:
+    """The first failure of the table that the text shows: as it stands, then with broken lines made whole."""
+    for said in (text, unwrapped(text)):
+        for it in FAILURES:
+            if known := _fill(it, said, modules):
+                return known
+    return None
+
+
+def _fill(it: Failure, text: str, modules: Set[str]) -> Known | None:
     """The failure with its words filled in, if one of its patterns is in `text`; `modules` may be empty (unknown)."""
     if it.raised_in and modules and not any(re.match(it.raised_in, name) for name in modules):
         return None
@@ -85,11 +112,6 @@ def _fill(it: Failure, text: str, modules: set[str]) -> Known | None:
 
             return Known(it, put(it.means), put(it.do))
     return None
-
-
-def _modules_in(text: str) -> set[str]:
-    """The modules of installed packages whose files a printed traceback names."""
-    return {re.sub(r"[/\\]", ".", found) for found in _PACKAGE_FILE.findall(text)}
 
 
 def _modules_of(error: BaseException) -> set[str]:

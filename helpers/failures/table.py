@@ -31,6 +31,7 @@ class Renamed:
     new: str
     since: str = ""
     still: bool = False  # it works, with a warning
+    also: str = ""  # a pattern of further classes that had the same argument
 
     @property
     def pattern(self) -> str:
@@ -41,7 +42,9 @@ class Renamed:
             no_attribute = rf"module '?{self.where}\b.{{0,40}} has no attribute '?{self.old}\b"
             return rf"cannot import name '{self.old}' from '{self.where}|{no_attribute}"
         called = self.where if self.where != "from_pretrained" else r"\w{1,80}"  # it ends up in a model's own class
-        refused = rf"\b{called}\.__init__\(\) got an unexpected keyword argument '{self.old}'"
+        classes = rf"(?P<called>{called}{'|' if self.also else ''}{self.also})"
+        # Before Python 3.10 the message had no class: "__init__() got an unexpected ...".
+        refused = rf"(?:\b{classes}\.|(?<![\w.]))__init__\(\) got an unexpected keyword argument '{self.old}'"
         return rf"{refused}|'{called}' object has no attribute '{self.old}'" if self.where == "SFTTrainer" else refused
 
 
@@ -50,7 +53,8 @@ class Failure:
     """One failure: what a learner sees, what it means, what to do, the section of lesson 06, its compiled patterns.
 
     `raised_in`, where it is set, matches the name of a module that must be in the traceback: KeyError: 'text' out of a
-    learner's own dictionary is another matter than the same words out of a library.
+    learner's own dictionary is another matter than the same words out of a library. `link` is where people talked about it,
+    and `causes` names the failures that may be behind it: the first one that the same log shows is the answer then.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Failure:
     do: str
     patterns: tuple = ()
     raised_in: str = ""
+    link: str = ""
+    causes: tuple = ()
 
     @staticmethod
     def general(text: str) -> str:
@@ -76,7 +82,7 @@ def _read() -> tuple[list[Failure], list[Renamed]]:
     renamed = [Renamed(**row) for row in table["renamed"]]
     failures = []
     for row in table["failure"]:
-        texts = row.pop("patterns", [])
+        texts, row["causes"] = row.pop("patterns", []), tuple(row.pop("causes", []))
         texts = [r.pattern for r in renamed] if row["name"] == "renamed" else texts
         failures.append(Failure(**row, patterns=tuple(re.compile(text, re.MULTILINE) for text in texts)))
     return failures, renamed
@@ -95,7 +101,8 @@ def words_of(it: Failure, pattern: re.Pattern, match: re.Match) -> dict[str, str
     words = {name: value or "" for name, value in match.groupdict().items()}
     if it.name == "renamed":
         row = RENAMED[it.patterns.index(pattern)]
-        words |= {"old": row.old, "new": row.new}
+        called = words.get("called") if row.also else ""
+        words |= {"old": row.old, "new": row.new.replace(f"{row.where}(", f"{called or row.where}(")}
     if "module" in words:
         top = words["module"].split(".")[0]
         words["package"] = PACKAGE_OF.get(top, top)

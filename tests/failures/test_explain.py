@@ -555,6 +555,16 @@ def test_what_the_command_does_not_know_gets_status_1_and_says_how_to_report_it(
     assert "open an issue" in out
 
 
+def test_an_unknown_error_is_named_with_what_to_include_when_asking():
+    log = b"OSError: [Errno 28] No space left on device\nTraceback (most recent call last):\nValueError: mine\n"
+    status, out, err = command(given=log)
+    assert (status, err) == (1, "")
+    assert out.startswith("Its last error is unknown to the course:\n  ValueError: mine\n")
+    for needed in ("the whole message", "the cell", "python -m helpers doctor", "tokens"):
+        assert needed in out
+    assert "Also in this log: [Errno 28] No space left on device" in out
+
+
 def test_a_log_of_thirty_megabytes_is_read_to_its_end(tmp_path):
     log = tmp_path / "log.txt"
     with log.open("wb") as stream:
