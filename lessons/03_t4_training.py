@@ -914,3 +914,6 @@ print(
 print(f"A T4 has {GPUS['t4'].total_bytes / 1e9:.2f} GB.")
 verdict("a 24B shape trains in a T4's memory, and of 32B not even the weights fit",
         largest.peak_bytes.max() < GPUS["t4"].total_bytes < loaded_32b)  # fmt: skip
+
+# %% [markdown]
+# Next: [04 Inference](04_inference.ipynb) asks the model with your adapter.
