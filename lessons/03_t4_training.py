@@ -131,8 +131,12 @@ def tokens_and_labels(row):
     return {"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]}
 
 
+def in_colour(ids, labels):
+    return tokens_in_colour([tokenizer.decode([i]) for i in ids], [label != -100 for label in labels])
+
+
 example = tokens_and_labels(train_rows[0])
-tokens_in_colour([tokenizer.decode([i]) for i in example["input_ids"]], [label != -100 for label in example["labels"]])
+in_colour(example["input_ids"], example["labels"])
 
 # %% [markdown]
 # ### How many rows, how often, how long?
@@ -823,7 +827,7 @@ common = AutoTokenizer.from_pretrained(run.model.path)
 common.pad_token = common.eos_token
 spoiled = PlainCollator(common, mlm=False)([{"input_ids": example["input_ids"]}])["labels"][0].tolist()
 verdict("with pad = eos, transformers' collator masks the eos", spoiled[-1] == -100)
-tokens_in_colour([tokenizer.decode([i]) for i in example["input_ids"]], [label != -100 for label in spoiled])
+in_colour(example["input_ids"], spoiled)
 
 # %% [markdown]
 # Here the whole prompt is learned, and the model never learns to stop. TRL's collator pads by length and keeps the eos. If your model does not stop, look at the labels in colour before you raise `repetition_penalty`, a

@@ -33,7 +33,7 @@ from helpers.memory import (  # noqa: E402
     GIB,
     GPUS,
     MIB,
-    QKVO,
+    RunSpec,
     gpu_of,
     predict,
     read_rows,
@@ -104,7 +104,7 @@ def fitcheck(row) -> dict:
         precision=asked["precision"], quantization=spec.quant_type or "none",
         double_quant=spec.double_quant and spec.quant_type == "nf4",
         optimizer="adam8bit" if asked["eight_bit"] else "adamw", batch_size=spec.batch_size, seq_len=spec.seq_len,
-        lora_rank=spec.rank, lora_targets=list(spec.target_modules or QKVO), grad_checkpoint=asked["checkpointing"],
+        lora_rank=spec.rank, lora_targets=list(spec.target_modules or RunSpec.QKVO), grad_checkpoint=asked["checkpointing"],
         flash_attn=asked["attention"] == "sdpa",
     )  # fmt: skip
     try:
@@ -122,8 +122,8 @@ def canifinetune(row) -> dict:
     shape, spec = asked["shape"], asked["spec"]
     names = {x.name for x in shape.linears}
     fused = {frozenset(names): "all_linear", frozenset(names & {"qkv_proj", "o_proj"}): "attention"}
-    plain = {frozenset(ALL_LINEAR): "all_linear", frozenset(QKVO): "attention"}
-    scope = {**plain, **(fused if shape.fused else {})}.get(frozenset(spec.target_modules or QKVO))
+    plain = {frozenset(ALL_LINEAR): "all_linear", frozenset(RunSpec.QKVO): "attention"}
+    scope = {**plain, **(fused if shape.fused else {})}.get(frozenset(spec.target_modules or RunSpec.QKVO))
     if scope is None:
         raise CannotSay(f"adapters on {', '.join(spec.target_modules)} alone")
     quantization = {None: "none", "nf4": "nf4_double_quant" if spec.double_quant else "nf4"}

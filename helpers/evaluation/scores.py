@@ -33,8 +33,12 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch
 
 def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
     """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
+    return _share_right(_answers(model, tokenizer, rows, max_new_tokens, batch_size), rows)
+
+
+def _answers(model, tokenizer, rows, max_new_tokens: int, batch_size: int) -> list[str]:
     prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
-    return _share_right(answer(model, tokenizer, prompts, max_new_tokens, batch_size), rows)
+    return answer(model, tokenizer, prompts, max_new_tokens, batch_size)
 
 
 def _share_right(answers: list[str], rows) -> float:
@@ -65,8 +69,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
-    answers = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
+    answers = _answers(model, tokenizer, rows, max_new_tokens, batch_size)
     share = _share_right(answers, rows)
     loss = completion_loss(model, tokenizer, rows, batch_size, max_length)
     model.train(was_training)

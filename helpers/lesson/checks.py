@@ -13,11 +13,17 @@ from collections.abc import Callable
 EXERCISES: dict[str, Callable] = {}
 
 
-def exercise(name: str):
-    """Register a function of an answer as the exercise `name`, lesson and number."""
+def exercise(name: str, takes: str = ""):
+    """Register a function of an answer as the exercise `name`, lesson and number.
+
+    `takes`: where the answer must be a function, of what; another answer gets that as its hint.
+    """
 
     def add(function):
-        EXERCISES[name] = function
+        def of_function(answer, *found):
+            return function(answer, *found) if callable(answer) else f"a function of {takes} is asked for"
+
+        EXERCISES[name] = of_function if takes else function
         return function
 
     return add

@@ -19,7 +19,6 @@ from helpers.lesson.reports import prepare_reports
 from helpers.lesson.tables import table
 from helpers.packages import recorded_versions
 
-MEASURED = [COURSE_ROOT / "measurements" / f"{gpu}_lessons.jsonl" for gpu in ("h100", "h200")]
 NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
 
 
@@ -84,8 +83,8 @@ class Run:
 
     def measured_before(self) -> dict:
         """What this lesson recorded on a GPU last, with the name of the GPU and the date (measurements/*_lessons.jsonl)."""
-        rows = [row for file in MEASURED for row in records.read_rows(file) if row["lesson"] == self.lesson]
-        newest = max((row for row in rows if "bundled" in row["model"]), key=lambda row: row["date"])
+        rows = [row for row in records.measured_lessons() if row["lesson"] == self.lesson and "bundled" in row["model"]]
+        newest = max(rows, key=lambda row: row["date"])
         return newest["recorded"] | {name: newest[name] for name in ("device", "machine", "model", "date")}
 
     def watch(self):
@@ -136,8 +135,8 @@ def begin(
     """
     global _current
     parameters.validate(values)
-    prepare_reports(values.get("report_to", "none"), output_folder(values.get("output_dir", "auto")))
     run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
+    prepare_reports(values.get("report_to", "none"), run.folder)
 
     finish_replacing(run.folder)
 

@@ -1,8 +1,8 @@
 """Memory over one training step, block by block, as `predict` plays it."""
 
 from helpers.memory.allocator import PAGE, Allocator
-from helpers.memory.loading import prepared
-from helpers.memory.replay import train, until_training
+from helpers.memory.loading import prepared, until_training
+from helpers.memory.replay import train
 from helpers.memory.runs import GPUS, on_gpu, spec_of
 from helpers.memory.shapes import shape_of
 

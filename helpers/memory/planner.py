@@ -57,6 +57,7 @@ class Plan:
     considered: int
     fitting: int
     shape: Shape
+    room_bytes: float  # what its tensors may take
 
     def saved(self, other: RunSpec) -> float:
         """The share of time a token that this setting saves over `other`; negative where `other` is faster."""
@@ -117,7 +118,7 @@ def plan(
                 f"the peak takes {prediction.peak_allocated / GIB:.2f} of {room / GIB:.2f} GiB: "
                 f"{margin:.0%} of {budget_bytes / GIB:.2f} are left free; torch reserves {prediction.peak_reserved / GIB:.2f}"
             )
-            return Plan(candidate.spec, prediction, candidate.cost, reasons, len(candidates), len(fitting), shape)
+            return Plan(candidate.spec, prediction, candidate.cost, reasons, len(candidates), len(fitting), shape, room)
     least = min(candidate.least for candidate in candidates)
     smallest = f"the smallest of {len(candidates)} settings peaks at {least:,}"
     raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; {smallest}")

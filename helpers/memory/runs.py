@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 from helpers.machine import GIB, T4_BYTES
 from helpers.memory.shapes import CannotPredict, Linear, Shape
@@ -63,6 +64,8 @@ class RunSpec:
     bytes each in 16-bit training. It was compared with public runs of TRL 0.13 alone, and is 1 to 5% above them.
     Raises CannotPredict naming field and value.
     """
+
+    QKVO: ClassVar = QKVO  # the four linear layers of attention, by their names
 
     quant_type: str | None = "nf4"
     double_quant: bool = True

@@ -226,9 +226,8 @@ def _alone(out: Path):
             finish_replacing(out.parent, glob.escape(out.name), at_once=True)
             yield
         finally:
-            Path(lock.lock_file).unlink(
-                missing_ok=True
-            )  # while it is held: a waiting merge sees that, and makes its own
+            # While it is held: a merge that waits sees that the file is gone, and makes its own.
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _write(file, piece) -> int:

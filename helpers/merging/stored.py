@@ -88,9 +88,8 @@ def read_base(folder: Path) -> tuple[dict, dict[str, Stored]]:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "some method")
         raise MergeError(f"{folder.name} is stored quantized ({method}): name the 16-bit model that it was made from")
-    if (
-        folder / "model.safetensors"
-    ).is_file() or not index.is_file():  # as transformers chooses: an index may be stale
+    # One whole file comes first, as transformers chooses: an index beside it may be stale.
+    if (folder / "model.safetensors").is_file() or not index.is_file():
         return config, tensors_in(folder / "model.safetensors")
     where = _read_json(index).get("weight_map", {})
     stored = {shard: tensors_in(folder / shard) for shard in sorted(set(where.values()))}

@@ -48,6 +48,11 @@ def measured_runs(*names: str):
     return frame
 
 
+def measured_lessons() -> list[dict]:
+    """What whole lessons recorded on GPUs: every row of measurements/*_lessons.jsonl, the files in order of their names."""
+    return [row for file in sorted(MEASUREMENTS.glob("*_lessons.jsonl")) for row in read_rows(file)]
+
+
 def measured_pairs():
     """Two measured runs of one model that differ in one setting alone, a DataFrame: one row a pair.
 

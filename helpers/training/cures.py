@@ -40,9 +40,8 @@ class Cures:
     def used(self) -> dict[str, bool]:
         """Which cures do something in this run."""
         gpu, plain = self.machine.device == "cuda", self.plan.plain
-        old_gpu = gpu and (self.machine.capability < (8, 0) or self.machine.t4_rules)
         return {
-            "repeat_kv_heads": old_gpu and not plain,
+            "repeat_kv_heads": gpu and not self.machine.native_bfloat16 and not plain,
             "liger_layers": self.plan.layer_kernels,
             "keep_4bit_layout": not gpu,
             "require_finite_logits": not plain,

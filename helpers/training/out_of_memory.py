@@ -9,9 +9,6 @@ import traceback
 from helpers import CourseError
 from helpers.machine import GIB
 from helpers.memory import CannotPredict, RunSpec, fits, predict
-from helpers.models import RECIPES
-
-ATTENTION = RECIPES["mistral-7b"]["target_modules"]  # the four linear layers of attention
 
 
 class OutOfMemory(CourseError, MemoryError):
@@ -48,7 +45,7 @@ def _rungs(config, spec: RunSpec, gpu: str, accumulation: int) -> list[tuple]:
     down('checkpointing="offload"', checkpoint_offload=True)
     down('optimizer="paged_adamw_8bit"', optimizer="paged_adamw_8bit")
     down(f"max_length={max(2, spec.seq_len // 2)} (longer rows are cut)", seq_len=max(2, spec.seq_len // 2))
-    down(f'target_modules="{ATTENTION}" (less is trained)', target_modules=ATTENTION.split(","))
+    down(f'target_modules="{",".join(RunSpec.QKVO)}" (less is trained)', target_modules=RunSpec.QKVO)
     down("rank=8 (less is trained)", rank=8)
     return rungs
 

@@ -56,14 +56,15 @@ class TrainingPlan:
         head += "" if self.own else "; the run below is a smaller one"
         if self.chosen is None:
             return f"{head}: no plan, the recipe's settings stay ({self.unknown})"
-        spec, found, room = self.spec, self.chosen, 0.95 * self.budget_bytes
+        spec, found = self.spec, self.chosen
         layers = {0: "no layer", 1: "every layer"}.get(spec.checkpoint_every, f"one layer in {spec.checkpoint_every}")
         offloaded = ", and its input waits in the computer's memory" if spec.checkpoint_offload else ""
         return "\n".join([
             head,
             f"  {spec.batch_size} rows of up to {spec.seq_len} tokens at once, {self.gradient_accumulation} times per step; "
             f"{layers} is recomputed{offloaded}",
-            f"  tensors take {found.prediction.peak_allocated / 1e9:.2f} GB at the peak, and may take {room / 1e9:.2f} GB "
+            f"  tensors take {found.prediction.peak_allocated / 1e9:.2f} GB at the peak, "
+            f"and may take {found.room_bytes / 1e9:.2f} GB "
             f"({found.considered} settings were tried, {found.fitting} of them fit, and this is the fastest)",
         ])  # fmt: skip
 

@@ -69,7 +69,7 @@ def repeat_kv_heads(machine) -> bool:
     transformers passes enable_gqa to SDPA whatever the GPU, and Turing's fused kernels refuse differing head counts:
     attention falls to the math kernel, whose memory grows with length squared (transformers#48633). Seen in 5.23.
     """
-    if machine.device != "cuda" or (machine.capability >= (8, 0) and not machine.t4_rules):
+    if machine.device != "cuda" or machine.native_bfloat16:  # the units and these kernels came with the same GPUs
         return False
     from transformers.integrations import sdpa_attention
 

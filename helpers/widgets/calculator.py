@@ -9,11 +9,10 @@ from typing import Any
 from helpers import plots
 from helpers.machine import GIB
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, plan, predict
-from helpers.models import PRESETS, RECIPES
+from helpers.models import PRESETS
 from helpers.widgets.showing import show_panel
 
-ATTENTION = tuple(RECIPES["mistral-7b"]["target_modules"].split(","))  # its four linear layers
-TARGETS: dict[str, Any] = {"q, k, v, o": ATTENTION, "all linear": "all-linear"}
+TARGETS: dict[str, Any] = {"q, k, v, o": RunSpec.QKVO, "all linear": "all-linear"}
 CHECKPOINTING = {  # checkpoint_every, checkpoint_offload
     "every layer": (1, False), "every 2nd layer": (2, False), "every 4th layer": (4, False), "off": (0, False),
     "every layer, offloaded": (1, True),

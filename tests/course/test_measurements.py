@@ -1,5 +1,7 @@
 """Rows about lessons say which lesson they are about: date, device, versions and the hash of its source."""
 
+import ast
+import importlib
 import importlib.util
 import json
 import warnings
@@ -58,3 +60,14 @@ def test_a_row_keeps_no_path_of_a_machine(tmp_path):
     assert (row["lesson"], row["device"], row["gpus"]) == ("03_t4_training", "NVIDIA H100", 2)
     assert row["recorded"] == {"loss": 0.5}
     assert (row["verdicts"], row["verdicts_that_held"], row["untrue"]) == (1, 0, ["c"])
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.name)
+def test_what_a_measuring_script_takes_from_the_helpers_is_there(file):
+    """Most of these scripts need a GPU to run, so nobody would notice a name that has moved."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            room = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(room, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")  # a file of the room

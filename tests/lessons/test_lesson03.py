@@ -21,7 +21,6 @@ from helpers.course import disk as course
 from helpers.lesson.reports import FOLDERS, prepare_reports
 from helpers.machine import Machine, detect
 from helpers.memory import GPUS, RunSpec, predict
-from helpers.memory.runs import QKVO
 from helpers.models import BUNDLED_MODEL, PRESETS, Model, bundled, recipe_for
 from helpers.quick import forget_side_runs, killed_side_run, side_run
 from helpers.records import measured_runs
@@ -78,7 +77,7 @@ def test_a_run_that_was_predicted_to_fit_sends_you_to_look_at_the_gpu():
 
 
 def test_a_model_too_large_at_any_setting_is_told_so():
-    tight = RunSpec(rank=8, target_modules=QKVO, seq_len=64, repeat_kv=True)
+    tight = RunSpec(rank=8, target_modules=RunSpec.QKVO, seq_len=64, repeat_kv=True)
     assert raised(CUDA, tight, budget=3 * 2**30)[-1].endswith("a smaller model_id")
 
 
@@ -335,7 +334,7 @@ def test_what_a_learner_sets_is_left_alone_by_the_plan():
 
 
 def test_a_preset_with_another_recipe_is_planned_with_it():
-    assert planned("mistralai/Mistral-7B-v0.1")[0].spec.target_modules == QKVO
+    assert planned("mistralai/Mistral-7B-v0.1")[0].spec.target_modules == RunSpec.QKVO
 
 
 def test_a_run_that_cannot_fit_stops_with_advice_before_anything_is_loaded():

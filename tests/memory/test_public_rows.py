@@ -8,7 +8,6 @@ NF4 with double quantization, rank 16 on q, k, v, o, gradient checkpointing, 4,0
 import pytest
 
 from helpers.memory import RunSpec, predict
-from helpers.memory.runs import QKVO
 from helpers.models import PRESETS
 
 PUBLIC = [(4, False, 16_373_838_336), (8, False, 28_412_178_944), (4, True, 20_669_338_112), (8, True, 37_002_646_016)]
@@ -17,7 +16,7 @@ PUBLIC = [(4, False, 16_373_838_336), (8, False, 28_412_178_944), (4, True, 20_6
 @pytest.mark.parametrize(("rows", "upcast", "measured"), PUBLIC)
 def test_the_loss_of_trl_0_13_is_predicted_on_the_safe_side_and_names_its_releases(rows, upcast, measured):
     spec = RunSpec(
-        rank=16, target_modules=QKVO, lora_dropout=0.1, batch_size=rows, seq_len=4096, optimizer="adamw_torch",
+        rank=16, target_modules=RunSpec.QKVO, lora_dropout=0.1, batch_size=rows, seq_len=4096, optimizer="adamw_torch",
         load_dtype="bfloat16", compute_dtype="bfloat16", upcast_non_quantized=upcast, trl_loss="full",
     )  # fmt: skip
     found = predict(PRESETS["mistral-7b"].shape, spec, "a100-80gb")

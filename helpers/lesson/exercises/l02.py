@@ -3,10 +3,8 @@
 from helpers.lesson.checks import exercise, near
 
 
-@exercise("02.1")
+@exercise("02.1", takes="n")
 def weight_bytes(answer):
-    if not callable(answer):
-        return "a function of n is asked for"
     n = 4096 * 14336
     given, right = answer(n), n * (1 / 2 + 1 / 64 + 4 / (64 * 256))
     if near(given, right, 1e-4):
@@ -22,10 +20,8 @@ def weight_bytes(answer):
     return "half a byte per weight, one byte for each 64 weights, four for each 64 * 256"
 
 
-@exercise("02.2")
+@exercise("02.2", takes="layers and rank")
 def lora_bytes(answer):
-    if not callable(answer):
-        return "a function of layers and rank is asked for"
     given, right = answer([(10, 6), (4, 8)], 2), 16 * 2 * (10 + 6 + 4 + 8)
     hints = {
         right * 3 // 4: "one of the four is missing: values, gradients, and two averages",
@@ -37,10 +33,8 @@ def lora_bytes(answer):
     return None if given == right else hints.get(given, "four float32 numbers for each rank * (inputs + outputs)")
 
 
-@exercise("02.3")
+@exercise("02.3", takes="layers, rows, tokens and hidden")
 def kept_bytes(answer):
-    if not callable(answer):
-        return "a function of layers, rows, tokens and hidden is asked for"
     given, right = answer(32, 4, 512, 4096), 32 * 4 * 512 * 4096 * 2
     hints = {
         right // 32: "that is one layer; each of them keeps its input",

@@ -5,10 +5,8 @@ from helpers.lesson.checks import exercise
 MISTRAL = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096)] * 32
 
 
-@exercise("03.1")
+@exercise("03.1", takes="layers and rank")
 def lora_numbers(answer):
-    if not callable(answer):
-        return "a function of layers and rank is asked for"
     one, right = answer([(10, 6)], 2), 32
     if one == right and answer(list(MISTRAL), 8) == 6_815_744:
         return None
@@ -25,10 +23,8 @@ def lora_numbers(answer):
     return "add up rank * (inputs + outputs) over the layers"
 
 
-@exercise("03.2")
+@exercise("03.2", takes="prompt, completion and eos")
 def labels(answer):
-    if not callable(answer):
-        return "a function of prompt, completion and eos is asked for"
     given, short = ([int(n) for n in answer(*words)] for words in (([5, 6, 7], [8, 9], 2), ([1], [3], 4)))
     if given == [-100] * 3 + [8, 9, 2] and short == [-100, 3, 4]:
         return None
@@ -43,10 +39,8 @@ def labels(answer):
     return "a label of -100 for each prompt token, then the completion's ids, then eos"
 
 
-@exercise("03.3")
+@exercise("03.3", takes="the settings")
 def for_a_t4(answer):
-    if not callable(answer):
-        return "a function of the settings is asked for"
     copied = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16", "bf16": True, "fp16": False,
               "attn_implementation": "flash_attention_2", "max_length": 512}  # fmt: skip
     given = answer(dict(copied))
@@ -68,10 +62,8 @@ def for_a_t4(answer):
     return None
 
 
-@exercise("03.4")
+@exercise("03.4", takes="steps, batch_size, gradient_accumulation and rows")
 def epochs_of(answer):
-    if not callable(answer):
-        return "a function of steps, batch_size, gradient_accumulation and rows is asked for"
     few, half = answer(60, 4, 4, 4800), answer(10, 2, 5, 50)
     if abs(few - 0.2) < 1e-9 and abs(half - 2) < 1e-9:
         return None
@@ -127,10 +119,8 @@ def overfitted(answer):
     return 'one of "more steps", "fewer steps", "a higher rank", "a higher learning rate"'
 
 
-@exercise("03.7")
+@exercise("03.7", takes="whole")
 def to_resume(answer):
-    if not callable(answer):
-        return "a function of whole is asked for"
     found = answer({"checkpoint-80": True, "checkpoint-100": True, "checkpoint-120": False})
     if found == "checkpoint-120":
         return "checkpoint-120 is not whole: training cannot go on from it"
