@@ -104,3 +104,118 @@ def to_scale(ways: dict, cards: dict, title: str):
     figure.get_layout_engine().set(h_pad=0.12)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
+
+
+# The parts of a prediction (helpers.memory) in groups that a reader tells apart, each with its colour.
+GROUPS = {
+    "weights in 4 bits": (FROZEN, ("quantized weights", "quantization scales")),
+    "weights in 16 or 32 bits": (
+        "#7DB8DF", ("embeddings and head", "norms, biases, 16-bit weights", "float32 copies of what is not quantized")
+    ),
+    "adapters, gradients, optimizer": (
+        TRAINED,
+        ("adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch"),
+    ),
+    "kept for backward": (PASSING, ("layer inputs kept by checkpointing", "activations kept for backward")),
+    "one layer at work": ("#BFC5C9", ("one layer's activations", "a dequantized weight", "gradients of activations")),
+    "the loss": ("#5A6268", ("final norm and hidden states", "tile of logits")),
+    "the rest": ("#E4E7E9", ()),
+    "in the computer's memory": ("white", ("averages on the host",)),
+}  # fmt: skip
+REST, HOST = "the rest", "in the computer's memory"
+
+
+def grouped(parts: dict) -> dict:
+    """The parts of a prediction in GROUPS, in their order; the sum stays what it is."""
+    of = {part: group for group, (_, named) in GROUPS.items() for part in named}
+    found = dict.fromkeys(GROUPS, 0)
+    for part, size in parts.items():
+        found[of.get(part, REST)] += size
+    return {group: size for group, size in found.items() if size}
+
+
+def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
+    """What runs hold at their peaks, a stacked bar for each, in GB.
+
+    `runs` maps a name to a prediction's parts (bytes); a part "averages on the host" is hatched, and outside the total.
+    `lines` maps a label to the bytes at which it marks a limit.
+    """
+    runs = {name: {g: n / 1e9 for g, n in grouped(parts).items()} for name, parts in runs.items()}
+    marks = {label: n / 1e9 for label, n in (lines or {}).items()}
+    figure, ax = axes(title, "GB", "", size=size or (8.2, 1.75 + 0.5 * len(runs)))
+    top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
+    for group, (colour, _) in GROUPS.items():
+        if not any(group in held for held in runs.values()):
+            continue
+        edge = {"hatch": "////", "edgecolor": PASSING} if group == HOST else {"edgecolor": "white"}
+        for row, held in enumerate(runs.values()):
+            before = sum(held.get(g, 0.0) for g in list(GROUPS)[: list(GROUPS).index(group)])
+            label = group if row == 0 else None
+            ax.barh(row, held.get(group, 0.0), 0.66, before, color=colour, linewidth=0.5, label=label, **edge)
+            if held.get(group, 0.0) > 0.06 * top and group != HOST:
+                ink = "white" if group in ("weights in 4 bits", "the loss") else INK
+                at = before + held[group] / 2
+                ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
+    for row, held in enumerate(runs.values()):
+        total = sum(n for group, n in held.items() if group != HOST)
+        text = ax.text(sum(held.values()) + 0.012 * top, row, f"{total:.2f} GB", va="center", fontsize=10, color=INK)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+    for label, n in marks.items():
+        ax.axvline(n, color=INK, linestyle="--", linewidth=1, zorder=0)
+        ax.text(n, -0.5, f"{label}: {n:.2f} GB", ha="right" if n > 0.6 * top else "left", va="bottom", fontsize=9, color=INK)
+    ax.set_yticks(range(len(runs)), runs)
+    ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, 1.16 * top))
+    ax.grid(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+# The phases of a training step, and the words over them.
+PHASES = {"forward": "forward pass", "loss": "loss", "backward": "backward pass", "step": "optimizer"}
+
+
+def training_steps(steps: dict, frozen: int, trained: int, title: str):
+    """Memory through one training step, a panel for each way, with the phases named and what stays at the bottom.
+
+    `steps` maps a name to the points of `helpers.memory.step_over_time`: (place, phase, bytes). `frozen` and `trained` are
+    bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes.
+    """
+    figure, panels = axes(title, "", "GB", size=(8.2, 3.6), ncols=len(steps), sharey=True, squeeze=False)
+    frozen, trained = frozen / 1e9, trained / 1e9
+    top = max(n for points in steps.values() for *_, n in points) / 1e9
+    for ax, (name, points) in zip(panels.flat, steps.items(), strict=True):
+        at, begins = _laid_out(points)
+        values = [n / 1e9 for *_, n in points]
+        ax.fill_between(at, values, frozen + trained, step="post", color=PASSING, linewidth=0)
+        ax.fill_between(at, frozen, frozen + trained, color=TRAINED, linewidth=0)
+        ax.fill_between(at, 0, frozen, color=FROZEN, linewidth=0)
+        ax.plot(at, values, drawstyle="steps-post", color=INK, linewidth=0.5)
+        for phase, (begin, end) in begins.items():
+            ax.axvline(begin, color=INK, linewidth=0.6, linestyle=":")
+            middle, upright = (begin + end) / 2, end - begin < 0.2
+            ax.text(middle, 1.04 * top, PHASES[phase], ha="center", va="bottom", fontsize=8.5, color=INK,
+                    rotation=90 if upright else 0)  # fmt: skip
+        ax.set(xlim=(0, 1), ylim=(0, 1.36 * top), xticks=[], xlabel=f"{name}: at most {max(values):.2f} GB")
+        ax.grid(False)
+    for ax in panels.flat[1:]:
+        ax.set_ylabel("")
+    colours = {"frozen weights": FROZEN, "adapters and optimizer states": TRAINED, "comes and goes": PASSING}
+    for name, colour in colours.items():
+        panels.flat[0].fill_between([], [], color=colour, label=name)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _laid_out(points) -> tuple[list, dict]:
+    """Where each point of a step stands from 0 to 1, and where each phase begins and ends; a short phase gets a tenth."""
+    counts: dict = {}
+    for _, phase, _ in points:
+        counts[phase] = counts.get(phase, 0) + 1
+    shares = {phase: max(0.1, count / len(points)) for phase, count in counts.items()}
+    whole, at, begin, spans = sum(shares.values()), [], 0.0, {}
+    for phase, count in counts.items():
+        width = shares[phase] / whole
+        at += [begin + width * i / count for i in range(count)]
+        spans[phase] = (begin, begin + width)
+        begin += width
+    return at, spans
