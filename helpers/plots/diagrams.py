@@ -142,7 +142,7 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
     """
     runs = {name: {g: n / 1e9 for g, n in grouped(parts).items()} for name, parts in runs.items()}
     marks = {label: n / 1e9 for label, n in (lines or {}).items()}
-    figure, ax = axes(title, "GB", "", size=size or (8.2, 1.75 + 0.5 * len(runs)))
+    figure, ax = axes(title, "GB", "", size=size or (8.2, 1.9 + 0.5 * len(runs)))
     top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
     for group, (colour, _) in GROUPS.items():
         if not any(group in held for held in runs.values()):
@@ -157,16 +157,19 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
                 at = before + held[group] / 2
                 ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
     for row, held in enumerate(runs.values()):
-        total = sum(n for group, n in held.items() if group != HOST)
-        text = ax.text(sum(held.values()) + 0.012 * top, row, f"{total:.2f} GB", va="center", fontsize=10, color=INK)
+        total, host = sum(n for group, n in held.items() if group != HOST), held.get(HOST)
+        said = f"{total:.2f} GB" + (f"\nand {host:.2f}" if host else "")
+        text = ax.text(sum(held.values()) + 0.012 * top, row, said, va="center", fontsize=10, color=INK)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     for label, n in marks.items():
         ax.axvline(n, color=INK, linestyle="--", linewidth=1, zorder=0)
-        ax.text(n, -0.5, f"{label}: {n:.2f} GB", ha="right" if n > 0.6 * top else "left", va="bottom", fontsize=9, color=INK)
+        ax.text(
+            n, -0.5, f"{label}: {n:.2f} GB", ha="right" if n > 0.6 * top else "left", va="bottom", fontsize=9, color=INK
+        )
     ax.set_yticks(range(len(runs)), runs)
     ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, 1.16 * top))
     ax.grid(False)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

@@ -26,8 +26,8 @@ def weight_bytes(answer):
 
 @exercise("02.2", takes="matrices, layers and r")
 def lora_bytes(answer):
-    matrices, layers, r = [(10, 6), (4, 8)], 3, 2
-    given, right = answer(matrices, layers, r), 16 * 3 * 2 * (10 + 6 + 4 + 8)
+    matrices, layers, r = [(10, 6), (4, 8)], 5, 3
+    given, right = answer(matrices, layers, r), 16 * 5 * 3 * (10 + 6 + 4 + 8)
     if given is ...:
         return DOTS
     hints = {
@@ -35,11 +35,11 @@ def lora_bytes(answer):
         right // 2: "that is two of the four, or two bytes for each of the four; float32 takes four bytes",
         right // 4: "those are the values alone; add gradients and two averages",
         right // 16: "that is how many numbers there are; each takes four times four bytes",
-        right // 3: "that is one layer; the model has several",
-        right // 2 // r: "the rank is missing, or stands there once too often",
-        16 * 3 * 2 * (10 + 6): "one matrix of each layer is right; add up over all of them",
-        16 * 3 * 2 * (60 + 32): "that counts the weight matrix; an adapter has r * (inputs + outputs) numbers",
-        16 * 3 * (60 + 32): "that counts the weight matrix; an adapter has r * (inputs + outputs) numbers",
+        right // layers: "that is one layer; the model has several",
+        right // r: "the rank is missing: A has r rows, and B has r columns",
+        16 * 5 * 3 * (10 + 6): "one matrix of each layer is right; add up over all of them",
+        16 * 5 * 3 * (60 + 32): "that counts the weight matrix; an adapter has r * (inputs + outputs) numbers",
+        16 * 5 * (60 + 32): "that counts the weight matrix; an adapter has r * (inputs + outputs) numbers",
     }
     return None if given == right else hints.get(given, "four float32 numbers for each r * (inputs + outputs)")
 
@@ -61,7 +61,7 @@ def kept_bytes(answer):
 
 @exercise("02.4", takes="tokens and vocabulary")
 def loss_bytes(answer):
-    for tokens, vocabulary in ((2048, 32_000), (2048, 128_256), (16_384, 32_000), (8192, 152_064)):
+    for tokens, vocabulary in ((8192, 152_064), (2048, 32_000), (2048, 128_256), (16_384, 32_000)):
         given, right = answer(tokens, vocabulary), 2 * min(tokens, 4096) * min(vocabulary, 32_768)
         if given is ...:
             return DOTS
@@ -108,7 +108,12 @@ def my_predict(answer):
     from helpers.memory import RunSpec, predict
     from helpers.models import PRESETS
 
-    asked = (("mistral-7b", 4, 512, 16), ("qwen2.5-1.5b", 1, 512, 32), ("llama-3.1-8b", 2, 1024, 8), ("qwen2.5-0.5b", 2, 256, 8))
+    asked = (
+        ("mistral-7b", 4, 512, 16),
+        ("qwen2.5-1.5b", 1, 512, 32),
+        ("llama-3.1-8b", 2, 1024, 8),
+        ("qwen2.5-0.5b", 2, 256, 8),
+    )
     for name, rows, length, r in asked:
         config = PRESETS[name].shape
         given = answer(dict(config), rows * length, r)
