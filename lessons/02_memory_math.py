@@ -57,19 +57,17 @@ table(measured[["model", "quant_type", "rank", "batch_size", "seq_len", "optimiz
 # What were those bytes for? The GPU does not say. But a program can play the run through on paper, tensor by tensor, and note what each tensor is for. Its total is
 # the number on the right of the bar, and the dashed line is what was measured.
 
-# %%
+# %% tags=["predicted"]
 from helpers import plots
 from helpers.memory import GPUS, RunSpec, fits, plan, predict, step_over_time
 
 whole = predict(measured.config, measured.spec, "h200")
+verdict("the peak was predicted within one per cent", abs(whole.peak_allocated / measured.peak_bytes - 1) < 0.01)
 figure = plots.diagrams.run_parts({"at the peak": whole.parts}, "Most of it are weights that training never changes",
                                   {"measured on an H200": measured.peak_bytes})  # fmt: skip
 plots.show(
     figure, alt="A stacked bar of the run's peak: two thirds are 4-bit weights, the orange part for training is thin"
 )
-
-# %% tags=["predicted"]
-verdict("the peak was predicted within one per cent", abs(whole.peak_allocated / measured.peak_bytes - 1) < 0.01)
 
 # %% [markdown]
 # A GB is 1,000,000,000 bytes in this lesson, everywhere. Drivers count differently: `nvidia-smi` shows MiB, which are 1,048,576 bytes, and a T4's 14.56 GiB are
@@ -228,9 +226,7 @@ def saved_for_backward(rows, tokens):
 
     ids = torch.randint(3, 1000, (rows, tokens), device=model.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = tuned.base_model.model.model(
-            input_ids=ids, use_cache=False
-        )  # alive until the next line: `kept` counts places
+        tuned.base_model.model.model(input_ids=ids, use_cache=False)
     return sum(kept.values())
 
 
@@ -438,14 +434,12 @@ said = [predict(config, spec, "h200") for config, spec in zip(held_out.config, h
 held_out["peak_off"] = [p.peak_allocated for p in said] / held_out.peak_bytes - 1
 held_out["reserved_off"] = [p.peak_reserved for p in said] / held_out.reserved_bytes - 1
 
-# %%
-errors = held_out.set_index("model")[["peak_off", "reserved_off"]].abs().groupby("model")
-found = errors.max().assign(runs=errors.size())
-table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "reserved, largest error", "runs"))
-
 # %% tags=["held-out"]
 verdict("the mean error of the peak is at most half a per cent", held_out.peak_off.abs().mean() <= 0.005)
 verdict("what torch reserves is predicted within five per cent", held_out.reserved_off.abs().max() <= 0.05)
+errors = held_out.set_index("model")[["peak_off", "reserved_off"]].abs().groupby("model")
+found = errors.max().assign(runs=errors.size())
+table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "reserved, largest error", "runs"))
 
 # %% [markdown]
 # The second column is about reserved memory, which the next section explains. It is harder to predict, since it depends on the order in which blocks come and go. Two of these rows were first predicted badly and led to corrections, so that column
@@ -463,16 +457,14 @@ verdict("what torch reserves is predicted within five per cent", held_out.reserv
 #
 # For the run at the top all three were measured. `held_bytes` predicts the third.
 
-# %%
+# %% tags=["smi"]
+off = whole.held_bytes("h200") / measured.nvidia_smi_bytes - 1
+verdict("what nvidia-smi showed is predicted within two per cent", abs(off) < 0.02)
 table([
     ("allocated", measured.peak_bytes / 1e9, whole.peak_allocated / 1e9),
     ("reserved", measured.reserved_bytes / 1e9, whole.peak_reserved / 1e9),
     ("nvidia-smi", measured.nvidia_smi_bytes / 1e9, whole.held_bytes("h200") / 1e9),
 ], "{:.2f}", columns=("on an H200", "measured (GB)", "predicted (GB)"))  # fmt: skip
-
-# %% tags=["smi"]
-off = whole.held_bytes("h200") / measured.nvidia_smi_bytes - 1
-verdict("what nvidia-smi showed is predicted within two per cent", abs(off) < 0.02)
 
 # %% [markdown]
 # So a run *fits* when the third number is not more than what the GPU has. Everywhere in this course that is one function, `fits(prediction, gpu)`.
@@ -556,17 +548,13 @@ table(pair[["peak_bytes", "reserved_bytes", "nvidia_smi_bytes"]] / 1e9, "{:.2f}"
 # %%
 chosen = plan(mistral, GPUS["t4"].total_bytes, start, gpu="t4")
 print(f"{chosen.considered} ways, of which {chosen.fitting} may fit a T4's {GPUS['t4'].total_bytes / 1e9:.2f} GB")
-choice = {
-    name: getattr(chosen.spec, name) for name in ("batch_size", "checkpoint_every", "checkpoint_offload", "optimizer")
-}
-held = chosen.prediction.held_bytes("t4") / 1e9
-table(
-    choice | {"peak with context (GB)": f"{held:.2f}", "time saved over the start": f"{chosen.saved(start):.0%}"},
-    columns=("", "the fastest that fits"),
-)
+picked = {"peak with context (GB)": round(chosen.prediction.held_bytes("t4") / 1e9, 2), "time": 1 - chosen.saved(start)}
+for name in ("batch_size", "checkpoint_every", "checkpoint_offload", "optimizer"):
+    picked[name] = getattr(chosen.spec, name)
+table(picked, columns=("", "the fastest that fits"))
 
 # %% [markdown]
-# `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: fewer rows at once, and no layer computed twice.
+# `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: fewer rows at once, and no layer computed twice. `time` is a share: of the time that the start of section 8 takes per token.
 #
 # Now try it yourself. Move the controls: the bar shows what fills the GPU, the line above it says whether the run fits, and below stands what `plan` would change. The settings that it starts with are the arguments in the cell, and
 # you may change them there. On a page that is only shown, you see a still picture.
@@ -638,30 +626,18 @@ verdict("an 8-bit average takes a byte from 4,096 elements on, and only a GPU pa
     for name, elements, dtype, pages in states))  # fmt: skip
 
 # %% [markdown]
-# So a paged optimizer pages large tensors only. How many of an adapter's tensors are that large? Matrix $A$ has $r$ times the inputs, and $B$ has $r$ times the outputs. Here are Mistral-7B's matrices:
-
-# %%
-rows = []
-for r, count, where in (
-    (measured["rank"], 4, "q, k, v, o"),
-    (16, 4, "q, k, v, o"),
-    (16, 7, "all seven"),
-    (64, 7, "all seven"),
-):
-    sizes = r * torch.tensor(seven_matrices(mistral)[:count])
-    rows.append((r, where, sizes.sum().item() * 32, sizes[sizes >= 100_000].sum() / sizes.sum()))
-table(
-    rows,
-    columns=("rank", "adapters on", "trained numbers", "share that pages"),
-    trained_numbers="{:,}",
-    share_that_pages="{:.0%}",
-)
+# So a paged optimizer pages large tensors only. How many of an adapter's tensors are that large? Matrix $A$ has $r$ times the inputs, and $B$ has $r$ times the outputs. Here are Mistral-7B's, for the four matrices q, k, v and o, and for all seven:
 
 # %% tags=["pages"]
-verdict(
-    "in the run at the top nothing pages, though its optimizer is a paged one",
-    rows[0][3] == 0 and "paged" in measured.optimizer,
-)
+rows = []
+for r, matrices in ((measured["rank"], 4), (16, 4), (16, 7), (64, 7)):
+    sizes = r * torch.tensor(seven_matrices(mistral)[:matrices])
+    paging = sizes[sizes >= 100_000].sum() / sizes.sum()
+    rows.append((r, matrices, sizes.sum().item() * mistral["num_hidden_layers"], paging.item()))
+verdict("in the run at the top nothing pages, though its optimizer is a paged one",
+        rows[0][3] == 0 and "paged" in measured.optimizer)  # fmt: skip
+table(rows, columns=("rank", "matrices per layer", "trained numbers", "share that pages"),
+      trained_numbers="{:,}", share_that_pages="{:.0%}")  # fmt: skip
 
 # %% [markdown]
 # > **Trap: "4-bit training pages by itself".** **What you will see:** out of memory, although your recipe says `paged_adamw_32bit`. **Why:** loading in 4 bits switches nothing on, and the averages of a small adapter are too small to page.
@@ -712,23 +688,21 @@ plots.show(figure, alt="Two stacked bars: with paged averages the run ends left 
 # %%
 sizes = {"7B": llama(4096, 11008, 32, 32, 32), "13B": llama(5120, 13824, 40, 40, 40),
          "34B": llama(8192, 22016, 48, 64, 8), "70B": llama(8192, 28672, 80, 64, 8)}  # fmt: skip
-every_weight = RunSpec(quant_type=None, rank=None, optimizer="adamw_torch_fused", **bf16)
-rows = []
-for (name, config), text_says in zip(sizes.items(), (60, 104, 272, 560)):
-    fused = predict(config, every_weight, "h200")
-    plain = predict(config, replace(every_weight, optimizer="adamw_torch"), "h200")
-    wider = fused.peak_allocated + fused.parts["optimizer states"]  # four bytes per weight become eight
-    rows.append((name, fused.peak_allocated / 1e9, plain.peak_allocated / 1e9, wider / 1e9, text_says))
-table(
-    rows,
-    "{:,.0f}",
-    columns=("size", "fused Adam (GB)", "plain Adam (GB)", "fused, averages in float32 (GB)", "a text says (GB)"),
-)
+text_says = {"7B": 60, "13B": 104, "34B": 272, "70B": 560}
+with_fused = RunSpec(quant_type=None, rank=None, optimizer="adamw_torch_fused", **bf16)
+with_plain = replace(with_fused, optimizer="adamw_torch")
 
 # %% tags=["every-weight"]
+rows = []
+for name, config in sizes.items():
+    fused, plain = predict(config, with_fused, "h200"), predict(config, with_plain, "h200")
+    wider = fused.peak_allocated + fused.parts["optimizer states"]  # four bytes per weight become eight
+    rows.append((name, fused.peak_allocated / 1e9, plain.peak_allocated / 1e9, wider / 1e9, text_says[name]))
 verdict(
     "with fused Adam the text's numbers hold within an eighth", max(abs(row[1] / row[4] - 1) for row in rows) < 1 / 8
 )
+table(rows, "{:,.0f}", columns=("size", "fused Adam (GB)", "plain Adam (GB)", "fused, averages in float32 (GB)",
+                                "the text says (GB)"))  # fmt: skip
 
 # %% [markdown]
 # So the text is right about today's default, and wrong about the other two. A number for memory means little without the optimizer and its format. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.

@@ -55,7 +55,8 @@ def verdict_on(prediction, gpu: str) -> str:
     if peak > total:
         return f"Does not fit: its tensors take {peak:.2f} GB, {peak - total:.2f} GB more than the GPU has."
     reserved, context = prediction.peak_reserved / 1e9, GPUS[gpu].context_bytes / 1e9
-    return f"Does not fit: tensors take {peak:.2f} of {total:.2f} GB, but torch reserves {reserved:.2f} GB, and CUDA itself takes {context:.2f}."
+    besides = f"but torch reserves {reserved:.2f} GB, and CUDA itself takes {context:.2f}"
+    return f"Does not fit: tensors take {peak:.2f} of {total:.2f} GB, {besides}."
 
 
 @functools.lru_cache(maxsize=512)
@@ -95,10 +96,8 @@ def _instead(model: str, gpu: str, spec: RunSpec, found, names: tuple[str, ...])
     title, was, now = (_said(one, names[0]) for one in (None, spec, found.spec))
     without = dataclasses.replace(found.spec, **kept)
     size, slower = predicted(model, without, gpu).held_bytes(gpu) / 1e9, found.saved(without)
-    if abs(slower) < 0.005:
-        time = "as much time"
-    else:
-        time = f"{abs(slower) / (1 - slower):.0%} {'more' if slower > 0 else 'less'} time"
+    more = f"{abs(slower) / (1 - slower):.0%} {'more' if slower > 0 else 'less'}"
+    time = "as much time" if abs(slower) < 0.005 else f"{more} time"
     return f"{title} {was} → {now}; without this change it would take {size:.2f} GB and {time}"
 
 

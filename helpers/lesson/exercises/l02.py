@@ -61,7 +61,7 @@ def kept_bytes(answer):
 
 @exercise("02.4", takes="tokens and vocabulary")
 def loss_bytes(answer):
-    for tokens, vocabulary in ((8192, 152_064), (2048, 32_000), (2048, 128_256), (16_384, 32_000)):
+    for tokens, vocabulary in ((10_240, 152_064), (2048, 32_000), (2048, 128_256), (16_384, 32_000)):
         given, right = answer(tokens, vocabulary), 2 * min(tokens, 4096) * min(vocabulary, 32_768)
         if given is ...:
             return DOTS
@@ -169,11 +169,12 @@ def costliest_and_cheapest(answer, came_out=None):
             return f"{answer[key]!r} is none of: {', '.join(came_out)}"
     most, least = max(came_out, key=came_out.get), min(came_out, key=came_out.get)
     if said["most"] == least:
-        return f"{least!r} adds least of all, {came_out[least]:.2f} GB: few numbers are trained"
-    if said["most"] != most:
-        return f"{said['most']!r} adds {came_out[said['most']]:.2f} GB, and another change adds {came_out[most]:.2f}: think of all layers at once"
-    if said["least"] != least:
-        return f"{said['least']!r} adds {came_out[said['least']]:.2f} GB, and another change adds {came_out[least]:.2f}: which one leaves weights and activations alone?"
+        return f"{least!r} adds least of all, {came_out[least]:.2f} GB"
+    hints = {MOST: ": think of all layers at once", LEAST: ": which change leaves weights and activations alone?"}
+    for key, right in (("most", most), ("least", least)):
+        if said[key] != right:
+            adds = f"{said[key]!r} adds {came_out[said[key]]:.2f} GB"
+            return f"{adds}, and another change adds {came_out[right]:.2f}{hints.get(right, '')}"
     return None
 
 
@@ -204,7 +205,8 @@ def fits_eight(answer):
     if fits(prediction, "l4", 8e9):
         return None
     if prediction.peak_allocated < 8e9:
-        return f"the tensors alone would fit, with {prediction.peak_allocated / 1e9:.2f} GB; with what torch reserves and the CUDA context it is {held / 1e9:.2f} GB"
+        tensors = f"the tensors alone would fit, with {prediction.peak_allocated / 1e9:.2f} GB"
+        return f"{tensors}; with what torch reserves and the CUDA context it is {held / 1e9:.2f} GB"
     if not after.checkpoint_every:
         return f"that takes {held / 1e9:.1f} GB: every layer's activations are still kept"
     return f"that takes {held / 1e9:.2f} GB of the 8"
