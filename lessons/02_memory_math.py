@@ -236,6 +236,7 @@ def saved_for_backward(rows, tokens):
 
 # %% tags=["recomputed"]
 tuned.enable_input_require_grads()
+tuned.activation_checkpointing_disable()  # for whoever runs this cell twice
 everything = saved_for_backward(2, 256)
 tuned.activation_checkpointing_enable()
 inputs_only = saved_for_backward(2, 256)

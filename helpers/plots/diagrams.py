@@ -145,15 +145,15 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
     figure, ax = axes(title, "GB", "", size=size or (8.2, 1.9 + 0.5 * len(runs)))
     top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
     for group, (colour, _) in GROUPS.items():
-        if not any(group in held for held in runs.values()):
-            continue
         edge = {"hatch": "////", "edgecolor": PASSING} if group == HOST else {"edgecolor": "white"}
+        ink, label = "white" if group in ("weights in 4 bits", "the loss") else INK, group
         for row, held in enumerate(runs.values()):
-            before = sum(held.get(g, 0.0) for g in list(GROUPS)[: list(GROUPS).index(group)])
-            label = group if row == 0 else None
-            ax.barh(row, held.get(group, 0.0), 0.66, before, color=colour, linewidth=0.5, label=label, **edge)
-            if held.get(group, 0.0) > 0.06 * top and group != HOST:
-                ink = "white" if group in ("weights in 4 bits", "the loss") else INK
+            if group not in held:
+                continue
+            before = sum(n for earlier, n in held.items() if list(GROUPS).index(earlier) < list(GROUPS).index(group))
+            ax.barh(row, held[group], 0.66, before, color=colour, linewidth=0.5, label=label, **edge)
+            label = None  # once in the legend
+            if held[group] > 0.06 * top and group != HOST:
                 at = before + held[group] / 2
                 ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
     for row, held in enumerate(runs.values()):
