@@ -49,7 +49,7 @@ settings = run.settings
 # %%
 from helpers.records import measured_runs
 
-measured = measured_runs("h200_earlier_rows").query("not upcast_non_quantized").iloc[0]
+measured = measured_runs("h200_earlier_rows").query("not upcast_non_quantized").iloc[0]  # see section 8
 print(f"peak: {measured.peak_bytes / 1e9:.2f} GB, measured on an {measured.device}")
 table(measured[["model", "quant_type", "rank", "batch_size", "seq_len", "optimizer"]].rename("the run"))
 
@@ -78,7 +78,7 @@ plots.show(
 #
 # ## 1 The frozen weights
 #
-# In 4 bits, two weights share a byte. Besides, each [block](../site/glossary.md#block) of 64 weights has a scale. With
+# In 4 bits, two weights share a byte. Besides, each [block](../site/glossary.md#block) of 64 weights has a scale, its [absmax](../site/glossary.md#absmax). With
 # [double quantization](../site/glossary.md#double-quantization) that scale is one byte, and 256 scales share one number of 4 bytes. So $n$ weights take
 #
 # $$\frac{n}{2} + \frac{n}{64} + \frac{4\,n}{64 \cdot 256} \text{ bytes, which is } 4.127 \text{ bits per weight.}$$
@@ -112,8 +112,8 @@ verdict("the formula is what is stored, within one part in a thousand", abs(8 * 
 # A layer also keeps some fixed tables, about a kilobyte, which matter in no large model.
 #
 # Not everything is quantized. The [embedding](../site/glossary.md#embedding) table is looked up and not multiplied, and the [head](../site/glossary.md#head), which scores the next
-# token, is kept exact because it decides. Both have one row per token of the vocabulary and stay in 16 bits. Small models use one table for both. How much is that in models of today?
-# Here are predictions for a T4, right after loading.
+# token, is left alone because an error there goes straight into the answer. Both have one row per token of the vocabulary and stay in 16 bits. Small models use one table for both. How much is that in models of today?
+# Here is what a T4 would hold of four models, predicted.
 
 # %%
 shapes = measured_runs().drop_duplicates("model").set_index("model")["config"]
@@ -276,7 +276,7 @@ check("02.3", kept_bytes)
 # ## 4 The loss
 #
 # At the end of the forward pass the head gives each token a score for every entry of the vocabulary. These scores are the [logits](../site/glossary.md#logits). All of them at once make a
-# large table, and the plain loss of transformers makes three float32 copies of it on the way: 2 + 3 · 4 = 14 bytes per score. TRL, since version 1.15, computes the loss in tiles instead: a tile has at most 4,096 tokens and 32,768
+# large table, and the plain loss of transformers makes three float32 tables of the same size on the way: 2 + 3 · 4 = 14 bytes per score. TRL, since version 1.15, computes the loss in tiles instead: a tile has at most 4,096 tokens and 32,768
 # entries of the vocabulary, and only one exists at a time. What does that change? Predictions for a T4, four rows of 512 tokens:
 
 # %%
@@ -318,8 +318,8 @@ check("02.4", loss_bytes)
 #
 # ## 5 Your own prediction
 #
-# You have four terms. One is left: the layer that is being computed. While it works, it holds about twelve lists as wide as the residual stream and six as wide as the inside of its
-# largest part, for each token, in 16 bits. It also needs one weight matrix at a time unpacked to 16 bits, so that it can multiply. With hidden size $h$ and inner size $m$ that is
+# You have four terms. One is left: the layer that is being computed. While it works, it holds for each token about twelve lists of the hidden size, which is the width of the residual stream, and six of
+# the inner size, which is larger, all in 16 bits. It also needs one weight matrix at a time unpacked to 16 bits, so that it can multiply. With hidden size $h$ (`hidden_size`) and inner size $m$ (`intermediate_size`) that is
 #
 # $$\text{at work} = 2 \cdot \text{tokens} \cdot (12\,h + 6\,m) + 2\,h\,m \text{ bytes.}$$
 #
@@ -443,7 +443,7 @@ found = errors.max().assign(runs=errors.size())
 table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "reserved, largest error", "runs"))
 
 # %% [markdown]
-# The second column is about reserved memory, which the next section explains. It is harder to predict, since it depends on the order in which blocks come and go. Two of these rows were first predicted badly and led to corrections, so that column
+# The second column is about [reserved](../site/glossary.md#reserved) memory, which the next section explains. It is harder to predict, since it depends on the order in which blocks come and go. Two of these rows were first predicted badly and led to corrections, so that column
 # is not blind: [measurements/README.md](../measurements/README.md) tells the story, row by row. It also says how two other estimators did on the same runs, and why they expect more than is used.
 #
 # Left out here are runs with 8-bit weights. bitsandbytes keeps copies of some columns in 16 bits there, and which ones depends on the data: see "Further down".
@@ -452,9 +452,9 @@ table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "rese
 #
 # When people compare memory, they compare three different numbers.
 #
-# - *Allocated* is what tensors hold.
+# - *[Allocated](../site/glossary.md#allocated)* is what tensors hold.
 # - *Reserved* is what torch has taken from the driver, in large segments from which it cuts tensors. When a tensor is freed, its place stays reserved for the next one.
-# - `nvidia-smi` shows what the driver has given away. That is reserved, plus the CUDA context: code and tables of CUDA itself, a few hundred MB that torch does not count. Other programs on the same GPU come on top.
+# - `nvidia-smi` shows what the driver has given away. That is reserved, plus the [CUDA context](../site/glossary.md#cuda-context): code and tables of CUDA itself, a few hundred MB that torch does not count. Other programs on the same GPU come on top.
 #
 # For the run at the top all three were measured. `held_bytes` predicts the third.
 
@@ -477,7 +477,7 @@ table([
 #
 # Take the run of this notebook's parameters as a start: Mistral-7B, adapters on all seven matrices, 8-bit paged Adam, every layer recomputed. Now change one thing at a time:
 #
-# - "float32 upcast": embeddings, head, norms and the residual stream become float32, in place. `prepare_model_for_kbit_training` does that, and many recipes call it.
+# - "float32 [upcast](../site/glossary.md#upcast)": embeddings, head, norms and the residual stream become float32, in place. `prepare_model_for_kbit_training` does that, and many recipes call it.
 # - "nothing recomputed": every layer keeps all its activations.
 # - "rank 64" and "twice the rows" are what they say.
 # - "averages in float32": Adam with four bytes per average in place of one.
@@ -544,7 +544,7 @@ table(pair[["peak_bytes", "reserved_bytes", "nvidia_smi_bytes"]] / 1e9, "{:.2f}"
 # ## 9 What fits, and the calculator
 #
 # `plan` asks the question the other way round: of all ways to split the rows, to recompute and to choose the optimizer, which is the fastest that fits? It wants the run to fit as above, and a twentieth of the GPU free of tensors besides, for what a
-# prediction may be off. How fast a way is, it reckons from how often the layers are computed. That is a model of time, and was not measured on a T4.
+# prediction may be off. It estimates speed from how often the layers are computed. That is a model of time, and was not measured on a T4.
 
 # %%
 chosen = plan(mistral, GPUS["t4"].total_bytes, start, gpu="t4")
@@ -588,7 +588,7 @@ check("02.7", changed)
 #
 # ## 10 Optimizers, and what pages
 #
-# Three optimizers stand in most recipes. `adamw_torch` keeps both averages like the numbers that it trains. `paged_adamw_8bit` keeps each average in one byte. The *paged* kinds can move their averages to
+# Three optimizers stand in most recipes. `adamw_torch` keeps both averages in the format of the numbers that it trains. `paged_adamw_8bit` keeps each average in one byte. The [paged](../site/glossary.md#paged-optimizer) kinds can move their averages to
 # the computer's memory when the GPU is full, and `paged_adamw_32bit` does so with float32 averages. So their names say. What does a step show? bitsandbytes has two limits, so try tensors just below and just above.
 
 
@@ -641,7 +641,7 @@ table(rows, columns=("rank", "matrices per layer", "trained numbers", "share tha
       trained_numbers="{:,}", share_that_pages="{:.0%}")  # fmt: skip
 
 # %% [markdown]
-# > **Trap: "4-bit training pages by itself".** **What you will see:** out of memory, although your recipe says `paged_adamw_32bit`. **Why:** loading in 4 bits switches nothing on, and the averages of a small adapter are too small to page.
+# > **Trap: "4-bit training pages by itself".** **What you will see:** the same memory with `paged_adamw_32bit` as without. **Why:** loading in 4 bits switches nothing on, and the averages of a small adapter are too small to page.
 # > **The cure:** an 8-bit optimizer for small tensors, and a paged one where adapters are large.
 #
 # ### Where paging decides
@@ -679,11 +679,11 @@ plots.show(figure, alt="Two stacked bars: with paged averages the run ends left 
 # %% [markdown]
 # Here "the rest" counts what torch reserves besides tensors, and the CUDA context. With paging the GPU holds the number beside the upper bar, and the second number lies outside. Without paging it would have to hold the number beside the lower bar, which is too much.
 #
-# That is the best argument for a paged optimizer. The driver moves what is not needed, and training goes on, a little slower.
+# That is the best argument for a paged optimizer. The driver moves what is not needed, and training goes on, more slowly.
 #
 # ### Training every weight
 #
-# How much would it take to train all weights? Texts often give one number per size. Here is one that is copied often, beside predictions for an H200, in bfloat16, for one row of 512 tokens. Fused Adam is what the `Trainer` takes today (`adamw_torch_fused`). Plain Adam
+# How much would it take to train all weights? Texts often give one number per size. Here are those of a text that this course started from, beside predictions for an H200, in bfloat16, for one row of 512 tokens. Fused Adam is what the `Trainer` takes today (`adamw_torch_fused`). Plain Adam
 # (`adamw_torch`) takes the square root of all averages at once, and needs two bytes more per weight for it. Both keep their averages in the format of the weights, here bfloat16. In float32 the averages would take eight bytes per weight in place of four.
 
 # %%

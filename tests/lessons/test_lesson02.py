@@ -536,6 +536,25 @@ def test_each_estimator_answers_or_says_what_it_has_no_word_for(name):
         assert answer.get("cannot") or answer["total"] >= answer["tensors"] > 0
 
 
+def test_the_table_of_estimators_in_the_readme_of_measurements_is_what_the_file_says():
+    readme = (COURSE_ROOT / "measurements" / "README.md").read_text(encoding="utf-8")
+    asked = [row for row in COMPARED["rows"] if row["role"] == "holdout" and not row["ours"]["notes"]]
+    assert f"On the {len(asked)} held-out rows" in readme
+    higher = []
+    for name, shown in {"ours": "`predict`", "fitcheck-llm": "fitcheck-llm", "canifinetune": "canifinetune"}.items():
+        said = [row for row in asked if "cannot" not in row[name]]
+        off = [row[name]["tensors"] / row["measured"]["peak_allocated"] - 1 for row in said]
+        errors = sorted(map(abs, off))
+        figures = (sum(errors) / len(errors), errors[len(errors) // 2], errors[0], errors[-1])
+        told = re.search(rf"^\| {shown} \| (\d+) \| (.*) \|$", readme, re.MULTILINE)
+        assert int(told[1]) == len(said)
+        for number, figure in zip(told[2].split(" | "), figures, strict=True):
+            digits = len(number.rstrip("%").partition(".")[2])
+            assert number == f"{figure:.{digits}%}", name
+        higher += [] if name == "ours" else [error > 0 for error in off]
+    assert sum(higher) / len(higher) > 0.9  # "nearly always they expect more than is used"
+
+
 def test_runs_that_no_estimator_can_be_told_have_no_answer():
     for entry in COMPARED["rows"]:
         spec = MEASURED[entry["row"]]["spec"]
