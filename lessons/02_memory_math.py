@@ -11,7 +11,7 @@
 #
 # At the end of this lesson you can say, before you load anything, whether a training run will fit your GPU, and what to change if it does not.
 #
-# You will take one real run apart, down to the last byte. You will write four short functions for its four large terms, and join them into a
+# You will take one real run apart, piece by piece. You will write four short functions for its four large terms, and join them into a
 # prediction of your own that is right within five per cent. Then you will meet `predict`, which does better than one per cent, and `plan`, which turns it round and
 # asks: what is the fastest way to train that still fits?
 #
@@ -277,7 +277,7 @@ check("02.3", kept_bytes)
 #
 # At the end of the forward pass the head gives each token a score for every entry of the vocabulary. These scores are the [logits](../site/glossary.md#logits). All of them at once make a
 # large table, and the plain loss of transformers makes three float32 tables of the same size on the way: 2 + 3 · 4 = 14 bytes per score. TRL, since version 1.15, computes the loss in tiles instead: a tile has at most 4,096 tokens and 32,768
-# entries of the vocabulary, and only one exists at a time. What does that change? Predictions for a T4, four rows of 512 tokens:
+# entries of the vocabulary, and only one exists at a time. What does that change? Predictions for a T4, four rows of 512 tokens (`repeat_kv` is a cure for a T4's attention, which lesson 03 explains):
 
 # %%
 rows = []
@@ -328,7 +328,7 @@ check("02.4", loss_bytes)
 #
 # $$\text{peak} \approx \text{weights} + \text{adapters and averages} + \max(\text{inputs}, \text{gradients}) + \max(\text{at work}, \text{loss})$$
 #
-# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for four models, and takes what is within five per cent. `config` is what stands in a
+# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for four models, and takes what is within five per cent. You may use what you wrote above. `config` is what stands in a
 # model's `config.json`. Here are the shapes of the seven matrices:
 
 
@@ -428,12 +428,11 @@ plots.show(figure, alt="The same step beside one without recomputing, which clim
 # `measurements/` holds runs that were measured on an H200, of models from half a billion to 24 billion weights. Those called holdout were kept aside while `predict` was written, and only score it. How far off is it?
 
 # %%
-held_out = (
-    measured_runs("h200_memory_rows").query("role == 'holdout' and quant_type != 'int8'").dropna(subset="peak_bytes")
-)
-said = [predict(config, spec, "h200") for config, spec in zip(held_out.config, held_out.spec)]
-held_out["peak_off"] = [p.peak_allocated for p in said] / held_out.peak_bytes - 1
-held_out["reserved_off"] = [p.peak_reserved for p in said] / held_out.reserved_bytes - 1
+runs = measured_runs("h200_memory_rows").dropna(subset="peak_bytes")
+held_out = runs.query("role == 'holdout' and quant_type != 'int8'").copy()
+held_out["said"] = [predict(config, spec, "h200") for config, spec in zip(held_out.config, held_out.spec)]
+held_out["peak_off"] = held_out.said.map(lambda p: p.peak_allocated) / held_out.peak_bytes - 1
+held_out["reserved_off"] = held_out.said.map(lambda p: p.peak_reserved) / held_out.reserved_bytes - 1
 
 # %% tags=["held-out"]
 verdict("the mean error of the peak is at most half a per cent", held_out.peak_off.abs().mean() <= 0.005)
@@ -468,19 +467,28 @@ table([
 ], "{:.2f}", columns=("on an H200", "measured (GB)", "predicted (GB)"))  # fmt: skip
 
 # %% [markdown]
-# So a run *fits* when the third number is not more than what the GPU has. Everywhere in this course that is one function, `fits(prediction, gpu)`.
-#
+# So a run *fits* when the third number is not more than what the GPU has. Everywhere in this course that is one function, `fits(prediction, gpu)`. From here on the bars show the third number too:
+
+
+# %%
+def held_parts(prediction, gpu):
+    "What a run holds of a GPU, by what it is for: its tensors, and what torch and CUDA hold besides."
+    besides = prediction.held_bytes(gpu) - prediction.peak_allocated
+    return prediction.parts | {"reserved and context": besides}
+
+
+# %% [markdown]
 # > **Trap: `nvidia-smi` is full.** **What you will see:** nearly all memory taken, although your tensors are small. **Why:** torch keeps what it once reserved. **The cure:** none is needed, since the next tensors use it. Worry when
 # > *allocated* climbs from step to step: then something holds on to tensors. `torch.cuda.memory_summary()` shows both.
 #
 # ## 8 What each choice costs
 #
-# Take the run of this notebook's parameters as a start: Mistral-7B, adapters on all seven matrices, 8-bit paged Adam, every layer recomputed. Now change one thing at a time:
+# Take the run of this notebook's parameters as a start: Mistral-7B, adapters on all seven matrices, 8-bit paged Adam, every layer recomputed. `RunSpec` holds the settings of a run. Now change one thing at a time:
 #
 # - "float32 [upcast](../site/glossary.md#upcast)": embeddings, head, norms and the residual stream become float32, in place. `prepare_model_for_kbit_training` does that, and many recipes call it.
 # - "nothing recomputed": every layer keeps all its activations.
 # - "rank 64" and "twice the rows" are what they say.
-# - "averages in float32": Adam with four bytes per average in place of one.
+# - "averages in float32": Adam with four bytes per average in place of one, and nothing paged.
 
 # %%
 from dataclasses import replace
@@ -498,11 +506,11 @@ for name, change in changes.items():
     peaks[name] = predict(mistral, replace(start, **change), "t4")
 
 # %% [markdown]
-# **Exercise 6.** *Predict, then run*, 5 minutes, ••. Which of the five adds most to the peak, and which adds least? Write both down before you run the cell, and before you look at the figure below it.
+# **Exercise 6.** *Predict, then run*, 5 minutes, ••. Which of the five adds most to what the run holds of a T4, and which adds least? Write both down before you run the cell, and before you look at the figure below it.
 
 # %%
 guess = {"most": ..., "least": ...}
-added = {name: (peaks[name].peak_allocated - peaks["the start"].peak_allocated) / 1e9 for name in changes}
+added = {name: (peaks[name].held_bytes("t4") - peaks["the start"].held_bytes("t4")) / 1e9 for name in changes}
 check("02.6", guess, added)
 
 # %% [markdown]
@@ -515,12 +523,12 @@ check("02.6", guess, added)
 # check("02.6", guess)
 # ```
 #
-# Rank and averages move only the orange part, which is small. Rows move all that is grey. Without recomputing, all layers keep what otherwise one layer at a time holds.
+# Rank and averages move the orange part, which is small. Rows move what is grey. Without recomputing, all layers keep what otherwise one layer at a time holds.
 # </details>
 
 # %%
-ordered = sorted(peaks, key=lambda name: peaks[name].peak_allocated)
-bars = {name: peaks[name].parts for name in ordered}
+ordered = sorted(peaks, key=lambda name: peaks[name].held_bytes("t4"))
+bars = {name: held_parts(peaks[name], "t4") for name in ordered}
 figure = plots.diagrams.run_parts(
     bars, f"Predicted for a T4: '{ordered[-1]}' costs most", {"a T4 has": GPUS["t4"].total_bytes}
 )
@@ -530,7 +538,9 @@ plots.show(
 )
 
 # %% [markdown]
-# These are the answers to your two guesses from the beginning. Twice the rows make the grey parts twice as large, and leave blue and orange alone. A higher rank makes the orange part larger, and leaves the rest alone.
+# These are the answers to your two guesses from the beginning. Twice the rows make both grey parts nearly twice as large, and leave blue and orange alone. A higher rank makes the orange part larger.
+# And something else happens with rank 64: the kept inputs are gone from its bar. The gradients outweigh them now, so the peak has moved to the end of the backward pass, where all gradients are there and the inputs are used up. That is the first maximum of
+# section 5.
 #
 # > **Trap: the upcast.** **What you will see:** out of memory with a recipe that "should fit". **Why:** in float32 the residual stream takes twice the bytes, and the 16-bit tables too. **The cure:** leave
 # > `prepare_model_for_kbit_training` out. `SFTTrainer` does by itself what training needs of it. The run at the top was measured with it as well:
@@ -549,13 +559,16 @@ table(pair[["peak_bytes", "reserved_bytes", "nvidia_smi_bytes"]] / 1e9, "{:.2f}"
 # %%
 chosen = plan(mistral, GPUS["t4"].total_bytes, start, gpu="t4")
 print(f"{chosen.considered} ways, of which {chosen.fitting} may fit a T4's {GPUS['t4'].total_bytes / 1e9:.2f} GB")
-picked = {"peak with context (GB)": round(chosen.prediction.held_bytes("t4") / 1e9, 2), "time": 1 - chosen.saved(start)}
+print(
+    f"it holds {chosen.prediction.held_bytes('t4') / 1e9:.2f} GB and takes {1 - chosen.saved(start):.0%} of the start's time"
+)
+picked = {}
 for name in ("batch_size", "checkpoint_every", "checkpoint_offload", "optimizer"):
     picked[name] = getattr(chosen.spec, name)
 table(picked, columns=("", "the fastest that fits"))
 
 # %% [markdown]
-# `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: fewer rows at once, and no layer computed twice. `time` is a share: of the time that the start of section 8 takes per token.
+# `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: fewer rows at once, and no layer computed twice. The time is per token, compared with the start of section 8.
 #
 # Now try it yourself. Move the controls: the bar shows what fills the GPU, the line above it says whether the run fits, and below stands what `plan` would change. The settings that it starts with are the arguments in the cell, and
 # you may change them there. On a page that is only shown, you see a still picture.
@@ -567,7 +580,7 @@ calculate(model="mistral-7b", gpu="t4", rank=16, targets="all linear", batch_siz
           optimizer="adamw_torch", checkpointing="every layer")  # fmt: skip
 
 # %% [markdown]
-# **Exercise 7.** *Decide*, 10 minutes, ••. A friend has a GPU with 8 GB (8,000,000,000 bytes). Her run of Mistral-7B is
+# **Exercise 7.** *Decide*, 10 minutes, ••. A friend has a GPU with 8 GB, such as an RTX 4060; count 8,000,000,000 bytes. Her run of Mistral-7B is
 # `RunSpec(rank=16, batch_size=4, seq_len=1024, optimizer="adamw_torch_fused", checkpoint_every=0)`, four rows per step, and it needs nearly five times her memory. What do you change? It must still learn the same: rank, target modules, length, formats and
 # dropout stay, and a step still sees four rows, if need be one after another. Give the changed fields of `RunSpec` as a dictionary. There is more than one answer. Her GPU is counted like an L4, which is of the same generation.
 
@@ -665,10 +678,8 @@ staying = predict(llama(8192, 22016, 80, 64, 64), replace(paper, optimizer="adam
 
 # %% tags=["paging-decides"]
 moved = staying.parts["optimizer states"] - paged.parts.get("optimizer states", 0)
-besides = {"reserved, and context": paged.held_bytes("a100") - paged.peak_allocated}
-bars = {"averages paged": paged.parts | besides | {"averages on the host": moved}}
-besides = {"reserved, and context": staying.held_bytes("a100") - staying.peak_allocated}
-bars["averages on the GPU"] = staying.parts | besides
+bars = {"averages paged": held_parts(paged, "a100") | {"averages on the host": moved},
+        "averages on the GPU": held_parts(staying, "a100")}  # fmt: skip
 verdict("65B fits 48 GB if the averages may leave the GPU, and only then",
         fits(paged, "a100", 48e9) and not fits(staying, "a100", 48e9))  # fmt: skip
 figure = plots.diagrams.run_parts(
@@ -677,7 +688,7 @@ figure = plots.diagrams.run_parts(
 plots.show(figure, alt="Two stacked bars: with paged averages the run ends left of 48 GB, without it ends right of it")
 
 # %% [markdown]
-# Here "the rest" counts what torch reserves besides tensors, and the CUDA context. With paging the GPU holds the number beside the upper bar, and the second number lies outside. Without paging it would have to hold the number beside the lower bar, which is too much.
+# With paging the GPU holds the number beside the upper bar, and the second number lies outside. Without paging it would have to hold the number beside the lower bar, which is too much.
 #
 # That is the best argument for a paged optimizer. The driver moves what is not needed, and training goes on, more slowly.
 #
@@ -706,7 +717,7 @@ table(rows, "{:,.0f}", columns=("size", "fused Adam (GB)", "plain Adam (GB)", "f
                                 "the text says (GB)"))  # fmt: skip
 
 # %% [markdown]
-# So the text is right about today's default, and wrong about the other two. A number for memory means little without the optimizer and its format. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.
+# So the text is about right for today's default, and wrong about the other two. A number for memory means little without the optimizer and its format. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.
 
 # %%
 record(
@@ -729,8 +740,8 @@ record(
 #
 # ### Which model for which GPU
 #
-# The same text names a largest model for each size of GPU. That depends on the rows, so here are three batches, with recomputing, 8-bit paged Adam and rank 16. Three of the GPUs exist in this course's table, and of those it is
-# known what they report; the other two are counted like the one whose generation they share. A run counts if it fits with its context, and if a twentieth of the GPU stays free of tensors.
+# The same text names a largest model for each size of GPU. That depends on the rows, so here are three batches, with recomputing, 8-bit paged Adam and rank 16. For three of the GPUs the course knows how much memory they
+# report; the other two are counted like an L4 and an A100. A run counts if it fits with its context, and if a twentieth of the GPU stays free of tensors.
 
 # %%
 gpus = {"8 GB": ("l4", 8e9, "7B (tight)"), "16 GB: T4": ("t4", None, "7-13B"), "24 GB: L4": ("l4", None, "13-34B"),

@@ -119,10 +119,11 @@ GROUPS = {
     "kept for backward": (PASSING, ("layer inputs kept by checkpointing", "activations kept for backward")),
     "one layer at work": ("#BFC5C9", ("one layer's activations", "a dequantized weight", "gradients of activations")),
     "the loss": ("#5A6268", ("final norm and hidden states", "tile of logits")),
-    "the rest": ("#E4E7E9", ()),
+    "the rest": ("#DDE1E4", ()),
+    "reserved, and the CUDA context": ("#F6F7F7", ("reserved and context",)),
     "in the computer's memory": ("white", ("averages on the host",)),
 }  # fmt: skip
-REST, HOST = "the rest", "in the computer's memory"
+REST, BESIDES, HOST = "the rest", "reserved, and the CUDA context", "in the computer's memory"
 
 
 def grouped(parts: dict) -> dict:
@@ -137,7 +138,8 @@ def grouped(parts: dict) -> dict:
 def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
     """What runs hold at their peaks, a stacked bar for each, in GB.
 
-    `runs` maps a name to a prediction's parts (bytes); a part "averages on the host" is hatched, and outside the total.
+    `runs` maps a name to a prediction's parts (bytes). It may have two parts more: "reserved and context", which tensors do
+    not take, and "averages on the host", which is hatched and outside the total.
     `lines` maps a label to the bytes at which it marks a limit.
     """
     runs = {name: {g: n / 1e9 for g, n in grouped(parts).items()} for name, parts in runs.items()}
@@ -145,7 +147,10 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
     figure, ax = axes(title, "GB", "", size=size or (8.2, 1.9 + 0.5 * len(runs)))
     top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
     for group, (colour, _) in GROUPS.items():
-        edge = {"hatch": "////", "edgecolor": PASSING} if group == HOST else {"edgecolor": "white"}
+        edge = {
+            "edgecolor": PASSING if group in (HOST, BESIDES) else "white",
+            "hatch": "////" if group == HOST else None,
+        }
         ink, label = "white" if group in ("weights in 4 bits", "the loss") else INK, group
         for row, held in enumerate(runs.values()):
             if group not in held:
@@ -153,7 +158,7 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
             before = sum(n for earlier, n in held.items() if list(GROUPS).index(earlier) < list(GROUPS).index(group))
             ax.barh(row, held[group], 0.66, before, color=colour, linewidth=0.5, label=label, **edge)
             label = None  # once in the legend
-            if held[group] > 0.06 * top and group != HOST:
+            if held[group] > 0.06 * top and group not in (HOST, BESIDES):
                 at = before + held[group] / 2
                 ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
     for row, held in enumerate(runs.values()):

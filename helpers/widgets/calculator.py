@@ -44,6 +44,11 @@ def predicted(model: str, spec: RunSpec, gpu: str):
     return predict(PRESETS[model].shape, spec, gpu)
 
 
+def held_parts(prediction, gpu: str) -> dict[str, int]:
+    """The prediction's parts, and what torch and CUDA hold besides: together what `fits` compares with the GPU."""
+    return prediction.parts | {"reserved and context": prediction.held_bytes(gpu) - prediction.peak_allocated}
+
+
 def verdict_on(prediction, gpu: str) -> str:
     """In words: does it fit (`helpers.memory.fits`), with plan's margin or without, and by how much (GB)."""
     total, peak, held = GPUS[gpu].total_bytes / 1e9, prediction.peak_allocated / 1e9, prediction.held_bytes(gpu) / 1e9
@@ -126,8 +131,8 @@ def describe(**settings) -> tuple:
 
 def bar_html(prediction, gpu: str) -> str:
     """The stacked bar as HTML, for it is drawn in a millisecond: a box per group, the GPU's line, a legend with numbers."""
-    total, groups = GPUS[gpu].total_bytes, plots.diagrams.grouped(prediction.parts)
-    scale = 100 / (1.08 * max(total, prediction.peak_allocated))  # per cent of the width for a byte
+    total, groups = GPUS[gpu].total_bytes, plots.diagrams.grouped(held_parts(prediction, gpu))
+    scale = 100 / (1.08 * max(total, prediction.held_bytes(gpu)))  # per cent of the width for a byte
     boxes, legend = [], []
     for name, size in groups.items():
         title, colour = f"{name}: {size / 1e9:.2f} GB", plots.diagrams.GROUPS[name][0]
@@ -149,7 +154,9 @@ def bar_html(prediction, gpu: str) -> str:
 def still(prediction, gpu: str, said: str, words: str) -> bytes:
     """The same bar as a picture (PNG) under its settings and verdict, for a page that cannot run the controls."""
     lines = {f"the {gpu} has": GPUS[gpu].total_bytes}
-    return plots.png(plots.diagrams.run_parts({"": prediction.parts}, f"{said}. {words}", lines, size=(8.2, 2.7)))
+    return plots.png(
+        plots.diagrams.run_parts({"": held_parts(prediction, gpu)}, f"{said}. {words}", lines, size=(8.2, 2.7))
+    )
 
 
 def calculate(**start) -> None:

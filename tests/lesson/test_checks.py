@@ -156,6 +156,7 @@ MISTAKES = {
         (lambda matrices, layers, r: 16 * layers * r * sum(i * o for i, o in matrices), "weight matrix"),
     ],
     "02.3": [
+        (lambda layers, rows, tokens, hidden: rows * tokens * hidden, "said before"),
         (lambda layers, rows, tokens, hidden: rows * tokens * hidden * 2, "one layer"),
         (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden, "takes two"),
         (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden * 4, "float32"),

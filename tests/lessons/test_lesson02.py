@@ -202,6 +202,17 @@ def test_what_each_change_moves_is_what_section_8_says(finished):
     assert rows["kept for backward"] == pytest.approx(2 * start["kept for backward"], rel=0.01)
     assert rank["adapters, gradients, optimizer"] > 3 * start["adapters, gradients, optimizer"]
     assert rank["weights in 4 bits"] == start["weights in 4 bits"]
+    assert rank["one layer at work"] == pytest.approx(start["one layer at work"], rel=0.1)
+    assert rank.get("kept for backward", 0) < 0.1 * start["kept for backward"]
+    assert finished["peaks"]["rank 64"].moment.startswith("backward pass of layer 0")
+
+
+def test_a_tile_of_logits_is_as_large_as_section_4_and_exercise_4_say():
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    assert (chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (4096, 32_768)
+    assert l02.estimated(PRESETS["llama-3.1-8b"].shape, 10_000, 8)["loss"] == 2 * 4096 * 32_768
 
 
 def test_the_answers_of_exercise_6_are_those_of_the_lesson(finished):
@@ -434,6 +445,7 @@ def test_what_leaves_no_room_for_the_cuda_context_does_not_fit_and_is_told_why()
 def test_groups_of_the_bar_add_up_to_the_peak(settings):
     prediction, _ = calculator.describe(**settings)
     assert sum(diagrams.grouped(prediction.parts).values()) == prediction.peak_allocated
+    assert sum(diagrams.grouped(calculator.held_parts(prediction, "t4")).values()) == prediction.held_bytes("t4")
 
 
 def test_advice_for_a_setting_that_does_not_fit_is_one_that_does():

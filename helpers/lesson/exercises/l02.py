@@ -50,6 +50,7 @@ def kept_bytes(answer):
     if given is ...:
         return DOTS
     hints = {
+        right // 64: "that is what it said before: read again what is kept, and how wide a number of float16 is",
         right // 32: "that is one layer; each of them keeps its input",
         right // 2: "that is one byte per value; float16 takes two",
         right * 2: "that is float32; float16 takes two bytes per value",
