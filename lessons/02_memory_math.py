@@ -413,7 +413,7 @@ plots.show(
 )
 
 # %% [markdown]
-# In the forward pass each layer leaves its input, so the line climbs slowly. The loss comes and goes. In the backward pass each layer is recomputed, which makes a tooth, and then its input is freed. The first tooth is the
+# In the forward pass each layer leaves its input, so the line climbs slowly. The loss hardly shows, since it comes in tiles. In the backward pass each layer is recomputed, which makes a tooth, and then its input is freed. The first tooth is the
 # highest, since all inputs are still there.
 
 # %%
