@@ -89,7 +89,8 @@ plots.show(
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                               bnb_4bit_compute_dtype=run.machine.torch_dtype)  # fmt: skip
 model = AutoModelForCausalLM.from_pretrained(
     run.model.path, quantization_config=four_bits, dtype=run.machine.torch_dtype, device_map=run.machine.device_map
 )

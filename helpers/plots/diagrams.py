@@ -146,21 +146,20 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
     marks = {label: n / 1e9 for label, n in (lines or {}).items()}
     figure, ax = axes(title, "GB", "", size=size or (8.2, 1.9 + 0.5 * len(runs)))
     top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
+    left, named = dict.fromkeys(runs, 0.0), set()
     for group, (colour, _) in GROUPS.items():
-        edge = {
-            "edgecolor": PASSING if group in (HOST, BESIDES) else "white",
-            "hatch": "////" if group == HOST else None,
-        }
-        ink, label = "white" if group in ("weights in 4 bits", "the loss") else INK, group
-        for row, held in enumerate(runs.values()):
+        edge = PASSING if group in (HOST, BESIDES) else "white"
+        ink = "white" if group in ("weights in 4 bits", "the loss") else INK
+        for row, (name, held) in enumerate(runs.items()):
             if group not in held:
                 continue
-            before = sum(n for earlier, n in held.items() if list(GROUPS).index(earlier) < list(GROUPS).index(group))
-            ax.barh(row, held[group], 0.66, before, color=colour, linewidth=0.5, label=label, **edge)
-            label = None  # once in the legend
+            bar = {"label": None if group in named else group, "hatch": "////" if group == HOST else None}
+            ax.barh(row, held[group], 0.66, left[name], color=colour, edgecolor=edge, linewidth=0.5, **bar)
             if held[group] > 0.06 * top and group not in (HOST, BESIDES):
-                at = before + held[group] / 2
+                at = left[name] + held[group] / 2
                 ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
+            left[name] += held[group]
+            named.add(group)
     for row, held in enumerate(runs.values()):
         total, host = sum(n for group, n in held.items() if group != HOST), held.get(HOST)
         said = f"{total:.2f} GB" + (f"\nand {host:.2f}" if host else "")
@@ -168,9 +167,8 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     for label, n in marks.items():
         ax.axvline(n, color=INK, linestyle="--", linewidth=1, zorder=0)
-        ax.text(
-            n, -0.5, f"{label}: {n:.2f} GB", ha="right" if n > 0.6 * top else "left", va="bottom", fontsize=9, color=INK
-        )
+        side = "right" if n > 0.6 * top else "left"
+        ax.text(n, -0.5, f"{label}: {n:.2f} GB", ha=side, va="bottom", fontsize=9, color=INK)
     ax.set_yticks(range(len(runs)), runs)
     ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, 1.16 * top))
     ax.grid(False)
@@ -189,14 +187,14 @@ def training_steps(steps: dict, frozen: int, trained: int, title: str):
     bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes.
     """
     figure, panels = axes(title, "", "GB", size=(8.2, 3.6), ncols=len(steps), sharey=True, squeeze=False)
-    frozen, trained = frozen / 1e9, trained / 1e9
+    weights, states = frozen / 1e9, (frozen + trained) / 1e9  # where the blue ends, and the orange
     top = max(n for points in steps.values() for *_, n in points) / 1e9
     for ax, (name, points) in zip(panels.flat, steps.items(), strict=True):
         at, begins = _laid_out(points)
         values = [n / 1e9 for *_, n in points]
-        ax.fill_between(at, values, frozen + trained, step="post", color=PASSING, linewidth=0)
-        ax.fill_between(at, frozen, frozen + trained, color=TRAINED, linewidth=0)
-        ax.fill_between(at, 0, frozen, color=FROZEN, linewidth=0)
+        ax.fill_between(at, values, states, step="post", color=PASSING, linewidth=0)
+        ax.fill_between(at, weights, states, color=TRAINED, linewidth=0)
+        ax.fill_between(at, 0, weights, color=FROZEN, linewidth=0)
         ax.plot(at, values, drawstyle="steps-post", color=INK, linewidth=0.5)
         for phase, (begin, end) in begins.items():
             ax.axvline(begin, color=INK, linewidth=0.6, linestyle=":")
