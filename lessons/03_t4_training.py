@@ -421,7 +421,7 @@ print(f"{trained.global_step} steps in {train_seconds:.1f} s")
 # tokenizer beside it. The folder is written under another name and renamed when all of it is on the disk, so you never find half an adapter. If an adapter of an earlier run is there, it is
 # kept as `adapter-1`. Then the checkpoints are deleted: the adapter is all that you need.
 
-# %%
+# %% tags=["nbval-ignore-output"] reason="the card and the configs name versions and paths, whose lengths vary"
 with run.new_adapter() as folder:
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -914,3 +914,6 @@ print(
 print(f"A T4 has {GPUS['t4'].total_bytes / 1e9:.2f} GB.")
 verdict("a 24B shape trains in a T4's memory, and of 32B not even the weights fit",
         largest.peak_bytes.max() < GPUS["t4"].total_bytes < loaded_32b)  # fmt: skip
+
+# %% [markdown]
+# Next: [04 Inference](04_inference.ipynb) asks the model with your adapter.
