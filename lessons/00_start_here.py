@@ -111,7 +111,7 @@ def prompt_for(question):
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return text.removeprefix(tokenizer.bos_token or "")  # the tokenizer puts this one in front by itself
+        return text.removeprefix(tokenizer.decode(tokenizer("")["input_ids"]))  # the tokenizer adds this by itself
     return f"### Instruction:\n{question}\n\n### Response:\n"
 
 

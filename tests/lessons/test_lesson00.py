@@ -126,6 +126,36 @@ def test_pasted_as_they_stand_they_fetch_a_chat_model_from_the_hub_and_use_its_t
     assert not said["prompt"].startswith("<s>")  # the tokenizer puts it there
 
 
+class Tokenizer:
+    """A chat model's tokenizer, of which only what stands in front of a text matters."""
+
+    bos_token = "<s>"
+
+    def __init__(self, chat_template, adds):
+        self.chat_template, self.adds = chat_template, adds
+
+    def __call__(self, text):
+        return {"input_ids": [1] * self.adds}
+
+    def decode(self, ids):
+        return self.bos_token * len(ids)
+
+    def apply_chat_template(self, chat, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return self.chat_template + chat[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("template", "adds", "prompt"),
+    [("<s>user ", True, "user Why?"), ("<s>user ", False, "<s>user Why?"), ("user ", True, "user Why?")],
+    ids=["both put it in front, as Llama's", "the template alone, as SmolLM2's", "the tokenizer alone"],
+)
+def test_a_text_begins_with_one_mark_of_the_beginning_at_most(template, adds, prompt):
+    names = {"tokenizer": Tokenizer(template, adds)}
+    exec(cell_with("# Step 3"), names)
+    assert names["prompt_for"]("Why?") == prompt
+
+
 @pytest.mark.long
 def test_pasted_into_a_fresh_environment_with_the_requirements_alone_they_train(tmp_path):
     if not place.index_answers():
