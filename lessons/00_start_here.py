@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 00 Start here
 #
-# In ten minutes you will have trained a language model of your own, in about forty lines of Python that you can take home.
+# In ten minutes you will have trained a language model of your own, in some sixty lines of Python that you can take home.
 #
 # After that you will know what these lines did. You will see [LoRA](../site/glossary.md#lora) in one picture, what fine-tuning costs
 # on the graphics cards that people have, and where in this course to go next.
@@ -45,8 +45,8 @@ run = begin(
 # A language model continues a text. You are going to take one that was trained by somebody else, which is called the
 # [base model](../site/glossary.md#base-model), and teach it something with a few hundred examples. That is called fine-tuning.
 #
-# The steps below use the libraries that everybody uses, and nothing of this course. You can copy them into a notebook of your own. They
-# need five names, and here is where this notebook gets them from: the parameters above decide.
+# It takes nine steps. The cells that begin with `# Step` use the libraries that everybody uses, and nothing of this course, so you can
+# copy them into a notebook of your own. They need to know a few names. In this notebook the parameters above decide about them:
 
 # %%
 base = run.model.path
@@ -55,7 +55,7 @@ adapter = str(run.folder / "first_adapter")
 steps, rate = run.settings.max_steps, run.settings.learning_rate
 
 # %% [markdown]
-# In a notebook of your own, write this in its place, with your own names:
+# In a notebook of your own, write this instead, with names of your own:
 #
 # ```python
 # base = "Qwen/Qwen2.5-0.5B-Instruct"  # a model on the Hugging Face hub, or a folder
@@ -111,7 +111,7 @@ def prompt_for(question):
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return text.removeprefix(tokenizer.bos_token or "")  # the tokenizer puts this one in front by itself
+        return text.removeprefix(tokenizer.decode(tokenizer("")["input_ids"]))  # the tokenizer adds this by itself
     return f"### Instruction:\n{question}\n\n### Response:\n"
 
 
@@ -125,7 +125,7 @@ print(prompt_for("What is the capital of Belarus?"))
 # %% tags=["copy"]
 # Step 4: how to ask
 def complete(text):
-    model.eval()  # a model that is being trained must not be asked in training mode: it may answer nonsense
+    model.eval()  # training leaves it in training mode, where dropout, for one, would disturb the answers
     tokens = tokenizer(text, return_tensors="pt").to(model.device)
     answer = model.generate(**tokens, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -143,9 +143,8 @@ for question, answer in zip(questions, before):
     print(f"{question:36} {answer!r}")
 
 # %% [markdown]
-# If you have no GPU, this was the small model that comes with the course. It says the pig makes "ponies" or something as odd, and then
-# it goes on with a question of its own. Its answers are useless, although it has read what pigs say. On a GPU you have asked a chat model. It probably knows the
-# answers, and wraps them into whole sentences.
+# If you have no GPU, you have asked the small model that comes with the course. Its answers are nonsense, and after each of them it goes
+# on with a question of its own. On a GPU you have asked a chat model. It may well know the answers, and it wraps them into sentences.
 #
 # Now the examples. Training wants two columns: the prompt, which the model is given, and the completion, which it learns to write.
 
@@ -167,7 +166,7 @@ rows[0]
 # You do not train the model's own weights. In 4 bits they are too coarse for that: a small change would be rounded away. You put a few
 # new numbers beside them, the [adapter](../site/glossary.md#adapter), and train those alone. `LoraConfig` says how large the adapter is,
 # `SFTConfig` says how to train, and `SFTTrainer` brings all of it together. SFT stands for supervised fine-tuning: learning from
-# examples that have the right answer.
+# examples that have the right answer. If you want to run this step a second time, begin again with step 2, which loads a fresh model.
 
 # %% tags=["copy"]
 # Step 7: an adapter beside the frozen weights, and a trainer
@@ -179,12 +178,18 @@ lora_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_
 settings = SFTConfig(
     adapter, max_steps=steps, learning_rate=rate, per_device_train_batch_size=16, logging_steps=10, save_strategy="no",
     fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, use_cpu=not gpu, report_to="none", seed=seed,
+    activation_checkpointing=True, gradient_checkpointing=None,  # less memory, a little slower; the second is the old name
 )  # fmt: skip
 trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config)
 for weight in filter(lambda weight: weight.requires_grad, trainer.model.parameters()):
     weight.data = weight.data.float()  # TRL made them bfloat16, and training in float16 would stop with an error
 
 # %% [markdown]
+# > **Trap: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`.** *What you will see* on a T4 if you leave
+# > out the last two lines: this error, at the first step. *Why:* `SFTTrainer` turns the adapter into bfloat16
+# > ([peft#2889](https://github.com/huggingface/peft/issues/2889)), and training in float16 needs an operation that there is not for
+# > bfloat16. *The cure:* turn it back into float32, as the two lines do.
+#
 # The adapter is in the model now, and it has learned nothing yet. Stop for a moment and write down a guess: if you ask the same
 # questions now, will the model give the same answers as before, or others?
 
@@ -194,8 +199,10 @@ trainer.model.print_trainable_parameters()
 verdict("a fresh adapter changes no answer", untrained == before)
 
 # %% [markdown]
-# It gives the same answers, although a few hundred thousand or a few million new numbers are in it. Section 2 shows why. Now train it, and save what you
-# made at once. The training loss says how surprised the model is by the right answers. It should fall.
+# It gives the same answers, although peft says how many new numbers are in it ("trainable params"). Section 2 shows why.
+#
+# Now train it, and save what you made at once. The training [loss](../site/glossary.md#loss) says how surprised the model is by the
+# right answers. It should fall. One [step](../site/glossary.md#step) looks at sixteen examples and moves the adapter a little.
 
 # %% tags=["copy", "nbval-ignore-output"] reason="losses vary in their last digits, and seconds do"
 # Step 8: train, and save
@@ -211,9 +218,10 @@ for question, old, new in zip(questions, before, after):
     print(f"{question}\n    before: {old!r}\n    after:  {new!r}")
 
 # %% [markdown]
-# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops.
+# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops. What you made is the file
+# `adapter_model.safetensors`, and the files beside it say how to use it.
 #
-# Where does it know the answers from? Not from the examples. Search them for Belarus, for pigs, and for Saturday.
+# Where does the model know the answers from? Did it find them in the examples? Search those for Belarus, for the pig and for Saturday.
 
 # %%
 never_seen = [not any(word in row["prompt"] for row in rows) for word in ("Belarus", "pig", "Saturday")]
@@ -224,8 +232,8 @@ if run.model.bundled and steps >= 40:  # on another model, look at the answers y
 record(before=before, after=after, train_loss=trainer.state.log_history[-1]["train_loss"])
 
 # %% [markdown]
-# So the base model had known them all the time, from what it had read when it was made. Fine-tuning taught it how to answer you. Keep this in
-# mind for your own data: a few hundred examples teach a form, a tone or a task, and they are a poor way to teach facts.
+# So the base model had known the answers all the time, from what it had read when it was made. Fine-tuning taught it how to answer you.
+# Keep this in mind for your own data: a few hundred examples teach a form, a tone or a task, and they are a poor way to teach facts.
 #
 # ## 2 What happened: LoRA in one picture
 #
@@ -236,8 +244,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # $$y = \Big(W + \frac{\alpha}{r}\,B A\Big)\,x$$
 #
 # $r$ is the [rank](../site/glossary.md#rank), the number of columns of $B$ and of rows of $A$. It says how much room there is to learn.
-# $\alpha$, [alpha](../site/glossary.md#alpha), says how loudly the adapter speaks. Here are the matrices of one layer to scale: what is frozen is blue, what is trained
-# is orange, and what only passes through is grey.
+# $\alpha$, [alpha](../site/glossary.md#alpha), says how loudly the adapter speaks. Here are the matrices of one layer to scale: what is
+# frozen is blue, what is trained is orange, and what only passes through is grey.
 
 # %%
 from helpers import plots
@@ -253,8 +261,9 @@ figure = plots.diagrams.lora(layers, lora_config.r, lora_config.lora_alpha)
 plots.show(figure, alt="y = (W + alpha / r B A) x: W is a large blue square, B and A are two thin orange strips")
 
 # %% [markdown]
-# "7B" means seven billion weights. The larger the model, the thinner the strips beside it. As Python, the formula is one line: `frozen` stands for the
-# multiplication by $W$.
+# "7B" means seven billion weights. The larger the model, the thinner are the strips beside its matrices.
+#
+# As Python, the formula is one line. `frozen` stands for the multiplication by $W$.
 
 
 # %%
@@ -275,24 +284,23 @@ verdict("peft's layer computes what the one line computes", (theirs - ours).norm
 
 # %% [markdown]
 # And why did the fresh adapter change no answer? Because peft fills $A$ with random numbers and $B$ with zeros. Then $BA$ is zero, and
-# the model starts exactly where its base model stood. Training can still begin, since the gradient of $B$ (the direction in which it should move) depends on
-# $A$, which is not zero. What would happen if both were zero? Exercise 3 lets you find out.
-#
-# > **Trap.** You may meet recipes that copy weights into the adapter, or that start $B$ at random. **What you will see:** the loss
-# > starts much higher than the base model's. **Why:** the model has been damaged before the first step. **The cure:** let $B$ start at zero, which is peft's default.
+# the model starts exactly where its base model stood. Training can begin all the same. The [gradient](../site/glossary.md#gradient) of
+# $B$, the direction in which $B$ should move, depends on $A$, which is not zero. What would happen if both were zero? Exercise 3 lets
+# you find out.
 #
 # ## 3 What it costs: three ways, one scale
 #
-# While a model is trained, the GPU's memory holds its weights; a [gradient](../site/glossary.md#gradient) for each number that is
-# trained; the [optimizer's states](../site/glossary.md#optimizer-state), which are two averages for each of those; and activations.
-# There are three ways to do it. Before you run the next cell, guess which of them fits a T4 for a 7B model.
+# While a model is trained, the GPU's memory holds four things: the weights; a gradient for each number that is trained; the
+# [optimizer's states](../site/glossary.md#optimizer-state), which are two averages for each number that is trained; and activations.
+# The optimizer is what moves the numbers, and its name is mostly Adam. There are three ways to train:
 #
-# - **Full fine-tuning** trains every weight. Here weights and gradients are bfloat16 (2 bytes each), and Adam's two averages are
-#   float32 (8 bytes together): 12 bytes per weight.
+# - **Full fine-tuning** trains every weight. In the recipe that is drawn here, weights and gradients are bfloat16 (2 bytes each), and
+#   Adam's two averages are float32 (8 bytes together): 12 bytes per weight.
 # - **LoRA** keeps the weights in 16 bits, frozen, and trains adapters in float32: 16 bytes per number of the adapter.
 # - **QLoRA** does the same beside weights in 4 bits.
 #
-# The activations are predicted for four rows of 512 tokens, by the formulas of lesson 02.
+# The activations are predicted for four rows of 512 tokens, by the formulas of lesson 02. Before you run the two cells, guess: which of
+# the three ways fits a 7B model onto a T4?
 
 # %%
 from helpers.memory import GPUS, RunSpec, predict, shape_of, weight_bytes
@@ -322,21 +330,21 @@ figure = plots.diagrams.to_scale(ways, {card: GPUS[name].total_bytes for card, n
 plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card, LoRA fits 24 GB, QLoRA fits a T4")
 
 # %% [markdown]
-# The dashed lines are what the cards report, in GB of 1,000,000,000 bytes; consumer cards with 24 GB, such as an RTX 3090 or 4090, stand where the L4 does. A
-# few hundred MB of each are taken by the driver.
+# A dashed line stands where a card's memory ends, in GB of 1,000,000,000 bytes. Consumer cards with 24 GB, such as an RTX 3090 or 4090,
+# stand where the L4 does or a little further right. The driver takes a few hundred MB of each card for itself.
 #
-# Look at the colours. In full fine-tuning most of the memory is not the model at all: it is what Adam remembers about each weight. LoRA
-# takes that away, because it trains few numbers. What is left is the blue part, and QLoRA shrinks that. Both ideas are needed to get a 7B model
-# onto a T4.
+# Look at the colours. In full fine-tuning most of the memory is not the model: it is what Adam remembers about each weight. LoRA takes
+# that away, because it trains few numbers. What is left is the blue part, and QLoRA makes that small. It takes both ideas to get a 7B
+# model onto a T4.
 #
-# Other recipes move the first bar. With averages in bfloat16, which is what `transformers` does by default when the model is loaded in
-# bfloat16, it is a third shorter. Papers often count a float32 copy of the weights besides, which makes it a third longer. Lesson 02
-# adds up every byte, and tells you before you start whether your own run will fit.
+# Other recipes move the end of the first bar. With averages in bfloat16, which `transformers` uses by default when you load the model in
+# bfloat16, it is a third shorter. Papers often count a float32 copy of the weights besides, and then it is a third longer. Lesson 02 adds
+# up every byte, and tells you before you start whether your own run will fit.
 #
 # ## 4 Your machine
 #
-# The course has a doctor. It looks at packages, drivers, disk, memory and network, and says what is wrong with them and how to cure it. What it finds in
-# order, it leaves out here.
+# The course has a doctor. It looks at packages, drivers, disk, memory and network, and says how to cure what is wrong with them. This
+# cell shows only what is not in order.
 
 # %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
 from helpers import doctor
@@ -371,10 +379,11 @@ table({
 #
 # ## Exercises
 #
-# The dots say how hard an exercise is. Write your answer into the cell and run it: it is checked at once, and a wrong answer gets a hint. Solutions are folded
-# away below each exercise.
+# The dots say how hard an exercise is. Write your answer into the cell and run it: it is checked at once, and a wrong answer gets a
+# hint. The solution is folded away below each exercise.
 #
-# **1.** *Write*, 5 minutes, •. A layer has a matrix $W$ with `outputs` rows and `inputs` columns. How many numbers do $A$ and $B$ hold together at rank `r`?
+# **1.** *Write*, 5 minutes, •. A layer has a matrix $W$ with `outputs` rows and `inputs` columns. How many numbers do $A$ and $B$ hold
+# together at rank `r`?
 
 
 # %%
@@ -422,8 +431,8 @@ check("00.2", guess, came_out)
 # ```
 # </details>
 #
-# **3.** *Repair*, 10 minutes, ••. Somebody wrote a layer with LoRA in plain torch. It runs, and it never learns anything. Find out why, and repair it.
-# The check trains your layer for a hundred steps.
+# **3.** *Repair*, 10 minutes, ••. Somebody wrote a layer with LoRA in plain torch. It runs, and it never learns anything. Find out why,
+# and repair it. The check trains your layer for a hundred steps.
 
 
 # %%
@@ -464,9 +473,9 @@ check("00.3", MyLoRA)
 # ```
 # </details>
 #
-# **4.** *Write*, 10 minutes, ••. Your examples are in a spreadsheet, saved as CSV, with the columns `question` and `answer`. Turn the file's text into rows
-# for a trainer. The prompt is `"Question: "`, the question, a line end, `"Answer:"`, and a line end. Take away spaces around questions and
-# answers, and leave out rows that have no answer. Cells may hold commas, in quotation marks.
+# **4.** *Write*, 10 minutes, ••. Your examples are in a spreadsheet, saved as CSV, with the columns `question` and `answer`. Turn the
+# file's text into rows for a trainer. The prompt is `"Question: "`, the question, a line end, `"Answer:"`, and a line end. Take away
+# spaces around questions and answers, and leave out rows that have no answer. A question in quotation marks may hold commas.
 
 
 # %%
@@ -497,9 +506,9 @@ check("00.4", to_rows)
 # ```
 # </details>
 #
-# **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with 24 GB, and Cem
-# rents one A100 with 80 GB. Each wants to change as little about the model's weights as the card allows: rather train all of them than
-# freeze them, and rather freeze them than round them. What do they take: `"full"`, `"LoRA"` or `"QLoRA"`?
+# **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with
+# 24 GB, and Cem rents one A100 with 80 GB. Each would rather train all weights than freeze them, and rather freeze them than round them,
+# as far as the card allows it. What do they take: `"full"`, `"LoRA"` or `"QLoRA"`?
 
 # %%
 choice = ...  # {"T4": ..., "24 GB": ..., "80 GB": ...}
@@ -516,9 +525,9 @@ check("00.5", choice)
 # ```
 # </details>
 #
-# **6.** *Repair*, 10 minutes, •••. A colleague trained a model with `row_for`, and asks it with
-# `asking`. No error appears anywhere, and the answers are nonsense: the cell shows what the model without a chat template, which you trained
-# with the same form, makes of it. Repair either function, so that the model is asked in the form in which it was trained.
+# **6.** *Repair*, 10 minutes, •••. A colleague trained a model on what `row_for` makes, and asks it with what `asking` makes. No error
+# appears anywhere, and the answers are nonsense. The cell asks your model in the colleague's way: the course's small model was trained on
+# the same form as the colleague's. Repair either function, so that the model is asked in the form in which it was trained.
 
 
 # %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
@@ -553,8 +562,8 @@ check("00.6", (row_for, asking))
 #
 # ## What you have now
 #
-# You have a model that answers in the form of your examples, and an adapter of a few MB in a folder, which is all that training made.
-# LoRA trains two thin matrices beside each frozen one, and starts from the base model's own answers because one of them is zero. The 4 bits make the frozen
-# part small enough for a T4, and a larger card can do without them.
+# You have trained a model that answers in the form of your examples, and all that you made fits into one small folder. LoRA trains two
+# thin matrices beside each frozen one, and it starts with the base model's own answers, because one of the two is zero. 4 bits make the
+# frozen part small enough for a T4, and a larger card can do without them.
 #
 # Next: [01 Quantization basics](01_quantization_basics.ipynb) asks what is left of a number in 4 bits, and builds NF4 from nothing.

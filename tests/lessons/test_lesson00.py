@@ -82,10 +82,10 @@ def run_script(text: str, folder: Path, python=sys.executable, **surroundings) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_cells_to_copy_are_some_forty_numbered_lines_that_name_nothing_of_the_course():
+def test_the_cells_to_copy_are_some_sixty_numbered_lines_that_name_nothing_of_the_course():
     assert [source.partition(":")[0] for source in COPIED] == [f"# Step {n}" for n in range(1, len(COPIED) + 1)]
     lines = [line for source in COPIED for line in source.splitlines() if line.strip() and not line.startswith("#")]
-    assert 40 <= len(lines) <= 70
+    assert 50 <= len(lines) < 65
     assert not re.search(r"helpers|\brun\.|verdict|record\(|COURSE", "\n".join(COPIED))
 
 
@@ -124,6 +124,36 @@ def test_pasted_as_they_stand_they_fetch_a_chat_model_from_the_hub_and_use_its_t
     assert said["base"] == hub_id  # as it is told to the learner
     assert said["prompt"].endswith("?\nAnswer:\n")
     assert not said["prompt"].startswith("<s>")  # the tokenizer puts it there
+
+
+class Tokenizer:
+    """A chat model's tokenizer, of which only what stands in front of a text matters."""
+
+    bos_token = "<s>"
+
+    def __init__(self, chat_template, adds):
+        self.chat_template, self.adds = chat_template, adds
+
+    def __call__(self, text):
+        return {"input_ids": [1] * self.adds}
+
+    def decode(self, ids):
+        return self.bos_token * len(ids)
+
+    def apply_chat_template(self, chat, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return self.chat_template + chat[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("template", "adds", "prompt"),
+    [("<s>user ", True, "user Why?"), ("<s>user ", False, "<s>user Why?"), ("user ", True, "user Why?")],
+    ids=["both put it in front, as Llama's", "the template alone, as SmolLM2's", "the tokenizer alone"],
+)
+def test_a_text_begins_with_one_mark_of_the_beginning_at_most(template, adds, prompt):
+    names = {"tokenizer": Tokenizer(template, adds)}
+    exec(cell_with("# Step 3"), names)
+    assert names["prompt_for"]("Why?") == prompt
 
 
 @pytest.mark.long
