@@ -48,7 +48,7 @@ run = begin(
 # It takes nine steps. The cells that begin with `# Step` use the libraries that everybody uses, and nothing of this course, so you can
 # copy them into a notebook of your own. They need to know a few names. In this notebook the parameters above decide about them:
 
-# %%
+# %% tags=["names"]
 base = run.model.path
 data = str(COURSE_ROOT / "assets" / "instructions" / "train.jsonl")
 adapter = str(run.folder / "first_adapter")
@@ -193,7 +193,7 @@ for weight in filter(lambda weight: weight.requires_grad, trainer.model.paramete
 # The adapter is in the model now, and it has learned nothing yet. Stop for a moment and write down a guess: if you ask the same
 # questions now, will the model give the same answers as before, or others?
 
-# %%
+# %% tags=["fresh"]
 untrained = [ask(question) for question in questions]
 trainer.model.print_trainable_parameters()
 verdict("a fresh adapter changes no answer", untrained == before)
@@ -223,7 +223,7 @@ for question, old, new in zip(questions, before, after):
 #
 # Where does the model know the answers from? Did it find them in the examples? Search those for Belarus, for the pig and for Saturday.
 
-# %%
+# %% tags=["judged"]
 never_seen = [not any(word in row["prompt"] for row in rows) for word in ("Belarus", "pig", "Saturday")]
 verdict("none of the examples is about Belarus, the pig or Saturday", all(never_seen))
 if run.model.bundled and steps >= 40:  # on another model, look at the answers yourself
@@ -276,7 +276,7 @@ def lora(x, frozen, A, B, alpha):
 # The library that put the adapter into your model is called peft. Does it compute the same? Here is its layer, with what you just
 # trained in it, beside the line above.
 
-# %%
+# %% tags=["formula"]
 A, B = q_proj.lora_A["default"].weight.to(dtype), q_proj.lora_B["default"].weight.to(dtype)
 x = torch.randn(5, q_proj.in_features, dtype=dtype, device=A.device)
 theirs, ours = q_proj(x), lora(x, q_proj.base_layer, A, B, alpha=32)
@@ -302,7 +302,7 @@ verdict("peft's layer computes what the one line computes", (theirs - ours).norm
 # The activations are predicted for four rows of 512 tokens, by the formulas of lesson 02. Before you run the two cells, guess: which of
 # the three ways fits a 7B model onto a T4?
 
-# %%
+# %% tags=["to-scale"]
 from helpers.memory import GPUS, RunSpec, predict, shape_of, weight_bytes
 
 shape = shape_of(seven_b)
@@ -315,7 +315,7 @@ ways = {
     "QLoRA": {"frozen weights": sum(weight_bytes(shape, "nf4", double_quant=True).values()), **trained},
 }
 
-# %%
+# %% tags=["fits"]
 common = {"batch_size": 4, "load_dtype": "bfloat16", "compute_dtype": "bfloat16"}
 specs = [RunSpec(quant_type=None, rank=None, **common), RunSpec(quant_type=None, **common), RunSpec(**common)]
 for (way, held), spec in zip(ways.items(), specs):
@@ -346,7 +346,7 @@ plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card
 # The course has a doctor. It looks at packages, drivers, disk, memory and network, and says how to cure what is wrong with them. This
 # cell shows only what is not in order.
 
-# %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
+# %% tags=["nbval-ignore-output", "doctor"] reason="it is about the machine at hand"
 from helpers import doctor
 
 problems, machine = doctor.problems(), run.machine

@@ -414,7 +414,7 @@ verdict("the trainer's tokens and labels are those built by hand", all(
 # Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. While it trains, a panel shows memory, loss, tokens per
 # second and the time left.
 
-# %% tags=["nbval-ignore-output"] reason="seconds, memory and losses vary with the machine"
+# %% tags=["nbval-ignore-output", "train"] reason="seconds, memory and losses vary with the machine"
 with cures.while_training(trainer), monitor.phase("between steps"):
     trained = trainer.train(resume_from_checkpoint=run.last_checkpoint())
 train_seconds = trained.metrics["train_runtime"]
@@ -425,7 +425,7 @@ print(f"{trained.global_step} steps in {train_seconds:.1f} s")
 # tokenizer beside it. The folder is written under another name and renamed when all of it is on the disk, so you never find half an adapter. If an adapter of an earlier run is there, it is
 # kept as `adapter-1`. Then the checkpoints are deleted: the adapter is all that you need.
 
-# %% tags=["nbval-ignore-output"] reason="the card and the configs name versions and paths, whose lengths vary"
+# %% tags=["nbval-ignore-output", "save"] reason="the card and the configs name versions and paths, whose lengths vary"
 with run.new_adapter() as folder:
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

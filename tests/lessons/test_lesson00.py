@@ -16,21 +16,31 @@ from helpers.lesson import session
 from helpers.memory import GPUS
 from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.models.presets import AUTO_CHAT, CHAT_PRESETS
+from tests.cells import tagged
 from tests.places import place
 from tests.places.hub import Hub
 
 LESSON = course.find_lesson("00")
-CELLS = course.to_notebook(LESSON).cells
-CODE = [cell.source for cell in CELLS if cell.cell_type == "code"]
-COPIED = [cell.source for cell in CELLS if "copy" in cell.metadata.get("tags", [])]
+NOTEBOOK = course.to_notebook(LESSON)
+CELLS = NOTEBOOK.cells
+CODE = [one.source for one in CELLS if one.cell_type == "code"]
+COPIED = [one.source for one in CELLS if "copy" in one.metadata.get("tags", [])]
 DATA = COURSE_ROOT / "assets" / "instructions" / "train.jsonl"
 ANSWERS = ["Minsk", "oink", "samedi"]
 
 
-def cell_with(text: str) -> str:
-    found = [source for source in CODE if text in source]
-    assert len(found) == 1, f"{len(found)} cells hold {text!r}"
-    return found[0]
+def cell(tag: str) -> str:
+    return tagged(NOTEBOOK, tag).source
+
+
+def step(number: int) -> str:
+    """The cell to copy of a step; each begins with its number."""
+    return next(source for source in COPIED if source.startswith(f"# Step {number}:"))
+
+
+def exercise(number: int) -> str:
+    """The cell that a learner fills in."""
+    return next(source for source in CODE if f'check("00.{number}"' in source)
 
 
 # --- the plain lines, taken out of the course ----------------------------------------------------------------------
@@ -38,7 +48,7 @@ def cell_with(text: str) -> str:
 
 def names_of_ones_own() -> str:
     """The lines that the lesson says to write in a notebook of one's own."""
-    prose = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
+    prose = "\n".join(one.source for one in CELLS if one.cell_type == "markdown")
     (block,) = re.findall(r"```python\n(base = .*?)```", prose, re.DOTALL)
     return block
 
@@ -91,7 +101,7 @@ def test_the_cells_to_copy_are_some_sixty_numbered_lines_that_name_nothing_of_th
 
 def test_the_five_names_are_told_as_the_notebook_sets_them():
     own = assigned(names_of_ones_own())
-    assert own == assigned(cell_with("base = run.model.path")) | {"seed"}
+    assert own == assigned(cell("names")) | {"seed"}
     assert PRESETS["qwen2.5-0.5b"].shape == CHAT_PRESETS[AUTO_CHAT].shape
     assert CHAT_PRESETS[AUTO_CHAT].hub_id in names_of_ones_own()
 
@@ -152,7 +162,7 @@ class Tokenizer:
 )
 def test_a_text_begins_with_one_mark_of_the_beginning_at_most(template, adds, prompt):
     names = {"tokenizer": Tokenizer(template, adds)}
-    exec(cell_with("# Step 3"), names)
+    exec(step(3), names)
     assert names["prompt_for"]("Why?") == prompt
 
 
@@ -184,10 +194,10 @@ class Finished(dict):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     names = Finished(__name__="__main__")
-    parameters = cell_with("model_id = ").replace(
+    parameters = cell("parameters").replace(
         'output_dir = "auto"', f"output_dir = {str(tmp_path_factory.mktemp('run'))!r}"
     )
-    upto = CODE.index(cell_with("three, QLoRA alone"))
+    upto = CODE.index(cell("fits"))
     for source in [parameters, *CODE[2 : upto + 1]]:
         exec(compile(source, "cell", "exec"), names)
     return names
@@ -202,33 +212,33 @@ def test_all_verdicts_of_the_lesson_are_tried_below():
 
 
 def test_an_adapter_that_does_not_start_at_zero_is_noticed(finished):
-    load, fresh = cell_with("# Step 2"), cell_with("a fresh adapter")
-    build = cell_with("# Step 7").replace("r=16,", "r=16, init_lora_weights=False,")
+    load, fresh = step(2), cell("fresh")
+    build = step(7).replace("r=16,", "r=16, init_lora_weights=False,")
     names = finished.again(load)
     with pytest.raises(AssertionError, match="fresh adapter"):
-        exec("\n".join([cell_with("# Step 3"), cell_with("# Step 4"), build, fresh]), names)
+        exec("\n".join([step(3), step(4), build, fresh]), names)
 
 
 def test_an_example_about_what_is_asked_is_noticed(finished):
     rows = [*finished["rows"], {"prompt": "Which sound does the pig make?", "completion": "oink"}]
     with pytest.raises(AssertionError, match="none of the examples"):
-        finished.again(cell_with("never_seen"), rows=rows)
+        finished.again(cell("judged"), rows=rows)
 
 
 @pytest.mark.parametrize("after", [["Minsk", "oink", "ponies"], ["Minsk\n", "oink", "samedi"]])
 def test_an_answer_that_stayed_wrong_or_does_not_stop_is_noticed(finished, after):
     with pytest.raises(AssertionError, match="all are after"):
-        finished.again(cell_with("never_seen"), after=after)
+        finished.again(cell("judged"), after=after)
 
 
 def test_an_answer_that_was_right_before_is_noticed(finished):
     with pytest.raises(AssertionError, match="all are after"):
-        finished.again(cell_with("never_seen"), before=["Minsk", "ponies", "ponies"])
+        finished.again(cell("judged"), before=["Minsk", "ponies", "ponies"])
 
 
 @pytest.mark.parametrize(("right", "wrong"), [("alpha=32", "alpha=16"), ("A, B,", "A, 0 * B,")])
 def test_another_formula_than_peft_s_is_noticed(finished, right, wrong):
-    source = cell_with("theirs, ours")
+    source = cell("formula")
     assert right in source
     finished.again(source)
     with pytest.raises(AssertionError, match="peft's layer"):
@@ -236,7 +246,7 @@ def test_another_formula_than_peft_s_is_noticed(finished, right, wrong):
 
 
 def test_a_model_that_fits_a_t4_in_other_ways_is_noticed(finished):
-    source = f"{cell_with('shape = shape_of(seven_b)')}\n{cell_with('three, QLoRA alone')}"
+    source = f"{cell('to-scale')}\n{cell('fits')}"
     with pytest.raises(AssertionError, match="QLoRA alone"):
         finished.again(source, seven_b=PRESETS["qwen2.5-1.5b"].shape)
 
@@ -245,9 +255,9 @@ def test_a_check_that_fails_is_noticed(finished, monkeypatch):
     broken = doctor.Finding("packages", doctor.FAIL, "trl is missing", "install it")
     monkeypatch.setattr(doctor, "problems", lambda: [broken])
     with pytest.raises(AssertionError, match="no check of the doctor fails"):
-        finished.again(cell_with("problems, machine"))
+        finished.again(cell("doctor"))
     monkeypatch.setattr(doctor, "problems", list)
-    finished.again(cell_with("problems, machine"))
+    finished.again(cell("doctor"))
 
 
 def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
@@ -260,7 +270,7 @@ def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
 def test_rank_4_comes_out_as_the_check_has_it(finished, capsys):
     from helpers.lesson.exercises.l00 import TRAINED_WITH_R_4
 
-    names = finished.again(cell_with('check("00.2"'))
+    names = finished.again(exercise(2))
     assert names["came_out"] == TRAINED_WITH_R_4
     solution = re.search(r"```python\n(guess = .*?)```", LESSON.read_text().replace("\n# ", "\n"), re.DOTALL)[1]
     exec(solution, names)
@@ -282,7 +292,7 @@ def test_who_fits_where_is_what_the_figure_shows(finished):
 
 
 def test_the_form_that_exercise_6_repairs_spoils_the_answer(finished):
-    names = finished.again(cell_with('check("00.6"'))
+    names = finished.again(exercise(6))
     assert "Minsk" not in names["complete"](names["asking"](names["questions"][0]))
 
 
