@@ -252,7 +252,7 @@ table(plan.compare("upcast_non_quantized", False, True), "{:.2f}")
 # that share could be off with this number of rows (Wilson, 95%).
 
 # %%
-from helpers.evaluation import evaluate
+from helpers.evaluation import evaluate, loss_change
 
 scored = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
 scored |= {"batch_size": 64 if run.model.bundled else 8}  # rows at once; logits of a large vocabulary take memory
@@ -290,7 +290,14 @@ lora = LoraConfig(
 # %% [markdown]
 # ## 4 The arguments
 #
-# Here are the arguments that widely copied recipes set, and what each decides. Most of them are set in the three cells below.
+# Which numbers does one take? These are the values of this run, and beside them those that `"auto"` means for a 7B model. A plan may take other rows at once than the recipe
+# says, as section 2 has shown; the rows per step stay the same.
+
+# %%
+table(run.beside_the_recipe(), columns=("parameter", "this run", "a 7B model"))
+
+# %% [markdown]
+# And here are the arguments that widely copied recipes set, and what each decides. Most of them are set in the three cells below.
 #
 # | argument | what it decides | called in older texts |
 # |---|---|---|
@@ -462,8 +469,10 @@ verdict("the held-out loss fell, and did not rise again", fell,
                 "Your adapter is saved. Fewer steps or more rows help.")  # fmt: skip
 
 # %% [markdown]
-# Now the same questions again, by the same rule. If the two intervals do not overlap, the choice of rows does not explain the difference. (Another seed would still give a slightly different adapter.) On data of
-# your own, where many answers may be right, look at the loss instead, and read the answers.
+# Now the same questions again, by the same rule. If the two intervals do not overlap, the choice of rows does not explain the difference. (Another seed would still give a slightly different adapter.)
+#
+# On data of your own, where many answers may be right, look at the loss instead, and read the answers. `loss_change` compares each row with itself, before and after, and
+# says how far the change of the loss could be off. If its whole interval lies below zero, the model has become better at rows like these.
 
 # %%
 model = trainer.model.eval()  # in training mode, with dropout or recomputing, generate() may answer nonsense
@@ -480,7 +489,10 @@ else:
             look_at=f"It was {before.loss:.3f} and is {after.loss:.3f}. Lesson 06 shows what a wrong learning rate does. Your adapter is saved.")  # fmt: skip
 
 # %% tags=["nbval-ignore-output"] reason="answers before training, losses and shares vary with the machine"
-print(f"before: {before}\nafter:  {after}")
+change, (low, high) = loss_change(before, after)
+print(
+    f"before: {before}\nafter:  {after}\nchange of the loss: {change:+.3f} nats per token (95%: {low:+.3f} to {high:+.3f})"
+)
 columns = ("asked", "input", "expected", "before", "after")
 answers = zip(heldout["instruction"], heldout["input"], heldout["output"], before.answers, after.answers)
 table([[str(text)[:40].replace("\n", " ⏎ ") for text in row] for row in list(answers)[:6]], columns=columns)
