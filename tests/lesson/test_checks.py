@@ -179,7 +179,7 @@ MISTAKES = {
         (lambda steps, batch, accumulation, rows: rows / (steps * batch * accumulation), "turn it round"),
     ],
     "03.5": [(4, "do not grow"), (2, "less"), (1, "more"), ("two", "a number")],
-    "03.6": [("more steps", "worse"), ("a higher rank", "room"), ("a higher learning rate", "sooner"), (20, "one of")],
+    "03.6": [("ABD", "beyond zero"), ("BCD", "has risen"), ("B", "wide"), ("D", "small"), ("fewer steps", "letters")],
     "03.7": [
         (lambda whole: max(whole, key=lambda name: int(name.split("-")[1]), default=None), "not whole"),
         (lambda whole: max((n for n, good in whole.items() if good), default=None), "as text"),
@@ -279,8 +279,8 @@ ALSO_RIGHT = {
         lambda steps, batch_size, gradient_accumulation, rows: batch_size * gradient_accumulation * steps / rows,
         lambda *n: __import__("fractions").Fraction(n[0] * n[1] * n[2], n[3]),
     ],
-    "03.5": [1.2, numpy.float32(1.35)],
-    "03.6": ["Fewer steps", " fewer steps"],
+    "03.5": [1.2, numpy.float32(1.35), 8.1 / 6.4],
+    "03.6": [["B", "D"], "d, b", ("D", "B"), {"B", "D"}],
     "03.7": [
         lambda whole: next(
             (f"checkpoint-{n}" for n in sorted((int(k[11:]) for k in whole if whole[k]), reverse=True)), None
