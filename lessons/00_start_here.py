@@ -482,13 +482,11 @@ check("00.1", lora_parameters)
 
 # %%
 from peft import get_peft_model
-from transformers import AutoConfig
 
 guess = ...
 with torch.device("meta"):  # shapes without numbers: this takes no memory
-    small = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    small = get_peft_model(small, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-came_out = small.num_parameters(only_trainable=True)
+    small = AutoModelForCausalLM.from_config(type(model.config).from_pretrained(base))
+came_out = get_peft_model(small, LoraConfig(r=4, target_modules="all-linear")).num_parameters(only_trainable=True)
 check("00.2", guess, came_out)
 
 # %% [markdown]
@@ -605,7 +603,7 @@ check("00.5", choice)
 #
 # **6.** *Repair*, 10 minutes, ••. A colleague trained a model on what `row_for` makes, and asks it with what `asking` makes. No error appears
 # anywhere, and the answers are nonsense. (If your model is the course's own, it was trained in the same form: the cell asks it in the
-# colleague's way.) Write both functions so that this can not happen, and give them to the check as `(row_for, asking)`.
+# colleague's way.) Write both functions so that this cannot happen, and give them to the check as `(row_for, asking)`.
 
 
 # %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
@@ -618,8 +616,7 @@ def their_asking(question):
 
 
 print([complete(their_asking(question)) for question in questions])
-both = ...  # (row_for, asking)
-check("00.6", both)
+check("00.6", ...)  # (row_for, asking)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -636,8 +633,7 @@ check("00.6", both)
 #     return {"prompt": asking(question), "completion": answer}
 #
 #
-# both = (row_for, asking)
-# check("00.6", both)
+# check("00.6", (row_for, asking))
 # ```
 # </details>
 #

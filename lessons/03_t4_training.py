@@ -82,8 +82,7 @@ table({
     "exact answers to held-out questions": f"{earlier['exact_match_before']:.0%} before, {earlier['exact_match_after']:.0%} after",
     "loss on held-out rows": f"{earlier['heldout_loss_before']:.2f} before, {earlier['heldout_loss_after']:.3f} after",
     "trained numbers": f"{earlier['trainable_parameters']:,}, in a file of {earlier['adapter_bytes'] / 1e6:.1f} MB",
-    "on": f"{earlier['machine']}, {earlier['date']}",
-}, columns=("a recorded run", ""))  # fmt: skip
+}, columns=("a recorded run", f"{earlier['machine']}, {earlier['date']}"))  # fmt: skip
 
 # %% [markdown]
 # ## 1 The data
@@ -268,7 +267,7 @@ table(plan.compare("upcast_non_quantized", False, True), "{:.2f}")
 # that share could be off with this number of rows (Wilson, 95%).
 
 # %%
-from helpers.evaluation import evaluate, loss_change
+from helpers.evaluation import evaluate
 
 scored = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
 scored |= {"batch_size": 64 if run.model.bundled else 8}  # rows at once; logits of a large vocabulary take memory
@@ -306,14 +305,7 @@ lora = LoraConfig(
 # %% [markdown]
 # ## 4 The arguments
 #
-# Which numbers does one take? These are the values of this run, and beside them those that `"auto"` means for a 7B model. A plan may take other rows at once than the recipe
-# says, as section 2 has shown; the rows per step stay the same.
-
-# %%
-table(run.beside_the_recipe(), columns=("parameter", "this run", "a 7B model"))
-
-# %% [markdown]
-# And here are the arguments that widely copied recipes set, and what each decides. Most of them are set in the three cells below.
+# Here are the arguments that widely copied recipes set, and what each decides. Most of them are set in the three cells below.
 #
 # | argument | what it decides | called in older texts |
 # |---|---|---|
@@ -336,7 +328,8 @@ table(run.beside_the_recipe(), columns=("parameter", "this run", "a 7B model"))
 # | `save_steps`, `save_total_limit` | how often a checkpoint is written, and how many are kept | |
 # | `report_to` | where the curves go besides this page: `tensorboard`, `trackio`, `wandb` | |
 #
-# First, what one step is:
+# First, what one step is. The table below the cell shows the values of this run, and beside them those that `"auto"` means for a 7B model. (A plan may take other rows at once than the
+# recipe says, as section 2 has shown; the rows per step stay the same.)
 
 # %%
 steps = {
@@ -351,6 +344,7 @@ steps = {
     "max_grad_norm": 0.3,
     "optim": settings.optimizer,
 }
+table(run.beside_the_recipe(), columns=("parameter", "this run", "a 7B model"))
 
 # %% [markdown]
 # Next the number formats and the memory. With `fp16=True` the loss is multiplied by a large number before the backward pass, so that small gradients do not become zero, and the gradients are divided by it
@@ -487,7 +481,7 @@ verdict("the held-out loss fell, and did not rise again", fell,
 # %% [markdown]
 # Now the same questions again, by the same rule. If the two intervals do not overlap, the choice of rows does not explain the difference. (Another seed would still give a slightly different adapter.)
 #
-# On data of your own, where many answers may be right, look at the loss instead, and read the answers. `loss_change` compares each row with itself, before and after, and
+# On data of your own, where many answers may be right, look at the loss instead, and read the answers. `after.change_from(before)` compares each row with itself and
 # says how far the change of the loss could be off. If its whole interval lies below zero, the model has become better at rows like these.
 
 # %%
@@ -497,7 +491,7 @@ with plan.guarded(), monitor.phase("evaluate"):
 # %% tags=["nbval-ignore-output"] reason="answers before training, losses and shares vary with the machine"
 import textwrap
 
-change, (low, high) = loss_change(before, after)
+change, (low, high) = after.change_from(before)
 print(
     f"before: {before}\nafter:  {after}\nchange of the loss: {change:+.3f} nats per token (95%: {low:+.3f} to {high:+.3f})"
 )
@@ -759,7 +753,7 @@ check("03.5", my_guess)
 # Four times the tokens make four times the activations, but weights and adapters stay what they are. So the peak grows by much less.
 # </details>
 #
-# **6. Decide** (5 minutes, ••). Four runs on your own data. `loss_change` said of each how the loss on the held-out rows changed, and how far that could be off:
+# **6. Decide** (5 minutes, ••). Four runs on your own data. `after.change_from(before)` said of each how the loss on the held-out rows changed, and how far that could be off:
 #
 # - A: -0.08 nats per token (95%: -0.20 to +0.04)
 # - B: -0.05 nats per token (95%: -0.08 to -0.02)

@@ -6,7 +6,6 @@ from helpers.evaluation.scores import (
     completion_loss,
     evaluate,
     exact_match,
-    loss_change,
     wilson_interval,
 )
 
@@ -16,6 +15,5 @@ __all__ = [
     "evaluate",  # loss, exact match and its interval on held-out rows
     "Evaluation",  # what evaluate found
     "completion_loss",  # the loss on the answers alone, in nats a token
-    "loss_change",  # how much a loss changed, row by row, with its 95% interval
     "wilson_interval",  # the 95% interval of a share
 ]

@@ -60,6 +60,25 @@ class Evaluation:
         low, high = self.interval
         return f"loss {self.loss:.3f}, exact match {self.exact_match:.1%} ({low:.1%} to {high:.1%})"
 
+    def change_from(self, before: "Evaluation", draws: int = 2000) -> tuple[float, tuple[float, float]]:
+        """How much the loss changed since `before`, in nats per token, and its 95% interval: each row against itself.
+
+        The rows are drawn anew, with replacement, `draws` times, and the change is computed for each draw; the interval holds
+        the middle 95% of these changes (the percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap,
+        1993, chapter 13). It says how far the choice of held-out rows could be to blame, and nothing of another seed.
+        ValueError if the two did not score the same rows.
+        """
+        import numpy
+
+        first, then = (numpy.array(score.row_losses, dtype=float).reshape(-1, 2) for score in (before, self))
+        if not first[:, 1].any() or not numpy.array_equal(first[:, 1], then[:, 1]):
+            raise ValueError("the two evaluations are not of the same rows, so no row can be compared with itself")
+        seen = first[:, 1] > 0  # the completion of a row may begin beyond max_length
+        change, tokens = (then[:, 0] - first[:, 0])[seen], first[seen, 1]
+        drawn = numpy.random.default_rng(0).integers(len(change), size=(draws, len(change)))
+        low, high = numpy.quantile(change[drawn].sum(1) / tokens[drawn].sum(1), (0.025, 0.975))
+        return float(change.sum() / tokens.sum()), (float(low), float(high))
+
 
 def evaluate(
     model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64, max_length: int = 512
@@ -130,23 +149,3 @@ def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[floa
     centre = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def loss_change(before: Evaluation, after: Evaluation, draws: int = 2000) -> tuple[float, tuple[float, float]]:
-    """How much the loss changed, in nats per token, and its 95% interval: each row is compared with itself.
-
-    The rows are drawn anew, with replacement, `draws` times, and the change is computed for each draw; the interval holds the
-    middle 95% of these changes (the percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-    chapter 13). It says how far the choice of held-out rows could be to blame, and nothing of another seed.
-    ValueError if the two did not score the same rows.
-    """
-    import numpy
-
-    first, then = (numpy.array(score.row_losses, dtype=float).reshape(-1, 2) for score in (before, after))
-    if not first[:, 1].any() or not numpy.array_equal(first[:, 1], then[:, 1]):
-        raise ValueError("the two evaluations are not of the same rows, so no row can be compared with itself")
-    seen = first[:, 1] > 0  # the completion of a row may begin beyond max_length
-    change, tokens = (then[:, 0] - first[:, 0])[seen], first[seen, 1]
-    drawn = numpy.random.default_rng(0).integers(len(change), size=(draws, len(change)))
-    low, high = numpy.quantile(change[drawn].sum(1) / tokens[drawn].sum(1), (0.025, 0.975))
-    return float(change.sum() / tokens.sum()), (float(low), float(high))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.evaluation import Evaluation, completion_loss, evaluate, loss_change, wilson_interval
+from helpers.evaluation import Evaluation, completion_loss, evaluate, wilson_interval
 from helpers.models import BUNDLED_MODEL
 
 
@@ -90,7 +90,7 @@ def test_the_interval_of_a_change_is_that_of_a_paired_t_test_where_that_is_right
     rng = numpy.random.default_rng(3)
     first = rng.normal(3, 1, 400)
     then = first - rng.normal(0.05, 0.3, 400)  # rows differ by more than the change: only pairs show it
-    change, (low, high) = loss_change(scored(list(first)), scored(list(then)))
+    change, (low, high) = scored(list(then)).change_from(scored(list(first)))
     t = 1.966  # the 97.5th percentile of Student's t with 399 degrees of freedom
     paired, unpaired = (then - first).std(ddof=1) / 20, (then.var(ddof=1) + first.var(ddof=1)) ** 0.5 / 20
     assert change == pytest.approx((then - first).mean())
@@ -100,7 +100,7 @@ def test_the_interval_of_a_change_is_that_of_a_paired_t_test_where_that_is_right
 
 def test_a_change_is_per_token_and_rows_without_a_token_do_not_count():
     before, after = scored([2.0, 9.0, 0.0], [1, 3, 0]), scored([1.0, 6.0, 0.0], [1, 3, 0])
-    assert loss_change(before, after) == (-1.0, (-1.0, -1.0))
+    assert after.change_from(before) == (-1.0, (-1.0, -1.0))
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_a_change_is_per_token_and_rows_without_a_token_do_not_count():
 )
 def test_other_rows_are_not_compared(before, after):
     with pytest.raises(ValueError, match="not of the same rows"):
-        loss_change(before, after)
+        after.change_from(before)
