@@ -7,7 +7,7 @@ from helpers.machine import GIB
 from helpers.memory.replay import Prediction, least_peak, predict
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
-from helpers.memory.terms import weight_bytes
+from helpers.memory.sizes import weight_bytes
 
 MARGIN = 0.05  # of a GPU, which tensors leave free: what a prediction may be off
 

@@ -172,18 +172,22 @@ def experts_in(given) -> str:
     inside = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, (list, tuple)) else ()
     for key, value in inside:
         numbers = value if isinstance(value, (list, tuple)) else [value]
-        told = any(isinstance(n, int) and not isinstance(n, bool) and n > 1 for n in numbers)
-        if told and any(word in str(key).lower() for word in ("expert", "moe")):
+        if any(is_count(n, 2) for n in numbers) and any(word in str(key).lower() for word in ("expert", "moe")):
             return f"{key} is {value!r}"
         if found := experts_in(value):
             return found
     return ""
 
 
+def is_count(value, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least `least`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _count(given: dict, key: str, default=None) -> int:
     value = given.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise CannotPredict(f"config: {key} is {value!r}; it must be a whole number above 0")
     return value
 

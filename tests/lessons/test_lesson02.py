@@ -10,8 +10,10 @@ import time
 import pytest
 
 from helpers import COURSE_ROOT
-from helpers.memory import GIB, GPUS, fits, gpu_of, predict, read_rows, terms
+from helpers.machine import GIB
+from helpers.memory import GPUS, fits, gpu_of, labels, predict
 from helpers.memory.planner import MARGIN
+from helpers.records import read_rows
 from helpers.widgets import calculator
 from tests.memory.cases import forget
 from tests.pace import paces
@@ -167,8 +169,8 @@ def test_groups_of_the_bar_add_up_to_the_peak(settings):
     groups = calculator.grouped(prediction)
     assert sum(groups.values()) == prediction.peak_allocated
     named = {part for parts in calculator.GROUPS.values() for part in parts}
-    assert named <= set(terms.LABELS)
-    nameless = {terms.WORKSPACES, terms.INPUT_IDS, terms.ROUNDING}
+    assert named <= set(labels.LABELS)
+    nameless = {labels.WORKSPACES, labels.INPUT_IDS, labels.ROUNDING}
     assert set(prediction.parts) - named <= nameless, "a part belongs to no group"
 
 

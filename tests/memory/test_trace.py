@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from helpers.memory import RunSpec, shape_of
-from helpers.memory.layers import play
 from helpers.memory.loss import FULL_WIDTHS
+from helpers.memory.programs import taped
 from helpers.memory.runs import kind_of
 from helpers.memory.shapes import KNOWN
 
@@ -81,12 +81,12 @@ def played(name: str, trained: bool, checkpointed: bool) -> tuple[int, int, int]
         attention=attention_of(name),
     )  # fmt: skip
     kind = kind_of(shape_of(AutoConfig.for_model(name, **SIZES)), spec)
-    layer = play(dataclasses.replace(kind, full=trained), checkpointed)
-    lasting, given, totals, now = (*layer.gradients, layer.result), (layer.source, layer.gradient), [], 0
+    layer = taped(dataclasses.replace(kind, full=trained), checkpointed)
+    given, totals, now = (layer.source, layer.gradient), [], 0
     for made, buffer in enumerate(layer.buffers):
         now += 0 if buffer in given else buffer.size
         totals.append(now - (layer.out.size if made >= layer.forward else 0))
-        now -= sum(x.size for x in layer.buffers if x.last == made and x not in (*lasting, *given, layer.out))
+        now -= sum(x.size for x in layer.buffers if x.last == made and x not in given)
         if made == layer.forward - 1:
             kept = now - layer.out.size
     return max(totals[: layer.forward]), kept, max(totals[layer.forward :])

@@ -1,38 +1,25 @@
-"""The terms of the sum: what memory is held for, by name, and the sizes of what stays through a training run."""
+"""Sizes of what stays all through a run: weights, adapters, optimizer states, and the cache of a model that generates."""
 
 import functools
 
-from helpers.memory.shapes import CannotPredict, Linear, Shape, shape_of
+from helpers.memory.labels import CODES, PLAIN, SCALES, TABLES
+from helpers.memory.shapes import CannotPredict, Linear, Shape, is_count, shape_of
 
 MIB = 2**20
+PAGE = 512  # bytes: what torch rounds sizes up to (`c10/cuda/CUDACachingAllocator.h`)
 WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes a value
-
-# Every allocation of a replay carries one of these; `Prediction.parts` is what is alive at the peak, by them.
-CODES, SCALES = "quantized weights", "quantization scales"
-TABLES, PLAIN = "embeddings and head", "norms, biases, 16-bit weights"
-UPCAST = "float32 copies of what is not quantized"
-ADAPTERS, STATES, WORKSPACES = "adapters", "optimizer states", "cuBLAS workspaces"
-INPUT_IDS = "token ids, masks, rotary tables"
-KEPT, INPUTS = "activations kept for backward", "layer inputs kept by checkpointing"
-ACTIVATIONS, DEQUANTIZED, CASTS = "one layer's activations", "a dequantized weight", "16-bit copies of the adapters"
-GRADIENTS, WEIGHT_GRADIENTS = "gradients of activations", "gradients of weights"
-FINAL, LOGITS = "final norm and hidden states", "tile of logits"
-STEPPING = "optimizer scratch"
-ROUNDING = "blocks larger than what they hold"  # see helpers/memory/allocator.py
-LABELS = (
-    CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WORKSPACES, INPUT_IDS, KEPT, INPUTS, ACTIVATIONS, DEQUANTIZED,
-    CASTS, GRADIENTS, WEIGHT_GRADIENTS, FINAL, LOGITS, STEPPING, ROUNDING,
-)  # fmt: skip
-# What does not grow with the rows.
-STAYING = (CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WEIGHT_GRADIENTS)
-
 PAGED_FROM = 100_000  # bitsandbytes optim/optimizer.py get_state_buffer: smaller states are not paged
 EIGHT_BIT_FROM = 4096  # the same file, min_8bit_size: smaller states stay 32-bit
 
 
+def pages(size: int) -> int:
+    """Bytes in units of 512, rounded up, at least one."""
+    return -(-size // PAGE) or 1
+
+
 def blocks(*sizes: int) -> int:
-    """Bytes that tensors of these sizes take: torch rounds each up to 512 (`c10/cuda/CUDACachingAllocator.h`)."""
-    return sum(-(-size // 512) * 512 for size in sizes)
+    """Bytes that tensors of these sizes take, each rounded up."""
+    return PAGE * sum(map(pages, sizes))
 
 
 @functools.lru_cache(maxsize=512)
@@ -92,7 +79,7 @@ def kv_cache_bytes(config, tokens: int, batch: int = 1, dtype: str = "float16") 
     if dtype not in WIDTH:
         raise CannotPredict(f"dtype is {dtype!r}; allowed: {', '.join(WIDTH)}")
     for name, value in (("tokens", tokens), ("batch", batch)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             raise CannotPredict(f"{name} is {value!r}; it must be a whole number above 0")
     if shape.window and shape.model_type.startswith("qwen"):
         raise CannotPredict("config: use_sliding_window is True; which layers slide is not described here")
