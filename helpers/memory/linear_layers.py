@@ -111,7 +111,7 @@ def project(tape: Tape, x: Value, layers: list[Linear], source: Buffer | None = 
         scratch = dequantize(tape, layer)
         outputs.append(tape.after(tape.new(kind.tokens * layer.outputs, width), *scratch))
 
-    def backward(gradients, *saved):
+    def backward(g, *saved):
         result = None
         for layer in layers:
             weight = dequantize(tape, layer)[-1]
@@ -124,7 +124,7 @@ def project(tape: Tape, x: Value, layers: list[Linear], source: Buffer | None = 
                 tape.gradients.append(tape.new(kind.rank * size, kind.adapter, WEIGHT_GRADIENTS))
         return [tape.after(result, again)]
 
-    node = tape.node([x.node], backward, len(layers))
+    node = tape.node([x.node], backward, joins=True)
     tape.save(node, *kept)
     tape.use(x, *kept)
     sizes = [kind.tokens * layer.outputs for layer in layers]

@@ -4,9 +4,9 @@ import functools
 
 from helpers.memory.allocator import Allocator
 from helpers.memory.labels import ADAPTERS, PLAIN, SCALES, TABLES, UPCAST
-from helpers.memory.runs import QKVO, RunSpec, trained_sizes
+from helpers.memory.runs import RunSpec, trained_sizes
 from helpers.memory.shapes import Shape
-from helpers.memory.sizes import PAGE, WIDTH, arrivals
+from helpers.memory.sizes import PAGE, WIDTH, layer_arrivals
 
 
 def prepared(shape: Shape, spec: RunSpec) -> tuple[Allocator, int]:
@@ -43,8 +43,7 @@ def load(heap: Allocator, shape: Shape, spec: RunSpec) -> list[tuple]:
     """Load the model as transformers does; returns the 16-bit blocks, in the order in which they are upcast.
 
     First one block as large as the weights will be, taken and given back (`modeling_utils.py
-    caching_allocator_warmup`); then tensor by tensor in the order of their names, each quantized as it arrives. Within a
-    layer that is input_layernorm, mlp, post_..., pre_..., self_attn.
+    caching_allocator_warmup`); then tensor by tensor in the order of their names, each quantized as it arrives.
     """
     linears = sum(linear.weights for linear in shape.linears) * shape.layers
     each = {None: 2, "int8": 1}.get(spec.quant_type, 0.5)
@@ -54,14 +53,8 @@ def load(heap: Allocator, shape: Shape, spec: RunSpec) -> list[tuple]:
     tables = [heap.take(TABLES, 2 * shape.vocab * shape.hidden) for _ in range(1 if shape.tied else 2)]
     if spec.quant_type in ("nf4", "fp4") and spec.double_quant:
         heap.take(SCALES, 1024)  # bitsandbytes' table for 8-bit scales, one for all
-    norms = [((PLAIN, 2 * size, True),) for size in shape.norms]
-    mlp: list = []
-    attention: list = []
-    for linear in sorted(shape.linears, key=lambda linear: linear.name):
-        part = attention if linear.name in (*QKVO, "qkv_proj") else mlp
-        part.append(arrivals(linear, spec.quant_type, spec.double_quant))
     plain = [tables.pop()]  # the embedding
-    for made in [norms[0], *mlp, *norms[1:], *attention] * shape.layers:
+    for made in layer_arrivals(shape, spec.quant_type, spec.double_quant) * shape.layers:
         blocks = [heap.take(label, size) for label, size, _ in made]
         for block, (label, _, stays) in zip(blocks, made, strict=True):
             if not stays:

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from helpers.memory.decoder_layer import decoder_layer
 from helpers.memory.labels import ACTIVATIONS, CASTS, KEPT
@@ -53,12 +53,7 @@ class LayerPrograms:
     backward: Program = field(default_factory=Program)
 
 
-@functools.lru_cache(maxsize=1024)
-def taped(kind: Kind, checkpoint: bool, first: bool = False) -> Tape:
-    """The tape of a layer of this kind (see Tape)."""
-    if kind.offload and not checkpoint:  # nothing of this layer is offloaded
-        kind = replace(kind, offload=False)
-    return Tape(kind, decoder_layer, checkpoint, first)
+tape_of = functools.lru_cache(maxsize=1024)(Tape)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -67,7 +62,7 @@ def layer_programs(kind: Kind, checkpoint: bool, first: bool, out_label: str) ->
 
     What forward makes and backward still uses counts as kept. Autocast's copies of adapters outlive the forward pass.
     """
-    tape = taped(kind, checkpoint, first)
+    tape = tape_of(kind, decoder_layer, checkpoint, first)
     given = (tape.source, tape.gradient)
     played = {x for x in tape.buffers if x.size >= LEFT_OUT or x is tape.out or x in given}
     found = LayerPrograms(

@@ -8,6 +8,7 @@ from helpers.memory.shapes import CannotPredict, Linear, Shape, is_count, shape_
 MIB = 2**20
 PAGE = 512  # bytes: what torch rounds sizes up to (`c10/cuda/CUDACachingAllocator.h`)
 WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes a value
+MLP = ("down_proj", "gate_proj", "gate_up_proj", "up_proj")  # the others are attention's
 PAGED_FROM = 100_000  # bitsandbytes optim/optimizer.py get_state_buffer: smaller states are not paged
 EIGHT_BIT_FROM = 4096  # the same file, min_8bit_size: smaller states stay 32-bit
 
@@ -47,18 +48,28 @@ def arrivals(linear: Linear, quant_type: str | None, double_quant: bool) -> tupl
     return tuple(made)
 
 
+def layer_arrivals(shape: Shape, quant_type: str | None, double_quant: bool) -> list[tuple[tuple[str, int, bool], ...]]:
+    """`arrivals` of each weight of a decoder layer, as their names go: input_layernorm, mlp, post_..., pre_..., self_attn."""
+    norms = [((PLAIN, 2 * size, True),) for size in shape.norms]
+    mlp: list = []
+    attention: list = []
+    for linear in sorted(shape.linears, key=lambda linear: linear.name):
+        part = mlp if linear.name in MLP else attention
+        part.append(arrivals(linear, quant_type, double_quant))
+    return [norms[0], *mlp, *norms[1:], *attention]
+
+
 @functools.lru_cache(maxsize=512)
 def weight_bytes(shape: Shape, quant_type: str | None, double_quant: bool) -> dict[str, int]:
     """Bytes of the loaded model, by kind: quantized codes, their scales, and what stays 16-bit, each in whole blocks.
 
     transformers leaves embeddings, head, norms and biases in `load_dtype`.
     """
-    found = {CODES: 0, SCALES: 0, TABLES: blocks(2 * shape.vocab * shape.hidden) * (1 if shape.tied else 2), PLAIN: 0}
-    for linear in shape.linears:
-        for label, size, stays in arrivals(linear, quant_type, double_quant):
+    found = {CODES: 0, SCALES: 0, TABLES: blocks(2 * shape.vocab * shape.hidden) * (1 if shape.tied else 2)}
+    found[PLAIN] = blocks(2 * shape.hidden, *(2 * shape.head_dim,) * 2)  # the final norm, rotary frequencies and a copy
+    for made in layer_arrivals(shape, quant_type, double_quant):
+        for label, size, stays in made:
             found[label] += shape.layers * blocks(size) if stays else 0
-    found[PLAIN] += shape.layers * blocks(*(2 * size for size in shape.norms)) + blocks(2 * shape.hidden)
-    found[PLAIN] += blocks(2 * shape.head_dim, 2 * shape.head_dim)  # float32 inverse frequencies of half, and a copy
     return found
 
 

@@ -40,13 +40,14 @@ class Node:
     """One operation in the autograd graph.
 
     `edges`: the operations that made its inputs. `saved`: buffers, or their numbers under checkpointing.
-    `backward(gradient, *saved)` returns a gradient for each edge; the layer's input has none.
+    `backward(gradient, *saved)` returns a gradient for each edge; the layer's input has none. `joins`: it has several
+    outputs, whose gradients stay apart.
     """
 
     order: int
     edges: list
     backward: Callable | None
-    outputs: int = 1
+    joins: bool = False
     saved: list = field(default_factory=list)
 
 
@@ -117,9 +118,9 @@ class Tape:
 
     # -- autograd
 
-    def node(self, edges, backward, outputs: int = 1) -> Node:
+    def node(self, edges, backward, joins: bool = False) -> Node:
         self.ticks += 1
-        return Node(self.ticks, edges, backward, outputs)
+        return Node(self.ticks, edges, backward, joins)
 
     def save(self, node: Node, *buffers) -> None:
         """Keep buffers for a node's backward pass."""
@@ -159,29 +160,25 @@ class Tape:
 
     def _run(self, node: Node, gradient: Buffer) -> None:
         """The backward pass: the latest operation first; a gradient that arrives second is added in place."""
-        waiting: dict = {node: gradient}  # of an edge with several outputs, a list
+        waiting = {node: [gradient]}
         queue = [(-node.order, node)]
         while queue:
             _, node = heapq.heappop(queue)
-            gradient = waiting.pop(node)
+            gradients = waiting.pop(node)
             if node.backward is None:  # the layer's input
-                self.result = gradient
+                (self.result,) = gradients
                 continue
             saved = [self._unpack(x) if isinstance(x, int) else x for x in node.saved]
-            made = node.backward(gradient, *saved)
-            self.use(gradient, saved, made)
+            made = node.backward(gradients[0], *saved)
+            self.use(gradients, saved, made)
             for edge, arrived in zip(node.edges, made, strict=True):
                 if edge is None or arrived is None:
                     continue
-                if edge.outputs > 1:  # waits for a gradient of each of its outputs
-                    waiting.setdefault(edge, []).append(arrived)
-                    if len(waiting[edge]) < edge.outputs:
-                        continue
-                elif edge in waiting:
-                    continue
-                else:
-                    waiting[edge] = arrived
-                heapq.heappush(queue, (-edge.order, edge))
+                if edge not in waiting:
+                    waiting[edge] = []
+                    heapq.heappush(queue, (-edge.order, edge))
+                if not waiting[edge] or edge.joins:
+                    waiting[edge].append(arrived)
 
     def _unpack(self, number: int) -> Buffer:
         """A saved tensor under checkpointing; the first that is asked for has the layer played again."""

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from helpers.memory import RunSpec, shape_of
+from helpers.memory.decoder_layer import decoder_layer
 from helpers.memory.loss import FULL_WIDTHS
-from helpers.memory.programs import taped
 from helpers.memory.runs import kind_of
 from helpers.memory.shapes import KNOWN
+from helpers.memory.tape import Tape
 
 ROWS, LENGTH = 2, 256
 SIZES = {
@@ -81,7 +82,7 @@ def played(name: str, trained: bool, checkpointed: bool) -> tuple[int, int, int]
         attention=attention_of(name),
     )  # fmt: skip
     kind = kind_of(shape_of(AutoConfig.for_model(name, **SIZES)), spec)
-    layer = taped(dataclasses.replace(kind, full=trained), checkpointed)
+    layer = Tape(dataclasses.replace(kind, full=trained), decoder_layer, checkpointed)
     given, totals, now = (layer.source, layer.gradient), [], 0
     for made, buffer in enumerate(layer.buffers):
         now += 0 if buffer in given else buffer.size
