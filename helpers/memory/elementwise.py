@@ -42,6 +42,7 @@ def norm(tape: Tape, x: Value, rows: int) -> Value:
     weight. Gemma-2 multiplies by the weight in float32. Liger's kernel saves its input and one value a row.
     """
     kind, values, width = tape.kind, x.values, x.width
+    scaled = 4 if kind.shape.gemma else width  # bytes a value of what the weight multiplies
     if kind.liger:
         return tape.apply(values, width, [x], lambda g, *saved: [g], save_after=(x.buffer, tape.new(rows, 4)))
 
@@ -56,20 +57,20 @@ def norm(tape: Tape, x: Value, rows: int) -> Value:
         return [out, tape.new_gradient(rows, 4) if square.node else None]
 
     def backward_weight(g, y):
-        out = tape.new_gradient(values, width)
-        tape.new_gradient(values, width)  # summed to the weight's gradient
+        out = tape.new_gradient(values, scaled)
+        tape.new_gradient(values, scaled)  # summed to the weight's gradient
         return [out]
 
     wide = cast(tape, x, 4)
     square = tape.apply(values, 4, [wide], backward_square, (wide.buffer,))
     scale = tape.after(Value(tape.new(rows, 4), rows, 4, square.node), square)
     y = tape.apply(values, 4, [wide, scale], backward_scale, (wide.buffer, scale.buffer))
-    if kind.shape.gemma:
-        return cast(tape, each(tape, y), width)
-    y = cast(tape, y, width)
+    y = cast(tape, y, scaled)
     if kind.full:
-        return tape.apply(values, width, [y], backward_weight, (y.buffer,), trained=True)
-    return each(tape, y)
+        y = tape.apply(values, scaled, [y], backward_weight, (y.buffer,), trained=True)
+    else:
+        y = each(tape, y)
+    return cast(tape, y, width)
 
 
 def norm_again(tape: Tape, values: int, width: int):
