@@ -16,7 +16,7 @@ def linear(tape: Tape, x: Value, layer: Linear) -> Value:
     result = base(tape, x, layer)
     if layer.name not in kind.targets:
         return result
-    if kind.quant in ("nf4", "fp4"):  # "defensively clone", says PEFT
+    if kind.quant == "nf4":  # "defensively clone", says PEFT
         result = each(tape, result, passes=True)
     inner = cast(tape, x, kind.adapter) if kind.quant is None else x
     low = _adapter(tape, dropout(tape, inner), kind.rank * layer.inputs, kind.tokens * kind.rank)

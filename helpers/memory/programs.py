@@ -2,13 +2,13 @@
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from helpers.memory.decoder_layer import decoder_layer
 from helpers.memory.labels import ACTIVATIONS, CASTS, KEPT
 from helpers.memory.runs import Kind
 from helpers.memory.sizes import pages
-from helpers.memory.tape import Buffer, Tape
+from helpers.memory.tape import Tape
 
 LEFT_OUT = 4096  # bytes: smaller tensors of a layer are not played
 
@@ -39,18 +39,13 @@ class Program:
         return top, now, {slot: change for slot, change in left.items() if change > 0}
 
 
-@dataclass
-class LayerPrograms:
-    """A layer's two programs over the same slots, and the slots in which blocks come and go."""
+class LayerPrograms(NamedTuple):
+    """A layer's two programs, whose slots are the numbers of its tape's buffers."""
 
-    source: int | None  # None under checkpointing, where it stays with the caller
-    out: int
-    gradient: int
-    result: int | None  # None where the input needs no gradient
-    gradients: list[int]  # of weights
-    casts: list[int] = field(default_factory=list)  # autocast's copies, until the forward pass of all layers ends
-    forward: Program = field(default_factory=Program)
-    backward: Program = field(default_factory=Program)
+    tape: Tape
+    forward: Program
+    backward: Program
+    casts: list[int]  # slots of autocast's copies, which live until the forward pass of all layers ends
 
 
 tape_of = functools.lru_cache(maxsize=1024)(Tape)
@@ -60,26 +55,19 @@ tape_of = functools.lru_cache(maxsize=1024)(Tape)
 def layer_programs(kind: Kind, checkpoint: bool, first: bool, out_label: str) -> LayerPrograms:
     """A layer as programs. Its input and its output's gradient are given to it; its output gets a label of its own.
 
-    What forward makes and backward still uses counts as kept. Autocast's copies of adapters outlive the forward pass.
+    What forward makes and backward still uses counts as kept.
     """
     tape = tape_of(kind, decoder_layer, checkpoint, first)
+    found = LayerPrograms(tape, Program(), Program(), [])
     given = (tape.source, tape.gradient)
-    played = {x for x in tape.buffers if x.size >= LEFT_OUT or x is tape.out or x in given}
-    found = LayerPrograms(
-        source=tape.source.made,
-        out=tape.out.made,
-        gradient=tape.gradient.made,
-        result=tape.result.made if tape.result else None,
-        gradients=[x.made for x in tape.gradients if x in played],
-    )
-    ending: dict[int | None, list[Buffer]] = defaultdict(list)
-    for x in tape.buffers:
-        if x in played:
-            ending[x.last].append(x)
+    played = [x for x in tape.buffers if x.size >= LEFT_OUT or x is tape.out or x in given]
+    ending = defaultdict(list)
+    for x in played:
+        ending[x.last].append(x)
     for x in tape.buffers:
         in_forward = x.made < tape.forward
         program = found.forward if in_forward else found.backward
-        if x in played and x not in given:
+        if (x.size >= LEFT_OUT or x is tape.out) and x not in given:
             label = x.label
             if x is tape.out:
                 label = out_label

@@ -153,13 +153,13 @@ class Step:
         inputs, held, casts = [embedded], [], []
         for i, layer in enumerate(self.layers):
             self.heap.moment = f"forward pass of layer {i}"
-            own = {layer.source: inputs[i]}
+            own = {layer.tape.source.made: inputs[i]}  # under checkpointing it has no number, and is not played
             self.heap.play(layer.forward, own)
             casts += [own[slot] for slot in layer.casts]
             # Of what is offloaded, the embedding's output stays: gradients are asked of it.
             if self.checkpointed[i] and self.kind.offload and i:
                 self.heap.give(inputs[i])
-            inputs.append(own[layer.out])
+            inputs.append(own[layer.tape.out.made])
             held.append(own)
         return inputs, held, casts
 
@@ -167,12 +167,12 @@ class Step:
         """All layers, the last one first: (the gradient of the embedding's output or None, gradients of weights)."""
         gradients = []
         for i in reversed(range(len(self.layers))):
-            layer, own, again = self.layers[i], held[i], " (recomputed)" if self.checkpointed[i] else ""
+            tape, own, again = self.layers[i].tape, held[i], " (recomputed)" if self.checkpointed[i] else ""
             self.heap.moment = f"backward pass of layer {i}{again}"
-            own[layer.gradient] = gradient
-            self.heap.play(layer.backward, own)
-            gradient = None if layer.result is None else own[layer.result]
-            gradients += [own[slot] for slot in layer.gradients]
+            own[tape.gradient.made] = gradient
+            self.heap.play(self.layers[i].backward, own)
+            gradient = own[tape.result.made] if tape.result else None
+            gradients += [own[x.made] for x in tape.gradients if x.made in own]
             if self.checkpointed[i] and i and not self.kind.offload:
                 self.heap.give(inputs[i])
         return gradient, gradients

@@ -90,9 +90,9 @@ class RunSpec:
 
     def __post_init__(self):
         modules = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
-        if not isinstance(modules, str):
-            modules = None if self.rank is None or not modules else tuple(modules)
-        object.__setattr__(self, "target_modules", modules)
+        if self.rank is None or not modules:
+            modules = None
+        object.__setattr__(self, "target_modules", tuple(modules) if isinstance(modules, (list, set, frozenset)) else modules)
         for fault in self._faults():
             raise CannotPredict(f"spec: {fault}")
 
@@ -106,9 +106,13 @@ class RunSpec:
             value = getattr(self, field)
             if not (field == "rank" and full) and not is_count(value, least):
                 yield f"{field} is {value!r}; it must be a whole number of at least {least}"
-        if isinstance(self.target_modules, str):
-            yield f"target_modules is {self.target_modules!r}; give a list of names, or 'all-linear'"
-        if not 0 <= self.lora_dropout < 1:
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
+                yield f"{field.name} is {getattr(self, field.name)!r}; it must be True or False"
+        names = self.target_modules or ()
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            yield f"target_modules is {names!r}; give a list of names, or 'all-linear'"
+        if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
             yield f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1"
         if full and self.quant_type is not None:
             yield f"rank is None with quant_type {self.quant_type!r}; quantized weights cannot train, set a rank"
@@ -138,6 +142,8 @@ def spec_of(spec) -> RunSpec:
     """A RunSpec from a RunSpec or a dictionary of its fields."""
     if isinstance(spec, RunSpec):
         return spec
+    if not isinstance(spec, dict):
+        raise CannotPredict(f"spec: {spec!r:.60} is no RunSpec; give one, or a dictionary of its fields")
     names = {field.name for field in dataclasses.fields(RunSpec)}
     unknown = sorted(set(spec) - names)
     if unknown:

@@ -113,9 +113,10 @@ def shape_of(config) -> Shape:
         return config
     if isinstance(config, (str, Path)):
         config = _load_config(str(config))
-    given = config if isinstance(config, dict) else config.to_dict()
-    given = {**given, **(given.get("text_config") or {})}
-    kind = _kind_of(given)
+    given = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(given, dict) or not isinstance(given.get("text_config") or {}, dict):
+        raise CannotPredict(f"config: {config!r:.60} is no configuration; give one, a dictionary, a folder or a hub id")
+    kind = _kind_of(given := {**given, **(given.get("text_config") or {})})
     flags: dict = {**DEFAULTS.get(kind, DEFAULTS["llama"])}
     flags |= {name: given[name] for name in (*flags, "tie_word_embeddings") if name in given}
     hidden, heads = _count(given, "hidden_size"), _count(given, "num_attention_heads")
@@ -136,7 +137,7 @@ def shape_of(config) -> Shape:
         kv_heads=kv_heads,
         head_dim=_count(flags, "head_dim", hidden // heads),
         tied=bool(flags.get("tie_word_embeddings")),
-        window=flags.get("sliding_window") if slides else None,
+        window=_count(flags, "sliding_window") if slides and flags.get("sliding_window") is not None else None,
         qkv_bias=kind == "qwen2" or attention_bias,
         o_bias=attention_bias,
         mlp_bias=bool(flags.get("mlp_bias")),
@@ -167,13 +168,15 @@ def experts_in(given) -> str:
     """The first key, at any depth, that tells of several experts, as "key is value"; "" where there is none.
 
     Such keys have "expert" or "moe" in their name (num_experts, num_local_experts, n_routed_experts, moe_topk, ...) and
-    a number above 1, or a list with one.
+    a number above 1, a list with one, or a list of several configurations.
     """
     inside = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, (list, tuple)) else ()
     for key, value in inside:
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if any(is_count(n, 2) for n in numbers) and any(word in str(key).lower() for word in ("expert", "moe")):
-            return f"{key} is {value!r}"
+        listed = list(value) if isinstance(value, (list, tuple)) else [value]
+        numbers = [float(n) for n in listed if str(n).removesuffix(".0").isdecimal()]  # also 8.0 and "8", but not True
+        several = max(numbers, default=sum(isinstance(one, dict) for one in listed)) > 1
+        if several and any(word in str(key).lower() for word in ("expert", "moe")):
+            return f"{key} is {value!r:.60}"
         if found := experts_in(value):
             return found
     return ""

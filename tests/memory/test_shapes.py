@@ -27,6 +27,12 @@ BAD_CONFIGS = [
     ({"text_config": {"ffn_config": {"moe_num_experts": 16}}}, "moe_num_experts is 16"),
     ({"blocks": [{"kind": "plain"}, {"expert_num": 4}]}, "expert_num is 4"),
     ({"num_experts": [1, 16]}, "num_experts is [1, 16]"),
+    ({"num_experts": 8.0}, "num_experts is 8.0"),
+    ({"num_experts": "8"}, "num_experts is '8'"),
+    ({"mlp": {"experts": [{"size": 64}, {"size": 64}]}}, "experts is [{'size': 64}"),
+    ({"sliding_window": 0}, "sliding_window is 0"),
+    ({"sliding_window": "4096"}, "sliding_window is '4096'"),
+    ({"text_config": [1]}, "is no configuration"),
 ]
 
 
