@@ -66,11 +66,9 @@ def norm(tape: Tape, x: Value, rows: int) -> Value:
     scale = tape.after(Value(tape.new(rows, 4), rows, 4, square.node), square)
     y = tape.apply(values, 4, [wide, scale], backward_scale, (wide.buffer, scale.buffer))
     y = cast(tape, y, scaled)
-    if kind.full:
-        y = tape.apply(values, scaled, [y], backward_weight, (y.buffer,), trained=True)
-    else:
-        y = each(tape, y)
-    return cast(tape, y, width)
+    if not kind.full:
+        return cast(tape, each(tape, y), width)
+    return cast(tape, tape.apply(values, scaled, [y], backward_weight, (y.buffer,), trained=True), width)
 
 
 def norm_again(tape: Tape, values: int, width: int):

@@ -92,7 +92,9 @@ class RunSpec:
         modules = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
         if self.rank is None or not modules:
             modules = None
-        object.__setattr__(self, "target_modules", tuple(modules) if isinstance(modules, (list, set, frozenset)) else modules)
+        object.__setattr__(
+            self, "target_modules", tuple(modules) if isinstance(modules, (list, set, frozenset)) else modules
+        )
         for fault in self._faults():
             raise CannotPredict(f"spec: {fault}")
 
