@@ -89,12 +89,10 @@ class RunSpec:
     trl_loss: str = "tiled"
 
     def __post_init__(self):
-        modules = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
-        if self.rank is None or not modules:
-            modules = None
-        object.__setattr__(
-            self, "target_modules", tuple(modules) if isinstance(modules, (list, set, frozenset)) else modules
-        )
+        names = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules or None
+        if isinstance(names, (list, set, frozenset)):
+            names = tuple(names)
+        object.__setattr__(self, "target_modules", None if self.rank is None else names)
         for fault in self._faults():
             raise CannotPredict(f"spec: {fault}")
 

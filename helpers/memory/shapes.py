@@ -1,12 +1,12 @@
 """What of a model's configuration decides memory: sizes, counts and a few yes or no, as a Shape."""
 
 import functools
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import CourseError
+from helpers.files import read_object
 
 
 class CannotPredict(CourseError, ValueError):
@@ -201,7 +201,10 @@ def _load_config(name: str) -> dict:
 
     file = Path(name) / "config.json"
     if file.is_file():
-        return json.loads(file.read_text())
+        try:
+            return read_object(file)
+        except ValueError as error:
+            raise CannotPredict(f"config: {name}: {error}") from error
     for short, preset in PRESETS.items():
         if name in (short, preset.hub_id):
             return dict(preset.shape)

@@ -136,3 +136,6 @@ def test_dictionary_folder_and_transformers_config_agree(tmp_path):
 def test_a_folder_without_a_configuration_is_one_line(tmp_path):
     with pytest.raises(CannotPredict, match="no configuration at"):
         predict(tmp_path / "nothing", LEAN)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CannotPredict, match="config.json is no readable JSON"):
+        predict(tmp_path, LEAN)
