@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 01 Quantization basics
 #
-# A 7B model in 16 bits all but fills a T4. In 4 bits it takes a quarter to a third of that memory, or a little more, as lesson 00
-# prints, and that is the Q of QLoRA. In this
-# lesson you build 4-bit quantization yourself, in functions of a few lines, and then find that they give what
+# A 7B model in 16 bits all but fills a T4. In 4 bits it takes a quarter to a third of that memory, or a little more,
+# and that is the Q of QLoRA. In this lesson you build 4-bit quantization yourself, in functions of a few lines, and then find that they give what
 # bitsandbytes gives: the same codes, the same constants, the same bytes.
 #
 # You need some Python and PyTorch. You need no GPU: the lesson compares bits, and does so on the CPU everywhere.

@@ -1,6 +1,14 @@
 """How good a model is: answers, exact match, the loss on held-out rows, intervals."""
 
-from helpers.evaluation.scores import Evaluation, answer, completion_loss, evaluate, exact_match, wilson_interval
+from helpers.evaluation.scores import (
+    Evaluation,
+    answer,
+    completion_loss,
+    evaluate,
+    exact_match,
+    loss_change,
+    wilson_interval,
+)
 
 __all__ = [
     "answer",  # greedy answers to prompts, in batches
@@ -8,5 +16,6 @@ __all__ = [
     "evaluate",  # loss, exact match and its interval on held-out rows
     "Evaluation",  # what evaluate found
     "completion_loss",  # the loss on the answers alone, in nats a token
+    "loss_change",  # how much a loss changed, row by row, with its 95% interval
     "wilson_interval",  # the 95% interval of a share
 ]

@@ -111,6 +111,11 @@ class Run:
         settings = self.settings
         return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
 
+    def beside_the_recipe(self) -> list[tuple]:
+        """Rows for `table`: a parameter of training, its value in this run, and what "auto" means for a 7B model."""
+        large = models.RECIPES["other"] | models.RECIPES.get(models.AUTO_LARGE, {})
+        return [(name, str(getattr(self.settings, name)), str(value)) for name, value in large.items()]
+
     @property
     def bulky(self) -> Path:
         """Where gigabytes go that are not to be kept: `folder`, but this machine's disk when `folder` is on Drive."""

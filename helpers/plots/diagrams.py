@@ -11,14 +11,15 @@ HELD = {
     "optimizer states": "#F8E3B0",
     "activations": PASSING,
 }
+DARK, OF_AN_ADAPTER = ("frozen weights", "activations"), ("trained weights", "gradients", "optimizer states")
 THIN = 0.035  # inches: a bar that is thinner would not be seen
 
 
 def lora(layers: dict, rank: int, alpha: float):
-    """W + (alpha / r) B A, drawn to scale, a row for each layer: `layers` maps its name to (outputs, inputs).
+    """W + (alpha / r) B A, a row for each layer at a scale of its own: `layers` maps its name to (outputs, inputs).
 
-    Within a row a millimetre is the same number of columns or rows in W, B and A; only what would be thinner than a hairline
-    is drawn as one.
+    Within a row a millimetre is the same number of columns or rows in W, B, A, x and y; only what would be thinner than a
+    hairline is drawn as one.
     """
     from matplotlib.figure import Figure
 
@@ -53,7 +54,7 @@ def _lora_row(ax, bottom: float, name: str, outputs: int, inputs: int, rank: int
         ax.text(x, middle, text, ha="center", va="center", fontsize=size, color=colour)
 
     ax.text(0.15, bottom + 2.6, name, fontsize=9.5, va="center", color=INK, weight="bold")
-    block(0.42, THIN * 2, high, PASSING, "")
+    block(0.44, THIN, high, PASSING, "")
     under(0.46, f"y\n{outputs:,}", PASSING)
     sign(0.74, "=")
     sign(1.02, "(", 62)
@@ -65,7 +66,9 @@ def _lora_row(ax, bottom: float, name: str, outputs: int, inputs: int, rank: int
     ax.text(x + 0.85, middle - 0.42, f"= {alpha:g} / {rank}", ha="center", va="top", fontsize=8.5, color=INK)
     b = x + 1.42
     block(b, thin, high, TRAINED, "")
-    ax.text(b - 0.07, middle + 0.3, "B", ha="right", va="center", fontsize=15, color=INK, style="italic")
+    ax.text(
+        b + thin / 2, middle + high / 2 + 0.04, "B", ha="center", va="bottom", fontsize=15, color=INK, style="italic"
+    )
     under(b + thin / 2, f"{outputs:,} × {rank}\ntrained, zero\nat first", INK)
     a = b + thin + 0.42
     block(a, wide, thin, TRAINED, "")
@@ -73,7 +76,7 @@ def _lora_row(ax, bottom: float, name: str, outputs: int, inputs: int, rank: int
     ax.text(a + wide / 2, above, "A", ha="center", va="bottom", fontsize=15, color=INK, style="italic")
     under(a + wide / 2, f"{rank} × {inputs:,}\ntrained, random at first")
     sign(a + wide + 0.22, ")", 62)
-    block(a + wide + 0.45, THIN * 2, wide, PASSING, "")
+    block(a + wide + 0.47, THIN, wide, PASSING, "")
     under(a + wide + 0.49, f"x\n{inputs:,}", PASSING)
 
 
@@ -85,15 +88,19 @@ def to_scale(ways: dict, cards: dict, title: str):
     ways = {way: {part: size / 1e9 for part, size in held.items()} for way, held in ways.items()}
     cards = {card: size / 1e9 for card, size in cards.items()}
     figure, ax = axes(title, "GB", "", size=(8.2, 1.9 + 0.62 * len(ways)))
-    left = dict.fromkeys(ways, 0.0)
+    left, widest = dict.fromkeys(ways, 0.0), max(sum(held.values()) for held in ways.values())
     for part, colour in HELD.items():
         if not any(held.get(part) for held in ways.values()):
             continue
         sizes = [held.get(part, 0.0) for held in ways.values()]
-        ax.barh(range(len(ways)), sizes, 0.62, list(left.values()), color=colour, label=part)
+        bars = ax.barh(range(len(ways)), sizes, 0.62, list(left.values()), color=colour, label=part)
+        inside = [f"{size:.1f}" if size > 0.03 * widest else "" for size in sizes]
+        ax.bar_label(bars, inside, label_type="center", fontsize=9, color="white" if part in DARK else INK)
         left = {way: left[way] + size for way, size in zip(ways, sizes, strict=True)}
-    for row, total in enumerate(left.values()):
-        text = ax.text(total + 0.6, row, f"{total:.1f} GB", va="center", fontsize=10, color=INK, zorder=5)
+    for row, (way, total) in enumerate(left.items()):
+        adapter = sum(ways[way].get(part, 0.0) for part in OF_AN_ADAPTER) if "frozen weights" in ways[way] else 0
+        said = f"{total:.1f} GB" + (f", {adapter:.1f} of it for the adapter" if adapter else "")
+        text = ax.text(total + 0.6, row, said, va="center", fontsize=10, color=INK, zorder=5)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     for card, size in cards.items():
         ax.axvline(size, color=INK, linestyle="--", linewidth=1, zorder=0)

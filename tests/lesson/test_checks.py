@@ -15,18 +15,18 @@ def zero(*size):
     return torch.zeros(*size)
 
 
-def layer(make_a, make_b, frozen=True, trained=True, added=True):
+def layer(make_a, make_b, frozen=True, trained=True, added=True, scale=lambda r, alpha: alpha / r):
     """A LoRA layer as somebody may write it for exercise 00.3."""
 
     class Layer(torch.nn.Module):
-        def __init__(self, base, r):
+        def __init__(self, base, r, alpha):
             super().__init__()
-            self.base = base.requires_grad_(not frozen)
+            self.base, self.scale = base.requires_grad_(not frozen), scale(r, alpha)
             self.A = torch.nn.Parameter(make_a(r, base.in_features), requires_grad=trained)
             self.B = torch.nn.Parameter(make_b(base.out_features, r), requires_grad=trained)
 
         def forward(self, x):
-            return (self.base(x) if added else 0) + x @ self.A.T @ self.B.T
+            return (self.base(x) if added else 0) + self.scale * (x @ self.A.T @ self.B.T)
 
     return Layer
 
@@ -35,14 +35,14 @@ def parsed(line: str) -> list[str]:
     return next(csv.reader([line]))
 
 
-def by_hand(text, cut, header=False, empty=False, strip=True, form="Question: {}\nAnswer:\n"):
+def by_hand(text, prompt_for, cut, header=False, empty=False, strip=True):
     """The rows of a CSV file, as somebody may make them for exercise 00.4."""
     rows = []
     for line in text.splitlines()[0 if header else 1 :]:
         question, answer = cut(line)[:2]
         question, answer = question.strip(), answer.strip() if strip else answer
         if answer or empty:
-            rows.append({"prompt": form.format(question), "completion": answer})
+            rows.append({"prompt": prompt_for(question), "completion": answer})
     return rows
 
 
@@ -53,21 +53,21 @@ def row_in(form):
     return lambda question, answer: {"prompt": form.format(question), "completion": answer}
 
 
-def from_pandas(text):
+def from_pandas(text, prompt_for):
     import pandas
 
     frame = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).apply(
         lambda column: column.str.strip()
     )
     frame = frame[frame["answer"] != ""]
-    frame["prompt"] = "Question: " + frame["question"] + "\nAnswer:\n"
+    frame["prompt"] = frame["question"].map(prompt_for)
     return frame.rename(columns={"answer": "completion"})[["prompt", "completion"]].to_dict("records")
 
 
-def from_datasets(text):
+def from_datasets(text, prompt_for):
     from datasets import Dataset
 
-    return Dataset.from_list(by_hand(text, parsed))
+    return Dataset.from_list(by_hand(text, prompt_for, parsed))
 
 
 def lora_in_numpy(inputs, outputs, r):
@@ -102,17 +102,22 @@ MISTAKES = {
         (layer(torch.randn, zero, frozen=False), "W.requires_grad_"),
         (layer(torch.randn, zero, trained=False), "nothing in it can be trained"),
         (layer(torch.randn, zero, added=False), "before any training"),
-        (lambda frozen, r: lambda x: x, "where W gives"),
+        (lambda frozen, r, alpha: lambda x: x, "where W gives"),
+        (layer(torch.randn, zero, scale=lambda r, alpha: alpha), "counts 8 times"),
+        (layer(torch.randn, zero, scale=lambda r, alpha: 1), "counts 1 times"),
     ],
     "00.4": [
-        (lambda text: ..., "dots"),
-        (lambda text: by_hand(text, lambda line: line.split(",")), "comma between quotation marks"),
-        (lambda text: by_hand(text, parsed, header=True), "names of the columns"),
-        (lambda text: by_hand(text, parsed, empty=True), "without an answer"),
-        (lambda text: by_hand(text, parsed, strip=False), "spaces away"),
-        (lambda text: by_hand(text, parsed, form="Q: {}\nAnswer:\n"), "should be 'Question: "),
-        (lambda text: [{"question": "a", "answer": "b"}], "two columns"),
-        (lambda text: [{"prompt": "What is 7 plus 2?", "completion": 9}], "are text"),
+        (lambda text, form: ..., "dots"),
+        (lambda text, form: by_hand(text, form, lambda line: line.split(",")), "comma between quotation marks"),
+        (lambda text, form: by_hand(text, form, parsed, header=True), "names of the columns"),
+        (lambda text, form: by_hand(text, form, parsed, empty=True), "without an answer"),
+        (lambda text, form: by_hand(text, form, parsed, strip=False), "spaces away"),
+        (
+            lambda text, form: by_hand(text, "Question: {}\nAnswer:\n".format, parsed),
+            "with the prompt_for that was given",
+        ),
+        (lambda text, form: [{"question": "a", "answer": "b"}], "two columns"),
+        (lambda text, form: [{"prompt": "What is 7 plus 2?", "completion": 9}], "are text"),
     ],
     "00.5": [
         ({"T4": "LoRA", "24 GB": "LoRA", "80 GB": "LoRA"}, "right of the T4's line"),
@@ -124,6 +129,7 @@ MISTAKES = {
     "00.6": [
         ((row_in(FORM), lambda question: f"### Instruction:\n{question}\n\n### Response: "), "part at character"),
         ((row_in(FORM), lambda question: FORM.format(question).strip()), "part at character"),
+        ((row_in(FORM), lambda question: FORM.format(question) + " "), "part at character"),
         ((lambda q, a: {"prompt": FORM.format(q), "completion": f" {a}"}, FORM.format), "answer alone"),
         ((row_in("### Response:\n"), lambda question: "### Response:\n"), "question must stand"),
         (FORM.format, "both functions"),
@@ -173,7 +179,7 @@ MISTAKES = {
         (lambda steps, batch, accumulation, rows: rows / (steps * batch * accumulation), "turn it round"),
     ],
     "03.5": [(4, "do not grow"), (2, "less"), (1, "more"), ("two", "a number")],
-    "03.6": [("more steps", "worse"), ("a higher rank", "room"), ("a higher learning rate", "sooner"), (20, "one of")],
+    "03.6": [("ABD", "beyond zero"), ("BCD", "has risen"), ("B", "wide"), ("D", "small"), ("fewer steps", "letters")],
     "03.7": [
         (lambda whole: max(whole, key=lambda name: int(name.split("-")[1]), default=None), "not whole"),
         (lambda whole: max((n for n, good in whole.items() if good), default=None), "as text"),
@@ -226,8 +232,17 @@ ALSO_RIGHT = {
         lambda *numbers: torch.tensor(float(numbers[2] * sum(numbers[:2]))),
     ],
     "00.2": [466_944 / 4, numpy.int64(116_736), torch.tensor(116_736), 117_000],
-    "00.3": [layer(zero, torch.randn), layer(torch.rand, zero), lambda frozen, r: layer(torch.randn, zero)(frozen, r)],
-    "00.4": [lambda text: by_hand(text, parsed), from_pandas, from_datasets, lambda text: iter(by_hand(text, parsed))],
+    "00.3": [
+        layer(zero, torch.randn),
+        layer(torch.rand, zero),
+        lambda frozen, r, alpha: layer(torch.randn, zero)(frozen, r, alpha),
+    ],
+    "00.4": [
+        lambda text, form: by_hand(text, form, parsed),
+        from_pandas,
+        from_datasets,
+        lambda text, prompt_for: iter(by_hand(text, prompt_for, parsed)),
+    ],
     "00.5": [["QLoRA", "LoRA", "LoRA"], {"80 GB": "lora", "24 GB": " LORA", "T4": "qlora"}],
     "00.6": [
         (row_in(FORM), FORM.format),
@@ -264,8 +279,8 @@ ALSO_RIGHT = {
         lambda steps, batch_size, gradient_accumulation, rows: batch_size * gradient_accumulation * steps / rows,
         lambda *n: __import__("fractions").Fraction(n[0] * n[1] * n[2], n[3]),
     ],
-    "03.5": [1.2, numpy.float32(1.35)],
-    "03.6": ["Fewer steps", " fewer steps"],
+    "03.5": [1.2, numpy.float32(1.35), 8.1 / 6.4],
+    "03.6": [["B", "D"], "d, b", ("D", "B"), {"B", "D"}],
     "03.7": [
         lambda whole: next(
             (f"checkpoint-{n}" for n in sorted((int(k[11:]) for k in whole if whole[k]), reverse=True)), None
