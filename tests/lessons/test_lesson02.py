@@ -16,10 +16,11 @@ import pytest
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
 from helpers.lesson.exercises import l02
-from helpers.memory import GPUS, RunSpec, fits, gpu_of, plan, predict, read_rows, step_over_time, terms
+from helpers.memory import GPUS, RunSpec, fits, gpu_of, labels, plan, predict, step_over_time
 from helpers.memory.planner import MARGIN
 from helpers.models import PRESETS
 from helpers.plots import diagrams
+from helpers.records import read_rows
 from helpers.widgets import calculator
 from tests.cells import tagged
 from tests.memory.cases import forget
@@ -127,13 +128,13 @@ def gb(config, gpu, **spec) -> float:
 
 
 def test_every_part_that_a_prediction_can_have_is_explained():
-    assert [label for label in terms.LABELS if f"**{label}**" not in PROSE] == []
+    assert [label for label in labels.LABELS if f"**{label}**" not in PROSE] == []
 
 
 def test_every_part_has_a_colour_or_is_one_of_three_that_stand_for_the_rest():
     named = [part for _, parts in diagrams.GROUPS.values() for part in parts]
     assert len(named) == len(set(named))
-    assert set(terms.LABELS) - set(named) == {terms.WORKSPACES, terms.INPUT_IDS, terms.ROUNDING}
+    assert set(labels.LABELS) - set(named) == {labels.WORKSPACES, labels.INPUT_IDS, labels.ROUNDING}
 
 
 def test_gib_stands_once_in_the_lesson_and_is_what_a_t4_reports():
@@ -189,9 +190,9 @@ def test_inputs_and_gradients_trade_places_as_section_5_says():
     few = predict(config, RunSpec(rank=16, optimizer="adamw_torch_fused"), "l4")
     many = predict(config, RunSpec(rank=16, optimizer="adamw_torch_fused", batch_size=4), "l4")
     assert (few.moment, many.moment) == tuple(f"backward pass of layer {n} (recomputed)" for n in (0, 31))
-    assert few.parts[terms.WEIGHT_GRADIENTS] > few.parts[terms.INPUTS]
-    assert terms.INPUTS in many.parts
-    assert terms.WEIGHT_GRADIENTS not in many.parts
+    assert few.parts[labels.WEIGHT_GRADIENTS] > few.parts[labels.INPUTS]
+    assert labels.INPUTS in many.parts
+    assert labels.WEIGHT_GRADIENTS not in many.parts
 
 
 def test_what_each_change_moves_is_what_section_8_says(finished):
@@ -235,7 +236,7 @@ def test_the_trainer_takes_fused_adam_today_and_plain_adam_needs_two_bytes_more(
     assert TrainingArguments(output_dir="none", use_cpu=True).optim == "adamw_torch_fused"
     config = finished["sizes"]["7B"]
     fused, plain = (predict(config, finished[name], "h200") for name in ("with_fused", "with_plain"))
-    (n,) = {size // 4 for part, size in fused.parts.items() if part == terms.STATES}
+    (n,) = {size // 4 for part, size in fused.parts.items() if part == labels.STATES}
     assert (plain.peak_allocated - fused.peak_allocated) / n == pytest.approx(2, rel=0.01)
     assert fused.peak_allocated / n == pytest.approx(2 + 2 + 4, rel=0.01)
 
