@@ -63,7 +63,7 @@ from helpers.memory import GPUS, RunSpec, fits, plan, predict, step_over_time
 
 whole = predict(measured.config, measured.spec, "h200")
 verdict("the peak was predicted within one per cent", abs(whole.peak_allocated / measured.peak_bytes - 1) < 0.01)
-figure = plots.diagrams.run_parts({"at the peak": whole.parts}, "Most of it are weights that training never changes",
+figure = plots.diagrams.run_parts({"at the peak": whole.parts}, "Most of it is weights that training never changes",
                                   {"measured on an H200": measured.peak_bytes})  # fmt: skip
 plots.show(
     figure, alt="A stacked bar of the run's peak: two thirds are 4-bit weights, the orange part for training is thin"
