@@ -63,7 +63,7 @@ from helpers.memory import GPUS, RunSpec, fits, plan, predict, step_over_time
 
 whole = predict(measured.config, measured.spec, "h200")
 verdict("the peak was predicted within one per cent", abs(whole.peak_allocated / measured.peak_bytes - 1) < 0.01)
-figure = plots.diagrams.run_parts({"at the peak": whole.parts}, "Most of it are weights that training never changes",
+figure = plots.diagrams.run_parts({"at the peak": whole.parts}, "Most of it is weights that training never changes",
                                   {"measured on an H200": measured.peak_bytes})  # fmt: skip
 plots.show(
     figure, alt="A stacked bar of the run's peak: two thirds are 4-bit weights, the orange part for training is thin"
@@ -78,7 +78,7 @@ plots.show(
 #
 # ## 1 The frozen weights
 #
-# In 4 bits, two weights share a byte. Besides, each [block](../site/glossary.md#block) of 64 weights has a scale, its [absmax](../site/glossary.md#absmax). With
+# In 4 bits, here in the format [NF4](../site/glossary.md#nf4), two weights share a byte. Besides, each [block](../site/glossary.md#block) of 64 weights has a scale, its [absmax](../site/glossary.md#absmax). With
 # [double quantization](../site/glossary.md#double-quantization) that scale is one byte, and 256 scales share one number of 4 bytes. So $n$ weights take
 #
 # $$\frac{n}{2} + \frac{n}{64} + \frac{4\,n}{64 \cdot 256} \text{ bytes, which is } 4.127 \text{ bits per weight.}$$
@@ -388,8 +388,8 @@ table([(name, size / 1e9) for name, size in parts.items()], "{:.4f}", columns=("
 # %% [markdown]
 # You know the first ones. All of them, in their order:
 #
-# - **quantized weights** and **quantization scales**: section 1. **embeddings and head**, and **norms, biases, 16-bit weights**: what stays in 16 bits. If someone
-#   copies those to float32, they become **float32 copies of what is not quantized**.
+# - **quantized weights** and **quantization scales**: section 1. **embeddings and head**, and **norms, biases, 16-bit weights**: what stays in 16 bits. If a recipe
+#   turns those into float32, they count as **float32 copies of what is not quantized**.
 # - **adapters** and **optimizer states**: section 2, values and averages. **gradients of weights** are the adapters' gradients, and some optimizers need **optimizer scratch** for a moment.
 # - **cuBLAS workspaces**: cuBLAS is the library that multiplies matrices on the GPU, and it keeps room for itself. On an H200 that is much more than on a T4.
 # - **token ids, masks, rotary tables**: the rows themselves, which tokens may look at which, and the tables that tell a token its place in the row.
@@ -583,7 +583,7 @@ calculate(model="mistral-7b", gpu="t4", rank=16, targets="all linear", batch_siz
 # %% [markdown]
 # **Exercise 7.** *Decide*, 10 minutes, ••. A friend has a GPU with 8 GB, such as an RTX 4060; count 8,000,000,000 bytes. Her run of Mistral-7B is
 # `RunSpec(rank=16, batch_size=4, seq_len=1024, optimizer="adamw_torch_fused", checkpoint_every=0)`, four rows per step, and it needs nearly five times her memory. What do you change? It must still learn the same: rank, target modules, length, formats and
-# dropout stay, and a step still sees four rows, if need be one after another. Give the changed fields of `RunSpec` as a dictionary. There is more than one answer. Her GPU is counted like an L4, which is of the same generation.
+# dropout stay, and a step still sees four rows, if need be one after another ([gradient accumulation](../site/glossary.md#gradient-accumulation)). Give the changed fields of `RunSpec` as a dictionary. There is more than one answer. Her GPU is counted like an L4, which is of the same generation.
 
 # %%
 changed = ...  # such as {"optimizer": "paged_adamw_8bit"}

@@ -44,7 +44,7 @@ def test_a_control_moved_in_jupyterlab_changes_verdict_bar_and_advice(tmp_path):
 
 
 def _peak(text: str) -> float:
-    return float(re.search(r"tensors take ([\d.]+)", text)[1])
+    return float(re.search(r"tensors take (\d+\.\d+)", text)[1])
 
 
 def _total(boxes) -> float:
