@@ -104,3 +104,121 @@ def to_scale(ways: dict, cards: dict, title: str):
     figure.get_layout_engine().set(h_pad=0.12)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
+
+
+SIGN, EXPONENT, FRACTION = COLOURS["red"], COLOURS["sky"], COLOURS["yellow"]
+PALE = "#E3E6E8"  # behind numbers that are only numbers
+
+
+def _bare(title: str, size):
+    figure, ax = axes(title, "", "", size=size)
+    ax.set_axis_off()
+    ax.grid(False)
+    return figure, ax
+
+
+def _box(ax, x: float, y: float, text: str, colour: str, width: float = 1.0, size: float = 9.5) -> None:
+    """A cell of a drawn table: `text` on `colour`, its lower left corner at (x, y), 0.8 high."""
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), width, 0.8, facecolor=colour, edgecolor="white", linewidth=1.5))
+    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=size, family="monospace", color=INK)
+
+
+def bit_strips(numbers: dict[str, str], title: str):
+    """Numbers as strips of bits: `numbers` maps a type's name to "sign exponent fraction", each in zeros and ones."""
+    longest = max(len(text.replace(" ", "")) for text in numbers.values())
+    figure, ax = _bare(title, (8.6, 1.1 + 0.5 * len(numbers)))
+    for row, (name, text) in enumerate(numbers.items()):
+        x = 0
+        ax.text(-0.5, 0.4 - row, name, ha="right", va="center", fontsize=10.5, color=INK)
+        for field, colour in zip(text.split(), (SIGN, EXPONENT, FRACTION), strict=True):
+            for bit in field:
+                _box(ax, x, -row, bit, colour)
+                x += 1
+    for colour, label in ((SIGN, "sign"), (EXPONENT, "exponent: how large"), (FRACTION, "fraction: how exactly")):
+        ax.fill_between([], [], color=colour, label=label)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    ax.set(xlim=(-4.6, longest + 0.2), ylim=(0.9 - len(numbers), 0.9))
+    return figure
+
+
+def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
+    """A block on its way to bytes, back to weights and into a product: a column for each weight, a row for each step.
+
+    `weights`, `inputs`: floats; `levels`: of each weight, the level it went to; `codes`: whole numbers below 16, an even
+    count. Beside the last row stands the sum of the products, and what the unrounded weights would give.
+    """
+    restored = [level * absmax for level in levels]
+    rows = {
+        "weight": (PALE, [f"{weight:+.3f}" for weight in weights]),
+        "divided by absmax": (PALE, [f"{weight / absmax:+.2f}" for weight in weights]),
+        "nearest level": (COLOURS["sky"], [f"{level:+.2f}" for level in levels]),
+        "its code": (COLOURS["yellow"], [f"{code:04b}" for code in codes]),
+        "byte, for two codes": (COLOURS["yellow"], None),
+        "level times absmax": (COLOURS["sky"], [f"{weight:+.3f}" for weight in restored]),
+        "times an input": (PALE, [f"{x:+.2f}" for x in inputs]),
+    }
+    figure, ax = _bare(title, (8.6, 0.7 + 0.45 * len(rows)))
+    for row, (name, (colour, texts)) in enumerate(rows.items()):
+        ax.text(-0.15, 0.4 - row, name, ha="right", va="center", fontsize=10, color=INK)
+        for i in range(0, len(weights), 1 if texts else 2):
+            text = texts[i] if texts else f"{codes[i] << 4 | codes[i + 1]:08b}"
+            _box(ax, i, -row, text, colour, width=1 if texts else 2)
+    product = sum(weight * x for weight, x in zip(restored, inputs, strict=True))
+    exact = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
+    notes = {0: f"absmax {absmax:.3f}", 3: "stored", 4: "stored", 6: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
+    for row, note in notes.items():
+        ax.text(len(weights) + 0.12, 0.4 - row, note, ha="left", va="center", fontsize=9.5, color=INK)
+    ax.set(xlim=(-2.1, len(weights) + 1.6), ylim=(0.9 - len(rows), 0.9))
+    return figure
+
+
+def equal_slices(levels, title: str):
+    """A bell curve cut into as many slices of equal share as there are `levels`, and these below it.
+
+    `levels` are scaled to reach from -1 to 1; they are drawn with the outermost where the last slice has its middle.
+    """
+    from statistics import NormalDist
+
+    bell, number, limit = NormalDist(), len(levels), 3.0
+    edges = [-limit, *(bell.inv_cdf(i / number) for i in range(1, number)), limit]
+    figure, ax = axes(title, "weight (in standard deviations)", "", size=(7.6, 3.4))
+    for i in range(number):
+        xs = [edges[i] + (edges[i + 1] - edges[i]) * k / 20 for k in range(21)]
+        ax.fill_between(xs, [bell.pdf(x) for x in xs], color=COLOURS["sky" if i % 2 else "blue"], linewidth=0)
+    outermost = bell.inv_cdf(1 - 1 / (2 * number))
+    ax.vlines([outermost * level for level in levels], -0.06, -0.012, color=COLOURS["red"], linewidth=2.2)
+    ax.text(-limit, -0.036, "NF4's levels", color=COLOURS["red"], ha="left", va="center", fontsize=10)
+    ax.set(yticks=[], xlim=(-limit, limit), ylim=(-0.075, 0.42))
+    ax.spines["left"].set_visible(False)
+    ax.grid(False)
+    return figure
+
+
+def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
+    """Perplexity over the relative error of the weights, a dot for each way to round a model.
+
+    `ways` are dictionaries with way, relative_error and perplexity. A perplexity above `ceiling` is written at the upper
+    edge, with an arrow. Ways that begin with "nf4" are blue, so that block sizes can be compared.
+    """
+    figure, ax = axes(title, "relative error of the weights (%)", "perplexity", size=(8.2, 4.2))
+    for way in ways:
+        blue = way["way"].startswith("nf4")
+        colour, x, y = COLOURS["blue" if blue else "red"], 100 * way["relative_error"], way["perplexity"]
+        name = way["way"].removesuffix(", blocks of 64")
+        if y > ceiling:
+            ax.plot(x, 0.965 * ceiling, marker="^", color=colour, markersize=7)
+            text, place = f"{name}: {_short(y)}", (0, -14)
+        else:
+            ax.plot(x, y, marker="o", color=colour, markersize=6)
+            text, place = name, (-7, 5) if blue else (7, -9)
+        side = "center" if y > ceiling else "right" if blue else "left"
+        ax.annotate(text, (x, min(y, 0.965 * ceiling)), place, textcoords="offset points", ha=side, fontsize=8.5, color=INK)
+    ax.set(xlim=(-4, 100 * max(way["relative_error"] for way in ways) + 6), ylim=(0, ceiling))
+    return figure
+
+
+def _short(number: float) -> str:
+    """A large number in few words: 10,283 or 4 thousand million."""
+    return f"{number:,.0f}" if number < 1e6 else f"{number / 1e9:.0f} thousand million"
