@@ -131,7 +131,7 @@ def bits(x, dtype):
 
 
 # %%
-from helpers.plots import bars, curves, diagrams, levels_on_histogram, show
+from helpers.plots import curves, diagrams, levels_on_histogram, show
 
 strips = {str(dtype).removeprefix("torch."): bits(1 / 3, dtype) for dtype in FIELDS}
 figure = diagrams.bit_strips(strips, "One third in three types")
@@ -225,7 +225,7 @@ for name, x in (("a layer of the model", weights), ("a bell curve", bell)):
     )
 
 # %% [markdown]
-# About a quarter is lost. The reason is the largest weight: the levels reach out to it, so most of them stand where hardly any weight is.
+# Nearly a fifth is lost. The reason is the largest weight: the levels reach out to it, so most of them stand where hardly any weight is.
 #
 # It gets far worse with one [outlier](../site/glossary.md#outlier), a weight that is much larger than the rest. Make one, fifty standard deviations out, and look at the error of all *other* weights.
 # Guess first: will it double?
@@ -273,7 +273,7 @@ print(f"a bell curve: off by {relative_error(bell, round_trip(bell, int4)):.1%}"
 print(f"with the outlier, the others: off by {relative_error(spoiled[others], round_trip(spoiled, int4)[others]):.1%}")
 
 # %% [markdown]
-# The outlier no longer matters, and even without one the error has halved. How small should a block be? Smaller blocks round better, and
+# The outlier no longer matters, and even without one the error has nearly halved. How small should a block be? Smaller blocks round better, and
 # each of them costs 32 bits for its absmax.
 
 # %%
@@ -575,19 +575,16 @@ table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 #
 # ## 8 What a model feels
 #
-# So errors of weights are not what you care about. Here is SmolLM2 rounded in each way that this lesson has, and a few more, with the error of its weights and its perplexity. Look
-# at the column of bits first, and guess where it breaks.
+# So errors of weights are not what you care about. Here is SmolLM2 rounded in each way that this lesson has, and a few more. Before you run the cell, guess: where does it break,
+# between 8 and 4 bits, between 4 and 3, or between 3 and 2? NF4 in blocks of different sizes is dark blue.
 
 # %%
-columns = ["way", "bits_per_weight", "relative_error", "perplexity", "same_choice"]
-shown = [{name: way[name] for name in columns} for way in quality["rows"]]
-formats = {"bits_per_weight": "{:.3f}", "relative_error": "{:.1%}", "perplexity": "{:,.1f}", "same_choice": "{:.0%}"}
-table(shown, **formats)
-
-# %%
-title = "Down to 4 bits in blocks the perplexity rises a little; with 3 bits, or without blocks, it leaps"
+title = "SmolLM2 keeps most of itself in 4 bits with small blocks; with 3 or 2 bits, or without blocks, it does not"
 figure = diagrams.error_and_perplexity(quality["rows"], title)
-show(figure, "Dots: perplexity over the relative error of the weights, nearly flat up to ten per cent and steep beyond")
+show(
+    figure,
+    "Bars of weight error and of perplexity for each way to round: they rise together, and leap with 3 and 2 bits",
+)
 
 # %% [markdown]
 # int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Three things are worth noticing.
@@ -597,14 +594,14 @@ show(figure, "Dots: perplexity over the relative error of the weights, nearly fl
 #   perplexity.
 # - **The error of the weights is a guide and no measure.** FP4 errs more than evenly spaced levels do, and here it has the lower perplexity.
 #
-# One model and one text prove little about small differences like the last one. Now the same live, on the model of this run. The text is the answers to its questions, and the *recall* is the share of answers that it gets
-# right in full. First the places in the texts where the answers stand:
+# One model and one text prove little about small differences like the last one. Now the same live, on the model of this run: perplexity on its questions and answers, and
+# *recall*, the share of answers that it gets right in full. First mark the places in the texts where the answers stand:
 
 # %%
 batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
 begins = torch.tensor([len(tokenizer(question).input_ids) for question in questions])
-places = torch.arange(1, batch.input_ids.shape[1])
-of_answer = (places >= begins[:, None]) & batch.attention_mask[:, 1:].bool()
+tokens, real = batch.input_ids[:, 1:], batch.attention_mask[:, 1:].bool()
+of_answer = real & (torch.arange(1, batch.input_ids.shape[1]) >= begins[:, None])
 
 # %% [markdown]
 # An answer is right in full if each of its tokens is the likeliest one, given those before it.
@@ -613,11 +610,10 @@ of_answer = (places >= begins[:, None]) & batch.attention_mask[:, 1:].bool()
 # %%
 @torch.no_grad()
 def perplexity_and_recall(model):
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1][of_answer]
-    tokens = batch.input_ids[:, 1:][of_answer]
-    wrong = torch.zeros_like(of_answer).masked_scatter(of_answer, logits.argmax(dim=1) != tokens)
-    perplexity = torch.nn.functional.cross_entropy(logits, tokens).exp().item()
-    return {"perplexity": perplexity, "recall": 1 - wrong.any(dim=1).float().mean().item()}
+    logits = model(**batch).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits[real], tokens[real])
+    missed = (logits.argmax(dim=-1) != tokens) & of_answer
+    return {"perplexity": loss.exp().item(), "recall": 1 - missed.any(dim=1).float().mean().item()}
 
 
 # %%
@@ -647,7 +643,7 @@ for part, weight in unrounded.items():
 felt["NF4, loaded by transformers"] = perplexity_and_recall(in_4_bits)
 
 # %% tags=["nbval-ignore-output"] reason="the last digits of a model's loss depend on the processor"
-table(felt, perplexity="{:.3g}", recall="{:.1%}", columns=["weights"])
+table(felt, perplexity="{:,.2f}", recall="{:.1%}", columns=["weights"])
 
 # %%
 ours, theirs = felt["NF4, blocks of 64"], felt["NF4, loaded by transformers"]
@@ -1065,19 +1061,14 @@ verdict("double quantization gives bitsandbytes' codes, absmax and mean, bit for
 # carries a full 4 bits. Count them:
 
 # %%
+from helpers.plots import COLOURS, bars
+
 x = (bell.view(-1, 64) / bell.view(-1, 64).abs().amax(dim=1, keepdim=True)).flatten().sort().values
 usage = quantize_blockwise(bell, nf4, 64)[0].long().bincount(minlength=16) / bell.numel()
-colours = ["orange" if share < 1 / 16 else "tab:blue" for share in usage]
+colours = [COLOURS["orange" if share < 1 / 16 else "blue"] for share in usage]
 title = "NF4 uses its codes unevenly (orange: less than an equal share, 6.25%)"
-figure = bars(
-    [f"{level:.2f}" for level in nf4],
-    (100 * usage).tolist(),
-    title,
-    "share of the weights (%)",
-    colours,
-    "{:.1f}",
-    (7.2, 4.4),
-)
+labels, shares = [f"{level:.2f}" for level in nf4], (100 * usage).tolist()
+figure = bars(labels, shares, title, "share of the weights (%)", colours, "{:.1f}", size=(7.2, 4.4))
 figure.axes[0].set_ylabel("level")
 show(figure, "Bars: the share of weights at each NF4 level, from below 2% at the ends to above 9% near zero.")
 

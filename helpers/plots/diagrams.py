@@ -117,12 +117,12 @@ def _bare(title: str, size):
     return figure, ax
 
 
-def _box(ax, x: float, y: float, text: str, colour: str, width: float = 1.0, size: float = 9.5) -> None:
+def _box(ax, x: float, y: float, text: str, colour: str, width: float = 1.0, ink: str = INK) -> None:
     """A cell of a drawn table: `text` on `colour`, its lower left corner at (x, y), 0.8 high."""
     from matplotlib.patches import Rectangle
 
     ax.add_patch(Rectangle((x, y), width, 0.8, facecolor=colour, edgecolor="white", linewidth=1.5))
-    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=size, family="monospace", color=INK)
+    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=9.5, family="monospace", color=ink)
 
 
 def bit_strips(numbers: dict[str, str], title: str):
@@ -134,7 +134,7 @@ def bit_strips(numbers: dict[str, str], title: str):
         ax.text(-0.5, 0.4 - row, name, ha="right", va="center", fontsize=10.5, color=INK)
         for field, colour in zip(text.split(), (SIGN, EXPONENT, FRACTION), strict=True):
             for bit in field:
-                _box(ax, x, -row, bit, colour)
+                _box(ax, x, -row, bit, colour, ink="white" if colour == SIGN else INK)
                 x += 1
     for colour, label in ((SIGN, "sign"), (EXPONENT, "exponent: how large"), (FRACTION, "fraction: how exactly")):
         ax.fill_between([], [], color=colour, label=label)
@@ -154,7 +154,7 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
         "weight": (PALE, [f"{weight:+.3f}" for weight in weights]),
         "divided by absmax": (PALE, [f"{weight / absmax:+.2f}" for weight in weights]),
         "nearest level": (COLOURS["sky"], [f"{level:+.2f}" for level in levels]),
-        "its code": (COLOURS["yellow"], [f"{code:04b}" for code in codes]),
+        "its code": (PALE, [f"{code:04b}" for code in codes]),
         "byte, for two codes": (COLOURS["yellow"], None),
         "level times absmax": (COLOURS["sky"], [f"{weight:+.3f}" for weight in restored]),
         "times an input": (PALE, [f"{x:+.2f}" for x in inputs]),
@@ -167,7 +167,8 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
             _box(ax, i, -row, text, colour, width=1 if texts else 2)
     product = sum(weight * x for weight, x in zip(restored, inputs, strict=True))
     exact = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
-    notes = {0: f"absmax {absmax:.3f}", 3: "stored", 4: "stored", 6: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
+    _box(ax, len(weights) + 0.15, 0, f"{absmax:.3f}", COLOURS["yellow"])
+    notes = {1: "absmax: stored", 4: "stored", 6: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
     for row, note in notes.items():
         ax.text(len(weights) + 0.12, 0.4 - row, note, ha="left", va="center", fontsize=9.5, color=INK)
     ax.set(xlim=(-2.1, len(weights) + 1.6), ylim=(0.9 - len(rows), 0.9))
@@ -197,28 +198,31 @@ def equal_slices(levels, title: str):
 
 
 def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
-    """Perplexity over the relative error of the weights, a dot for each way to round a model.
+    """The relative error of the weights beside the perplexity, a row for each way to round a model.
 
-    `ways` are dictionaries with way, relative_error and perplexity. A perplexity above `ceiling` is written at the upper
-    edge, with an arrow. Ways that begin with "nf4" are blue, so that block sizes can be compared.
+    `ways` are dictionaries with way, bits_per_weight, relative_error and perplexity. A bar that is longer than `ceiling`
+    is cut off there, and its number says so. Ways that begin with "nf4" are blue, so that block sizes can be compared.
     """
-    figure, ax = axes(title, "relative error of the weights (%)", "perplexity", size=(8.2, 4.2))
-    for way in ways:
-        blue = way["way"].startswith("nf4")
-        colour, x, y = COLOURS["blue" if blue else "red"], 100 * way["relative_error"], way["perplexity"]
-        name = way["way"].removesuffix(", blocks of 64")
-        if y > ceiling:
-            ax.plot(x, 0.965 * ceiling, marker="^", color=colour, markersize=7)
-            text, place = f"{name}: {_short(y)}", (0, -14)
-        else:
-            ax.plot(x, y, marker="o", color=colour, markersize=6)
-            text, place = name, (-7, 5) if blue else (7, -9)
-        side = "center" if y > ceiling else "right" if blue else "left"
-        ax.annotate(text, (x, min(y, 0.965 * ceiling)), place, textcoords="offset points", ha=side, fontsize=8.5, color=INK)
-    ax.set(xlim=(-4, 100 * max(way["relative_error"] for way in ways) + 6), ylim=(0, ceiling))
+    names = [f"{way['way']}: {way['bits_per_weight']:.4g} bits" for way in ways]
+    colours = [COLOURS["blue" if way["way"].startswith("nf4") else "sky"] for way in ways]
+    figure, (left, right) = axes(title, "", "", size=(8.6, 1.1 + 0.3 * len(ways)), ncols=2, sharey=True)
+    shares = [100 * way["relative_error"] for way in ways]
+    lengths = [min(way["perplexity"], ceiling) for way in ways]
+    for ax, values in ((left, shares), (right, lengths)):
+        ax.barh(range(len(ways)), values, 0.72, color=colours)
+        ax.set(xlim=(0, 1.3 * max(values)))
+        ax.grid(False)
+    for row, (way, share, length) in enumerate(zip(ways, shares, lengths, strict=True)):
+        left.text(share + 0.6, row, f"{share:.1f}", va="center", fontsize=9, color=INK)
+        cut = "» " if way["perplexity"] > ceiling else ""
+        right.text(length + 0.6, row, cut + _short(way["perplexity"]), va="center", fontsize=9, color=INK)
+    left.set_yticks(range(len(ways)), names)
+    left.set(ylim=(len(ways) - 0.4, -0.6), xlabel="relative error of the weights (%)")
+    right.set(xlabel="perplexity")
+    right.tick_params(left=False)
     return figure
 
 
 def _short(number: float) -> str:
-    """A large number in few words: 10,283 or 4 thousand million."""
-    return f"{number:,.0f}" if number < 1e6 else f"{number / 1e9:.0f} thousand million"
+    """A number in few characters: 18.7, 10,283, 4e+09."""
+    return f"{number:.1f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"

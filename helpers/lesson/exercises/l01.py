@@ -77,10 +77,9 @@ def repaired_quantizer(answer):
     if codes.min() < 0 or codes.max() > 15:
         return f"a code is a place in the list of 16 levels, from 0 to 15, and yours go from {codes.min()} to {codes.max()}"
     wrong = int((codes != right).sum())
-    if (codes >= right).all():
-        return f"the absmax is right now, but {wrong} of 256 codes name the level above the nearest: where is the border between two levels?"
-    if (codes <= right).all():
-        return f"the absmax is right now, but {wrong} of 256 codes name the level below the nearest: where is the border between two levels?"
+    if (codes >= right).all() or (codes <= right).all():
+        side = "above" if (codes >= right).all() else "below"
+        return f"the absmax is right, but {wrong} of 256 codes name the level {side} the nearest: where must the borders lie?"
     return f"{wrong} of 256 codes do not name the nearest level: each border lies midway between two levels"
 
 
@@ -125,7 +124,9 @@ def nf4_linear(answer):
     if tuple(found.shape) != (3, 24):
         if tuple(found.shape) == (24, 3):
             return "it is turned round: a row for each row of x, a column for each output, so x @ weight.T"
-        return f"three rows of x and 24 outputs make a tensor of 3 x 24, and yours is {' x '.join(map(str, found.shape))}"
+        return (
+            f"three rows of x and 24 outputs make a tensor of 3 x 24, and yours is {' x '.join(map(str, found.shape))}"
+        )
     mistakes = {
         "the absmax is missing: the levels alone are weights between -1 and 1": x @ levels[codes].view(24, 128).T,
         "the order within each byte is swapped: the first weight of a pair is in the upper four bits": x
@@ -142,7 +143,10 @@ def nf4_linear(answer):
     for hint, wrong in mistakes.items():
         if torch.allclose(found.float(), wrong, atol=1e-4):
             return hint
-    return "the product is wrong: unpack the codes, look up the levels, multiply by the absmax of their block, view(outputs, -1), and x @ weight.T"
+    steps = (
+        "unpack the codes, look up the levels, multiply by the absmax of their block, view(outputs, -1), x @ weight.T"
+    )
+    return f"the product is wrong; the steps are: {steps}"
 
 
 CHANGED = {"times 1000": 1.0, "shuffled": 1.0, "sorted": 0.22, "cubed": 1.35}  # errors beside the bell curve's own
