@@ -579,7 +579,7 @@ table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 # between 8 and 4 bits, between 4 and 3, or between 3 and 2? NF4 in blocks of different sizes is dark blue.
 
 # %%
-title = "SmolLM2 keeps most of itself in 4 bits with small blocks; with 3 or 2 bits, or without blocks, it does not"
+title = "SmolLM2 needs its blocks, and it needs its fourth bit"
 figure = diagrams.error_and_perplexity(quality["rows"], title)
 show(
     figure,
@@ -659,8 +659,20 @@ if run.model.bundled:
     verdict("in 4 bits with blocks it keeps its answers, and in 2 bits it loses nearly all of them", kept and lost)
 
 # %% [markdown]
-# The bundled model hardly notices its 4 bits. It is tiny, it knows its few thousand facts by heart, and so it has a wide margin. SmolLM2 knows a little of everything with a narrow margin, and it
-# noticed. A large model lies between the two. For those, QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
+# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. It is tiny, it knows its few thousand facts by heart, and so it has a wide margin. Remember this when you
+# test a rounded model of your own: a test that it passes with full marks even in 3 bits cannot tell you what 4 bits cost.
+#
+# Why can it do without blocks, when SmolLM2 cannot? Look for outliers.
+
+# %%
+largest = max((part.weight.abs().max() / part.weight.std()).item() for part in matrices.values())
+print(f"the largest weight of all matrices, in standard deviations: {largest:.0f}")
+print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
+
+# %% [markdown]
+# A model that has read much has outliers, and blocks are made for them.
+#
+# SmolLM2 knows a little of everything with a narrow margin, and it noticed. For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 4). Measure it on your own task all the same.
 #
 # ## 9 Other 4-bit formats
@@ -675,7 +687,7 @@ if run.model.bundled:
 # | AWQ ([2023](https://arxiv.org/abs/2306.00978)) | scales up the channels that sample data shows to matter | fast serving | yes, through GPT-QModel | [AutoAWQ is deprecated](https://pypi.org/project/autoawq/); [llm-compressor](https://github.com/vllm-project/llm-compressor) makes such models: 0.14, October 2026 |
 # | HQQ ([2023](https://mobiusml.github.io/hqq_blog/)) | solves for scales and zero points; needs no data | quick rounding, down to 2 bits and below | yes | [moved to Dropbox](https://github.com/dropbox/hqq); 0.2.8.post1 is the newest release |
 # | int4 in [torchao](https://github.com/pytorch/ao) | even levels in groups, made for `torch.compile` | serving with PyTorch's own kernels | only its 8-bit kinds ([peft#2848](https://github.com/huggingface/peft/pull/2848)) | alive: 0.18 |
-# | GGUF, of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 32 in groups of 256, in mixtures such as Q4_K_M | laptops, phones, CPUs | no: merge first (lesson 05) | alive |
+# | [GGUF](../site/glossary.md#gguf), of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 32 in groups of 256, in mixtures such as Q4_K_M | laptops, phones, CPUs | no: merge first (lesson 05) | alive |
 # | MXFP4 ([standard, 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf)) | tiny floats, a power of two for each 32 | models published in it, such as gpt-oss | only after `Mxfp4Config(dequantize=True)` | a standard of several makers |
 # | NVFP4 ([NVIDIA, 2025](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/)) | tiny floats, an 8-bit float for each 16 | arithmetic in 4 bits, on Blackwell GPUs | no | NVIDIA's |
 #
@@ -840,8 +852,8 @@ check("01.5", guesses, came_out)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The absmax takes a factor out, so 1000 changes nothing, and shuffled weights fill blocks just as before. Sorted weights have neighbours of nearly their own size, so that all of a block lie close to its
-# absmax. There NF4 has its widest gaps, and still the error is smaller, because nothing is rounded that is much smaller than its absmax. Cubes are mostly tiny, with a few that are large: each block has outliers.
+# The absmax takes a factor out, so 1000 changes nothing, and shuffled weights fill their blocks with the same mixture as before. Sorted weights have neighbours of nearly their own size. So all of
+# a block lie close to its absmax, which is itself a level, and hardly anything is lost. (Then you would have to store where each weight belongs.) Cubes are mostly tiny, with a few that are large: each block has outliers.
 #
 # ```python
 # guesses = {"times 1000": "same", "shuffled": "same", "sorted": "smaller", "cubed": "larger"}

@@ -152,6 +152,11 @@ def through_layers(model, layers: dict, window: torch.Tensor, way) -> dict:
     return dict(zip(("weights", "outputs_for_noise", "outputs_for_text"), means, strict=True))
 
 
+def largest(weights) -> float:
+    """The largest weight of all matrices, in standard deviations of the matrix that it stands in."""
+    return max((weight.abs().max() / weight.std()).item() for weight in weights)
+
+
 @torch.no_grad()
 def answers(model, tokenizer) -> list[str]:
     said = []
@@ -193,6 +198,7 @@ def main() -> None:
         "model": "SmolLM2-135M-Instruct", "licence": "Apache-2.0", "file": FILE, "sha256": digest,
         "questions": QUESTIONS, "text": "pydoc_data.topics of Python " + platform.python_version(), "tokens": ids.numel(),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "weights": sum(w.numel() for w in whole.values()),
+        "largest_in_deviations": largest(whole.values()),
         "date": datetime.date.today().isoformat(), "device": "CPU",
         "versions": {name: importlib.metadata.version(name) for name in names},
         "through_layers": errors, "rows": rows,

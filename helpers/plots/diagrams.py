@@ -203,7 +203,7 @@ def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
     `ways` are dictionaries with way, bits_per_weight, relative_error and perplexity. A bar that is longer than `ceiling`
     is cut off there, and its number says so. Ways that begin with "nf4" are blue, so that block sizes can be compared.
     """
-    names = [f"{way['way']}: {way['bits_per_weight']:.4g} bits" for way in ways]
+    names = [f"{way['way']}: {way['bits_per_weight']:.4g} bits".removesuffix(f": {way['way']}") for way in ways]
     colours = [COLOURS["blue" if way["way"].startswith("nf4") else "sky"] for way in ways]
     figure, (left, right) = axes(title, "", "", size=(8.6, 1.1 + 0.3 * len(ways)), ncols=2, sharey=True)
     shares = [100 * way["relative_error"] for way in ways]

@@ -314,7 +314,7 @@ TRAINABLE = {  # as the table of section 9 says it, and how transformers says it
 
 
 def row_of_formats(name: str) -> list[str]:
-    (line,) = [line for line in PROSE.splitlines() if line.startswith(f"| {name}")]
+    (line,) = [line for line in PROSE.splitlines() if line.startswith((f"| {name}", f"| [{name}]"))]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 

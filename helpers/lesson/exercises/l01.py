@@ -149,7 +149,7 @@ def nf4_linear(answer):
     return f"the product is wrong; the steps are: {steps}"
 
 
-CHANGED = {"times 1000": 1.0, "shuffled": 1.0, "sorted": 0.22, "cubed": 1.35}  # errors beside the bell curve's own
+CHANGED = {"times 1000": 1.0, "shuffled": 1.0, "sorted": 0.067, "cubed": 1.2}  # errors beside the bell curve's own
 WHY = {
     "times 1000": "the absmax grows by the same factor, and the division takes it out again",
     "shuffled": "a shuffled bell curve fills its blocks with the same mixture",
@@ -180,7 +180,7 @@ def what_fits(answer):
     """For 14, 7 and 6 GB: int8, nf4 and a smaller model."""
     if isinstance(answer, list | tuple) and len(answer) == 3:
         answer = dict(zip((14, 7, 6), answer, strict=True))
-    if not isinstance(answer, dict) or {int(near_key) for near_key in answer} != {14, 7, 6}:
+    if not isinstance(answer, dict) or {int(room) for room in answer} != {14, 7, 6}:
         return "give a dictionary with the keys 14, 7 and 6"
     choices = {int(room): str(way).strip().lower().removeprefix("a ") for room, way in answer.items()}
     bits = {"int8": 8, "nf4-32": 5, "nf4": 4.127, "3 bits": 3.5, "smaller model": 0}
