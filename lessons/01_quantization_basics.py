@@ -47,7 +47,7 @@ run = begin(
 # in 4 bits means that each becomes one of only 16 values. What is left of a model after that?
 #
 # Here is a real chat model, SmolLM2-135M-Instruct, asked the same in 16 bits and in 4. The questions were chosen because it answers them sensibly in
-# 16 bits. It was recorded by `measurements/measure_quality.py`.
+# 16 bits, and the answers were recorded by `measurements/measure_quality.py`.
 
 # %%
 import json
@@ -59,20 +59,21 @@ whole, four = ways["16 bits"], ways["nf4, double quantization"]
 table(zip(quality["questions"], whole["answers"], four["answers"]), columns=("asked", "in 16 bits", "in 4 bits"))
 
 # %% [markdown]
-# In 4 bits it still speaks English, keeps to the question, and knows what belongs to it. It also makes mistakes that it did not make before. (An answer
-# ends after 24 tokens here.) [Perplexity](../site/glossary.md#perplexity) puts a number on it: between how many equally likely
+# In 4 bits it still speaks English and keeps to the question. But its sky has turned brown, and its week has 31 days. (An answer
+# is cut off after 24 tokens here.) [Perplexity](../site/glossary.md#perplexity) puts a number on it: between how many equally likely
 # [tokens](../site/glossary.md#token) does the model hesitate when it reads a text? Less is better.
 
 # %%
-print(
-    f"perplexity on {quality['tokens']:,} tokens: {whole['perplexity']:.1f} in 16 bits, {four['perplexity']:.1f} in 4 bits"
-)
+surprise = f"{whole['perplexity']:.1f} in 16 bits, {four['perplexity']:.1f} in 4 bits"
+print(f"perplexity on {quality['tokens']:,} tokens: {surprise}")
 size = quality["weights"] * four["bits_per_weight"] / 8
 print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {quality['weights'] * 2 / 1e6:.0f} MB")
 
 # %% [markdown]
-# A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. It is also what makes it imperfect, and a model as small as this one
-# suffers most. (Two remarks on the record: the file of this model had gone through 4 bits once before, so "16 bits" is what that file restores to. And one gigabyte, GB, is a thousand million bytes in this lesson.)
+# A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. Something is lost as well, and a model as small as this one
+# loses more than a large one does. This lesson shows where the loss comes from, and how it is kept small.
+#
+# (Two remarks. The file of this model had gone through 4 bits once before, so "16 bits" is what that file restores to. And in this lesson a megabyte, MB, is a million bytes, and a gigabyte, GB, a thousand million.)
 #
 # Now do it live, with the small model that comes with the course and with the calls that all later lessons use. You could put another model
 # into the parameters above.
@@ -106,10 +107,8 @@ print(f"32 bits, {model.get_memory_footprint() / 1e6:5.1f} MB: {ask(model, quest
 print(f" 4 bits, {in_4_bits.get_memory_footprint() / 1e6:5.1f} MB: {ask(in_4_bits, question)!r}")
 
 # %% [markdown]
-# (The file shrinks by less than you may expect. A few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
+# (The model shrinks by less than eightfold, because a few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
 # [head](../site/glossary.md#head), and some short vectors. In a model as small as this one they are a large share.)
-#
-# The rest of this lesson takes these four bits apart.
 #
 # ## 1 What a 16-bit number is
 #
@@ -170,7 +169,7 @@ table(rows, "{:.3g}", columns=("type", "largest", "smallest of full precision", 
 
 # %% [markdown]
 # Both 16-bit types take 2 bytes. float16 is exact to three digits and ends at 65,504. bfloat16 is exact to two digits and ends where float32
-# ends. In training float16 has a second weak spot: gradients below about 6e-8 become zero, as 1e-8 did above. That is why training in
+# ends. In training float16 has a second weak spot: gradients smaller than about 3e-8 become zero, as 1e-8 did above. That is why training in
 # float16 multiplies the loss by a large number first, which is called [loss scaling](../site/glossary.md#loss-scaling).
 #
 # > **Trap: bfloat16 on a T4.** A T4 has units for float16 and none for bfloat16. Much QLoRA code asks for bfloat16 all the same.
@@ -200,7 +199,7 @@ table(zip(codes, row, row / absmax, int4[codes], restored), "{:.3f}", columns=co
 
 # %% [markdown]
 # Now a whole layer of the model, beside a million numbers from a bell curve. The error that counts is the
-# [relative error](../site/glossary.md#relative-error): the size of what went wrong over the size of the weights. (`size` here means the root of the sum of
+# [relative error](../site/glossary.md#relative-error): the size of what went wrong over the size of the weights. (Size here means the root of the sum of
 # squares, which PyTorch calls the norm.)
 
 
@@ -219,10 +218,8 @@ def with_one_absmax(x, levels):
 weights = model.get_decoder().layers[0].mlp.up_proj.weight.data
 bell = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)) * 0.02
 for name, x in (("a layer of the model", weights), ("a bell curve", bell)):
-    largest = x.abs().max() / x.std()
-    print(
-        f"{name}: off by {relative_error(x, with_one_absmax(x, int4)):.1%}; the largest weight is {largest:.1f} standard deviations out"
-    )
+    wrong, largest = relative_error(x, with_one_absmax(x, int4)), x.abs().max() / x.std()
+    print(f"{name}: off by {wrong:.1%}; the largest weight is {largest:.1f} standard deviations out")
 
 # %% [markdown]
 # Nearly a fifth is lost. The reason is the largest weight: the levels reach out to it, so most of them stand where hardly any weight is.
@@ -288,9 +285,8 @@ errors = {
 
 # %%
 lines = {name: (sizes, values) for name, values in errors.items()}
-figure = curves(
-    lines, "Small blocks round better, and keep the harm of an outlier to themselves", "", "relative error (%)"
-)
+title = "Small blocks round better, and keep the harm of an outlier to themselves"
+figure = curves(lines, title, "", "relative error (%)")
 figure.axes[0].set_xscale("log", base=2)
 figure.axes[0].set_xticks(sizes, [f"{size}\n{4 + 32 / size:.3g}" for size in sizes])
 figure.axes[0].set_xlabel("weights per block, and below it the bits per weight")
@@ -308,7 +304,7 @@ show(figure, "Line chart: the relative error rises with block size, far more ste
 #
 # The points between slices are called [quantiles](../site/glossary.md#quantile), and `torch.special.ndtri` computes them: `ndtri(0.9)` is the point below which nine tenths of a bell
 # curve lie. Two details are left. Zero must be a level, so that a weight of zero stays zero; therefore eight levels lie above zero and seven below. And the outermost quantile would be infinitely
-# far out, so bitsandbytes starts at a share of 0.9677083, half a slice from the end. (That is the mean of 1 - 1/32 and 1 - 1/30, for halves of 8 and of 7.5 slices.)
+# far out, so bitsandbytes starts at a share of 0.9677083, half a slice from the end. (That is the mean of 1 - 1/32 and 1 - 1/30, for 16 and for 15 slices.)
 
 
 # %%
@@ -327,15 +323,12 @@ def nf4_levels():
 
 # %%
 nf4 = nf4_levels()
-figure = diagrams.equal_slices(
-    nf4.tolist(), "A bell curve in sixteen slices of equal share: each holds one weight in sixteen"
-)
-show(
-    figure, "A bell curve cut into sixteen slices, narrow in the middle, with the sixteen levels of NF4 marked below it"
-)
+title = "A bell curve in sixteen slices of equal share: each holds one weight in sixteen"
+figure = diagrams.equal_slices(nf4.tolist(), title)
+show(figure, "A bell curve cut into sixteen slices, narrow in the middle, with the levels of NF4 marked below it")
 
 # %% [markdown]
-# In the picture you can see the second detail at work: the levels do not lie exactly in the middle of the slices, since one of them has to be zero. Is this the table that
+# In the picture you can see the first detail at work: the levels do not lie exactly in the middle of the slices, since one of them has to be zero. Is this the table that
 # bitsandbytes carries?
 
 # %%
@@ -402,9 +395,7 @@ inputs = torch.randn(8, generator=torch.Generator().manual_seed(seed))
 few, levels = weights[0, :8].tolist(), nf4[codes.long()].tolist()
 title = "Eight weights become four bytes and one absmax, and come back to multiply"
 figure = diagrams.block_to_bytes(few, absmax.item(), levels, codes.tolist(), inputs.tolist(), title)
-show(
-    figure, "Eight weights, divided by their absmax, nearest levels, codes, four bytes, restored weights, and a product"
-)
+show(figure, "Eight weights, divided by their absmax, nearest levels, codes, four bytes, restored weights, a product")
 
 # %% [markdown]
 # Now let bitsandbytes do the same with the whole layer, and compare the bytes.
@@ -436,7 +427,7 @@ kinds = {"absmax in 32 bits": (single, 4 + 32 / 64), "absmax in 8 bits": (double
 table(kinds, "{:.4f}", columns=("", "bits per weight", "by formula"))
 
 # %% [markdown]
-# The counted bits are a trifle above the formula, because bitsandbytes keeps its short tables of levels with each matrix. How much is that in a 7B model, and
+# The counted bits are a trifle above the formula, because bitsandbytes keeps its short tables of levels with each matrix. What does double quantization save in a 7B model, and
 # what does it cost in exactness?
 
 # %%
@@ -533,26 +524,39 @@ for hook in hooks:
 # Now round each matrix, and compare its output with the right one: once for inputs that are pure noise, and once for the inputs that a real text makes. Guess before you
 # run it: will the two be off by the same?
 
+
 # %%
-off = []
+def reach(x, matrix):
+    "How large the products are, beside those of a matrix and inputs that know nothing of each other."
+    return (linear(x, matrix).norm() / x.norm() / matrix.norm()).item() * x.shape[1] ** 0.5
+
+
+off, reached = [], []
 for layer, real in given.items():
     weight, rounded = layer.weight.data, round_trip(layer.weight.data, nf4)
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(seed))
     products = [relative_error(linear(x, weight), linear(x, rounded)) for x in (noise, real)]
     off.append((relative_error(weight, rounded), *products))
+    reached.append((reach(noise, weight), reach(real, weight), reach(real, weight - rounded)))
 weights_off, noise_off, text_off = torch.tensor(off).mean(dim=0).tolist()
+
+# %% [markdown]
+# And after all layers together? Compare the whole model with the one that transformers loaded in 4 bits: its last activations, and the token that it finds likeliest at each place of the text.
+# The *gap* is how much more probable that token is than the second.
 
 
 # %%
 @torch.no_grad()
 def last_and_choice(model):
-    "The model's last activations, and the likeliest next token at each place of the text."
+    "The last activations, and at each place of the text the likeliest next token and its gap."
     out = model(**text, output_hidden_states=True)
-    return out.hidden_states[-1], out.logits.argmax(dim=-1)
+    probable = out.logits[0].softmax(dim=-1).topk(2)
+    return out.hidden_states[-1], probable.indices[:, 0], probable.values[:, 0] - probable.values[:, 1]
 
 
-(last, choice), (last_4, choice_4) = last_and_choice(model), last_and_choice(in_4_bits)
-last_off, same_choice = relative_error(last, last_4), (choice == choice_4).float().mean().item()
+(last, choice, gap), (last_4, choice_4, _) = last_and_choice(model), last_and_choice(in_4_bits)
+same = choice == choice_4
+last_off, same_choice = relative_error(last, last_4), same.float().mean().item()
 
 # %%
 recorded = quality["through_layers"]
@@ -567,11 +571,22 @@ verdict("for a real text a layer's output is off by less than its weights are", 
 table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 
 # %% [markdown]
-# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. A real text is not noise. Training made the matrices respond
-# strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs: they add up at random, as they do for noise, and stay small beside it.
+# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is not. Why? Look at how far the text reaches into a matrix,
+# on average over all of them. 1 is what you get where inputs and matrix know nothing of each other.
+
+# %%
+for_noise, for_text, error_for_text = torch.tensor(reached).mean(dim=0).tolist()
+print(f"the right output, for noise:   {for_noise:.2f}\nthe right output, for a text:  {for_text:.2f}")
+print(f"the rounding error, for a text: {error_for_text:.2f}")
+print(f"gap where the likeliest token stays:  {gap[same].mean():.2f}")
+print(f"gap where it changes ({(~same).sum()} of {len(same)}): {gap[~same].mean():.2f}")
+
+# %% [markdown]
+# There is the reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
+# beside the right output.
 #
-# After all layers the error is larger than after one, but it is far from the sum of all of them, since errors that are independent of each other partly cancel. And an activation that is
-# off by that much still makes the same next token likeliest at most places. It changes where two tokens were nearly equal, as in the answers at the top of this lesson.
+# After all layers the error is larger than after one, but far from the sum over all matrices: errors that know nothing of each other partly cancel. And an activation that is off by that much
+# still finds the same token likeliest at most places. It changes where two tokens were nearly equally likely, as the gap shows. In SmolLM2 that happens at one place in four: it is a model with many doubts. The bundled model has few.
 #
 # ## 8 What a model feels
 #
@@ -581,10 +596,8 @@ table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 # %%
 title = "SmolLM2 needs its blocks, and it needs its fourth bit"
 figure = diagrams.error_and_perplexity(quality["rows"], title)
-show(
-    figure,
-    "Bars of weight error and of perplexity for each way to round: they rise together, and leap with 3 and 2 bits",
-)
+alt = "Bars of weight error and perplexity for each way to round: they rise together, and leap with 3 and 2 bits"
+show(figure, alt)
 
 # %% [markdown]
 # int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Three things are worth noticing.
@@ -647,15 +660,11 @@ table(felt, perplexity="{:,.2f}", recall="{:.1%}", columns=["weights"])
 
 # %%
 ours, theirs = felt["NF4, blocks of 64"], felt["NF4, loaded by transformers"]
-verdict(
-    "your functions give the model that transformers loads in NF4",
-    abs(ours["perplexity"] / theirs["perplexity"] - 1) < 1e-3,
-)
+alike = abs(ours["perplexity"] / theirs["perplexity"] - 1) < 1e-3
+verdict("your functions give the model that transformers loads in NF4", alike)
 if run.model.bundled:
-    kept, lost = (
-        ours["recall"] > felt["float32, not rounded"]["recall"] - 0.03,
-        felt["2 bits, blocks of 64"]["recall"] < 0.1,
-    )
+    kept = ours["recall"] > felt["float32, not rounded"]["recall"] - 0.03
+    lost = felt["2 bits, blocks of 64"]["recall"] < 0.1
     verdict("in 4 bits with blocks it keeps its answers, and in 2 bits it loses nearly all of them", kept and lost)
 
 # %% [markdown]
@@ -687,9 +696,9 @@ print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
 # | AWQ ([2023](https://arxiv.org/abs/2306.00978)) | scales up the channels that sample data shows to matter | fast serving | yes, through GPT-QModel | [AutoAWQ is deprecated](https://pypi.org/project/autoawq/); [llm-compressor](https://github.com/vllm-project/llm-compressor) makes such models: 0.14, October 2026 |
 # | HQQ ([2023](https://mobiusml.github.io/hqq_blog/)) | solves for scales and zero points; needs no data | quick rounding, down to 2 bits and below | yes | [moved to Dropbox](https://github.com/dropbox/hqq); 0.2.8.post1 is the newest release |
 # | int4 in [torchao](https://github.com/pytorch/ao) | even levels in groups, made for `torch.compile` | serving with PyTorch's own kernels | only its 8-bit kinds ([peft#2848](https://github.com/huggingface/peft/pull/2848)) | alive: 0.18 |
-# | [GGUF](../site/glossary.md#gguf), of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 32 in groups of 256, in mixtures such as Q4_K_M | laptops, phones, CPUs | no: merge first (lesson 05) | alive |
-# | MXFP4 ([standard, 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf)) | tiny floats, a power of two for each 32 | models published in it, such as gpt-oss | only after `Mxfp4Config(dequantize=True)` | a standard of several makers |
-# | NVFP4 ([NVIDIA, 2025](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/)) | tiny floats, an 8-bit float for each 16 | arithmetic in 4 bits, on Blackwell GPUs | no | NVIDIA's |
+# | [GGUF](../site/glossary.md#gguf), of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 16 or 32 in groups of 256, in mixtures such as Q4_K_M | laptops, phones, CPUs | no: merge first (lesson 05) | alive: it [learned NVFP4](https://github.com/ggml-org/llama.cpp/pull/19769) in 2026 |
+# | MXFP4 ([standard, 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf)) | tiny floats, a power of two for each 32 | models published in it, such as gpt-oss | only after `Mxfp4Config(dequantize=True)` ([transformers#39969](https://github.com/huggingface/transformers/issues/39969)) | a standard of several makers |
+# | NVFP4 ([NVIDIA, 2025](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/)) | tiny floats, an 8-bit float for each 16, and one float32 | arithmetic in 4 bits, on Blackwell GPUs | no | NVIDIA's |
 #
 # To train an adapter on a GPU that holds the model only in 4 bits, NF4 is the usual choice. The others are mostly for serving what has been trained.
 #

@@ -257,8 +257,8 @@ def test_absmax_values_are_said_to_save_what_is_quantized_saves_and_not_embeddin
     assert quantized * 0.373 / 8 / 1e9 == pytest.approx(0.325, abs=0.001)
 
 
-def test_gradients_below_6e_8_become_zero_in_float16():
-    assert torch.tensor(6e-8, dtype=torch.float16) > 0
+def test_gradients_below_3e_8_become_zero_in_float16():
+    assert torch.tensor(3.1e-8, dtype=torch.float16) > 0
     assert torch.tensor(2.9e-8, dtype=torch.float16) == 0
 
 
@@ -276,6 +276,9 @@ def test_the_recorded_quality_is_of_a_named_model_and_text_and_says_what_the_les
     fp4, int4 = WAYS["fp4, blocks of 64"], WAYS["int4, blocks of 64"]
     assert fp4["relative_error"] > int4["relative_error"]
     assert fp4["perplexity"] < int4["perplexity"]
+    assert "brown" in WAYS["nf4, double quantization"]["answers"][1]
+    assert "31 days" in WAYS["nf4, double quantization"]["answers"][2]
+    assert WAYS["nf4, double quantization"]["same_choice"] == pytest.approx(0.75, abs=0.02)  # "one place in four"
     off = QUALITY["through_layers"]
     assert off["outputs_for_noise"] == pytest.approx(off["weights"], rel=0.02)
     assert off["outputs_for_text"] < 0.8 * off["weights"]
@@ -491,7 +494,7 @@ def test_slices_hold_equal_shares_of_the_bell():
     edges = sorted({round(part.get_paths()[0].vertices[:, 0].min(), 6) for part in slices})
     shares = [NormalDist().cdf(b) - NormalDist().cdf(a) for a, b in zip(edges[1:], edges[2:], strict=False)]
     assert len(edges) == 16
-    assert shares == pytest.approx([1 / 16] * 14)
+    assert shares == pytest.approx([1 / 16] * 14, abs=1e-5)
 
 
 def test_the_picture_of_quality_cuts_a_bar_that_is_too_long_and_says_so():
