@@ -571,22 +571,26 @@ verdict("for a real text a layer's output is off by less than its weights are", 
 table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 
 # %% [markdown]
-# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is not. Why? Look at how far the text reaches into a matrix,
-# on average over all of them. 1 is what you get where inputs and matrix know nothing of each other.
+# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
+# a little less in SmolLM2. Why? Look at how far the text reaches into a matrix, on average over all of them. 1 is what you get where inputs and matrix know nothing of each other.
 
 # %%
 for_noise, for_text, error_for_text = torch.tensor(reached).mean(dim=0).tolist()
-print(f"the right output, for noise:   {for_noise:.2f}\nthe right output, for a text:  {for_text:.2f}")
-print(f"the rounding error, for a text: {error_for_text:.2f}")
-print(f"gap where the likeliest token stays:  {gap[same].mean():.2f}")
-print(f"gap where it changes ({(~same).sum()} of {len(same)}): {gap[~same].mean():.2f}")
+print(f"{for_noise:.2f}  how far noise reaches: the right output")
+print(f"{for_text:.2f}  how far a text reaches: the right output")
+print(f"{error_for_text:.2f}  how far a text reaches: the rounding error")
+print(f"{gap[same].mean():.2f}  gap at the {same.sum()} places where the likeliest token stays the same")
+print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it changes")
 
 # %% [markdown]
-# There is the reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
+# There is the first reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
 # beside the right output.
 #
-# After all layers the error is larger than after one, but far from the sum over all matrices: errors that know nothing of each other partly cancel. And an activation that is off by that much
-# still finds the same token likeliest at most places. It changes where two tokens were nearly equally likely, as the gap shows. In SmolLM2 that happens at one place in four: it is a model with many doubts. The bundled model has few.
+# The second reason is in the row of the last activations. SmolLM2 has 210 matrices, and each of them adds an error of its own. If these simply added up, nothing would be left. But errors that know nothing of each other partly
+# cancel, and after all layers a quarter of the size is wrong, not many times the size.
+#
+# The third is the gap. A model does not have to compute the right number, it has to choose the right token. The choice changes only where two tokens were nearly equally likely. In SmolLM2 that happens at one place in four, for it is a model with many doubts.
+# That is what you saw at the top, and it is not nothing: 9% is survivable, and it is not free.
 #
 # ## 8 What a model feels
 #
