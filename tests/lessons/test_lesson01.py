@@ -1,7 +1,6 @@
 """Lesson 01: its functions equal bitsandbytes', its claims are measured, its exercises name mistakes, its explorer is quick."""
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -297,11 +296,9 @@ def test_the_measuring_script_rounds_as_the_lesson_does(lesson):
         levels = lesson.normal_levels(bits, lesson.middle_offset(bits))
         assert torch.equal(script.rounded(x, script.normal_levels(bits), 64), rounded(lesson, x, levels))
     restored = script.ways()["nf4, blocks of 64"][1](x)
-    assert (restored - rounded(lesson, x, lesson.nf4_levels())).abs().max() < 1e-6
+    assert (restored - rounded(lesson, x, lesson.nf4_levels())).abs().max() < 1e-5
     whole, scale = lesson.int8_rows(x)
     assert torch.allclose(script.int8_rows(x), whole * scale, atol=0.02)
-    text = "\n\n".join(importlib.import_module("pydoc_data.topics").topics[name] for name in ("assert", "if"))
-    assert len(hashlib.sha256(text.encode()).hexdigest()) == len(QUALITY["text_sha256"])
 
 
 # --- the map of formats, held against the installed libraries ---------------------------------------------------------
@@ -401,7 +398,7 @@ FAULTS = {  # a verdict, and names that make it untrue
         "twice": bnb.quantize_4bit(n["matrix"], quant_type="nf4", blocksize=128)
     },
     "a 4-bit layer is: dequantize, then multiply": lambda n: {"nf4": n["up"]},
-    "the rounding to 4 bits outweighs what computing in 16 bits adds, more than tenfold": lambda n: {"computing": 0.05},
+    "the rounding to 4 bits outweighs what computing in 16 bits adds, more than tenfold": lambda n: {"of_computing": 0.05},
     "for a real text a layer's output is off by less than its weights are": lambda n: {"text_off": n["noise_off"]},
     "your functions give the model that transformers loads in NF4": lambda n: {
         "felt": n["felt"] | {"NF4, blocks of 64": n["felt"]["3 bits, blocks of 64"]}
@@ -454,13 +451,15 @@ def test_with_other_parameters_the_lesson_runs_to_the_end(tmp_path, monkeypatch)
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(models.BUNDLED_MODEL).save_pretrained(tmp_path / "model")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("COURSE_STRICT", raising=False)
     values = {"model_id": str(tmp_path / "model"), "eval_rows": 8, "seed": 3, "output_dir": str(tmp_path / "out")}
     notebook = course.NOTEBOOKS / "01_quantization_basics.ipynb"
     papermill.execute_notebook(
         str(notebook), str(tmp_path / "done.ipynb"), values, cwd=str(course.NOTEBOOKS), progress_bar=False
     )
     recorded = json.loads((tmp_path / "out" / "01_quantization_basics.json").read_text(encoding="utf-8"))
-    assert recorded["felt"]["2 bits, blocks of 64"]["recall"] <= 1
+    untrue = [verdict["claim"] for verdict in recorded["verdicts"] if not verdict["holds"]]
+    assert untrue == ["for a real text a layer's output is off by less than its weights are"]  # it was never trained
 
 
 # --- the diagrams -----------------------------------------------------------------------------------------------------
@@ -729,7 +728,7 @@ def test_exercise_6_is_decided_by_the_recorded_table():
 
 @pytest.fixture(scope="module")
 def sets(lesson):
-    return {"NF4": lesson.nf4_levels(), "FP4": lesson.fp4_levels(), "int4": torch.arange(-7, 8) / 7}
+    return {"NF4": lesson.nf4_levels(), "FP4": lesson.fp4_levels().sort().values, "int4": torch.arange(-7, 8) / 7}
 
 
 def test_explorer_redraws_while_a_hand_still_moves(lesson, sets):
