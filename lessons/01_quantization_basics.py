@@ -534,6 +534,7 @@ def reach(x, matrix):
     return (linear(x, matrix).norm() / x.norm() / matrix.norm()).item() * x.shape[1] ** 0.5
 
 
+# %%
 off, reached = [], []
 for layer, real in given.items():
     weight, rounded = layer.weight.data, round_trip(layer.weight.data, nf4)

@@ -298,7 +298,7 @@ def test_the_measuring_script_rounds_as_the_lesson_does(lesson):
     restored = script.ways()["nf4, blocks of 64"][1](x)
     assert (restored - rounded(lesson, x, lesson.nf4_levels())).abs().max() < 1e-5
     whole, scale = lesson.int8_rows(x)
-    assert torch.allclose(script.int8_rows(x), whole * scale, atol=0.02)
+    assert relative(script.int8_rows(x), whole * scale) < 1e-3  # ties may go either way
 
 
 # --- the map of formats, held against the installed libraries ---------------------------------------------------------
