@@ -22,7 +22,7 @@
 # | | |
 # |---|---|
 # | to read | 40 minutes, and 25 more for "Further down" |
-# | exercises | 55 minutes |
+# | exercises | 50 minutes |
 # | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4 |
 # | you need | some Python and PyTorch. You need no GPU: the lesson compares bits, and does so on the CPU everywhere |
 
@@ -783,8 +783,8 @@ check("01.2", quantize)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The absmax is the largest *size*, so `abs()` comes first. And the borders between codes lie midway between two levels; with `levels[1:]` nearly all weights
-# are rounded up to the next level.
+# The absmax is the largest *size*, so `abs()` comes first. And the borders between codes lie midway between two levels; with `levels[1:]` every weight goes
+# down to the level below it, however near the next one is.
 #
 # ```python
 # import torch
