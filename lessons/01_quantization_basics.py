@@ -169,8 +169,8 @@ table(rows, "{:.3g}", columns=("type", "largest", "smallest of full precision", 
 
 # %% [markdown]
 # Both 16-bit types take 2 bytes. float16 is exact to three digits and ends at 65,504. bfloat16 is exact to two digits and ends where float32
-# ends. In training float16 has a second weak spot: gradients smaller than about 3e-8 become zero, as 1e-8 did above. That is why training in
-# float16 multiplies the loss by a large number first, which is called [loss scaling](../site/glossary.md#loss-scaling).
+# ends. In training float16 has a second weak spot: [gradients](../site/glossary.md#gradient) smaller than about 3e-8 become zero, as 1e-8 did above. That is why training in
+# float16 multiplies the [loss](../site/glossary.md#loss) by a large number first, which is called [loss scaling](../site/glossary.md#loss-scaling).
 #
 # > **Trap: bfloat16 on a T4.** A T4 has units for float16 and none for bfloat16. Much QLoRA code asks for bfloat16 all the same.
 # >
@@ -198,7 +198,7 @@ columns = ("code", "weight", "/ absmax", "level", "restored")
 table(zip(codes, row, row / absmax, int4[codes], restored), "{:.3f}", columns=columns)
 
 # %% [markdown]
-# Now a whole layer of the model, beside a million numbers from a bell curve. The error that counts is the
+# Now a whole layer of the model, that is, one of its matrices of weights, beside a million numbers from a bell curve. The error that counts is the
 # [relative error](../site/glossary.md#relative-error): the size of what went wrong over the size of the weights. (Size here means the root of the sum of
 # squares, which PyTorch calls the norm.)
 
@@ -488,7 +488,7 @@ verdict(
 )
 
 # %% [markdown]
-# So in a forward pass the compute dtype is a question of speed and range: take the 16-bit type that your GPU has units for, and if that is float16, keep an eye on what
+# So when a model computes an answer, the compute dtype is a question of speed and range: take the 16-bit type that your GPU has units for, and if that is float16, keep an eye on what
 # becomes infinite.
 #
 # ## 7 Why is an error of 9% not fatal?
@@ -545,7 +545,7 @@ for layer, real in given.items():
 weights_off, noise_off, text_off = torch.tensor(off).mean(dim=0).tolist()
 
 # %% [markdown]
-# And after all layers together? Compare the whole model with the one that transformers loaded in 4 bits: its last activations, and the token that it finds likeliest at each place of the text.
+# And after all layers together? Compare the whole model with the one that transformers loaded in 4 bits: its last [activations](../site/glossary.md#activation), and the token that it finds likeliest at each place of the text.
 # The *gap* is how much more probable that token is than the second.
 
 
@@ -628,7 +628,8 @@ tokens, real = batch.input_ids[:, 1:], batch.attention_mask[:, 1:].bool()
 of_answer = real & (torch.arange(1, batch.input_ids.shape[1]) >= begins[:, None])
 
 # %% [markdown]
-# An answer is right in full if each of its tokens is the likeliest one, given those before it.
+# An answer is right in full if each of its tokens is the likeliest one, given those before it. The model gives a score to each possible next token; these scores are called *logits*. `cross_entropy` turns them into the mean
+# surprise at the right tokens, which is the loss, and perplexity is `exp` of that.
 
 
 # %%
@@ -711,7 +712,7 @@ print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
 # | MXFP4 ([standard, 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf)) | tiny floats, a power of two for each 32 | models published in it, such as gpt-oss | only after `Mxfp4Config(dequantize=True)` ([transformers#39969](https://github.com/huggingface/transformers/issues/39969)) | a standard of several makers |
 # | NVFP4 ([NVIDIA, 2025](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/)) | tiny floats, an 8-bit float for each 16, and one float32 | arithmetic in 4 bits, on Blackwell GPUs | no | NVIDIA's |
 #
-# To train an adapter on a GPU that holds the model only in 4 bits, NF4 is the usual choice. The others are mostly for serving what has been trained.
+# To train an adapter on a GPU that holds the model only in 4 bits, NF4 is the usual choice. The others are mostly for serving what has been trained, that is, for answering many users with it.
 #
 # ## 10 One object switches it on
 #
