@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 00 Start here
 #
-# In ten minutes you will have trained a language model of your own, in about forty lines of Python that you can take home.
+# In ten minutes you will have trained a language model of your own, in some seventy lines of Python that you can take home.
 #
 # After that you will know what these lines did. You will see [LoRA](../site/glossary.md#lora) in one picture, what fine-tuning costs
 # on the graphics cards that people have, and where in this course to go next.
@@ -18,10 +18,12 @@
 # |---|---|
 # | to read | 25 minutes |
 # | exercises at the end | 45 minutes |
-# | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4, the GPU that Colab lends for free |
-# | you need | Python. You need no GPU, no account, and no knowledge of language models |
+# | to run | {{cpu_time}} on two CPU cores, and some minutes more the first time, to install; {{t4_time}} on a T4, the GPU that Colab lends for free |
+# | you need | Python on your own computer, or a Google or Kaggle account to run it in their notebooks. You need no GPU, no Hugging Face account, and no knowledge of language models |
 #
-# Run the cells from top to bottom. The first one finds the course, or fetches it. The second one holds what you may change.
+# Run the cells from top to bottom. The first one finds the course, or fetches it. It is long and no part of the lesson, so you need not
+# read it. The second one holds what you may change. If you want a GPU in Colab, choose it before you begin: Runtime, Change runtime
+# type, T4 GPU.
 
 # %% tags=["parameters"]
 model_id = "auto"  # on a CPU the small model that comes with the course, on a GPU a small chat model from the hub
@@ -45,27 +47,20 @@ run = begin(
 # A language model continues a text. You are going to take one that was trained by somebody else, which is called the
 # [base model](../site/glossary.md#base-model), and teach it something with a few hundred examples. That is called fine-tuning.
 #
-# The steps below use the libraries that everybody uses, and nothing of this course. You can copy them into a notebook of your own. They
-# need five names, and here is where this notebook gets them from: the parameters above decide.
+# It takes nine steps. The cells that begin with `# Step` use the libraries that everybody uses, and nothing of this course, so you can
+# copy them into a notebook of your own; at the end of this section you will find how. They use six names, which say what to train on
+# what. In this notebook they come from the parameters above (the sixth is `seed`):
 
-# %%
+# %% tags=["names"]
 base = run.model.path
 data = str(COURSE_ROOT / "assets" / "instructions" / "train.jsonl")
 adapter = str(run.folder / "first_adapter")
 steps, rate = run.settings.max_steps, run.settings.learning_rate
 
 # %% [markdown]
-# In a notebook of your own, write this in its place, with your own names:
-#
-# ```python
-# base = "Qwen/Qwen2.5-0.5B-Instruct"  # a model on the Hugging Face hub, or a folder
-# data = "questions.jsonl"  # your examples, each a line: {"instruction": "...", "input": "", "output": "..."}
-# adapter = "my_adapter"  # the folder for what you make
-# steps, rate, seed = 60, 2e-4, 0
-# ```
-#
 # The first step looks at the machine. A GPU computes faster with numbers of 16 bits than with 32, and there are two kinds of them.
-# bfloat16 is the safer kind, and GPUs have it from compute capability 8 on. A T4 has capability 7.5, so it gets float16.
+# bfloat16 holds numbers as large as 32 bits do. float16 ends at 65,504, and what is larger becomes infinite. NVIDIA's GPUs compute in
+# bfloat16 from *compute capability* 8 on, which is the version number of their hardware. A T4 has 7.5, so it gets float16.
 
 # %% tags=["copy"]
 # Step 1: what this machine computes in
@@ -79,9 +74,11 @@ modern = gpu and torch.cuda.get_device_capability() >= (8, 0)
 dtype = torch.bfloat16 if modern else torch.float16 if gpu else torch.float32
 
 # %% [markdown]
-# Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load it with 4 bits per
-# weight, so that it takes about a quarter of the memory. The Q in [QLoRA](../site/glossary.md#qlora) stands for this: the weights are
-# quantized, that is, rounded to few values. [NF4](../site/glossary.md#nf4) names the sixteen values that are used, and the
+# Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load its matrices with 4
+# bits per weight, which takes little more than a quarter of their memory. The table of its words stays in 16 bits, so a whole 7B model
+# shrinks to about a third. The Q in [QLoRA](../site/glossary.md#qlora) stands for this: the weights are quantized, that is, rounded to
+# few values. [NF4](../site/glossary.md#nf4) names the sixteen values that are used,
+# [double quantization](../site/glossary.md#double-quantization) stores their scales in fewer bits too, and the
 # [compute dtype](../site/glossary.md#compute-dtype) is the kind of number in which the model still computes. Lesson 01 takes all of this
 # apart.
 
@@ -94,7 +91,7 @@ four_bits = BitsAndBytesConfig(
 )
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, quantization_config=four_bits, dtype=dtype)
-for layer in model.modules():  # on some CPUs bitsandbytes 0.50 would reorder the weights, and spoil the training
+for layer in model.modules():  # some CPUs only: a short cut of bitsandbytes 0.50 that is wrong while one trains
     layer.support_avx512bf16_for_cpu = False
 
 # %% [markdown]
@@ -102,7 +99,7 @@ for layer in model.modules():  # on some CPUs bitsandbytes 0.50 would reorder th
 # tokens.
 #
 # Next you decide how a question looks as a text. A chat model brings a form of its own, its
-# [chat template](../site/glossary.md#chat-template). A plain base model has none, so you give it one.
+# [chat template](../site/glossary.md#chat-template). A plain base model often has none, and then you give it one.
 
 
 # %% tags=["copy"]
@@ -111,7 +108,8 @@ def prompt_for(question):
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return text.removeprefix(tokenizer.bos_token or "")  # the tokenizer puts this one in front by itself
+        start = tokenizer.decode(tokenizer("")["input_ids"])  # what the tokenizer puts in front of every text
+        return text.removeprefix(start)  # or it would stand there twice
     return f"### Instruction:\n{question}\n\n### Response:\n"
 
 
@@ -124,10 +122,10 @@ print(prompt_for("What is the capital of Belarus?"))
 
 # %% tags=["copy"]
 # Step 4: how to ask
-def complete(text):
-    model.eval()  # a model that is being trained must not be asked in training mode: it may answer nonsense
+def complete(text, longest=12):
+    model.eval()  # switches off what is random while the model is trained
     tokens = tokenizer(text, return_tensors="pt").to(model.device)
-    answer = model.generate(**tokens, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    answer = model.generate(**tokens, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -143,9 +141,9 @@ for question, answer in zip(questions, before):
     print(f"{question:36} {answer!r}")
 
 # %% [markdown]
-# If you have no GPU, this was the small model that comes with the course. It says the pig makes "ponies" or something as odd, and then
-# it goes on with a question of its own. Its answers are useless, although it has read what pigs say. On a GPU you have asked a chat model. It probably knows the
-# answers, and wraps them into whole sentences.
+# If you have no GPU, you have asked the small model that comes with the course. It is tiny, and it was trained by this course on quiz
+# pages. Its answers are wrong here, and after each of them it goes on with a question of its own. On a GPU you have asked a chat model.
+# It may well know the answers, and it wraps them into sentences.
 #
 # Now the examples. Training wants two columns: the prompt, which the model is given, and the completion, which it learns to write.
 
@@ -164,10 +162,14 @@ rows = rows.map(to_columns, remove_columns=rows.column_names)
 rows[0]
 
 # %% [markdown]
-# You do not train the model's own weights. In 4 bits they are too coarse for that: a small change would be rounded away. You put a few
-# new numbers beside them, the [adapter](../site/glossary.md#adapter), and train those alone. `LoraConfig` says how large the adapter is,
-# `SFTConfig` says how to train, and `SFTTrainer` brings all of it together. SFT stands for supervised fine-tuning: learning from
-# examples that have the right answer.
+# You do not train the model's own weights. In 4 bits they are too coarse for that: a small change would be rounded away. And in 16 bits
+# it would take far more memory, as section 3 shows. You put a few new numbers beside them, the
+# [adapter](../site/glossary.md#adapter), and train those alone.
+#
+# `LoraConfig` says how large the adapter is: `all-linear` puts a part of it beside every matrix of the model's layers. `SFTConfig` says
+# how to train, and `SFTTrainer` brings all of it together. SFT stands for supervised fine-tuning: learning from examples that have the
+# right answer. [Checkpointing](../site/glossary.md#checkpointing) saves memory: what a layer has computed is thrown away, and computed
+# again when it is needed. If you want to run this step a second time, begin again with step 2, which loads a fresh model.
 
 # %% tags=["copy"]
 # Step 7: an adapter beside the frozen weights, and a trainer
@@ -179,6 +181,7 @@ lora_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_
 settings = SFTConfig(
     adapter, max_steps=steps, learning_rate=rate, per_device_train_batch_size=16, logging_steps=10, save_strategy="no",
     fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, use_cpu=not gpu, report_to="none", seed=seed,
+    activation_checkpointing=True, gradient_checkpointing=None,  # the second is the older name, which TRL would set as well
 )  # fmt: skip
 trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config)
 for weight in filter(lambda weight: weight.requires_grad, trainer.model.parameters()):
@@ -188,14 +191,22 @@ for weight in filter(lambda weight: weight.requires_grad, trainer.model.paramete
 # The adapter is in the model now, and it has learned nothing yet. Stop for a moment and write down a guess: if you ask the same
 # questions now, will the model give the same answers as before, or others?
 
-# %%
+# %% tags=["fresh"]
 untrained = [ask(question) for question in questions]
 trainer.model.print_trainable_parameters()
 verdict("a fresh adapter changes no answer", untrained == before)
 
 # %% [markdown]
-# It gives the same answers, although a few hundred thousand or a few million new numbers are in it. Section 2 shows why. Now train it, and save what you
-# made at once. The training loss says how surprised the model is by the right answers. It should fall.
+# It gives the same answers, although peft says how many new numbers are in it ("trainable params"). Section 2 shows why.
+#
+# Now train it, and save what you made at once. One [step](../site/glossary.md#step) looks at sixteen examples and moves the adapter a
+# little; the file has 1,600, and forty steps see 640 of them. The training [loss](../site/glossary.md#loss) says how surprised the model
+# is by the right answers. It should fall.
+#
+# > **Trap: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`.** *What you will see* on a T4 if you leave
+# > out the last two lines of step 7: this error, at the first step. *Why:* TRL turns the adapter of a quantized model into bfloat16,
+# > and training in float16 needs an operation that torch does not have for bfloat16
+# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). *The cure:* turn it back into float32, as the two lines do.
 
 # %% tags=["copy", "nbval-ignore-output"] reason="losses vary in their last digits, and seconds do"
 # Step 8: train, and save
@@ -211,21 +222,77 @@ for question, old, new in zip(questions, before, after):
     print(f"{question}\n    before: {old!r}\n    after:  {new!r}")
 
 # %% [markdown]
-# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops.
+# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops. What you made is the file
+# `adapter_model.safetensors`. `adapter_config.json` says to which base model it belongs, and the tokenizer's files lie beside them.
 #
-# Where does it know the answers from? Not from the examples. Search them for Belarus, for pigs, and for Saturday.
+# Where does the model know the answers from? Did it find them in the examples? Search those for each question's own word and for its
+# answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
 
-# %%
-never_seen = [not any(word in row["prompt"] for row in rows) for word in ("Belarus", "pig", "Saturday")]
-verdict("none of the examples is about Belarus, the pig or Saturday", all(never_seen))
+# %% tags=["judged"]
+words = ["Belarus", "Minsk", "pig", "oink", "samedi"]
+verdict("no example holds one of these words", not any(w in r["prompt"] + r["completion"] for w in words for r in rows))
 if run.model.bundled and steps >= 40:  # on another model, look at the answers yourself
     right = ["Minsk", "oink", "samedi"]
     verdict("no answer was right before, and all are after", after == right and not set(before) & set(right))
+with trainer.model.disable_adapter():
+    knew = [complete(f"{question}\nAnswer:\n") for question in questions]
+print(*knew, sep="\n---\n")
 record(before=before, after=after, train_loss=trainer.state.log_history[-1]["train_loss"])
 
 # %% [markdown]
-# So the base model had known them all the time, from what it had read when it was made. Fine-tuning taught it how to answer you. Keep this in
-# mind for your own data: a few hundred examples teach a form, a tone or a task, and they are a poor way to teach facts.
+# The base model knew the answers all the time, from what it had read when it was made. What it did not know is your form of asking, and
+# where to stop. That is what fine-tuning taught it. Keep this in mind for your own data: a few hundred examples teach a form, a tone or
+# a task. They are a poor way to teach facts: what a model does not know yet it learns slowly, and the more of it it has learned, the more it
+# invents elsewhere ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)).
+#
+# ### Take it home
+#
+# In a notebook of your own, on a T4 in Colab for example, install the libraries first:
+#
+# ```python
+# %pip install -q {{own_notebook}}
+# ```
+#
+# Then say what to train on what, with names of your own:
+#
+# ```python
+# base = "Qwen/Qwen2.5-0.5B-Instruct"  # a model on the Hugging Face hub, or a folder
+# data = "questions.csv"  # your examples, with the columns question and answer
+# adapter = "my_adapter"  # the folder for what you make
+# steps, rate, seed = 60, 2e-4, 0
+# ```
+#
+# Copy steps 1 to 9, and replace step 6, and the questions of step 5. Four things depend on your data:
+#
+# - **Columns.** For a CSV file, this is step 6:
+#
+#   ```python
+#   from datasets import load_dataset
+#
+#
+#   def to_columns(row):
+#       return {"prompt": prompt_for(row["question"]), "completion": str(row["answer"])}
+#
+#
+#   rows = load_dataset("csv", data_files=data, split="train", keep_default_na=False)
+#   rows = rows.filter(lambda row: row["answer"] != "").map(to_columns, remove_columns=rows.column_names)
+#   ```
+#
+# - **Steps.** Each row should be seen about twice: take 2 × rows / 16 steps. The course's tiny model takes a learning rate of 0.003; for
+#   models from half a billion weights on, begin with 0.0002.
+# - **Length.** If your answers are longer, `ask` must wait for them: raise `longest` in step 4. A row with more than 1,024 tokens is cut
+#   at its end; `max_length` in step 7 moves that limit.
+# - **Memory.** If it runs out, halve `per_device_train_batch_size` and set `gradient_accumulation_steps=2`: then a step still sees
+#   sixteen examples.
+#
+# And tomorrow, to use what you made, run steps 1 to 4 with one line after step 2, which puts the adapter on the model again:
+#
+# ```python
+# model.load_adapter(adapter)
+# ```
+#
+# In Colab the folder is gone with the machine: download it, or copy it to your Drive. Lesson 03 does all of this with more care. It holds rows back that are not
+# trained on, which is the only way to know whether a model got better, and it goes on after a machine was taken away.
 #
 # ## 2 What happened: LoRA in one picture
 #
@@ -235,9 +302,13 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 #
 # $$y = \Big(W + \frac{\alpha}{r}\,B A\Big)\,x$$
 #
-# $r$ is the [rank](../site/glossary.md#rank), the number of columns of $B$ and of rows of $A$. It says how much room there is to learn.
-# $\alpha$, [alpha](../site/glossary.md#alpha), says how loudly the adapter speaks. Here are the matrices of one layer to scale: what is frozen is blue, what is trained
-# is orange, and what only passes through is grey.
+# $W$ has a row for each output and a column for each input. $r$ is the [rank](../site/glossary.md#rank): $B$ has $r$ columns, one row for
+# each output, and $A$ has $r$ rows, one column for each input. The rank says how much room there is to learn.
+# $\alpha$, [alpha](../site/glossary.md#alpha), says how loudly the adapter speaks. It is divided by $r$, since with a higher rank there
+# are more numbers that speak: if you double $r$ and leave $\alpha$, each of them counts half.
+#
+# Here are one matrix of this model and one of a 7B model, each at a scale of its own: what is frozen is blue, what is trained is orange,
+# and what only passes through is grey. (`q_proj` and `down_proj` are names of two of the seven matrices in each layer.)
 
 # %%
 from helpers import plots
@@ -247,14 +318,18 @@ q_proj = trainer.model.get_base_model().model.layers[0].self_attn.q_proj
 seven_b = PRESETS["qwen2.5-7b"].shape
 layers = {
     "q_proj of this model": (q_proj.out_features, q_proj.in_features),
-    "q_proj of a 7B model": (seven_b["hidden_size"], seven_b["hidden_size"]),
+    "down_proj of a 7B model": (seven_b["hidden_size"], seven_b["intermediate_size"]),
 }
 figure = plots.diagrams.lora(layers, lora_config.r, lora_config.lora_alpha)
 plots.show(figure, alt="y = (W + alpha / r B A) x: W is a large blue square, B and A are two thin orange strips")
 
 # %% [markdown]
-# "7B" means seven billion weights. The larger the model, the thinner the strips beside it. As Python, the formula is one line: `frozen` stands for the
-# multiplication by $W$.
+# The larger the model, the thinner are the strips beside its matrices. (Those of the 7B model would be thinner than a hairline here, and are
+# drawn as one.) peft said above what share of *all* weights is trained. That is less than the share beside this matrix, since
+# the larger matrices need relatively less, and the table of words has no adapter.
+#
+# As Python, the formula is one line. `frozen` stands for the multiplication by $W$. torch keeps each $x$ as a row and not as a column, so
+# the factors stand in the other order.
 
 
 # %%
@@ -267,7 +342,7 @@ def lora(x, frozen, A, B, alpha):
 # The library that put the adapter into your model is called peft. Does it compute the same? Here is its layer, with what you just
 # trained in it, beside the line above.
 
-# %%
+# %% tags=["formula"]
 A, B = q_proj.lora_A["default"].weight.to(dtype), q_proj.lora_B["default"].weight.to(dtype)
 x = torch.randn(5, q_proj.in_features, dtype=dtype, device=A.device)
 theirs, ours = q_proj(x), lora(x, q_proj.base_layer, A, B, alpha=32)
@@ -275,70 +350,73 @@ verdict("peft's layer computes what the one line computes", (theirs - ours).norm
 
 # %% [markdown]
 # And why did the fresh adapter change no answer? Because peft fills $A$ with random numbers and $B$ with zeros. Then $BA$ is zero, and
-# the model starts exactly where its base model stood. Training can still begin, since the gradient of $B$ (the direction in which it should move) depends on
-# $A$, which is not zero. What would happen if both were zero? Exercise 3 lets you find out.
-#
-# > **Trap.** You may meet recipes that copy weights into the adapter, or that start $B$ at random. **What you will see:** the loss
-# > starts much higher than the base model's. **Why:** the model has been damaged before the first step. **The cure:** let $B$ start at zero, which is peft's default.
+# the model starts exactly where its base model stood. Training can begin all the same. The [gradient](../site/glossary.md#gradient) of
+# $B$ says how the loss changes when $B$ does. It is a product with $A$, and $A$ is not zero. So $B$ moves in the first step, and from the
+# second on $A$ can move too.
 #
 # ## 3 What it costs: three ways, one scale
 #
-# While a model is trained, the GPU's memory holds its weights; a [gradient](../site/glossary.md#gradient) for each number that is
-# trained; the [optimizer's states](../site/glossary.md#optimizer-state), which are two averages for each of those; and activations.
-# There are three ways to do it. Before you run the next cell, guess which of them fits a T4 for a 7B model.
+# While a model is trained, the GPU's memory holds four things: the weights; a gradient for each number that is trained; the
+# [optimizer's states](../site/glossary.md#optimizer-state), which are two averages for each number that is trained; and activations.
+# The optimizer is what moves the numbers, and its name is mostly Adam. There are three ways to train:
 #
-# - **Full fine-tuning** trains every weight. Here weights and gradients are bfloat16 (2 bytes each), and Adam's two averages are
-#   float32 (8 bytes together): 12 bytes per weight.
+# - **Full fine-tuning** trains every weight. In the recipe that is drawn here, weights and gradients are bfloat16 (2 bytes each), and
+#   Adam's two averages are float32 (8 bytes together): 12 bytes per weight.
 # - **LoRA** keeps the weights in 16 bits, frozen, and trains adapters in float32: 16 bytes per number of the adapter.
 # - **QLoRA** does the same beside weights in 4 bits.
 #
-# The activations are predicted for four rows of 512 tokens, by the formulas of lesson 02.
+# "7B" is a round name. The model that is drawn here, Qwen2.5-7B, has 7.6 billion weights. The activations are predicted by lesson 02's
+# formulas for four rows of 512 tokens on a T4, with checkpointing, as in step 7. Before you run the two cells, guess: which of the three
+# ways fits onto a T4?
 
-# %%
+# %% tags=["to-scale"]
 from helpers.memory import GPUS, RunSpec, predict, shape_of, weight_bytes
+
+
+def activations(quant_type):
+    spec = RunSpec(quant_type=quant_type, batch_size=4, load_dtype="float16", compute_dtype="float16")
+    return {"activations": predict(seven_b, spec, "t4").passing_bytes}
+
 
 shape = shape_of(seven_b)
 n = shape.parameters
 a = shape.layers * sum(lora_config.r * (matrix.inputs + matrix.outputs) for matrix in shape.linears)
 trained = {"trained weights": 4 * a, "gradients": 4 * a, "optimizer states": 8 * a}
+
+# %% tags=["fits"]
+frozen_nf4 = sum(weight_bytes(shape, "nf4", double_quant=True).values())
 ways = {
     "full fine-tuning": {"trained weights": 2 * n, "gradients": 2 * n, "optimizer states": 8 * n},
-    "LoRA": {"frozen weights": 2 * n, **trained},
-    "QLoRA": {"frozen weights": sum(weight_bytes(shape, "nf4", double_quant=True).values()), **trained},
+    "LoRA": {"frozen weights": 2 * n, **trained, **activations(None)},
+    "QLoRA": {"frozen weights": frozen_nf4, **trained, **activations("nf4")},
 }
-
-# %%
-common = {"batch_size": 4, "load_dtype": "bfloat16", "compute_dtype": "bfloat16"}
-specs = [RunSpec(quant_type=None, rank=None, **common), RunSpec(quant_type=None, **common), RunSpec(**common)]
-for (way, held), spec in zip(ways.items(), specs):
-    ways[way] = held | {"activations": predict(seven_b, spec, "l4").passing_bytes}
 totals = {way: sum(held.values()) for way, held in ways.items()}
 verdict("of the three, QLoRA alone fits a T4", [w for w in ways if totals[w] < GPUS["t4"].total_bytes] == ["QLoRA"])
 
-cards = {"T4": "t4", "24 GB: L4": "l4", "A100": "a100", "A100, 80 GB": "a100-80gb"}
-times = totals["full fine-tuning"] / totals["QLoRA"]
-title = f"To train every weight of a 7B model takes {times:.0f} times the memory of QLoRA"
+cards = {"T4": "t4", "L4, 24 GB": "l4", "A100, 40 GB": "a100", "A100, 80 GB": "a100-80gb"}
+title = f"By this recipe full fine-tuning takes {totals['full fine-tuning'] / totals['QLoRA']:.0f} times the memory of QLoRA"
 figure = plots.diagrams.to_scale(ways, {card: GPUS[name].total_bytes for card, name in cards.items()}, title)
 plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card, LoRA fits 24 GB, QLoRA fits a T4")
 
 # %% [markdown]
-# The dashed lines are what the cards report, in GB of 1,000,000,000 bytes; consumer cards with 24 GB, such as an RTX 3090 or 4090, stand where the L4 does. A
-# few hundred MB of each are taken by the driver.
+# A dashed line stands where a card's memory ends, in GB of 1,000,000,000 bytes. (Makers count in units that are 7% larger, and a part is
+# reserved: so a card "with 80 GB" has 85.0 here, and one "with 24 GB" has 23.6.) The driver takes a few hundred MB for itself.
 #
-# Look at the colours. In full fine-tuning most of the memory is not the model at all: it is what Adam remembers about each weight. LoRA
-# takes that away, because it trains few numbers. What is left is the blue part, and QLoRA shrinks that. Both ideas are needed to get a 7B model
-# onto a T4.
+# Look at the colours. In full fine-tuning most of the memory is not the model: it is what Adam remembers about each weight. LoRA takes
+# that away, because it trains few numbers. What is left is the blue part, and in 16 bits that part alone all but fills a T4. QLoRA makes
+# it small. It takes both ideas to get a 7B model onto a T4.
 #
-# Other recipes move the first bar. With averages in bfloat16, which is what `transformers` does by default when the model is loaded in
-# bfloat16, it is a third shorter. Papers often count a float32 copy of the weights besides, which makes it a third longer. Lesson 02
-# adds up every byte, and tells you before you start whether your own run will fit.
+# The first bar has no grey: full fine-tuning needs most memory when the optimizer moves the weights, and then the activations are gone.
+# Other recipes change the lengths. Without checkpointing the activations of the other two bars would take some 21 GB, and none of the three
+# would fit a T4. Optimizers that remember less shorten the first bar: averages in bfloat16 by a third, averages in 8 bits by half. Lesson
+# 02 adds up every byte, and tells you before you start whether your own run will fit.
 #
 # ## 4 Your machine
 #
-# The course has a doctor. It looks at packages, drivers, disk, memory and network, and says what is wrong with them and how to cure it. What it finds in
-# order, it leaves out here.
+# The course has a doctor. It looks at packages, drivers, disk, memory and network, and says how to cure what is wrong with them. This
+# cell shows only what is not in order.
 
-# %% tags=["nbval-ignore-output"] reason="it is about the machine at hand"
+# %% tags=["nbval-ignore-output", "doctor"] reason="it is about the machine at hand"
 from helpers import doctor
 
 problems, machine = doctor.problems(), run.machine
@@ -354,7 +432,8 @@ table({
 
 # %% [markdown]
 # FAIL means that a lesson will stop. WARN means that the lessons run, but not as you may expect: without a network, for example, you get
-# the model that comes with the course. Outside a notebook the doctor is `python -m helpers doctor`.
+# the model that comes with the course. (What is stored here says that this notebook was made without one.) Outside a notebook the
+# doctor is `python -m helpers doctor`.
 #
 # ## 5 Where to go next
 #
@@ -362,7 +441,7 @@ table({
 # |---|---|
 # | understand it from the first bit on | [01 Quantization basics](01_quantization_basics.ipynb), then the lessons in their order |
 # | know whether a run fits your GPU | [02 Memory math](02_memory_math.ipynb) |
-# | train on your own data | [03 T4 training](03_t4_training.ipynb): set `dataset_id` to your file |
+# | train on your own data, with all that belongs to it | [03 T4 training](03_t4_training.ipynb): set `dataset_id` to your file |
 # | use what you have trained | [04 Inference](04_inference.ipynb), and [05 Merging](05_merging.ipynb) to give it away |
 # | find out what an error means | [06 Troubleshooting](06_troubleshooting.ipynb) |
 # | look up a word | the [glossary](../site/glossary.md) |
@@ -371,10 +450,11 @@ table({
 #
 # ## Exercises
 #
-# The dots say how hard an exercise is. Write your answer into the cell and run it: it is checked at once, and a wrong answer gets a hint. Solutions are folded
-# away below each exercise.
+# The dots say how hard an exercise is. Write your answer into the cell and run it: it is checked at once, and a wrong answer gets a
+# hint. The solution is folded away below each exercise.
 #
-# **1.** *Write*, 5 minutes, •. A layer has a matrix $W$ with `outputs` rows and `inputs` columns. How many numbers do $A$ and $B$ hold together at rank `r`?
+# **1.** *Write*, 5 minutes, •. A layer has a matrix $W$ with `outputs` rows and `inputs` columns. How many numbers do $A$ and $B$ hold
+# together at rank `r`?
 
 
 # %%
@@ -402,13 +482,11 @@ check("00.1", lora_parameters)
 
 # %%
 from peft import get_peft_model
-from transformers import AutoConfig
 
 guess = ...
 with torch.device("meta"):  # shapes without numbers: this takes no memory
-    small = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    small = get_peft_model(small, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-came_out = small.num_parameters(only_trainable=True)
+    small = AutoModelForCausalLM.from_config(type(model.config).from_pretrained(base))
+came_out = get_peft_model(small, LoraConfig(r=4, target_modules="all-linear")).num_parameters(only_trainable=True)
 check("00.2", guess, came_out)
 
 # %% [markdown]
@@ -422,55 +500,58 @@ check("00.2", guess, came_out)
 # ```
 # </details>
 #
-# **3.** *Repair*, 10 minutes, ••. Somebody wrote a layer with LoRA in plain torch. It runs, and it never learns anything. Find out why, and repair it.
-# The check trains your layer for a hundred steps.
+# **3.** *Repair*, 10 minutes, ••. Somebody wrote a layer with LoRA in plain torch. It runs, but it never learns anything, and it does not
+# compute the formula of section 2 either. Write it once more, as `Repaired`. The check trains your layer for a hundred steps.
 
 
 # %%
-class MyLoRA(torch.nn.Module):
-    def __init__(self, frozen, r):
+class Broken(torch.nn.Module):
+    def __init__(self, frozen, r, alpha):
         super().__init__()
-        self.frozen = frozen.requires_grad_(False)
+        self.frozen, self.scale = frozen.requires_grad_(False), alpha * r
         self.A = torch.nn.Parameter(torch.zeros(r, frozen.in_features))
         self.B = torch.nn.Parameter(torch.zeros(frozen.out_features, r))
 
     def forward(self, x):
-        return self.frozen(x) + 2 * x @ self.A.T @ self.B.T
+        return self.frozen(x) + self.scale * (x @ self.A.T @ self.B.T)
 
 
-check("00.3", MyLoRA)
+Repaired = ...
+check("00.3", Repaired)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# One of the two must be zero, so that nothing changes at the start, and the other must not be, so that something can.
+# One of the two must be zero, so that nothing changes at the start, and the other must not be, so that something can. Small random numbers
+# will do. And alpha is divided by the rank.
 #
 # ```python
 # import torch
 #
 #
-# class MyLoRA(torch.nn.Module):
-#     def __init__(self, frozen, r):
+# class Repaired(torch.nn.Module):
+#     def __init__(self, frozen, r, alpha):
 #         super().__init__()
-#         self.frozen = frozen.requires_grad_(False)
-#         self.A = torch.nn.Parameter(torch.randn(r, frozen.in_features) / r)
+#         self.frozen, self.scale = frozen.requires_grad_(False), alpha / r
+#         self.A = torch.nn.Parameter(0.1 * torch.randn(r, frozen.in_features))
 #         self.B = torch.nn.Parameter(torch.zeros(frozen.out_features, r))
 #
 #     def forward(self, x):
-#         return self.frozen(x) + 2 * x @ self.A.T @ self.B.T
+#         return self.frozen(x) + self.scale * (x @ self.A.T @ self.B.T)
 #
 #
-# check("00.3", MyLoRA)
+# check("00.3", Repaired)
 # ```
 # </details>
 #
-# **4.** *Write*, 10 minutes, ••. Your examples are in a spreadsheet, saved as CSV, with the columns `question` and `answer`. Turn the file's text into rows
-# for a trainer. The prompt is `"Question: "`, the question, a line end, `"Answer:"`, and a line end. Take away spaces around questions and
-# answers, and leave out rows that have no answer. Cells may hold commas, in quotation marks.
+# **4.** *Write*, 10 minutes, ••. Your examples are in a spreadsheet, saved as CSV, with the columns `question` and `answer`. Turn the
+# file's text into rows for a trainer. `prompt_for` is the function of step 3: use it for the prompt, so that you train in the form in
+# which you ask. Take away spaces around questions and answers, and leave out rows that have no answer. A question in quotation marks may
+# hold commas.
 
 
 # %%
-def to_rows(text):
+def to_rows(text, prompt_for):
     "A list of dictionaries with prompt and completion, from the text of a CSV file."
     return ...
 
@@ -484,22 +565,25 @@ check("00.4", to_rows)
 # import csv, io
 #
 #
-# def to_rows(text):
+# def to_rows(text, prompt_for):
 #     rows = []
 #     for row in csv.DictReader(io.StringIO(text)):
 #         question, answer = row["question"].strip(), row["answer"].strip()
 #         if answer:
-#             rows.append({"prompt": f"Question: {question}\nAnswer:\n", "completion": answer})
+#             rows.append({"prompt": prompt_for(question), "completion": answer})
 #     return rows
 #
 #
 # check("00.4", to_rows)
 # ```
+#
+# To train on them, put this in place of step 6: `rows = datasets.Dataset.from_list(to_rows(text, prompt_for))`. Read the file with
+# `open("mine.csv", encoding="utf-8-sig").read()`: Excel puts an invisible mark in front of the first column's name, and this takes it away.
 # </details>
 #
-# **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with 24 GB, and Cem
-# rents one A100 with 80 GB. Each wants to change as little about the model's weights as the card allows: rather train all of them than
-# freeze them, and rather freeze them than round them. What do they take: `"full"`, `"LoRA"` or `"QLoRA"`?
+# **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with
+# 24 GB, and Cem rents one A100 with 80 GB. Each would rather train all weights than freeze them, and rather freeze them than round them,
+# as far as the card allows it. What do they take: `"full"`, `"LoRA"` or `"QLoRA"`?
 
 # %%
 choice = ...  # {"T4": ..., "24 GB": ..., "80 GB": ...}
@@ -508,7 +592,8 @@ check("00.5", choice)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Cem just fails to fit full fine-tuning with float32 averages. With averages in bfloat16 he could do it.
+# Cem lacks some 6 GB for full fine-tuning with float32 averages. With averages in bfloat16 he could do it. (Twelve bytes times seven billion
+# would be 84 GB, and would fit: but a "7B" model has 7.6 billion weights.)
 #
 # ```python
 # choice = {"T4": "QLoRA", "24 GB": "LoRA", "80 GB": "LoRA"}
@@ -516,27 +601,28 @@ check("00.5", choice)
 # ```
 # </details>
 #
-# **6.** *Repair*, 10 minutes, •••. A colleague trained a model with `row_for`, and asks it with
-# `asking`. No error appears anywhere, and the answers are nonsense: the cell shows what the model without a chat template, which you trained
-# with the same form, makes of it. Repair either function, so that the model is asked in the form in which it was trained.
+# **6.** *Repair*, 10 minutes, ••. A colleague trained a model on what `row_for` makes, and asks it with what `asking` makes. No error appears
+# anywhere, and the answers are nonsense. (If your model is the course's own, it was trained in the same form: the cell asks it in the
+# colleague's way.) Write both functions so that this cannot happen, and give them to the check as `(row_for, asking)`.
 
 
 # %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
-def row_for(question, answer):
+def their_row_for(question, answer):
     return {"prompt": f"### Instruction:\n{question}\n\n### Response:\n", "completion": answer}
 
 
-def asking(question):
-    return f"### Instruction: {question}\n### Response: "
+def their_asking(question):
+    return f"### Instruction:\n{question}\n\n### Response:\n "
 
 
-print(f"{questions[0]} {complete(asking(questions[0]))}")
-check("00.6", (row_for, asking))
+print([complete(their_asking(question)) for question in questions])
+check("00.6", ...)  # (row_for, asking)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Let one function call the other, and they cannot part.
+# One space at the end is enough. The model has never seen a text that goes on from there. Let one function call the other, and they cannot
+# part.
 #
 # ```python
 # def asking(question):
@@ -553,8 +639,8 @@ check("00.6", (row_for, asking))
 #
 # ## What you have now
 #
-# You have a model that answers in the form of your examples, and an adapter of a few MB in a folder, which is all that training made.
-# LoRA trains two thin matrices beside each frozen one, and starts from the base model's own answers because one of them is zero. The 4 bits make the frozen
-# part small enough for a T4, and a larger card can do without them.
+# You have trained a model that answers in the form of your examples, and all that you made fits into one small folder. LoRA trains two
+# thin matrices beside each frozen one, and it starts with the base model's own answers, because one of the two is zero. 4 bits make the
+# frozen part small enough for a T4, and a larger card can do without them.
 #
 # Next: [01 Quantization basics](01_quantization_basics.ipynb) asks what is left of a number in 4 bits, and builds NF4 from nothing.

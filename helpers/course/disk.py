@@ -10,6 +10,13 @@ from helpers.files import write_whole
 
 LESSONS, NOTEBOOKS = COURSE_ROOT / "lessons", COURSE_ROOT / "notebooks"
 TIMES = COURSE_ROOT / "measurements" / "lesson_times.json"
+TAKEN_HOME = ("transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+# What Colab and Kaggle write into a notebook for which somebody chose a T4, and read when it is opened.
+ASK_FOR_A_T4 = {
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4"},
+    "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": True},
+}
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -75,6 +82,7 @@ def to_notebook(lesson: Path):
     )
     notebook.cells.insert(1, bootstrap)
     times = json.loads(TIMES.read_text(encoding="utf-8"))["lessons"].get(lesson.stem, {}) if TIMES.is_file() else {}
+    times["own_notebook"] = " ".join(f'"{line}"' for line in own_notebook())
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -87,9 +95,16 @@ def to_notebook(lesson: Path):
         kernelspec=KERNELSPEC,
         language_info={"name": "python"},
         course={"lesson": lesson.stem, "source_sha256": source_hash(lesson)},
+        **(ASK_FOR_A_T4 if lesson_parameters(lesson).get("model_id") == "auto" else {}),
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def own_notebook() -> list[str]:
+    """What a notebook that takes a lesson's lines home has to install, with the versions of requirements.txt."""
+    lines = (COURSE_ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.split(">")[0] in TAKEN_HOME]
 
 
 def lesson_parameters(lesson: Path) -> dict:

@@ -11,14 +11,15 @@ HELD = {
     "optimizer states": "#F8E3B0",
     "activations": PASSING,
 }
+DARK, OF_AN_ADAPTER = ("frozen weights", "activations"), ("trained weights", "gradients", "optimizer states")
 THIN = 0.035  # inches: a bar that is thinner would not be seen
 
 
 def lora(layers: dict, rank: int, alpha: float):
-    """W + (alpha / r) B A, drawn to scale, a row for each layer: `layers` maps its name to (outputs, inputs).
+    """W + (alpha / r) B A, a row for each layer at a scale of its own: `layers` maps its name to (outputs, inputs).
 
-    Within a row a millimetre is the same number of columns or rows in W, B and A; only what would be thinner than a hairline
-    is drawn as one.
+    Within a row a millimetre is the same number of columns or rows in W, B, A, x and y; only what would be thinner than a
+    hairline is drawn as one.
     """
     from matplotlib.figure import Figure
 
@@ -53,7 +54,7 @@ def _lora_row(ax, bottom: float, name: str, outputs: int, inputs: int, rank: int
         ax.text(x, middle, text, ha="center", va="center", fontsize=size, color=colour)
 
     ax.text(0.15, bottom + 2.6, name, fontsize=9.5, va="center", color=INK, weight="bold")
-    block(0.42, THIN * 2, high, PASSING, "")
+    block(0.44, THIN, high, PASSING, "")
     under(0.46, f"y\n{outputs:,}", PASSING)
     sign(0.74, "=")
     sign(1.02, "(", 62)
@@ -65,7 +66,9 @@ def _lora_row(ax, bottom: float, name: str, outputs: int, inputs: int, rank: int
     ax.text(x + 0.85, middle - 0.42, f"= {alpha:g} / {rank}", ha="center", va="top", fontsize=8.5, color=INK)
     b = x + 1.42
     block(b, thin, high, TRAINED, "")
-    ax.text(b - 0.07, middle + 0.3, "B", ha="right", va="center", fontsize=15, color=INK, style="italic")
+    ax.text(
+        b + thin / 2, middle + high / 2 + 0.04, "B", ha="center", va="bottom", fontsize=15, color=INK, style="italic"
+    )
     under(b + thin / 2, f"{outputs:,} × {rank}\ntrained, zero\nat first", INK)
     a = b + thin + 0.42
     block(a, wide, thin, TRAINED, "")
@@ -73,7 +76,7 @@ def _lora_row(ax, bottom: float, name: str, outputs: int, inputs: int, rank: int
     ax.text(a + wide / 2, above, "A", ha="center", va="bottom", fontsize=15, color=INK, style="italic")
     under(a + wide / 2, f"{rank} × {inputs:,}\ntrained, random at first")
     sign(a + wide + 0.22, ")", 62)
-    block(a + wide + 0.45, THIN * 2, wide, PASSING, "")
+    block(a + wide + 0.47, THIN, wide, PASSING, "")
     under(a + wide + 0.49, f"x\n{inputs:,}", PASSING)
 
 
@@ -85,15 +88,19 @@ def to_scale(ways: dict, cards: dict, title: str):
     ways = {way: {part: size / 1e9 for part, size in held.items()} for way, held in ways.items()}
     cards = {card: size / 1e9 for card, size in cards.items()}
     figure, ax = axes(title, "GB", "", size=(8.2, 1.9 + 0.62 * len(ways)))
-    left = dict.fromkeys(ways, 0.0)
+    left, widest = dict.fromkeys(ways, 0.0), max(sum(held.values()) for held in ways.values())
     for part, colour in HELD.items():
         if not any(held.get(part) for held in ways.values()):
             continue
         sizes = [held.get(part, 0.0) for held in ways.values()]
-        ax.barh(range(len(ways)), sizes, 0.62, list(left.values()), color=colour, label=part)
+        bars = ax.barh(range(len(ways)), sizes, 0.62, list(left.values()), color=colour, label=part)
+        inside = [f"{size:.1f}" if size > 0.03 * widest else "" for size in sizes]
+        ax.bar_label(bars, inside, label_type="center", fontsize=9, color="white" if part in DARK else INK)
         left = {way: left[way] + size for way, size in zip(ways, sizes, strict=True)}
-    for row, total in enumerate(left.values()):
-        text = ax.text(total + 0.6, row, f"{total:.1f} GB", va="center", fontsize=10, color=INK, zorder=5)
+    for row, (way, total) in enumerate(left.items()):
+        adapter = sum(ways[way].get(part, 0.0) for part in OF_AN_ADAPTER) if "frozen weights" in ways[way] else 0
+        said = f"{total:.1f} GB" + (f", {adapter:.1f} of it for the adapter" if adapter else "")
+        text = ax.text(total + 0.6, row, said, va="center", fontsize=10, color=INK, zorder=5)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     for card, size in cards.items():
         ax.axvline(size, color=INK, linestyle="--", linewidth=1, zorder=0)
@@ -226,3 +233,124 @@ def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
 def _short(number: float) -> str:
     """A number in few characters: 18.7, 10,283, 4e+09."""
     return f"{number:.1f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
+
+
+# The parts of a prediction (helpers.memory) in groups that a reader tells apart, each with its colour.
+GROUPS = {
+    "weights in 4 bits": (FROZEN, ("quantized weights", "quantization scales")),
+    "weights in 16 or 32 bits": (
+        "#7DB8DF", ("embeddings and head", "norms, biases, 16-bit weights", "float32 copies of what is not quantized")
+    ),
+    "adapters, gradients, optimizer": (
+        TRAINED,
+        ("adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch"),
+    ),
+    "kept for backward": (PASSING, ("layer inputs kept by checkpointing", "activations kept for backward")),
+    "one layer at work": ("#BFC5C9", ("one layer's activations", "a dequantized weight", "gradients of activations")),
+    "the loss": ("#5A6268", ("final norm and hidden states", "tile of logits")),
+    "the rest": ("#DDE1E4", ()),
+    "reserved, and the CUDA context": ("#F6F7F7", ("reserved and context",)),
+    "in the computer's memory": ("white", ("averages on the host",)),
+}  # fmt: skip
+REST, BESIDES, HOST = "the rest", "reserved, and the CUDA context", "in the computer's memory"
+
+
+def grouped(parts: dict) -> dict:
+    """The parts of a prediction in GROUPS, in their order; the sum stays what it is."""
+    of = {part: group for group, (_, named) in GROUPS.items() for part in named}
+    found = dict.fromkeys(GROUPS, 0)
+    for part, size in parts.items():
+        found[of.get(part, REST)] += size
+    return {group: size for group, size in found.items() if size}
+
+
+def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
+    """What runs hold at their peaks, a stacked bar for each, in GB.
+
+    `runs` maps a name to a prediction's parts (bytes). It may have two parts more: "reserved and context", which tensors do
+    not take, and "averages on the host", which is hatched and outside the total.
+    `lines` maps a label to the bytes at which it marks a limit.
+    """
+    runs = {name: {g: n / 1e9 for g, n in grouped(parts).items()} for name, parts in runs.items()}
+    marks = {label: n / 1e9 for label, n in (lines or {}).items()}
+    figure, ax = axes(title, "GB", "", size=size or (8.2, 1.9 + 0.5 * len(runs)))
+    top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
+    left, named = dict.fromkeys(runs, 0.0), set()
+    for group, (colour, _) in GROUPS.items():
+        edge = PASSING if group in (HOST, BESIDES) else "white"
+        ink = "white" if group in ("weights in 4 bits", "the loss") else INK
+        for row, (name, held) in enumerate(runs.items()):
+            if group not in held:
+                continue
+            bar = {"label": None if group in named else group, "hatch": "////" if group == HOST else None}
+            ax.barh(row, held[group], 0.66, left[name], color=colour, edgecolor=edge, linewidth=0.5, **bar)
+            if held[group] > 0.06 * top and group not in (HOST, BESIDES):
+                at = left[name] + held[group] / 2
+                ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
+            left[name] += held[group]
+            named.add(group)
+    for row, held in enumerate(runs.values()):
+        total, host = sum(n for group, n in held.items() if group != HOST), held.get(HOST)
+        said = f"{total:.2f} GB" + (f"\nand {host:.2f}" if host else "")
+        text = ax.text(sum(held.values()) + 0.012 * top, row, said, va="center", fontsize=10, color=INK)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+    for label, n in marks.items():
+        ax.axvline(n, color=INK, linestyle="--", linewidth=1, zorder=0)
+        side = "right" if n > 0.6 * top else "left"
+        ax.text(n, -0.5, f"{label}: {n:.2f} GB", ha=side, va="bottom", fontsize=9, color=INK)
+    ax.set_yticks(range(len(runs)), runs)
+    ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, 1.16 * top))
+    ax.grid(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+# The phases of a training step, and the words over them.
+PHASES = {"forward": "forward pass", "loss": "loss", "backward": "backward pass", "step": "optimizer"}
+
+
+def training_steps(steps: dict, frozen: int, trained: int, title: str):
+    """Memory through one training step, a panel for each way, with the phases named and what stays at the bottom.
+
+    `steps` maps a name to the points of `helpers.memory.step_over_time`: (place, phase, bytes). `frozen` and `trained` are
+    bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes.
+    """
+    figure, panels = axes(title, "", "GB", size=(8.2, 3.6), ncols=len(steps), sharey=True, squeeze=False)
+    weights, states = frozen / 1e9, (frozen + trained) / 1e9  # where the blue ends, and the orange
+    top = max(n for points in steps.values() for *_, n in points) / 1e9
+    for ax, (name, points) in zip(panels.flat, steps.items(), strict=True):
+        at, begins = _laid_out(points)
+        values = [n / 1e9 for *_, n in points]
+        ax.fill_between(at, values, states, step="post", color=PASSING, linewidth=0)
+        ax.fill_between(at, weights, states, color=TRAINED, linewidth=0)
+        ax.fill_between(at, 0, weights, color=FROZEN, linewidth=0)
+        ax.plot(at, values, drawstyle="steps-post", color=INK, linewidth=0.5)
+        for phase, (begin, end) in begins.items():
+            ax.axvline(begin, color=INK, linewidth=0.6, linestyle=":")
+            middle, upright = (begin + end) / 2, end - begin < 0.2
+            ax.text(middle, 1.04 * top, PHASES[phase], ha="center", va="bottom", fontsize=8.5, color=INK,
+                    rotation=90 if upright else 0)  # fmt: skip
+        ax.set(xlim=(0, 1), ylim=(0, 1.36 * top), xticks=[], xlabel=f"{name}: at most {max(values):.2f} GB")
+        ax.grid(False)
+    for ax in panels.flat[1:]:
+        ax.set_ylabel("")
+    colours = {"frozen weights": FROZEN, "adapters and optimizer states": TRAINED, "comes and goes": PASSING}
+    for name, colour in colours.items():
+        panels.flat[0].fill_between([], [], color=colour, label=name)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _laid_out(points) -> tuple[list, dict]:
+    """Where each point of a step stands from 0 to 1, and where each phase begins and ends; a short phase gets a tenth."""
+    counts: dict = {}
+    for _, phase, _ in points:
+        counts[phase] = counts.get(phase, 0) + 1
+    shares = {phase: max(0.1, count / len(points)) for phase, count in counts.items()}
+    whole, at, begin, spans = sum(shares.values()), [], 0.0, {}
+    for phase, count in counts.items():
+        width = shares[phase] / whole
+        at += [begin + width * i / count for i in range(count)]
+        spans[phase] = (begin, begin + width)
+        begin += width
+    return at, spans

@@ -23,6 +23,7 @@ from helpers.training.out_of_memory import OutOfMemory, explain, explained
 from helpers.training.workarounds import liger_layers
 
 H200_OPERATIONS, T4_OPERATIONS = 989e12, 65e12  # float16 with tensor cores, a second (NVIDIA's data sheets)
+T4_SUSTAINED = 24e12  # in matrix products one after the other, at its 70 W (forums.developer.nvidia.com/t/264462)
 
 
 @dataclass
@@ -64,7 +65,7 @@ class TrainingPlan:
             f"  {spec.batch_size} rows of up to {spec.seq_len} tokens at once, {self.gradient_accumulation} times per step; "
             f"{layers} is recomputed{offloaded}",
             f"  tensors take {found.prediction.peak_allocated / 1e9:.2f} GB at the peak, "
-            f"and may take {found.room_bytes / 1e9:.2f} GB "
+            f"of the {found.room_bytes / 1e9:.2f} GB that they may take "
             f"({found.considered} settings were tried, {found.fitting} of them fit, and this is the fastest)",
         ])  # fmt: skip
 
@@ -87,6 +88,12 @@ class TrainingPlan:
         """Predicted memory through one step (helpers.memory.step_over_time), with some of RunSpec's fields changed."""
         return step_over_time(self.config, dataclasses.replace(self.spec, **changes), self.gpu)
 
+    def stays(self) -> dict[str, int]:
+        """Bytes that stay through a step, predicted: the frozen weights, and the adapters with the optimizer's states."""
+        found = self.chosen.prediction
+        trained = found.parts["adapters"] + found.parts["optimizer states"]
+        return {"frozen": found.after_load, "trained": trained}
+
     def peak_beside(self, monitor, trained: int, shapes: list) -> tuple[int, int]:
         """(predicted, measured) peak bytes: of this run on a GPU, else of a run that was measured under T4 rules.
 
@@ -104,12 +111,13 @@ class TrainingPlan:
         row = runs[runs.model.str.startswith("Mistral-7B")].iloc[0]
         return predict(row.config, row.spec, gpu_of(row.device)).peak_allocated, int(row.peak_bytes)
 
-    def t4_seconds(self, steps: int, tokens_per_row: float | None = None) -> float | None:
-        """A prediction of the seconds that a T4 computes for `steps` steps; None for an unknown model.
+    def t4_minutes(self, steps: int, tokens_per_row: float | None = None) -> tuple[float, float] | None:
+        """A prediction of the minutes that a T4 computes for `steps` steps, from and to; None for an unknown model.
 
-        Nobody has timed it on one. The rule: seconds of GPU time for a token on an H200 held to a T4's attention
-        kernels (measurements/h200_speed.jsonl, the recipe with the same recomputing), times the model's linear weights
-        over Mistral-7B's, times the ratio of the two data sheets' speeds. Rows are full unless `tokens_per_row` is given.
+        Nobody has timed it on one. The rule: GPU time for a token on an H200 held to a T4's attention kernels
+        (measurements/h200_speed.jsonl, the recipe with the same recomputing), times the model's linear weights over
+        Mistral-7B's, times how much slower a T4 is: at best as the two data sheets say, else by what a T4 sustains
+        against the H200's data sheet. Rows are full unless `tokens_per_row` is given.
         """
         if self.chosen is None:
             return None
@@ -119,7 +127,8 @@ class TrainingPlan:
         seconds = timed.gpu_busy_seconds.median() / (8 * 512)  # each step of these runs has 8 rows of 512 tokens
         scale = _linear_weights(self.config) / _linear_weights(timed.config.iloc[0])
         tokens = steps * self.rows_per_step * (tokens_per_row or self.spec.seq_len)
-        return tokens * seconds * scale * H200_OPERATIONS / T4_OPERATIONS
+        operations = tokens * seconds * scale * H200_OPERATIONS
+        return operations / T4_OPERATIONS / 60, operations / T4_SUSTAINED / 60
 
     def record_graphs(self, machine, wanted) -> bool:
         """Whether the passes are to be recorded as CUDA graphs: where that helps, fits, and nothing is recomputed.

@@ -164,11 +164,12 @@ def test_the_adapter_of_a_run_that_overfits_is_whole_and_is_saved_before_anythin
 
     _, folder = own_rows
     assert adapter_fault(folder / "runs" / "few" / "adapter") is None
-    notebook = nbformat.read(course.NOTEBOOKS / "03_t4_training.ipynb", as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    trained = next(i for i, source in enumerate(code) if "trainer.train(" in source)
-    assert "save_pretrained" in code[trained + 1]
-    assert not re.search(r"verdict\(|plots\.|evaluate\(|record\(", code[trained + 1].partition("save_pretrained")[0])
+    code = [cell for cell in course.to_notebook(course.find_lesson("03")).cells if cell.cell_type == "code"]
+    trained, saved = (
+        next(i for i, cell in enumerate(code) if tag in cell.metadata.get("tags", [])) for tag in ("train", "save")
+    )
+    assert saved == trained + 1
+    assert not re.search(r"verdict\(|plots\.|evaluate\(|record\(", code[saved].source.partition("save_pretrained")[0])
 
 
 def test_a_run_with_untrue_verdicts_says_so_and_exits_with_1(own_rows):

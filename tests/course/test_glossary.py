@@ -36,7 +36,7 @@ def faults(text: str) -> list[str]:
 
 def dead_links(text: str, words: list[str]) -> list[str]:
     known = {anchor(word) for word in words}
-    return [name for name in re.findall(r"glossary\.md#([^)\s]+)", text) if name not in known]
+    return [name for name in re.findall(r"glossary\.md#([^)\s`]+)", text) if name not in known]
 
 
 def test_the_glossary_is_in_order_and_each_word_has_its_lesson():

@@ -285,3 +285,8 @@ def test_a_planted_fault_is_found(rule, plant):
     notebook = copy.deepcopy(stored(lesson))
     plant(notebook)
     assert rule(notebook, lesson) != []
+
+
+def test_a_lesson_that_takes_a_larger_model_on_a_gpu_asks_colab_and_kaggle_for_one():
+    asks = {lesson.stem[:2] for lesson in course.lessons() if "accelerator" in course.to_notebook(lesson).metadata}
+    assert asks == {"00", "02", "03", "04", "05"}

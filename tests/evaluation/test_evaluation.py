@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.evaluation import completion_loss, evaluate, wilson_interval
+from helpers.evaluation import Evaluation, completion_loss, evaluate, wilson_interval
 from helpers.models import BUNDLED_MODEL
 
 
@@ -68,3 +68,46 @@ def test_wilson_interval_as_published():
 def test_no_share_no_interval(right, of):
     with pytest.raises(ValueError, match="is no share"):
         wilson_interval(right, of)
+
+
+def test_the_losses_of_the_rows_add_up_to_the_loss(bundled, heldout):
+    model, tokenizer = bundled
+    scored = evaluate(model, tokenizer, heldout, batch_size=7)
+    nats, tokens = (sum(column) for column in zip(*scored.row_losses, strict=True))
+    assert scored.loss == pytest.approx(nats / tokens) == pytest.approx(completion_loss(model, tokenizer, heldout))
+    alone = completion_loss(model, tokenizer, heldout.select([3]))
+    assert scored.row_losses[3][0] / scored.row_losses[3][1] == pytest.approx(alone, rel=1e-4)
+
+
+def scored(losses, tokens=None):
+    rows = tuple(zip(losses, tokens or [1] * len(losses), strict=True))
+    return Evaluation(sum(losses) / sum(n for _, n in rows), 0.0, (0.0, 0.1), len(rows), (), rows)
+
+
+def test_the_interval_of_a_change_is_that_of_a_paired_t_test_where_that_is_right():
+    import numpy
+
+    rng = numpy.random.default_rng(3)
+    first = rng.normal(3, 1, 400)
+    then = first - rng.normal(0.05, 0.3, 400)  # rows differ by more than the change: only pairs show it
+    change, (low, high) = scored(list(then)).change_from(scored(list(first)))
+    t = 1.966  # the 97.5th percentile of Student's t with 399 degrees of freedom
+    paired, unpaired = (then - first).std(ddof=1) / 20, (then.var(ddof=1) + first.var(ddof=1)) ** 0.5 / 20
+    assert change == pytest.approx((then - first).mean())
+    assert (low, high) == pytest.approx((change - t * paired, change + t * paired), abs=0.003)
+    assert high < 0 < change + t * unpaired
+
+
+def test_a_change_is_per_token_and_rows_without_a_token_do_not_count():
+    before, after = scored([2.0, 9.0, 0.0], [1, 3, 0]), scored([1.0, 6.0, 0.0], [1, 3, 0])
+    assert after.change_from(before) == (-1.0, (-1.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(scored([1.0]), scored([1.0, 2.0])), (scored([1.0], [2]), scored([1.0], [3])), (Evaluation(1, 0, (0, 1), 4),) * 2],
+    ids=["another number of rows", "rows of another length", "no rows kept"],
+)
+def test_other_rows_are_not_compared(before, after):
+    with pytest.raises(ValueError, match="not of the same rows"):
+        after.change_from(before)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers.lesson import checks
+from helpers.lesson.exercises.l02 import estimated
 from tests.cells import solutions
 
 
@@ -15,18 +16,18 @@ def zero(*size):
     return torch.zeros(*size)
 
 
-def layer(make_a, make_b, frozen=True, trained=True, added=True):
+def layer(make_a, make_b, frozen=True, trained=True, added=True, scale=lambda r, alpha: alpha / r):
     """A LoRA layer as somebody may write it for exercise 00.3."""
 
     class Layer(torch.nn.Module):
-        def __init__(self, base, r):
+        def __init__(self, base, r, alpha):
             super().__init__()
-            self.base = base.requires_grad_(not frozen)
+            self.base, self.scale = base.requires_grad_(not frozen), scale(r, alpha)
             self.A = torch.nn.Parameter(make_a(r, base.in_features), requires_grad=trained)
             self.B = torch.nn.Parameter(make_b(base.out_features, r), requires_grad=trained)
 
         def forward(self, x):
-            return (self.base(x) if added else 0) + x @ self.A.T @ self.B.T
+            return (self.base(x) if added else 0) + self.scale * (x @ self.A.T @ self.B.T)
 
     return Layer
 
@@ -35,14 +36,14 @@ def parsed(line: str) -> list[str]:
     return next(csv.reader([line]))
 
 
-def by_hand(text, cut, header=False, empty=False, strip=True, form="Question: {}\nAnswer:\n"):
+def by_hand(text, prompt_for, cut, header=False, empty=False, strip=True):
     """The rows of a CSV file, as somebody may make them for exercise 00.4."""
     rows = []
     for line in text.splitlines()[0 if header else 1 :]:
         question, answer = cut(line)[:2]
         question, answer = question.strip(), answer.strip() if strip else answer
         if answer or empty:
-            rows.append({"prompt": form.format(question), "completion": answer})
+            rows.append({"prompt": prompt_for(question), "completion": answer})
     return rows
 
 
@@ -53,21 +54,21 @@ def row_in(form):
     return lambda question, answer: {"prompt": form.format(question), "completion": answer}
 
 
-def from_pandas(text):
+def from_pandas(text, prompt_for):
     import pandas
 
     frame = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).apply(
         lambda column: column.str.strip()
     )
     frame = frame[frame["answer"] != ""]
-    frame["prompt"] = "Question: " + frame["question"] + "\nAnswer:\n"
+    frame["prompt"] = frame["question"].map(prompt_for)
     return frame.rename(columns={"answer": "completion"})[["prompt", "completion"]].to_dict("records")
 
 
-def from_datasets(text):
+def from_datasets(text, prompt_for):
     from datasets import Dataset
 
-    return Dataset.from_list(by_hand(text, parsed))
+    return Dataset.from_list(by_hand(text, prompt_for, parsed))
 
 
 def lora_in_numpy(inputs, outputs, r):
@@ -76,6 +77,17 @@ def lora_in_numpy(inputs, outputs, r):
 
 def lora_in_torch(inputs, outputs, r):
     return sum(torch.empty(size, device="meta").numel() for size in ((r, inputs), (outputs, r)))
+
+
+def estimate_without(*left_out):
+    """A prediction for exercise 02.5 that leaves terms out."""
+
+    def estimate(config, tokens, r):
+        terms = estimated(config, tokens, r) | dict.fromkeys(left_out, 0)
+        staying = sum(terms[name] for name in ("codes", "tables", "adapters", "averages"))
+        return staying + max(terms["kept"], terms["gradients"]) + max(terms["at work"], terms["loss"])
+
+    return estimate
 
 
 # For each exercise at least two mistakes that people make, with a word that the hint must hold.
@@ -102,17 +114,22 @@ MISTAKES = {
         (layer(torch.randn, zero, frozen=False), "W.requires_grad_"),
         (layer(torch.randn, zero, trained=False), "nothing in it can be trained"),
         (layer(torch.randn, zero, added=False), "before any training"),
-        (lambda frozen, r: lambda x: x, "where W gives"),
+        (lambda frozen, r, alpha: lambda x: x, "where W gives"),
+        (layer(torch.randn, zero, scale=lambda r, alpha: alpha), "counts 8 times"),
+        (layer(torch.randn, zero, scale=lambda r, alpha: 1), "counts 1 times"),
     ],
     "00.4": [
-        (lambda text: ..., "dots"),
-        (lambda text: by_hand(text, lambda line: line.split(",")), "comma between quotation marks"),
-        (lambda text: by_hand(text, parsed, header=True), "names of the columns"),
-        (lambda text: by_hand(text, parsed, empty=True), "without an answer"),
-        (lambda text: by_hand(text, parsed, strip=False), "spaces away"),
-        (lambda text: by_hand(text, parsed, form="Q: {}\nAnswer:\n"), "should be 'Question: "),
-        (lambda text: [{"question": "a", "answer": "b"}], "two columns"),
-        (lambda text: [{"prompt": "What is 7 plus 2?", "completion": 9}], "are text"),
+        (lambda text, form: ..., "dots"),
+        (lambda text, form: by_hand(text, form, lambda line: line.split(",")), "comma between quotation marks"),
+        (lambda text, form: by_hand(text, form, parsed, header=True), "names of the columns"),
+        (lambda text, form: by_hand(text, form, parsed, empty=True), "without an answer"),
+        (lambda text, form: by_hand(text, form, parsed, strip=False), "spaces away"),
+        (
+            lambda text, form: by_hand(text, "Question: {}\nAnswer:\n".format, parsed),
+            "with the prompt_for that was given",
+        ),
+        (lambda text, form: [{"question": "a", "answer": "b"}], "two columns"),
+        (lambda text, form: [{"prompt": "What is 7 plus 2?", "completion": 9}], "are text"),
     ],
     "00.5": [
         ({"T4": "LoRA", "24 GB": "LoRA", "80 GB": "LoRA"}, "right of the T4's line"),
@@ -124,6 +141,7 @@ MISTAKES = {
     "00.6": [
         ((row_in(FORM), lambda question: f"### Instruction:\n{question}\n\n### Response: "), "part at character"),
         ((row_in(FORM), lambda question: FORM.format(question).strip()), "part at character"),
+        ((row_in(FORM), lambda question: FORM.format(question) + " "), "part at character"),
         ((lambda q, a: {"prompt": FORM.format(q), "completion": f" {a}"}, FORM.format), "answer alone"),
         ((row_in("### Response:\n"), lambda question: "### Response:\n"), "question must stand"),
         (FORM.format, "both functions"),
@@ -135,18 +153,62 @@ MISTAKES = {
         (lambda n: 8 * n * (1 / 2 + 1 / 64 + 4 / (64 * 256)), "bits"),
     ],
     "02.2": [
-        (lambda layers, rank: 12 * rank * sum(map(sum, layers)), "missing"),
-        (lambda layers, rank: 4 * rank * sum(map(sum, layers)), "values alone"),
-        (lambda layers, rank: 16 * rank * sum(layers[0]), "all of them"),
-        (lambda layers, rank: 16 * rank * sum(i * o for i, o in layers), "weight matrix"),
+        (lambda matrices, layers, r: 12 * layers * r * sum(map(sum, matrices)), "missing"),
+        (lambda matrices, layers, r: 4 * layers * r * sum(map(sum, matrices)), "values alone"),
+        (lambda matrices, layers, r: 8 * layers * r * sum(map(sum, matrices)), "two of the four"),
+        (lambda matrices, layers, r: layers * r * sum(map(sum, matrices)), "how many numbers"),
+        (lambda matrices, layers, r: 16 * r * sum(map(sum, matrices)), "one layer"),
+        (lambda matrices, layers, r: 16 * layers * r * sum(matrices[0]), "all of them"),
+        (lambda matrices, layers, r: 16 * layers * r * sum(i * o for i, o in matrices), "weight matrix"),
     ],
     "02.3": [
+        (lambda layers, rows, tokens, hidden: rows * tokens * hidden, "said before"),
         (lambda layers, rows, tokens, hidden: rows * tokens * hidden * 2, "one layer"),
         (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden, "takes two"),
+        (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden * 4, "float32"),
         (lambda layers, rows, tokens, hidden: layers * tokens * hidden * 2, "one row"),
+        (lambda layers, rows, tokens, hidden: layers * rows * tokens * 2, "list of"),
     ],
-    "02.4": [(128_256 * 4096 * 2, "one of the two"), (2 * 128_256 * 4096 * 4, "how much is it more")],
-    "02.5": [("rank", "fraction"), ("optimizer", "small"), ("luck", "one of")],
+    "02.4": [
+        (lambda tokens, vocabulary: 14 * tokens * vocabulary, "whole table with"),
+        (lambda tokens, vocabulary: 2 * tokens * vocabulary, "whole table:"),
+        (lambda tokens, vocabulary: 2 * tokens * min(vocabulary, 32_768), "too high"),
+        (lambda tokens, vocabulary: 2 * min(tokens, 4096) * vocabulary, "too wide"),
+        (lambda tokens, vocabulary: 2 * 4096 * 32_768, "largest one"),
+        (lambda tokens, vocabulary: min(tokens, 4096) * min(vocabulary, 32_768), "two bytes"),
+    ],
+    "02.5": [
+        (estimate_without("tables"), "embeddings and the head are missing"),
+        (estimate_without("kept", "gradients"), "kept inputs are missing"),
+        (estimate_without("at work", "loss"), "layer at work is missing"),
+        (
+            lambda config, tokens, r: estimate_without()(config | {"tie_word_embeddings": False}, tokens, r),
+            "one table for both",
+        ),
+        (lambda config, tokens, r: estimate_without()(config, tokens, r) / 1e9, "in GB"),
+        (lambda config, tokens, r: "5 GB", "number of bytes"),
+        (estimate_without("codes"), "weights are missing"),
+        (lambda config, tokens, r: 1e9, "one by one"),
+    ],
+    "02.6": [
+        ({"most": "rank 64", "least": "averages in float32"}, "all layers"),
+        ({"most": "averages in float32", "least": "rank 64"}, "least of all"),
+        ({"most": "nothing recomputed", "least": "rank 64"}, "alone"),
+        ({"most": "a larger model", "least": "rank 64"}, "none of"),
+        ("rank 64", "dictionary"),
+        ({"most": ..., "least": ...}, "dots"),
+    ],
+    "02.7": [
+        ({"checkpoint_every": 1}, "tensors alone would fit"),
+        ({"optimizer": "paged_adamw_8bit"}, "every layer's"),
+        ({"checkpoint_every": 2, "batch_size": 1}, "of the 8"),
+        ({"checkpoint_every": 1, "rank": 4}, "rank changes what is learned"),
+        ({"checkpoint_every": 1, "seq_len": 512}, "seq_len changes"),
+        ({"checkpoint_every": 1, "batch_size": 3}, "four rows"),
+        ({"gradient_checkpointing": True}, "no 'gradient_checkpointing'"),
+        ({"optimizer": "adam"}, "allowed"),
+        ("checkpoint_every", "dictionary"),
+    ],
     "03.1": [
         (lambda layers, rank: sum(i * o for i, o in layers), "weight matrix"),
         (lambda layers, rank: sum(rank * i for i, o in layers), "A or B alone"),
@@ -173,7 +235,7 @@ MISTAKES = {
         (lambda steps, batch, accumulation, rows: rows / (steps * batch * accumulation), "turn it round"),
     ],
     "03.5": [(4, "do not grow"), (2, "less"), (1, "more"), ("two", "a number")],
-    "03.6": [("more steps", "worse"), ("a higher rank", "room"), ("a higher learning rate", "sooner"), (20, "one of")],
+    "03.6": [("ABD", "beyond zero"), ("BCD", "has risen"), ("B", "wide"), ("D", "small"), ("fewer steps", "letters")],
     "03.7": [
         (lambda whole: max(whole, key=lambda name: int(name.split("-")[1]), default=None), "not whole"),
         (lambda whole: max((n for n, good in whole.items() if good), default=None), "as text"),
@@ -226,8 +288,17 @@ ALSO_RIGHT = {
         lambda *numbers: torch.tensor(float(numbers[2] * sum(numbers[:2]))),
     ],
     "00.2": [466_944 / 4, numpy.int64(116_736), torch.tensor(116_736), 117_000],
-    "00.3": [layer(zero, torch.randn), layer(torch.rand, zero), lambda frozen, r: layer(torch.randn, zero)(frozen, r)],
-    "00.4": [lambda text: by_hand(text, parsed), from_pandas, from_datasets, lambda text: iter(by_hand(text, parsed))],
+    "00.3": [
+        layer(zero, torch.randn),
+        layer(torch.rand, zero),
+        lambda frozen, r, alpha: layer(torch.randn, zero)(frozen, r, alpha),
+    ],
+    "00.4": [
+        lambda text, form: by_hand(text, form, parsed),
+        from_pandas,
+        from_datasets,
+        lambda text, prompt_for: iter(by_hand(text, prompt_for, parsed)),
+    ],
     "00.5": [["QLoRA", "LoRA", "LoRA"], {"80 GB": "lora", "24 GB": " LORA", "T4": "qlora"}],
     "00.6": [
         (row_in(FORM), FORM.format),
@@ -236,12 +307,26 @@ ALSO_RIGHT = {
     ],
     "02.1": [lambda n: n // 2 + n // 64 + 4 * (n // 64 // 256), lambda n: n * 4.126953125 / 8],
     "02.2": [
-        lambda layers, rank: 16 * rank * sum(map(sum, layers)),
-        lambda layers, rank: sum(4 * 4 * (i * rank + rank * o) for i, o in layers),
+        lambda matrices, layers, r: 16 * r * layers * sum(map(sum, matrices)),
+        lambda matrices, layers, r: sum(4 * 4 * (i * r + r * o) for i, o in list(matrices) * layers),
     ],
     "02.3": [
         lambda layers, rows, tokens, hidden: 2 * hidden * tokens * rows * layers,
         lambda *sizes: __import__("math").prod(sizes, start=2),
+    ],
+    "02.4": [
+        lambda tokens, vocabulary: min(2 * tokens, 8192) * min(vocabulary, 2**15),
+        lambda tokens, vocabulary: 2 * sorted((tokens, 4096))[0] * sorted((vocabulary, 32_768))[0],
+    ],
+    "02.5": [estimate_without(), estimate_without("loss"), lambda *asked: int(1.02 * estimate_without()(*asked))],
+    "02.6": [
+        {"least": "Averages in float32", "most": " nothing recomputed"},
+        {"most": "NOTHING RECOMPUTED", "least": "averages in float32 "},
+    ],
+    "02.7": [
+        {"checkpoint_every": 1, "optimizer": "paged_adamw_8bit"},
+        {"checkpoint_every": 1, "checkpoint_offload": True},
+        {"checkpoint_every": 1, "batch_size": 1, "optimizer": "adamw_8bit"},
     ],
     "03.1": [
         lambda layers, rank: rank * sum(sum(pair) for pair in layers),
@@ -264,8 +349,8 @@ ALSO_RIGHT = {
         lambda steps, batch_size, gradient_accumulation, rows: batch_size * gradient_accumulation * steps / rows,
         lambda *n: __import__("fractions").Fraction(n[0] * n[1] * n[2], n[3]),
     ],
-    "03.5": [1.2, numpy.float32(1.35)],
-    "03.6": ["Fewer steps", " fewer steps"],
+    "03.5": [1.2, numpy.float32(1.35), 8.1 / 6.4],
+    "03.6": [["B", "D"], "d, b", ("D", "B"), {"B", "D"}],
     "03.7": [
         lambda whole: next(
             (f"checkpoint-{n}" for n in sorted((int(k[11:]) for k in whole if whole[k]), reverse=True)), None
@@ -306,7 +391,7 @@ def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
 
 
-@pytest.mark.parametrize("lesson", ["00", "03"])
+@pytest.mark.parametrize("lesson", ["00", "02", "03"])
 def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
     names = {name for name in SOLUTIONS if name.startswith(lesson)}
     assert len(names) >= 6

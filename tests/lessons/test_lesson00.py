@@ -1,11 +1,13 @@
 """Lesson 00: its plain lines run without the course, each verdict notices its fault, and its words are in the glossary."""
 
 import ast
+import csv
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,34 +15,51 @@ import pytest
 from helpers import COURSE_ROOT, doctor
 from helpers.course import disk as course
 from helpers.lesson import session
-from helpers.memory import GPUS
+from helpers.memory import GPUS, RunSpec, predict
 from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.models.presets import AUTO_CHAT, CHAT_PRESETS
+from tests.cells import stored, tagged
 from tests.places import place
 from tests.places.hub import Hub
 
 LESSON = course.find_lesson("00")
-CELLS = course.to_notebook(LESSON).cells
-CODE = [cell.source for cell in CELLS if cell.cell_type == "code"]
-COPIED = [cell.source for cell in CELLS if "copy" in cell.metadata.get("tags", [])]
+NOTEBOOK = course.to_notebook(LESSON)
+CELLS = NOTEBOOK.cells
+CODE = [one.source for one in CELLS if one.cell_type == "code"]
+COPIED = [one.source for one in CELLS if "copy" in one.metadata.get("tags", [])]
 DATA = COURSE_ROOT / "assets" / "instructions" / "train.jsonl"
 ANSWERS = ["Minsk", "oink", "samedi"]
 
 
-def cell_with(text: str) -> str:
-    found = [source for source in CODE if text in source]
-    assert len(found) == 1, f"{len(found)} cells hold {text!r}"
-    return found[0]
+def cell(tag: str) -> str:
+    return tagged(NOTEBOOK, tag).source
+
+
+def step(number: int) -> str:
+    """The cell to copy of a step; each begins with its number."""
+    return next(source for source in COPIED if source.startswith(f"# Step {number}:"))
+
+
+def exercise(number: int) -> str:
+    """The cell that a learner fills in."""
+    return next(source for source in CODE if f'check("00.{number}"' in source)
 
 
 # --- the plain lines, taken out of the course ----------------------------------------------------------------------
 
 
+def block_of_ones_own(word: str) -> str:
+    """The one block of Python in the prose that holds a word, as the lesson says to write it at home."""
+    prose = "\n".join(one.source for one in CELLS if one.cell_type == "markdown")
+    blocks = re.findall(
+        r"^( *)```python\n(.*?)^\1```", prose.partition("### Take it home")[2], re.DOTALL | re.MULTILINE
+    )
+    (found,) = [block for _, block in blocks if word in block]
+    return textwrap.dedent(found)
+
+
 def names_of_ones_own() -> str:
-    """The lines that the lesson says to write in a notebook of one's own."""
-    prose = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
-    (block,) = re.findall(r"```python\n(base = .*?)```", prose, re.DOTALL)
-    return block
+    return block_of_ones_own("base = ")
 
 
 def assigned(source: str) -> set[str]:
@@ -51,12 +70,12 @@ def assigned(source: str) -> set[str]:
     }
 
 
-def script(before: str = "", **values) -> str:
+def script(before: str = "", cells=COPIED, **values) -> str:
     """The cells to copy as one script, with names as the lesson has them for a notebook of one's own, and these put in."""
     own = [f"{name} = {value!r}" for name, value in values.items()]
     told = "print(json.dumps({'before': before, 'after': after, 'dtype': str(dtype), 'base': base, 'prompt': rows[0]['prompt'],"
     told += " 'trained': sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad})}))"
-    return "\n".join([before, names_of_ones_own(), *own, *COPIED, "import json", told])
+    return "\n".join([before, names_of_ones_own(), *own, *cells, "import json", told])
 
 
 # The environment of the tests has the course installed: there it is refused, as if it were not.
@@ -82,16 +101,16 @@ def run_script(text: str, folder: Path, python=sys.executable, **surroundings) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_cells_to_copy_are_some_forty_numbered_lines_that_name_nothing_of_the_course():
+def test_the_cells_to_copy_are_some_seventy_numbered_lines_that_name_nothing_of_the_course():
     assert [source.partition(":")[0] for source in COPIED] == [f"# Step {n}" for n in range(1, len(COPIED) + 1)]
     lines = [line for source in COPIED for line in source.splitlines() if line.strip() and not line.startswith("#")]
-    assert 40 <= len(lines) <= 70
+    assert 65 <= len(lines) + len(COPIED) < 75
     assert not re.search(r"helpers|\brun\.|verdict|record\(|COURSE", "\n".join(COPIED))
 
 
 def test_the_five_names_are_told_as_the_notebook_sets_them():
     own = assigned(names_of_ones_own())
-    assert own == assigned(cell_with("base = run.model.path")) | {"seed"}
+    assert own == assigned(cell("names")) | {"seed"}
     assert PRESETS["qwen2.5-0.5b"].shape == CHAT_PRESETS[AUTO_CHAT].shape
     assert CHAT_PRESETS[AUTO_CHAT].hub_id in names_of_ones_own()
 
@@ -118,12 +137,82 @@ def test_pasted_as_they_stand_they_fetch_a_chat_model_from_the_hub_and_use_its_t
             place.link(str(file), str(hub.folder(hub_id) / file.name))
         template = "{% for m in messages %}<s>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Answer:\n{% endif %}"
         (hub.folder(hub_id) / "chat_template.jinja").write_text(template)
-        (tmp_path / "questions.jsonl").write_text(DATA.read_text(encoding="utf-8"), encoding="utf-8")
-        said = run_script(script(REFUSE, steps=2), tmp_path, **hub.environment)
+        write_csv(tmp_path / "questions.csv")
+        said = run_script(script(REFUSE, WITH_A_CSV, steps=2), tmp_path, **hub.environment)
         assert hub.asked(r"GET /storage/.*model\.safetensors")
     assert said["base"] == hub_id  # as it is told to the learner
     assert said["prompt"].endswith("?\nAnswer:\n")
     assert not said["prompt"].startswith("<s>")  # the tokenizer puts it there
+
+
+WITH_A_CSV = [block_of_ones_own("load_dataset") if source.startswith("# Step 6:") else source for source in COPIED]
+
+
+def write_csv(file: Path) -> None:
+    """The bundled examples as somebody's spreadsheet, with a row that has no answer."""
+    rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
+    asked = [(f"{row['instruction']} {row['input']}".strip(), row["output"]) for row in rows]
+    with file.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([("question", "answer"), *asked, ("Who knows?", ""), ("None of it?", "None")])
+
+
+def test_a_csv_of_ones_own_trains_and_the_adapter_is_there_tomorrow(tmp_path):
+    write_csv(tmp_path / "questions.csv")
+    said = run_script(script(REFUSE, WITH_A_CSV, base=str(BUNDLED_MODEL), steps=40, rate=3e-3), tmp_path)
+    assert said["after"] == ANSWERS
+    again = [REFUSE, names_of_ones_own(), f"base = {str(BUNDLED_MODEL)!r}", step(1), step(2)]
+    again += [block_of_ones_own("load_adapter"), step(3), step(4), step(5), "import json", "print(json.dumps(before))"]
+    assert run_script("\n".join(again), tmp_path) == ANSWERS
+
+
+@pytest.mark.parametrize(("answers", "taken"), [(["4", "", "9"], ["4", "9"]), (["None", "NA", ""], ["None", "NA"])])
+def test_numbers_and_words_like_none_are_answers_and_empty_cells_are_not(tmp_path, monkeypatch, answers, taken):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"Question {number}?,{answer}\n" for number, answer in enumerate(answers))
+    Path("questions.csv").write_text(f"question,answer\n{rows}", encoding="utf-8")
+    names = {"prompt_for": "<{}>".format, "data": "questions.csv"}
+    exec(block_of_ones_own("load_dataset"), names)
+    assert [row["completion"] for row in names["rows"]] == taken
+    assert names["rows"][0]["prompt"] == "<Question 0?>"
+
+
+def test_what_to_install_at_home_is_what_the_lines_import_in_the_tested_versions():
+    line = block_of_ones_own("%pip")
+    required = (COURSE_ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    told = re.findall(r'"([^"]+)"', line)
+    assert set(told) <= set(required)
+    imported = set(re.findall(r"^(?:from|import) (\w+)", "\n".join(COPIED), re.MULTILINE)) - {"os", "torch"}
+    assert {name.split(">")[0] for name in told} == imported | {"bitsandbytes", "accelerate"}
+
+
+class Tokenizer:
+    """A chat model's tokenizer, of which only what stands in front of a text matters."""
+
+    bos_token = "<s>"
+
+    def __init__(self, chat_template, adds):
+        self.chat_template, self.adds = chat_template, adds
+
+    def __call__(self, text):
+        return {"input_ids": [1] * self.adds}
+
+    def decode(self, ids):
+        return self.bos_token * len(ids)
+
+    def apply_chat_template(self, chat, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return self.chat_template + chat[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("template", "adds", "prompt"),
+    [("<s>user ", True, "user Why?"), ("<s>user ", False, "<s>user Why?"), ("user ", True, "user Why?")],
+    ids=["both put it in front, as Llama's", "the template alone, as SmolLM2's", "the tokenizer alone"],
+)
+def test_a_text_begins_with_one_mark_of_the_beginning_at_most(template, adds, prompt):
+    names = {"tokenizer": Tokenizer(template, adds)}
+    exec(step(3), names)
+    assert names["prompt_for"]("Why?") == prompt
 
 
 @pytest.mark.long
@@ -154,10 +243,10 @@ class Finished(dict):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     names = Finished(__name__="__main__")
-    parameters = cell_with("model_id = ").replace(
+    parameters = cell("parameters").replace(
         'output_dir = "auto"', f"output_dir = {str(tmp_path_factory.mktemp('run'))!r}"
     )
-    upto = CODE.index(cell_with("three, QLoRA alone"))
+    upto = CODE.index(cell("fits"))
     for source in [parameters, *CODE[2 : upto + 1]]:
         exec(compile(source, "cell", "exec"), names)
     return names
@@ -165,40 +254,47 @@ def finished(tmp_path_factory):
 
 def test_all_verdicts_of_the_lesson_are_tried_below():
     said = re.findall(r'verdict\(\s*"([^"]+)"', "\n".join(CODE))
-    assert said == ["a fresh adapter changes no answer", "none of the examples is about Belarus, the pig or Saturday"] + [
+    assert said == ["a fresh adapter changes no answer", "no example holds one of these words"] + [
         "no answer was right before, and all are after", "peft's layer computes what the one line computes",
         "of the three, QLoRA alone fits a T4", "no check of the doctor fails: the lessons can run here",
     ]  # fmt: skip
 
 
 def test_an_adapter_that_does_not_start_at_zero_is_noticed(finished):
-    load, fresh = cell_with("# Step 2"), cell_with("a fresh adapter")
-    build = cell_with("# Step 7").replace("r=16,", "r=16, init_lora_weights=False,")
+    load, fresh = step(2), cell("fresh")
+    build = step(7).replace("r=16,", "r=16, init_lora_weights=False,")
     names = finished.again(load)
     with pytest.raises(AssertionError, match="fresh adapter"):
-        exec("\n".join([cell_with("# Step 3"), cell_with("# Step 4"), build, fresh]), names)
+        exec("\n".join([step(3), step(4), build, fresh]), names)
 
 
 def test_an_example_about_what_is_asked_is_noticed(finished):
     rows = [*finished["rows"], {"prompt": "Which sound does the pig make?", "completion": "oink"}]
-    with pytest.raises(AssertionError, match="none of the examples"):
-        finished.again(cell_with("never_seen"), rows=rows)
+    with pytest.raises(AssertionError, match="no example holds"):
+        finished.again(cell("judged"), rows=rows)
+    with pytest.raises(AssertionError, match="no example holds"):  # an answer among the completions tells as much
+        finished.again(cell("judged"), rows=[*finished["rows"], {"prompt": "Name a city.", "completion": "Minsk"}])
+
+
+def test_the_base_model_knew_the_answers_and_not_where_to_stop(finished):
+    assert [said.split("\n")[0] for said in finished["knew"]] == ANSWERS
+    assert all("\n" in said for said in finished["knew"])
 
 
 @pytest.mark.parametrize("after", [["Minsk", "oink", "ponies"], ["Minsk\n", "oink", "samedi"]])
 def test_an_answer_that_stayed_wrong_or_does_not_stop_is_noticed(finished, after):
     with pytest.raises(AssertionError, match="all are after"):
-        finished.again(cell_with("never_seen"), after=after)
+        finished.again(cell("judged"), after=after)
 
 
 def test_an_answer_that_was_right_before_is_noticed(finished):
     with pytest.raises(AssertionError, match="all are after"):
-        finished.again(cell_with("never_seen"), before=["Minsk", "ponies", "ponies"])
+        finished.again(cell("judged"), before=["Minsk", "ponies", "ponies"])
 
 
 @pytest.mark.parametrize(("right", "wrong"), [("alpha=32", "alpha=16"), ("A, B,", "A, 0 * B,")])
 def test_another_formula_than_peft_s_is_noticed(finished, right, wrong):
-    source = cell_with("theirs, ours")
+    source = cell("formula")
     assert right in source
     finished.again(source)
     with pytest.raises(AssertionError, match="peft's layer"):
@@ -206,7 +302,7 @@ def test_another_formula_than_peft_s_is_noticed(finished, right, wrong):
 
 
 def test_a_model_that_fits_a_t4_in_other_ways_is_noticed(finished):
-    source = f"{cell_with('shape = shape_of(seven_b)')}\n{cell_with('three, QLoRA alone')}"
+    source = f"{cell('to-scale')}\n{cell('fits')}"
     with pytest.raises(AssertionError, match="QLoRA alone"):
         finished.again(source, seven_b=PRESETS["qwen2.5-1.5b"].shape)
 
@@ -215,9 +311,9 @@ def test_a_check_that_fails_is_noticed(finished, monkeypatch):
     broken = doctor.Finding("packages", doctor.FAIL, "trl is missing", "install it")
     monkeypatch.setattr(doctor, "problems", lambda: [broken])
     with pytest.raises(AssertionError, match="no check of the doctor fails"):
-        finished.again(cell_with("problems, machine"))
+        finished.again(cell("doctor"))
     monkeypatch.setattr(doctor, "problems", list)
-    finished.again(cell_with("problems, machine"))
+    finished.again(cell("doctor"))
 
 
 def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
@@ -230,7 +326,7 @@ def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
 def test_rank_4_comes_out_as_the_check_has_it(finished, capsys):
     from helpers.lesson.exercises.l00 import TRAINED_WITH_R_4
 
-    names = finished.again(cell_with('check("00.2"'))
+    names = finished.again(exercise(2))
     assert names["came_out"] == TRAINED_WITH_R_4
     solution = re.search(r"```python\n(guess = .*?)```", LESSON.read_text().replace("\n# ", "\n"), re.DOTALL)[1]
     exec(solution, names)
@@ -251,9 +347,28 @@ def test_who_fits_where_is_what_the_figure_shows(finished):
     assert states_in_bfloat16 < GPUS["a100-80gb"].total_bytes  # as the solution of exercise 5 says
 
 
-def test_the_form_that_exercise_6_repairs_spoils_the_answer(finished):
-    names = finished.again(cell_with('check("00.6"'))
-    assert "Minsk" not in names["complete"](names["asking"](names["questions"][0]))
+def test_the_form_that_exercise_6_repairs_spoils_every_answer(finished):
+    names = finished.again(exercise(6))
+    said = [names["complete"](names["their_asking"](question)).strip() for question in names["questions"]]
+    assert not set(said) & set(ANSWERS)
+
+
+@pytest.mark.parametrize("number", [3, 6])
+def test_the_stored_notebook_does_not_give_an_exercise_away(number):
+    (shown,) = [one for one in stored("00").cells if f'check("00.{number}"' in one.source and one.cell_type == "code"]
+    assert "put your answer in place of the dots" in shown.outputs[-1]["text"]
+
+
+def test_what_the_text_says_of_other_recipes_is_so(finished):
+    config, t4 = finished["seven_b"], GPUS["t4"].total_bytes
+    common = {"batch_size": 4, "load_dtype": "float16", "compute_dtype": "float16", "checkpoint_every": 0}
+    kept = [predict(config, RunSpec(quant_type=quant, **common), "t4") for quant in (None, "nf4")]
+    assert all(20.5e9 < run.passing_bytes < 21.5e9 and run.peak_allocated > t4 for run in kept)
+    full, n = finished["totals"]["full fine-tuning"], finished["n"]
+    assert 4 * n / full == pytest.approx(1 / 3)  # float32 averages to bfloat16
+    assert 6 * n / full == pytest.approx(1 / 2)  # to 8 bits
+    assert 2 * n > 0.95 * t4  # "all but fills a T4"
+    assert 0.3 < finished["frozen_nf4"] / (2 * n) < 0.4  # "to about a third"
 
 
 # --- the figures, from data -----------------------------------------------------------------------------------------
@@ -269,7 +384,7 @@ def test_the_matrices_are_drawn_to_scale():
     assert b[0] / b[1] == pytest.approx(32 / 256)
     assert a[1] / a[0] == pytest.approx(32 / 512)
     assert (y[1], x[1]) == pytest.approx((w[1], w[0]))
-    assert boxes[7][0] == diagrams.THIN  # a strip that would be thinner than a hairline
+    assert boxes[7][0] == boxes[0][0] == diagrams.THIN  # a strip that would be thinner than a hairline
     assert w[2] != b[2] == a[2]
 
 
@@ -280,7 +395,8 @@ def test_bars_are_as_long_as_what_they_stand_for():
     (ax,) = diagrams.to_scale({"this": held, "that": {"gradients": 3e9}}, {"card": 6e9}, "title").axes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     assert max(ends) == 8
-    assert {text.get_text() for text in ax.texts} >= {"8.0 GB", "3.0 GB", "card\n6.0"}
+    said = {text.get_text() for text in ax.texts}
+    assert said >= {"8.0 GB, 1.0 of it for the adapter", "3.0 GB", "card\n6.0", "5.0", "2.0"}
     assert [line.get_xdata()[0] for line in ax.lines] == [6]
 
 

@@ -352,7 +352,7 @@ def test_a_model_without_a_prediction_keeps_its_recipe(tmp_path):
     assert plan.chosen is None
     assert (plan.spec.batch_size, plan.gradient_accumulation, plan.checkpoint_every) == (4, 4, 1)
     assert "no plan" in str(plan)
-    assert plan.t4_seconds(60) is None
+    assert plan.t4_minutes(60) is None
     assert plan.compare("upcast_non_quantized", False, True) == []
 
 
@@ -372,13 +372,13 @@ def test_the_upcast_and_the_length_of_rows_show_in_the_compared_peaks():
     assert (without["fits"], upcast["fits"]) == ("yes", "no")
 
 
-def test_the_seconds_of_a_t4_follow_the_rule_that_the_lesson_states():
+def test_the_minutes_of_a_t4_follow_the_rule_that_the_lesson_states():
     plan, _ = planned("mistralai/Mistral-7B-v0.1", batch_size=8, gradient_accumulation=1, checkpointing=True)
     runs = measured_runs("h200_speed").query("rules == 't4' and recipe == 'fewer walks'")
-    step = runs.gpu_busy_seconds.median() * 989 / 65  # 8 rows of 512 tokens of this very shape
-    assert plan.t4_seconds(10) == pytest.approx(10 * step)
-    assert plan.t4_seconds(10, 256) == pytest.approx(5 * step)
-    assert planned("mistralai/Mistral-7B-v0.1", plain=True, checkpointing=True)[0].t4_seconds(10) > plan.t4_seconds(10)
+    step = runs.gpu_busy_seconds.median() * 989 / 60  # minutes at a teraflop: 8 rows of 512 tokens of this very shape
+    assert plan.t4_minutes(10) == pytest.approx((10 * step / 65, 10 * step / 24))
+    assert plan.t4_minutes(10, 256) == pytest.approx((5 * step / 65, 5 * step / 24))
+    assert planned("mistralai/Mistral-7B-v0.1", plain=True, checkpointing=True)[0].t4_minutes(10) > plan.t4_minutes(10)
 
 
 def test_plain_plans_without_what_the_course_adds():

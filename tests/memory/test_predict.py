@@ -82,7 +82,14 @@ def test_importing_the_predictor_imports_neither_torch_nor_transformers():
 
 def test_predicting_and_planning_import_no_torch_either():
     code = (
-        "import sys; from helpers.memory import plan, GIB; plan('mistral-7b', 16 * GIB); "
+        "import sys; from helpers.memory import plan; plan('mistral-7b', 16 * 2**30); "
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=COURSE_ROOT).returncode == 0
+
+
+def test_what_passes_grows_with_the_rows_and_what_stays_does_not():
+    few, many = (predict(PRESETS["qwen2.5-7b"].shape, RunSpec(batch_size=rows), "l4") for rows in (2, 8))
+    assert 3 < many.passing_bytes / few.passing_bytes < 5
+    stays = [found.peak_allocated - found.passing_bytes for found in (few, many)]
+    assert stays[0] == pytest.approx(stays[1], rel=0.05)

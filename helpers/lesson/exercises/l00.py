@@ -66,13 +66,13 @@ def repaired_layer(answer):
     import torch
 
     if not callable(answer):
-        return "give the class, MyLoRA, without calling it"
+        return "give the class, Repaired, without calling it"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         frozen = torch.nn.Linear(12, 8, bias=False)
         x, before = torch.randn(32, 12), copy.deepcopy(frozen)
         wanted = before(x).detach() + x @ torch.randn(12, 1) @ torch.randn(1, 8)
-        layer = answer(frozen, 4)
+        layer = answer(frozen, 4, 8)
         at_first = layer(x)
         if getattr(at_first, "shape", None) != wanted.shape:
             return f"it gives {getattr(at_first, 'shape', type(at_first).__name__)} where W gives {tuple(wanted.shape)}"
@@ -89,7 +89,23 @@ def repaired_layer(answer):
                 "after a hundred steps of training nothing has been learned. The gradient of A is a product with B, and "
                 "that of B a product with A: what are they when both are zero?"
             )
+        share = _scale(answer, 4, 8)
+        if not near(share, 2.0, 1e-4):
+            return f"with alpha 8 and rank 4 the product B A counts {share:.4g} times; alpha / r is 2"
     return None
+
+
+def _scale(answer, r: int, alpha: float) -> float:
+    """How often the product of A and B counts in a layer: all that it trains is set to one, so the product is r everywhere."""
+    import torch
+
+    frozen = torch.nn.Linear(12, 8, bias=False)
+    layer, x = answer(frozen, r, alpha), torch.ones(1, 12)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            if weight.requires_grad:
+                weight.fill_(1)
+        return ((layer(x) - frozen(x)) / (12 * r)).mean().item()
 
 
 def _trained(layer, weights, x, wanted) -> list[float]:
@@ -121,8 +137,8 @@ QUESTIONS = {
 @exercise("00.4")
 def rows_of_a_csv(answer):
     if not callable(answer):
-        return "give a function of the file's text"
-    said = answer(CSV)
+        return "give a function of the file's text and of prompt_for"
+    said = answer(CSV, "<user>{}\n<model>".format)
     if said is ...:
         return "put your answer in place of the dots"
     if said is None:
@@ -144,9 +160,9 @@ def rows_of_a_csv(answer):
         if row["completion"] != right:
             same = row["completion"].strip() == right
             return f"the completion is {row['completion']!r}; " + ("take the spaces away" if same else f"not {right!r}")
-        wanted = f"Question: {question}\nAnswer:\n"
+        wanted = f"<user>{question}\n<model>"
         if row["prompt"] != wanted:
-            return f"the prompt is {row['prompt']!r}, and should be {wanted!r}"
+            return f"the prompt is {row['prompt']!r}; with the prompt_for that was given it should be {wanted!r}"
     return None
 
 
