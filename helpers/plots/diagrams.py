@@ -113,6 +113,128 @@ def to_scale(ways: dict, cards: dict, title: str):
     return figure
 
 
+SIGN, EXPONENT, FRACTION = COLOURS["red"], COLOURS["sky"], COLOURS["yellow"]
+PALE = "#E3E6E8"  # behind numbers that are only numbers
+
+
+def _bare(title: str, size):
+    figure, ax = axes(title, "", "", size=size)
+    ax.set_axis_off()
+    ax.grid(False)
+    return figure, ax
+
+
+def _box(ax, x: float, y: float, text: str, colour: str, width: float = 1.0, ink: str = INK) -> None:
+    """A cell of a drawn table: `text` on `colour`, its lower left corner at (x, y), 0.8 high."""
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), width, 0.8, facecolor=colour, edgecolor="white", linewidth=1.5))
+    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=9.5, family="monospace", color=ink)
+
+
+def bit_strips(numbers: dict[str, str], title: str):
+    """Numbers as strips of bits: `numbers` maps a type's name to "sign exponent fraction", each in zeros and ones."""
+    longest = max(len(text.replace(" ", "")) for text in numbers.values())
+    figure, ax = _bare(title, (8.6, 1.1 + 0.5 * len(numbers)))
+    for row, (name, text) in enumerate(numbers.items()):
+        x = 0
+        ax.text(-0.5, 0.4 - row, name, ha="right", va="center", fontsize=10.5, color=INK)
+        for field, colour in zip(text.split(), (SIGN, EXPONENT, FRACTION), strict=True):
+            for bit in field:
+                _box(ax, x, -row, bit, colour, ink="white" if colour == SIGN else INK)
+                x += 1
+    for colour, label in ((SIGN, "sign"), (EXPONENT, "exponent: how large"), (FRACTION, "fraction: how exactly")):
+        ax.fill_between([], [], color=colour, label=label)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    ax.set(xlim=(-4.6, longest + 0.2), ylim=(0.9 - len(numbers), 0.9))
+    return figure
+
+
+def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
+    """A block on its way to bytes, back to weights and into a product: a column for each weight, a row for each step.
+
+    `weights`, `inputs`: floats; `levels`: of each weight, the level it went to; `codes`: whole numbers below 16, an even
+    count. Beside the last row stands the sum of the products, and what the unrounded weights would give.
+    """
+    restored = [level * absmax for level in levels]
+    rows = {
+        "weight": (PALE, [f"{weight:+.3f}" for weight in weights]),
+        "divided by absmax": (PALE, [f"{weight / absmax:+.2f}" for weight in weights]),
+        "nearest level": (COLOURS["sky"], [f"{level:+.2f}" for level in levels]),
+        "its code": (PALE, [f"{code:04b}" for code in codes]),
+        "byte, for two codes": (COLOURS["yellow"], None),
+        "level times absmax": (COLOURS["sky"], [f"{weight:+.3f}" for weight in restored]),
+        "times an input": (PALE, [f"{x:+.2f}" for x in inputs]),
+    }
+    figure, ax = _bare(title, (8.6, 0.7 + 0.45 * len(rows)))
+    for row, (name, (colour, texts)) in enumerate(rows.items()):
+        ax.text(-0.15, 0.4 - row, name, ha="right", va="center", fontsize=10, color=INK)
+        for i in range(0, len(weights), 1 if texts else 2):
+            text = texts[i] if texts else f"{codes[i] << 4 | codes[i + 1]:08b}"
+            _box(ax, i, -row, text, colour, width=1 if texts else 2)
+    product = sum(weight * x for weight, x in zip(restored, inputs, strict=True))
+    exact = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
+    _box(ax, len(weights) + 0.15, 0, f"{absmax:.3f}", COLOURS["yellow"])
+    notes = {1: "absmax: stored", 4: "stored", 6: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
+    for row, note in notes.items():
+        ax.text(len(weights) + 0.12, 0.4 - row, note, ha="left", va="center", fontsize=9.5, color=INK)
+    ax.set(xlim=(-2.1, len(weights) + 1.6), ylim=(0.9 - len(rows), 0.9))
+    return figure
+
+
+def equal_slices(levels, title: str):
+    """A bell curve cut into as many slices of equal share as there are `levels`, and these below it.
+
+    `levels` are scaled to reach from -1 to 1; they are drawn with the outermost where the last slice has its middle.
+    """
+    from statistics import NormalDist
+
+    bell, number, limit = NormalDist(), len(levels), 3.0
+    edges = [-limit, *(bell.inv_cdf(i / number) for i in range(1, number)), limit]
+    figure, ax = axes(title, "weight (in standard deviations)", "", size=(7.6, 3.4))
+    for i in range(number):
+        xs = [edges[i] + (edges[i + 1] - edges[i]) * k / 20 for k in range(21)]
+        ax.fill_between(xs, [bell.pdf(x) for x in xs], color=COLOURS["sky" if i % 2 else "blue"], linewidth=0)
+    outermost = bell.inv_cdf(1 - 1 / (2 * number))
+    ax.vlines([outermost * level for level in levels], -0.06, -0.012, color=COLOURS["red"], linewidth=2.2)
+    ax.text(-limit, -0.036, "NF4's levels", color=COLOURS["red"], ha="left", va="center", fontsize=10)
+    ax.set(yticks=[], xlim=(-limit, limit), ylim=(-0.075, 0.42))
+    ax.spines["left"].set_visible(False)
+    ax.grid(False)
+    return figure
+
+
+def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
+    """The relative error of the weights beside the perplexity, a row for each way to round a model.
+
+    `ways` are dictionaries with way, bits_per_weight, relative_error and perplexity. A bar that is longer than `ceiling`
+    is cut off there, and its number says so. Ways that begin with "nf4" are blue, so that block sizes can be compared.
+    """
+    names = [f"{way['way']}: {way['bits_per_weight']:.4g} bits".removesuffix(f": {way['way']}") for way in ways]
+    colours = [COLOURS["blue" if way["way"].startswith("nf4") else "sky"] for way in ways]
+    figure, (left, right) = axes(title, "", "", size=(8.6, 1.1 + 0.3 * len(ways)), ncols=2, sharey=True)
+    shares = [100 * way["relative_error"] for way in ways]
+    lengths = [min(way["perplexity"], ceiling) for way in ways]
+    for ax, values in ((left, shares), (right, lengths)):
+        ax.barh(range(len(ways)), values, 0.72, color=colours)
+        ax.set(xlim=(0, 1.3 * max(values)))
+        ax.grid(False)
+    for row, (way, share, length) in enumerate(zip(ways, shares, lengths, strict=True)):
+        left.text(share + 0.6, row, f"{share:.1f}", va="center", fontsize=9, color=INK)
+        cut = "» " if way["perplexity"] > ceiling else ""
+        right.text(length + 0.6, row, cut + _short(way["perplexity"]), va="center", fontsize=9, color=INK)
+    left.set_yticks(range(len(ways)), names)
+    left.set(ylim=(len(ways) - 0.4, -0.6), xlabel="relative error of the weights (%)")
+    right.set(xlabel="perplexity")
+    right.tick_params(left=False)
+    return figure
+
+
+def _short(number: float) -> str:
+    """A number in few characters: 18.7, 10,283, 4e+09."""
+    return f"{number:.1f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
+
+
 # The parts of a prediction (helpers.memory) in groups that a reader tells apart, each with its colour.
 GROUPS = {
     "weights in 4 bits": (FROZEN, ("quantized weights", "quantization scales")),
