@@ -129,6 +129,11 @@ def _planned(base: Path, adapter: Path, out: Path, dtype) -> tuple[_Plan, Callab
         stored = stored | added
         size = vocabulary(built(), updates, stored, wrong_base(of_adapter, base.name))
         settings = _changed_settings(settings, {"vocab_size": size} if size else {}, tied)
+        misfit = Built(base.name, settings, stored).misfit(stored) if size else None
+        if misfit:
+            raise MergeError(
+                f"a vocabulary of {size} tokens does not fit {misfit} of the base: resize the base, and save it"
+            )
     files: dict[str, dict] = {}  # an output file for each of the base's, with the same tensors in it
     for key, tensor in sorted(stored.items(), key=lambda item: (item[1].file, item[1].start)):
         files.setdefault(tensor.file.name, {})[key] = tensor
@@ -151,6 +156,10 @@ def _changed_settings(config: dict, new: dict, tied: bool) -> dict:
 def _quantized(of: Built) -> dict[str, bool]:
     """The file's names of the weights that a base in 4 bits quantizes, and whether it turns them round first."""
     linear = of.linear()
+    if not linear:  # Falcon's are a class of its own
+        raise MergeError(
+            f"loading in 4 bits quantizes no layer of a {type(of.model).__name__}: merge into the original weights instead"
+        )
     joined = next((name for name in linear if name not in of.key_of), None)
     if joined:
         raise MergeError(

@@ -7,7 +7,7 @@ transformers has the rules for its own loading; they are asked here, so that the
 from collections.abc import Iterable
 from typing import Any
 
-from helpers.merging.stored import MergeError
+from helpers.merging.stored import MergeError, Stored
 
 
 class Built:
@@ -56,6 +56,10 @@ class Built:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._state[name].shape)
+
+    def misfit(self, stored: dict[str, Stored]) -> str | None:
+        """A tensor of the file that has another shape than the model's, or None."""
+        return next((key for name, key in self.key_of.items() if stored[key].shape != self.shape(name)), None)
 
     def ties(self) -> list[tuple[str, str]]:
         """(tensor, the one that it is tied to), by the names in the file; one that is not in it has the model's name."""
@@ -118,21 +122,18 @@ def _on_meta(name: str, config: dict):
     import torch
     import transformers
 
-    kind, architecture = config.get("model_type"), (config.get("architectures") or ["none"])[0]
-    known = f"transformers {transformers.__version__}"
-    try:
-        settings = transformers.CONFIG_MAPPING[kind].from_dict(config)
-        one = (
-            getattr(transformers, architecture, None)
-            or transformers.AutoModelForCausalLM._model_mapping[type(settings)]
-        )
-        with torch.device("meta"):  # shapes without memory
-            return one(settings)
-    except KeyError as error:
+    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
+    version = f"transformers {transformers.__version__}"
+    known = transformers.CONFIG_MAPPING.get(kind, None)
+    one = getattr(transformers, architecture or "AutoModelForCausalLM", None)
+    if known is None or one is None:
         raise MergeError(
-            f"{known} does not know model_type {kind!r} ({architecture}) of {name}, and this merge has to ask it: install "
-            "a release that does"
-        ) from error
+            f"{version} does not know {architecture or 'a model'} (model_type {kind!r}) of {name}, and this merge has to ask "
+            "it: install a release that does"
+        )
+    try:
+        with torch.device("meta"):  # shapes without memory
+            return getattr(one, "from_config", one)(known.from_dict(config))
     except Exception as error:  # whatever a config that does not fit makes it raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MergeError(f"{known} cannot build the model of {name} from its config.json: {why[:200]}") from error
+        raise MergeError(f"{version} cannot build the model of {name} from its config.json: {why[:200]}") from error

@@ -23,10 +23,8 @@ def untie(
         if len(here) == 2 and not same_bits(*(stored[key] for key in here)):
             tied = False  # as transformers loads them
         elif touched and _one(settings, plan, touched, pair):
-            update = plan.pop(touched[0])
-            for key in touched[1:]:
-                plan.pop(key)
-            plan |= dict.fromkeys(here, update)
+            updates = [plan.pop(key) for key in touched]  # two say the same: the embedding's is the last
+            plan |= dict.fromkeys(here, updates[-1])
         elif touched:
             tied = False
             added |= {key: stored[here[0]] for key in pair if key not in stored}
@@ -36,16 +34,20 @@ def untie(
 def _one(settings: dict, plan: dict[str, dict], touched: list[str], pair: tuple[str, str]) -> bool:
     """Whether embedding and head stay one tensor; MergeError for LoRA on one of them, which would change both."""
     updates = [plan[key] for key in touched]
-    if settings.get("ensure_weight_tying") and len(touched) == 1:
+    if settings.get("ensure_weight_tying"):
         return True
-    if any("A" in update for update in updates) or (len(touched) == 2 and any("rows" in update for update in updates)):
+    if len(updates) == 2 and not any("A" in update for update in updates):
+        return all(_equal(updates[0].get(part), updates[1].get(part)) for part in ("instead", "rows", "indices"))
+    if "A" in updates[0] or "A" in updates[-1]:
         other = "embedding" if touched[0] == pair[0] else "head"
         raise MergeError(
             f"{touched[0]} is adapted, which this base ties to its {other}: a merge would change both; untie it first"
         )
-    if len(touched) == 2:
-        return same_bits(*(update["instead"] for update in updates))
     return "rows" in updates[0]
+
+
+def _equal(one, two) -> bool:
+    return same_bits(one, two) if isinstance(one, Stored) and isinstance(two, Stored) else one == two
 
 
 def vocabulary(of: Built, plan: dict[str, dict], stored: dict[str, Stored], wrong: str) -> int | None:
