@@ -124,16 +124,15 @@ def _on_meta(name: str, config: dict):
 
     kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
     version = f"transformers {transformers.__version__}"
-    known = transformers.CONFIG_MAPPING.get(kind, None)
     one = getattr(transformers, architecture or "AutoModelForCausalLM", None)
-    if known is None or one is None:
+    if kind not in transformers.CONFIG_MAPPING or one is None:  # its get() knows nothing: it loads on []
         raise MergeError(
             f"{version} does not know {architecture or 'a model'} (model_type {kind!r}) of {name}, and this merge has to ask "
             "it: install a release that does"
         )
     try:
         with torch.device("meta"):  # shapes without memory
-            return getattr(one, "from_config", one)(known.from_dict(config))
+            return getattr(one, "from_config", one)(transformers.CONFIG_MAPPING[kind].from_dict(config))
     except Exception as error:  # whatever a config that does not fit makes it raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MergeError(f"{version} cannot build the model of {name} from its config.json: {why[:200]}") from error
