@@ -10,6 +10,7 @@ from helpers.files.reading import (
     read_object,
     safetensors_header,
     safetensors_shapes,
+    stored_quantized,
 )
 from helpers.files.writing import finish_replacing, replace_folder, write_whole
 
@@ -22,6 +23,7 @@ __all__ = [
     "model_fault",  # what makes a model's folder unusable
     "adapter_fault",  # what makes an adapter's folder unusable
     "asks_for_code",  # whether a model would bring Python code of its own
+    "stored_quantized",  # whether a model's weights are stored in few bits
     "write_whole",  # write a file so that it is there whole or not at all
     "replace_folder",  # fill a folder that then takes another's place
     "finish_replacing",  # tidy up after a replacing that was killed
