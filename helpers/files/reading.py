@@ -107,7 +107,12 @@ def _foreign(tensors: dict[str, list[int]], base: Path) -> str | None:
     return None
 
 
-def asks_for_code(folder: Path) -> str | None:
+def config_fault(folder: Path) -> str | None:
+    """What a model's config.json says that the course cannot use: code of its own, or weights in few bits."""
+    return _asks_for_code(folder) or _stored_quantized(folder)
+
+
+def _asks_for_code(folder: Path) -> str | None:
     """Whether a model would bring Python code of its own, which the course never runs."""
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in read_object(folder / name):
@@ -115,7 +120,7 @@ def asks_for_code(folder: Path) -> str | None:
     return None
 
 
-def stored_quantized(folder: Path) -> str | None:
+def _stored_quantized(folder: Path) -> str | None:
     """Whether a model's weights are stored in few bits, where the lessons quantize ordinary ones themselves."""
     config = read_object(folder / "config.json").get("quantization_config")
     if not config:

@@ -14,9 +14,8 @@ def untie(
 
     PEFT keeps a tie where it trained rows, was told ensure_weight_tying, or only saved both beside the adapter.
     """
-    added: dict[str, Stored] = {}
-    tied = True
-    for pair in of.ties():
+    pairs, tied = of.ties(), True
+    for pair in pairs:
         here, touched = [key for key in pair if key in stored], [key for key in pair if key in plan]
         if not here:
             raise MergeError(f"the base has neither {pair[0]} nor {pair[1]}: it is not whole")
@@ -24,11 +23,15 @@ def untie(
             tied = False  # as transformers loads them
         elif touched and _one(settings, plan, touched, pair):
             updates = [plan.pop(key) for key in touched]  # two say the same: the embedding's is the last
-            plan |= dict.fromkeys(here, updates[-1])
+            plan |= dict.fromkeys(pair, updates[-1])
         elif touched:
             tied = False
-            added |= {key: stored[here[0]] for key in pair if key not in stored}
-    return added, tied
+    lone = {key: other for one, two in pairs for key, other in ((one, two), (two, one)) if key not in stored}
+    if tied:
+        for key in lone:
+            plan.pop(key, None)
+        return {}, True
+    return {key: stored[other] for key, other in lone.items() if other in stored}, False  # the config unties them all
 
 
 def _one(settings: dict, plan: dict[str, dict], touched: list[str], pair: tuple[str, str]) -> bool:

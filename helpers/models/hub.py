@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.files import asks_for_code, stored_quantized
+from helpers.files import config_fault
 
 
 class ModelError(CourseError, OSError):
@@ -33,7 +33,7 @@ def _reach(hub_id: str, gated: str) -> None:
     unreached = f'{hub_id} is not on this disk and {why}: use model_id="bundled"'
     try:
         folder = _fetched_config(hub_id).parent
-        refused = asks_for_code(folder) or stored_quantized(folder)
+        refused = config_fault(folder)
         whole = _has_safetensors(hub_id)
     except HFValidationError as error:
         raise ModelError(f"{hub_id!r} is not a hub id (owner/name)") from error
