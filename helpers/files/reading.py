@@ -54,12 +54,7 @@ def model_fault(folder: Path) -> str | None:
         return str(error)
     if any(key.startswith("base_model.model.") for key in tensors):
         return "its weights are an adapter's: give it as adapter_dir, and its base as model_id"
-    return (
-        asks_for_code(folder)
-        or stored_quantized(folder)
-        or _misfit(config, tensors)
-        or _tokenizer_fault(folder, config)
-    )
+    return config_fault(folder) or _misfit(config, tensors) or _tokenizer_fault(folder, config)
 
 
 def adapter_fault(folder: Path, base: Path | None = None) -> str | None:
