@@ -58,6 +58,13 @@ def _check_numbers(name: str, settings: dict) -> None:
     for value in ranks + alphas:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise MergeError(f"r or lora_alpha in {name} is {value!r}: a number is needed")
+    for pattern in [*patterns[0], *patterns[1]]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise MergeError(
+                f"rank_pattern or alpha_pattern in {name} has {pattern!r}, which is no pattern ({error})"
+            ) from error
     if min(ranks) <= 0:
         raise MergeError(f"a rank in {name} is {min(ranks)}: it has to be above zero")
 

@@ -1,5 +1,6 @@
 """Which tensor of a base each part of an adapter changes, and how; nothing is written before all of it fits."""
 
+import os
 from pathlib import Path
 
 from helpers.merging.adapter import of_pattern, scaling
@@ -47,7 +48,7 @@ def match(
     def key(name: str) -> str:
         found = name if name in stored else _key_in_model(of, name)
         if found is None:
-            raise MergeError(_absent(name, settings, base, of))
+            raise MergeError(_absent(name, settings, stored, base, of))
         return found
 
     for name, tensor in parts.whole.items():
@@ -75,7 +76,8 @@ def match(
 
 def _see_that_all_is_there(settings: dict, parts: Parts, names: set[str]) -> None:
     """MergeError for an adapter whose config names trained modules or rows that its file lacks; names: the base's own."""
-    for module in () if settings.get("ensure_weight_tying") else settings.get("modules_to_save") or ():
+    saved = settings.get("modules_to_save") or []
+    for module in [] if settings.get("ensure_weight_tying") else [saved] if isinstance(saved, str) else saved:
         own = f".{module}."
         if any(own in f".{name}" for name in names) and not any(own in f".{name}" for name in parts.whole):
             raise MergeError(f"modules_to_save names {module}, and the adapter's file has none of it: it is not whole")
@@ -178,10 +180,13 @@ def wrong_base(settings: dict, base: str) -> str:
     return f"the adapter was trained on {named!r}, and this base is {base!r}"
 
 
-def _absent(name: str, settings: dict, base: str, of: Built | None) -> str:
+def _absent(name: str, settings: dict, stored: dict[str, Stored], base: str, of: Built | None) -> str:
     if str(settings.get("task_type")) in ("SEQ_CLS", "TOKEN_CLS") and of and not name.endswith("proj.weight"):
         return (
             f"{name} is the head of a classifier (task_type {settings['task_type']}), and {base} is a "
             f"{type(of.model).__name__}, which has none: save the base as a classifier first, or use PEFT's merge_and_unload()"
         )
-    return f"the base has no {name}, which the adapter changes: {wrong_base(settings, base)}"
+    # The name there that ends alike shows what is odd in this one.
+    alike = max(stored, key=lambda key: len(os.path.commonprefix([key[::-1], name[::-1]])), default="")
+    near = f" (it has {alike})" if name.endswith(alike.split(".", 3)[-1]) else ""
+    return f"the base has no {name}{near}, which the adapter changes: {wrong_base(settings, base)}"

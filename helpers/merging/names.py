@@ -122,7 +122,8 @@ def _on_meta(name: str, config: dict):
     import torch
     import transformers
 
-    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
+    kind, named = str(config.get("model_type")), config.get("architectures") or [""]
+    architecture = str(named[0] if isinstance(named, list) else named)
     version = f"transformers {transformers.__version__}"
     one = getattr(transformers, architecture or "AutoModelForCausalLM", None)
     if kind not in transformers.CONFIG_MAPPING or one is None:  # its get() knows nothing: it loads on []

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -16,6 +19,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from helpers import COURSE_ROOT
 from helpers.__main__ import main
 from helpers.merging import MergeError, merge_adapter
 from tests.merging.tiny import adapted, as_in_4_bits, different, load_tiny, make_tiny, save_tiny, train_tiny
@@ -222,6 +226,13 @@ def test_names_that_wrappers_left_in_the_keys_are_passed_over(change, llama, tmp
     assert different(merged(llama, adapter, tmp_path / "out"), expected) == []
 
 
+def test_name_that_fits_nothing_is_shown_beside_the_one_that_it_should_be(llama, tmp_path):
+    train_tiny(llama, tmp_path / "adapter", target_modules=QV)
+    adapter = rename(tmp_path / "adapter", tmp_path / "renamed", lambda key: f"tower.{key}")
+    words = r"no tower\.base_model\.model\.(model.layers.0\S+) \(it has \1\), .* names 'llama' as its base too"
+    refused(llama, adapter, tmp_path / "out", words)
+
+
 def test_two_adapters_in_one_file_are_refused(llama, tmp_path):
     train_tiny(llama, tmp_path / "adapter", target_modules=QV)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -258,6 +269,30 @@ def test_classifier_adapter_is_merged_into_a_classifier_and_explained_elsewhere(
 
 
 # A14, A15, A16, A17
+
+
+def test_square_weight_of_a_conv1d_is_one_whatever_the_adapters_config_says(tmp_path):
+    base = make_tiny(tmp_path / "base", "gpt2")
+    expected = train_tiny(base, tmp_path / "adapter", target_modules=["attn.c_proj"])
+    configure(tmp_path / "adapter", fan_in_fan_out=False)
+    assert different(merged(base, tmp_path / "adapter", tmp_path / "out"), expected) == []
+
+
+PLAIN = """
+import sys
+from helpers.merging import merge_adapter
+merge_adapter(*sys.argv[1:], progress=False)
+assert "transformers" not in sys.modules and "peft" not in sys.modules
+"""
+
+
+def test_plain_merge_asks_no_model(llama, tmp_path):
+    """Building one takes seconds and hundreds of megabytes, which LoRA on linear layers need not cost."""
+    expected = train_tiny(llama, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "down_proj"], bias="all")
+    command = [sys.executable, "-c", PLAIN, str(llama), str(tmp_path / "adapter"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=COURSE_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert different(tmp_path / "out", expected) == []
 
 
 @pytest.mark.parametrize("kind", ["llama", "tied"])
@@ -360,11 +395,37 @@ def test_adapter_that_lacks_what_its_config_names_is_refused(llama, tmp_path):
     refused(llama, tmp_path / "adapter", tmp_path / "out", "trainable_token_indices names rows")
 
 
-@pytest.mark.parametrize("value", [None, "16", True, 0, float("nan")])
-def test_rank_that_is_none_is_one_line(value, llama, tmp_path):
+ODD = {"r": [None, "16", True, 0, float("nan")], "lora_alpha": [None, "x"], "rank_pattern": [{"(": 3}, {"q_proj": -1}, [3]],
+       "modules_to_save": ["lm_head"]}  # fmt: skip
+
+
+def test_settings_that_are_none_are_one_line_each(llama, tmp_path):
     train_tiny(llama, tmp_path / "adapter", target_modules=QV)
-    configure(tmp_path / "adapter", r=value)
-    refused(llama, tmp_path / "adapter", tmp_path / "out", "r or lora_alpha in adapter|a rank in adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    for name, values in ODD.items():
+        for value in values:
+            configure(tmp_path / "adapter", **config | {name: value})
+            refused(llama, tmp_path / "adapter", tmp_path / "out", "in adapter|modules_to_save names")
+
+
+def test_base_whose_config_says_nonsense_is_one_line(llama, tmp_path):
+    train_tiny(llama, tmp_path / "adapter", target_modules=QV, modules_to_save=["lm_head"])
+    for number, odd in enumerate(({"model_type": ["llama"]}, {"architectures": "Llama"}, {"architectures": ["Nope"]})):
+        base = shutil.copytree(llama, tmp_path / str(number))
+        config = json.loads((base / "config.json").read_text()) | odd
+        (base / "config.json").write_text(json.dumps(config))
+        refused(base, tmp_path / "adapter", tmp_path / "out", "does not know")
+
+
+def test_adapter_of_the_bare_model_goes_into_the_whole_one_and_back(llama, tmp_path):
+    inner = AutoModel.from_pretrained(llama)
+    inner.save_pretrained(tmp_path / "inner")
+    model = adapted(inner, target_modules=["q_proj", "up_proj"], task_type="FEATURE_EXTRACTION")
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.merge_and_unload().state_dict()
+    for base, prefix in ((llama, "model."), (tmp_path / "inner", "")):
+        have = load_tiny(merged(base, tmp_path / "adapter", tmp_path / f"out {base.name}")).state_dict()
+        assert all(have[prefix + name].equal(tensor) for name, tensor in expected.items())
 
 
 def test_command_says_what_is_wrong_in_one_line(llama, tmp_path, capsys):
