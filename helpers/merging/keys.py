@@ -37,6 +37,8 @@ def read_parts(tensors: dict[str, Stored]) -> Parts:
             found = parts.loras.setdefault((module, wrappers.count(".base_layer")), {})
             found["embedding"] = part.startswith("embedding_") or found.get("embedding", False)
             part = "bias" if kind == "bias" else part.removeprefix("embedding_").removesuffix("_vector")
+            if part in found:
+                raise MergeError(f"the adapter's file has {name} under two names, one of them {key}: save it again")
             found[part] = tensor
         elif name.endswith(ROWS):
             parts.rows[name.removesuffix(ROWS)] = tensor

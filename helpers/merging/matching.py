@@ -67,6 +67,8 @@ def match(
             continue
         update = _lora(settings, module, lora)
         weight = key(parameter)
+        if "A" in plan.get(weight, {}):
+            raise MergeError(f"the adapter's file has {weight} under two names, one of them {module}: save it again")
         plan.setdefault(weight, {}).update(update | (_kind(of, weight, bool(targeted)) if of else {}))
         if "bias" in lora:
             plan.setdefault(key(f"{module}.bias"), {}).update(add=lora["bias"], scaling=update["scaling"])

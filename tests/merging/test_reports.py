@@ -146,6 +146,25 @@ def test_base_whose_files_name_the_layers_otherwise_merges_as_peft_does(multimod
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == keys
 
 
+MULTIMODAL = {"embedding": ["embed_tokens"], "head": ["lm_head"], "both": ["embed_tokens", "lm_head"]}
+
+
+@pytest.mark.parametrize("saved", MULTIMODAL.values(), ids=MULTIMODAL)
+def test_saved_modules_of_a_base_with_other_names_equal_peft(saved, multimodal, tmp_path):
+    target = r".*language_model.*q_proj"
+    expected = train_tiny(multimodal, tmp_path / "adapter", target_modules=target, modules_to_save=saved)
+    assert different(merged(multimodal, tmp_path / "adapter", tmp_path / "out"), expected) == []
+
+
+def test_resized_vocabulary_of_a_base_with_other_names_is_taken(multimodal, tmp_path):
+    model = load_tiny(multimodal)
+    model.resize_token_embeddings(100)
+    model = adapted(model, target_modules=r".*language_model.*q_proj")
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    expected = model.merge_and_unload()
+    assert different(merged(multimodal, tmp_path / "adapter", tmp_path / "out"), expected) == []
+
+
 @pytest.mark.parametrize("names", ["now", "before 4.52"])
 def test_dequantized_base_with_other_names_is_the_one_that_4_bits_compute_with(multimodal, names, tmp_path):
     train_tiny(multimodal, tmp_path / "adapter", target_modules=r".*language_model.*(q|v)_proj")
@@ -231,6 +250,18 @@ def test_name_that_fits_nothing_is_shown_beside_the_one_that_it_should_be(llama,
     adapter = rename(tmp_path / "adapter", tmp_path / "renamed", lambda key: f"tower.{key}")
     words = r"no tower\.base_model\.model\.(model.layers.0\S+) \(it has \1\), .* names 'llama' as its base too"
     refused(llama, adapter, tmp_path / "out", words)
+
+
+@pytest.mark.parametrize("second", ["module.", "base_model.model.", "model."])
+def test_one_module_under_two_names_is_refused(second, llama, tmp_path):
+    train_tiny(llama, tmp_path / "adapter", target_modules=QV)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    again = {
+        key.replace("base_model.model.", f"base_model.model.{second}"): own.clone() for key, own in tensors.items()
+    }
+    save_file(tensors | again, file)
+    refused(llama, tmp_path / "adapter", tmp_path / "out", "under two names")
 
 
 def test_two_adapters_in_one_file_are_refused(llama, tmp_path):
