@@ -25,7 +25,7 @@ class Built:
         self._renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
         self._found: dict[str, tuple[str, str | None]] = {}
         self.name_of = {key: self.rename(key) for key in keys}  # None: no part of this model
-        self.key_of = {name: key for key, name in self.name_of.items() if name and not self._joined(key)}
+        self.key_of: dict[str, str] = {name: key for key, name in self.name_of.items() if name and not self._joined(key)}
         self.model._weight_conversions = [rule for rule in rules if rule.was_used()]  # as loading leaves it
 
     def rename(self, key: str) -> str | None:

@@ -252,6 +252,17 @@ def test_name_that_fits_nothing_is_shown_beside_the_one_that_it_should_be(llama,
     refused(llama, adapter, tmp_path / "out", words)
 
 
+def test_state_of_a_whole_peft_model_is_an_adapter_too(tied, tmp_path):
+    """As some trainers save it: the adapter's name in each key, what was trained beside what it was, and all the base."""
+    model = adapted(load_tiny(tied), target_modules=QV, modules_to_save=["lm_head", "input_layernorm"])
+    model.save_pretrained(tmp_path / "adapter")
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert any(".modules_to_save.default." in key for key in state)
+    save_file(state, tmp_path / "adapter" / "adapter_model.safetensors")
+    expected = model.merge_and_unload()
+    assert different(merged(tied, tmp_path / "adapter", tmp_path / "out"), expected) == []
+
+
 @pytest.mark.parametrize("second", ["module.", "base_model.model.", "model."])
 def test_one_module_under_two_names_is_refused(second, llama, tmp_path):
     train_tiny(llama, tmp_path / "adapter", target_modules=QV)
