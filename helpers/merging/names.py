@@ -25,7 +25,9 @@ class Built:
         self._renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
         self._found: dict[str, tuple[str, str | None]] = {}
         self.name_of = {key: self.rename(key) for key in keys}  # None: no part of this model
-        self.key_of: dict[str, str] = {name: key for key, name in self.name_of.items() if name and not self._joined(key)}
+        self.key_of: dict[str, str] = {
+            name: key for key, name in self.name_of.items() if name and not self._joined(key)
+        }
         self.model._weight_conversions = [rule for rule in rules if rule.was_used()]  # as loading leaves it
 
     def rename(self, key: str) -> str | None:
@@ -63,11 +65,11 @@ class Built:
 
     def ties(self) -> list[tuple[str, str]]:
         """(tensor, the one that it is tied to), by the names in the file; one that is not in it has the model's name."""
-        tied = dict(self.model.all_tied_weights_keys)
+        tied: dict[str, str] = dict(self.model.all_tied_weights_keys)
         head, embedding = self.embeddings()
         if head and embedding and self._same(head, embedding):
             tied.setdefault(f"{head}.weight", f"{embedding}.weight")
-        return [(self.key_of.get(one, one), self.key_of.get(two, two)) for one, two in tied.items()]
+        return [(self.key_of.get(one) or one, self.key_of.get(two) or two) for one, two in tied.items()]
 
     def embeddings(self) -> tuple[str | None, str | None]:
         """The names of the modules that give logits and that take tokens, as the model itself says."""
