@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -426,6 +426,43 @@ def test_lora_on_a_tied_embedding_with_its_head_gives_what_the_unmerged_adapter_
     model = adapted(model, target_modules=["embed_tokens"], ensure_weight_tying=True)
     model.save_pretrained(tmp_path / "adapter")
     assert same_answers(load_tiny(merged(tied, tmp_path / "adapter", tmp_path / "out", dtype="float32")), model)
+
+
+# A20: what was right and stays so
+
+RIGHT = {
+    "ranks and alphas by patterns": {"rank_pattern": {"^model.layers.1.*q_proj": 2}, "alpha_pattern": {"v_.*": 3},
+                                     "use_rslora": True},
+    "an alpha that is no whole number": {"lora_alpha": 7.5},
+    "all but one": {"target_modules": "all-linear", "exclude_modules": ["down_proj"]},
+    "one layer": {"layers_to_transform": [1], "layers_pattern": "layers"},
+    "a regular expression": {"target_modules": r".*\.1\..*(q|up)_proj"},
+    "biases that are not there": {"bias": "lora_only"},
+    "the untied head": {"target_modules": ["lm_head", "q_proj"]},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal", "r": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", RIGHT.values(), ids=RIGHT)
+def test_usual_settings_equal_peft(settings, llama, tmp_path):
+    expected = train_tiny(llama, tmp_path / "an adapter", **{"target_modules": QV} | settings)
+    assert different(merged(llama, tmp_path / "an adapter", tmp_path / "a merged model"), expected) == []
+
+
+def test_converted_pissa_and_an_adapter_of_a_name_equal_peft(llama, tmp_path):
+    model = load_tiny(llama, torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=QV, init_lora_weights="pissa"), adapter_name="mine")
+    model.peft_config["mine"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "first")
+    begun = shutil.move(tmp_path / "first" / "mine", tmp_path / "begun")
+    model.peft_config["mine"].init_lora_weights = "pissa"
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.1 * parameter.requires_grad * ("lora_" in name)
+    model.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(begun))
+    adapter = tmp_path / "adapter" / "mine"
+    expected = PeftModel.from_pretrained(load_tiny(llama), adapter).merge_and_unload()
+    assert different(merged(llama, adapter, tmp_path / "out"), expected) == []
 
 
 def test_adapter_that_lacks_what_its_config_names_is_refused(llama, tmp_path):
