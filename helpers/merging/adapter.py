@@ -1,4 +1,4 @@
-"""A LoRA adapter: its settings, its tensors, and which tensor of the base each one changes."""
+"""A LoRA adapter as it lies on disk: its settings, each of which a merge follows or refuses, and its tensors."""
 
 import math
 import re

@@ -44,7 +44,6 @@ def _piece_size(tensor: Stored, row: int = 0) -> int:
 
 def _whole(tensor: Stored):
     """A tensor of the adapter, float32 as PEFT holds it (autocast_adapter_dtype), in its shape."""
-
     return _joined(piece.float() for piece in _pieces(tensor, {}, None)).view(tensor.shape)
 
 
