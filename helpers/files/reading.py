@@ -20,6 +20,16 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
         "added_tokens.json", "vocab.json")  # fmt: skip
 LLAMAS = ("llama", "mistral", "qwen2")  # model types with one set of names and shapes
+PACKED = (
+    ".absmax",
+    ".SCB",
+    ".qweight",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    "_blocks",
+)  # beside codes
+SIXTEEN = "the lessons do that themselves: name the 16-bit model it was made from"
 PAIRED = re.compile(r"(.+\.lora_(?:embedding_)?)([AB])((?:\.weight)?)")  # begin, letter, end of an adapter's key
 WRAPPED = re.compile(
     r"\.(lora_\w+|base_layer|modules_to_save|original_module|token_adapter)\b.*"
@@ -54,6 +64,9 @@ def model_fault(folder: Path) -> str | None:
         return str(error)
     if any(key.startswith("base_model.model.") for key in tensors):
         return "its weights are an adapter's: give it as adapter_dir, and its base as model_id"
+    packed = next((key for key in tensors if key.endswith(PACKED)), None)
+    if packed and not config_fault(folder):  # a config that says nothing of it
+        return f"it is stored quantized ({packed} is no weight), and {SIXTEEN}"
     return config_fault(folder) or _misfit(config, tensors) or _tokenizer_fault(folder, config)
 
 
@@ -117,12 +130,14 @@ def _asks_for_code(folder: Path) -> str | None:
 
 def _stored_quantized(folder: Path) -> str | None:
     """Whether a model's weights are stored in few bits, where the lessons quantize ordinary ones themselves."""
-    config = read_object(folder / "config.json").get("quantization_config")
-    if not config:
+    config = read_object(folder / "config.json")
+    inner = config.get("text_config")
+    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+    if not found:
         return None
-    method = config.get("quant_method", "some method") if isinstance(config, dict) else "some method"
-    bits = next((f" in {n} bits" for n in (4, 8) if isinstance(config, dict) and config.get(f"load_in_{n}bit")), "")
-    return f"it is stored quantized ({method}{bits}), and the lessons do that themselves: name the 16-bit model it was made from"
+    method = found.get("quant_method", "some method") if isinstance(found, dict) else "some method"
+    bits = next((f" in {n} bits" for n in (4, 8) if isinstance(found, dict) and found.get(f"load_in_{n}bit")), "")
+    return f"it is stored quantized ({method}{bits}), and {SIXTEEN}"
 
 
 def read_object(file: Path) -> dict:

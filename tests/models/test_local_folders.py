@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from helpers.files import adapter_fault, model_fault
 from helpers.machine import Machine
+from helpers.merging import MergeError, read_base
 from helpers.models import BUNDLED_MODEL, ModelError, resolve_model
 
 CPU = Machine("cpu", "test", 0, 2**34, 2, None)
@@ -62,6 +63,16 @@ def test_model_that_was_saved_in_4_bits_is_named_as_that(tmp_path, folder):
     shutil.copy(folder / "tokenizer.json", tmp_path / "small")
     with pytest.raises(ModelError, match=r"is stored quantized \(bitsandbytes in 4 bits\).*the 16-bit model"):
         resolve_model(str(tmp_path / "small"), CPU)
+    edit(tmp_path / "small" / "config.json", lambda config: config.pop("quantization_config"))
+    with pytest.raises(ModelError, match=r"is stored quantized \(.*absmax is no weight\).*the 16-bit model"):
+        resolve_model(str(tmp_path / "small"), CPU)
+    with pytest.raises(MergeError, match=r"small is stored quantized \(.*weight is U8\)"):
+        read_base(tmp_path / "small")
+    inner = {"text_config": {"quantization_config": {"quant_method": "fp8"}}}
+    edit(tmp_path / "small" / "config.json", lambda config: config.update(inner))
+    assert "stored quantized (fp8)" in model_fault(tmp_path / "small")
+    with pytest.raises(MergeError, match=r"small is stored quantized \(fp8\)"):
+        read_base(tmp_path / "small")
     edit(folder / "config.json", lambda config: config.update(quantization_config={"quant_method": "gptq", "bits": 4}))
     assert "stored quantized (gptq)" in model_fault(folder)
 
