@@ -190,5 +190,6 @@ def _absent(name: str, settings: dict, stored: dict[str, Stored], base: str, of:
         )
     # The name there that ends alike shows what is odd in this one.
     alike = max(stored, key=lambda key: len(os.path.commonprefix([key[::-1], name[::-1]])), default="")
-    near = f" (it has {alike})" if name.endswith(alike.split(".", 3)[-1]) else ""
+    end = ".".join(alike.split(".")[-3:])
+    near = f" (it has {alike})" if end.count(".") == 2 and name.endswith(f".{end}") else ""
     return f"the base has no {name}{near}, which the adapter changes: {wrong_base(settings, base)}"
