@@ -44,10 +44,13 @@ run = begin(
 # ## A model in 16 bits and in 4
 #
 # A model is a long list of numbers, its [weights](../site/glossary.md#weight). Usually each of them is stored in 16 bits. To store them
-# in 4 bits means that each becomes one of only 16 values. What is left of a model after that?
+# in 4 bits means that each becomes one of only 16 values, scaled for the block of weights in which it stands. What is left of a model after that?
 #
 # Here is a real chat model, SmolLM2-135M-Instruct, asked the same in 16 bits and in 4. The questions were chosen because it answers them sensibly in
 # 16 bits, and the answers were recorded by `measurements/measure_quality.py`.
+#
+# One caution. The only file of this model that could be fetched as a package had been rounded once already, to 5 bits per weight (GGUF's Q4_1). "In 16 bits" is what that file restores to. So
+# everything here is the cost of a second rounding, and the original would do somewhat better in the first column.
 
 # %%
 import json
@@ -65,15 +68,14 @@ table(zip(quality["questions"], whole["answers"], four["answers"]), columns=("as
 
 # %%
 surprise = f"{whole['perplexity']:.1f} in 16 bits, {four['perplexity']:.1f} in 4 bits"
-print(f"perplexity on {quality['tokens']:,} tokens: {surprise}")
+print(f"perplexity on {quality['tokens']:,} tokens of Python's own help texts: {surprise}")
 size = quality["weights"] * four["bits_per_weight"] / 8
 print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {quality['weights'] * 2 / 1e6:.0f} MB")
 
 # %% [markdown]
-# A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. Something is lost as well, and a model as small as this one
-# loses more than a large one does. This lesson shows where the loss comes from, and how it is kept small.
+# A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. Something is lost as well. This lesson shows where the loss comes from, and how it is kept small.
 #
-# (Two remarks. The file of this model had gone through 4 bits once before, so "16 bits" is what that file restores to. And in this lesson a megabyte, MB, is a million bytes, and a gigabyte, GB, a thousand million.)
+# (In this lesson a megabyte, MB, is a million bytes, and a gigabyte, GB, a thousand million.)
 #
 # Now do it live, with the small model that comes with the course and with the calls that all later lessons use. You could put another model
 # into the parameters above.
@@ -169,7 +171,7 @@ table(rows, "{:.3g}", columns=("type", "largest", "smallest of full precision", 
 
 # %% [markdown]
 # Both 16-bit types take 2 bytes. float16 is exact to three digits and ends at 65,504. bfloat16 is exact to two digits and ends where float32
-# ends. In training float16 has a second weak spot: [gradients](../site/glossary.md#gradient) smaller than about 3e-8 become zero, as 1e-8 did above. That is why training in
+# ends. In training float16 has a second weak spot: below 6.1e-5 it loses digits, and what is smaller than about 3e-8 becomes zero, as 1e-8 did above. Many [gradients](../site/glossary.md#gradient) are that small. That is why training in
 # float16 multiplies the [loss](../site/glossary.md#loss) by a large number first, which is called [loss scaling](../site/glossary.md#loss-scaling).
 #
 # > **Trap: bfloat16 on a T4.** A T4 has units for float16 and none for bfloat16. Much QLoRA code asks for bfloat16 all the same.
@@ -181,7 +183,7 @@ table(rows, "{:.3g}", columns=("type", "largest", "smallest of full precision", 
 # ## 2 Rounding to 16 levels
 #
 # Four bits make 16 codes. Choose 16 numbers between -1 and 1 and call them [levels](../site/glossary.md#level). To *quantize* some weights,
-# divide them by the largest of them in size, the [absmax](../site/glossary.md#absmax), so that they too lie between -1 and 1. Replace each by the
+# divide them by their largest absolute value, the [absmax](../site/glossary.md#absmax), so that they too lie between -1 and 1. Replace each by the
 # code of the nearest level, that is, by its place in the list. Keep the codes and the absmax. To get weights back, look the levels up and multiply by the absmax.
 #
 # The simplest levels are evenly spaced. These are 15, so that zero is one of them; the sixteenth code stays unused. The whole idea takes
@@ -270,7 +272,7 @@ print(f"a bell curve: off by {relative_error(bell, round_trip(bell, int4)):.1%}"
 print(f"with the outlier, the others: off by {relative_error(spoiled[others], round_trip(spoiled, int4)[others]):.1%}")
 
 # %% [markdown]
-# The outlier no longer matters, and even without one the error has nearly halved. How small should a block be? Smaller blocks round better, and
+# The outlier no longer matters, and even without one the error has nearly halved: the largest of 64 weights is much smaller than the largest of a million, so the levels stand closer. How small should a block be? Smaller blocks round better, and
 # each of them costs 32 bits for its absmax.
 
 # %%
@@ -298,13 +300,14 @@ show(figure, "Line chart: the relative error rises with block size, far more ste
 # ## 4 Where should the levels go?
 #
 # Most weights are near zero, so evenly spaced levels are wasted on the rim. [NF4](../site/glossary.md#nf4), "4-bit NormalFloat", puts the levels
-# where a bell curve has its weights. Cut the bell into slices of equal share, so that each slice holds as many weights as any other, and give each of them a level.
+# where a bell curve has its weights. Cut the bell into sixteen slices of equal share, so that each slice holds as many weights as any other, and let each have about one level.
 # The slices are narrow in the middle, so the levels are dense there
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 3).
 #
 # The points between slices are called [quantiles](../site/glossary.md#quantile), and `torch.special.ndtri` computes them: `ndtri(0.9)` is the point below which nine tenths of a bell
-# curve lie. Two details are left. Zero must be a level, so that a weight of zero stays zero; therefore eight levels lie above zero and seven below. And the outermost quantile would be infinitely
-# far out, so bitsandbytes starts at a share of 0.9677083, half a slice from the end. (That is the mean of 1 - 1/32 and 1 - 1/30, for 16 and for 15 slices.)
+# curve lie. Zero must be a level, so that a weight of zero stays zero. So walk from the outermost level to the middle in even steps of share, on each side: eight steps above zero, seven below. The outermost level cannot stand
+# at a share of 1, which is infinitely far out, so start half a slice before the end. With 16 slices that is 1 - 1/32, with 15 it is 1 - 1/30; the two sides have to share one number, and bitsandbytes takes the
+# mean, 0.9677083. At last all levels are divided by the outermost, so that they end at -1 and 1.
 
 
 # %%
@@ -328,8 +331,8 @@ figure = diagrams.equal_slices(nf4.tolist(), title)
 show(figure, "A bell curve cut into sixteen slices, narrow in the middle, with the levels of NF4 marked below it")
 
 # %% [markdown]
-# In the picture you can see the first detail at work: the levels do not lie exactly in the middle of the slices, since one of them has to be zero. Is this the table that
-# bitsandbytes carries?
+# The levels do not lie in the middle of the slices: on the left all have moved outwards to make room for the zero, and the slice beside it has none but that. And this is how the levels are *derived*. In use the outermost one
+# stands at the absmax of a block, some 2.6 deviations out, so the codes are not used equally often ("Further down" counts them). Is this the table that bitsandbytes carries?
 
 # %%
 import bitsandbytes as bnb
@@ -374,7 +377,7 @@ explore(quantize_blockwise, dequantize_blockwise, sets)
 # %% [markdown]
 # ## 5 From a float to a byte, and what it costs
 #
-# A computer has no 4-bit numbers, so two codes share a byte: the first in its upper four bits, the second in its lower four.
+# The smallest piece of memory that has an address is a byte, which is 8 bits. So two codes share a byte: the first in its upper four bits, the second in its lower four.
 
 
 # %%
@@ -450,7 +453,7 @@ verdict("double quantization adds less than a hundredth to the error", twice_err
 #
 # ## 6 How a 4-bit layer multiplies
 #
-# "4-bit training" suggests arithmetic in 4 bits. There is none. In training, a 4-bit layer first turns its weights back into ordinary numbers of the
+# "4-bit training" suggests arithmetic in 4 bits. In QLoRA there is none. In training, forward and backward, a 4-bit layer first turns its weights back into ordinary numbers of the
 # [compute dtype](../site/glossary.md#compute-dtype), then multiplies as usual, and frees the temporary copy afterwards. So 4 bits save memory and no arithmetic: there is
 # one step more than in a 16-bit layer. (When a GPU generates one token at a time, a kernel looks up the levels while it multiplies.) See it with bitsandbytes' layer and your
 # own functions:
@@ -494,7 +497,7 @@ verdict(
 # ## 7 Why is an error of 9% not fatal?
 #
 # Each weight of an NF4 layer is off by some 9%. Should a layer's output then not be off by 9% as well, and after many layers be rubbish? Do not believe an argument here.
-# Measure it. These are held-out questions with their answers, in the form in which the bundled model has read them:
+# Measure it. These are questions about facts that the bundled model knows, with their answers, in the form in which it has read such things. (They are held out from what *you* train in lesson 03.)
 
 # %%
 rows = run.rows["heldout"].select(range(min(eval_rows, len(run.rows["heldout"]))))
@@ -530,7 +533,7 @@ for hook in hooks:
 
 # %%
 def reach(x, matrix):
-    "How large the products are, beside those of a matrix and inputs that know nothing of each other."
+    "The size of the output over the size that chance would give: 1 where inputs and matrix are unrelated."
     return (linear(x, matrix).norm() / x.norm() / matrix.norm()).item() * x.shape[1] ** 0.5
 
 
@@ -579,7 +582,7 @@ table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 
 # %% [markdown]
 # Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
-# a little less in SmolLM2. Why? Look at how far the text reaches into a matrix, on average over all of them. 1 is what you get where inputs and matrix know nothing of each other.
+# a little less in SmolLM2. Why? Ask how strongly a matrix responds to an input: divide the size of the output by the size that chance would give. Where matrix and input are unrelated, that is 1.
 
 # %%
 for_noise, for_text, error_for_text = torch.tensor(reached).mean(dim=0).tolist()
@@ -591,12 +594,13 @@ print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it chan
 
 # %% [markdown]
 # There is the first reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
-# beside the right output.
+# beside the right output. Divide the one by the other, and times the weights' 9% you have nearly the number of the table. (In SmolLM2 the effect is smaller.)
 #
-# The second reason is in the row of the last activations. SmolLM2 has 210 matrices, and each of them adds an error of its own. If these simply added up, nothing would be left. But errors that know nothing of each other partly
-# cancel, and after all layers a quarter of the size is wrong, not many times the size.
+# The second reason is in the row of the last activations. SmolLM2 has 210 matrices, and yet after all of them only a quarter of the size is wrong, not many times the size. Each layer *adds* its result to what came before, the
+# [residual stream](../site/glossary.md#residual-stream). So the right results add up as well as the errors, and errors that know nothing of each other add up more slowly. The quarter was measured; how much each of these contributes
+# was not.
 #
-# The third is the gap. A model does not have to compute the right number, it has to choose the right token. The choice changes only where two tokens were nearly equally likely. In SmolLM2 that happens at one place in four, for it is a model with many doubts.
+# The third is the gap. A model does not have to compute the right number, it has to choose the right token. In the bundled model the choice changed only where two tokens were nearly equally likely. In SmolLM2 it changed at one place in four; its gaps were not measured.
 # That is what you saw at the top, and it is not nothing: 9% is survivable, and it is not free.
 #
 # ## 8 What a model feels
@@ -611,11 +615,13 @@ alt = "Bars of weight error and perplexity for each way to round: they rise toge
 show(figure, alt)
 
 # %% [markdown]
-# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Three things are worth noticing.
+# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Four things are worth noticing.
 #
-# - **The step from 8 to 4 bits costs something, and the step from 4 to 3 costs far more.** With 2 bits nothing is left.
-# - **Blocks matter most.** NF4 without blocks takes as many bits as any 4-bit code and ruins the model. From blocks of 64 to blocks of 4,096 you save half a bit per weight, and you pay with
+# - **The step from 8 to 4 bits costs something, and the step from 4 to 3 costs far more.** With 2 bits nothing is left: four
+#   billion is far more than there are tokens, so the model is not merely at a loss, it is sure of the wrong ones.
+# - **Blocks matter most.** The same sixteen levels with one absmax for a whole matrix save 3% of the bits and ruin the model. From blocks of 64 to blocks of 4,096 you save half a bit per weight, and you pay with
 #   perplexity.
+# - **Double quantization is nearly free.** Blocks of 256 take 4.125 bits and give 21.6. Blocks of 64 with double quantization take 4.127 bits and give 18.7.
 # - **The error of the weights is a guide and no measure.** FP4 errs more than evenly spaced levels do, and here it has the lower perplexity.
 #
 # One model and one text prove little about small differences like the last one. Now the same live, on the model of this run: perplexity on its questions and answers, and
@@ -680,7 +686,7 @@ if run.model.bundled:
     verdict("in 4 bits with blocks it keeps its answers, and in 2 bits it loses nearly all of them", kept and lost)
 
 # %% [markdown]
-# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. It is tiny, it knows its few thousand facts by heart, and so it has a wide margin. Remember this when you
+# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. (A perplexity that falls by a few hundredths is no gain but chance.) It is tiny, and it knows its few thousand facts by heart. Remember this when you
 # test a rounded model of your own: a test that it passes with full marks even in 3 bits cannot tell you what 4 bits cost.
 #
 # Why can it do without blocks, when SmolLM2 cannot? Look for outliers.
@@ -691,24 +697,24 @@ print(f"the largest weight of all matrices, in standard deviations: {largest:.0f
 print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
 
 # %% [markdown]
-# SmolLM2 has read far more than the bundled model, and it has outliers. Blocks are made for them.
+# SmolLM2 has outliers, and blocks are made for them.
 #
 # SmolLM2 knows a little of everything with a narrow margin, and it noticed. For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 4). Measure it on your own task all the same.
 #
 # ## 9 Other 4-bit formats
 #
-# NF4 is one of several. The column "LoRA" says whether transformers 5.24 calls such a base trainable and PEFT 0.21 has a layer for it; a test of this course holds it against both. What is said of projects
-# was looked up in November 2026.
+# NF4 is one of several. The column "LoRA" says whether an adapter can be trained on such a base with transformers 5.24 and PEFT 0.21, and a test of this course checks both. Other tools may do more. A *group* is what this
+# lesson calls a block, and a *zero point* is the code that means zero. What is said of projects was looked up in November 2026.
 #
 # | format | how it chooses the values | what it is for | LoRA | its project |
 # |---|---|---|---|---|
 # | NF4, in [bitsandbytes](https://github.com/bitsandbytes-foundation/bitsandbytes) | levels of a bell curve, absmax of 64; needs no data | QLoRA; loading any model in 4 bits at once | yes | alive: 0.50.2, August 2026 |
 # | GPTQ ([2022](https://arxiv.org/abs/2210.17323)) | rounds column by column and corrects the columns that follow, by sample data | fast serving | yes, through [GPT-QModel](https://github.com/ModelCloud/GPTQModel) | alive there (7.7); transformers [dropped AutoGPTQ](https://github.com/huggingface/transformers/pull/41567) in December 2025 |
 # | AWQ ([2023](https://arxiv.org/abs/2306.00978)) | scales up the channels that sample data shows to matter | fast serving | yes, through GPT-QModel | [AutoAWQ is deprecated](https://pypi.org/project/autoawq/); [llm-compressor](https://github.com/vllm-project/llm-compressor) makes such models: 0.14, October 2026 |
-# | HQQ ([2023](https://mobiusml.github.io/hqq_blog/)) | solves for scales and zero points; needs no data | quick rounding, down to 2 bits and below | yes | [moved to Dropbox](https://github.com/dropbox/hqq); 0.2.8.post1 was the newest release in November 2026 |
+# | HQQ ([2023](https://mobiusml.github.io/hqq_blog/)) | fixes scales and solves for zero points; needs no data | quick rounding, down to 2 bits and below | yes | [moved to Dropbox](https://github.com/dropbox/hqq); 0.2.8.post1 was the newest release in November 2026 |
 # | int4 in [torchao](https://github.com/pytorch/ao) | even levels in groups, made for `torch.compile` | serving with PyTorch's own kernels | only its 8-bit kinds ([peft#2848](https://github.com/huggingface/peft/pull/2848)) | alive: 0.18 |
-# | [GGUF](../site/glossary.md#gguf), of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 16 or 32 in groups of 256, in mixtures such as Q4_K_M | laptops, phones, CPUs | no: merge first (lesson 05) | alive: it [learned NVFP4](https://github.com/ggml-org/llama.cpp/pull/19769) in 2026 |
+# | [GGUF](../site/glossary.md#gguf), of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 32, or of 16 or 32 within groups of 256 (the K kinds), and mixtures such as Q4_K_M | laptops, phones, CPUs | no: a trained adapter is merged first and then converted (lesson 05) | alive: it [learned NVFP4](https://github.com/ggml-org/llama.cpp/pull/19769) in 2026 |
 # | MXFP4 ([standard, 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf)) | tiny floats, a power of two for each 32 | models published in it, such as gpt-oss | only after `Mxfp4Config(dequantize=True)` ([transformers#39969](https://github.com/huggingface/transformers/issues/39969)) | a standard of several makers |
 # | NVFP4 ([NVIDIA, 2025](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/)) | tiny floats, an 8-bit float for each 16, and one float32 | arithmetic in 4 bits, on Blackwell GPUs | no | NVIDIA's |
 #
@@ -721,14 +727,14 @@ print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
 # %%
 default = BitsAndBytesConfig(load_in_4bit=True)
 print("levels:", default.bnb_4bit_quant_type)
-print("computes in:", default.bnb_4bit_compute_dtype)
+print("computes in:", default.bnb_4bit_compute_dtype, "(the argument's default is None)")
 print("double quantization:", default.bnb_4bit_use_double_quant)
 
 # %% [markdown]
 # > **Trap: only `load_in_4bit=True`.**
 # >
 # > *What you see:* no error. The model is rounded to FP4, computes in float32, which is slow on a GPU, and keeps its absmax values in 32 bits.
-# > *Cure:* set all four arguments, as exercise 7 does. There is no argument for the block size; it is 64.
+# > *Cure:* set all four: `load_in_4bit=True`, `bnb_4bit_quant_type="nf4"`, `bnb_4bit_use_double_quant=True`, and `bnb_4bit_compute_dtype`. There is no argument for the block size; it is 64.
 
 # %%
 record(
@@ -768,17 +774,18 @@ check("01.1", bits_per_weight)
 # </details>
 #
 # **2.** *Repair*, 10 minutes, ••. A colleague wrote this quantizer. It runs, and it is wrong in two ways: its weights come back with a larger error than
-# yours do. Repair it under the same name.
+# yours do. Write it right, as `quantize`.
 
 
 # %%
-def quantize(x, levels, block_size):
+def their_quantize(x, levels, block_size):
     blocks = x.view(-1, block_size)
     absmax = blocks.amax(dim=1)
     codes = torch.bucketize(blocks / absmax[:, None], levels[1:])
     return codes.flatten(), absmax
 
 
+quantize = ...
 check("01.2", quantize)
 
 # %% [markdown]
@@ -901,10 +908,10 @@ check("01.6", choices)
 # ```
 # </details>
 #
-# **7.** *Repair*, 5 minutes, •. Write this configuration as QLoRA needs it on a T4.
+# **7.** *Repair*, 5 minutes, •. Write the configuration `BitsAndBytesConfig(load_in_4bit=True)` as QLoRA needs it on a T4.
 
 # %%
-config = BitsAndBytesConfig(load_in_4bit=True)
+config = ...
 check("01.7", config)
 
 # %% [markdown]

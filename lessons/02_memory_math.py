@@ -11,8 +11,8 @@
 #
 # At the end of this lesson you can say, before you load anything, whether a training run will fit your GPU, and what to change if it does not.
 #
-# You will take one real run apart, piece by piece. You will write four short functions for its four large terms, and join them into a
-# prediction of your own that is right within five per cent. Then you will meet `predict`, which does better than one per cent, and `plan`, which turns it round and
+# You will take one real run apart, piece by piece. You will write four short functions, meet a fifth term, and join them into a
+# prediction of your own that comes within five per cent of `predict`. Then you will meet `predict` itself, which is off by less than one, and `plan`, which turns it round and
 # asks: what is the fastest way to train that still fits?
 #
 # | | |
@@ -43,7 +43,7 @@ settings = run.settings
 # ## One run
 #
 # Here is a run that was really made, on an H200, which is a GPU with more than enough memory. It trained [adapters](../site/glossary.md#adapter) of [rank](../site/glossary.md#rank) 8 on the four
-# matrices of each attention layer, with four rows of 512 tokens at once. The peak is the largest number of bytes that tensors held at any moment of the
+# matrices (q, k, v, o) of each layer's attention, with four rows at once. A row is a piece of text, here of 512 tokens. The peak is the largest number of bytes that tensors held at any moment of the
 # training. The weights were random numbers in the shape of Mistral-7B: memory depends on how many numbers there are, and not on which.
 
 # %%
@@ -79,11 +79,11 @@ plots.show(
 # ## 1 The frozen weights
 #
 # In 4 bits, here in the format [NF4](../site/glossary.md#nf4), two weights share a byte. Besides, each [block](../site/glossary.md#block) of 64 weights has a scale, its [absmax](../site/glossary.md#absmax). With
-# [double quantization](../site/glossary.md#double-quantization) that scale is one byte, and 256 scales share one number of 4 bytes. So $n$ weights take
+# [double quantization](../site/glossary.md#double-quantization) that scale is one byte, and 256 scales, which belong to 64 · 256 weights, share one number of 4 bytes. So $n$ weights take
 #
 # $$\frac{n}{2} + \frac{n}{64} + \frac{4\,n}{64 \cdot 256} \text{ bytes, which is } 4.127 \text{ bits per weight.}$$
 #
-# Is that what bitsandbytes stores? Load the small model in 4 bits, and let the next cell add up the real tensors of its quantized layers.
+# Is that what bitsandbytes stores? Load the small model in 4 bits, and let the next cell add up the real tensors of its quantized matrices.
 
 # %%
 import torch
@@ -110,7 +110,7 @@ print(f"{n:,} weights in {stored:,} bytes: {8 * stored / n:.3f} bits per weight"
 verdict("the formula is what is stored, within one part in a thousand", abs(8 * stored / n - 4.127) < 0.004)
 
 # %% [markdown]
-# A layer also keeps some fixed tables, about a kilobyte, which matter in no large model.
+# Each matrix also keeps some fixed tables, about a kilobyte, which matter in no large model.
 #
 # Not everything is quantized. The [embedding](../site/glossary.md#embedding) table is looked up and not multiplied, and the [head](../site/glossary.md#head), which scores the next
 # token, is left alone because an error there goes straight into the answer. Both have one row per token of the vocabulary and stay in 16 bits. Small models use one table for both. How much is that in models of today?
@@ -127,7 +127,7 @@ table(rows, "{:.2f}", share="{:.0%}", vocabulary="{:,}",
       columns=("model", "vocabulary", "in 4 bits (GB)", "in 16 bits (GB)", "share"))  # fmt: skip
 
 # %% [markdown]
-# That surprised me when I first saw it. With a large vocabulary, two fifths of a "4-bit model" are not in 4 bits.
+# That surprised me when I first saw it. With a large vocabulary, two fifths of the bytes of a "4-bit model" are not in 4 bits.
 #
 # **Exercise 1.** *Write*, 5 minutes, •. How many bytes do `n` weights take in NF4 with double quantization, when all blocks are full?
 
@@ -180,6 +180,7 @@ verdict("a trained number takes 16 bytes", values + gradients + averages == 16 *
 
 # %% [markdown]
 # Sixteen bytes is some thirty times what a frozen weight takes. LoRA can afford it because it trains so few numbers; training every weight cannot, as section 10 shows.
+# (`SFTTrainer` turns the adapters of a quantized model into bfloat16, which halves this. The course keeps them in float32, because a T4's float16 training needs it; `adapter_dtype` is the setting of `predict`.)
 #
 # **Exercise 2.** *Write*, 5 minutes, ••. `matrices` is a list of pairs, the inputs and the outputs of each matrix of one layer that gets an adapter. The model has `layers` such
 # layers. How many bytes do values, gradients and averages take together, all in float32?
@@ -233,7 +234,7 @@ def saved_for_backward(rows, tokens):
 
 # %% [markdown]
 # There is a way out, called [checkpointing](../site/glossary.md#checkpointing), or recomputing: keep the input of each layer and nothing else. When the backward pass reaches a layer, the layer is computed once more from its input. (This has
-# nothing to do with checkpoints on a disk.) It costs time, since each layer is computed twice. How much memory does it save? Guess a factor, then run the cell.
+# nothing to do with checkpoints on a disk.) It costs time: the forward pass is done twice, so a step takes about a third longer. How much memory does it save? Guess a factor, then run the cell.
 
 # %% tags=["recomputed"]
 tuned.enable_input_require_grads()
@@ -291,6 +292,8 @@ table(rows, "{:.2f}",
       columns=("model", "logits with their copies (GB)", "peak, all at once (GB)", "peak, in tiles (GB)"))  # fmt: skip
 
 # %% [markdown]
+# The peaks differ by less than the first column: without the large table another moment is the highest, the one in which a layer is recomputed. In tiles the loss has become the smallest of the terms.
+#
 # > **Trap: advice about memory has a date.** You may read that a large vocabulary makes training run out of memory, or that the batch must be one. **What you will see:** estimates that are gigabytes too high.
 # > **Why:** they were made when the loss held all logits at once. **The cure:** ask which version of TRL a number is for.
 #
@@ -320,16 +323,16 @@ check("02.4", loss_bytes)
 # ## 5 Your own prediction
 #
 # You have four terms. One is left: the layer that is being computed. While it works, it holds for each token about twelve lists of the hidden size, which is the width of the residual stream, and six of
-# the inner size, which is larger, all in 16 bits. It also needs one weight matrix at a time unpacked to 16 bits, so that it can multiply. With hidden size $h$ (`hidden_size`) and inner size $m$ (`intermediate_size`) that is
+# the inner size, which is larger, all in 16 bits. (These two numbers were counted in the step that section 6 plays, and rounded.) It also needs one weight matrix at a time unpacked to 16 bits, so that it can multiply. With hidden size $h$ (`hidden_size`) and inner size $m$ (`intermediate_size`) that is
 #
 # $$\text{at work} = 2 \cdot \text{tokens} \cdot (12\,h + 6\,m) + 2\,h\,m \text{ bytes.}$$
 #
-# And not everything is there at once. The backward pass takes the layers from the last to the first. As it goes, the kept inputs are used up and freed, while gradients of the adapters appear. So the peak has either nearly all inputs or
+# And not everything is there at once. The backward pass takes the layers from the last to the first. As it goes, the kept inputs are used up and freed, while gradients of the adapters appear. The sum moves evenly from one to the other, so it is largest at an end: the peak has either nearly all inputs or
 # nearly all gradients. The loss is over before the first layer is recomputed. In one line:
 #
-# $$\text{peak} \approx \text{weights} + \text{adapters and averages} + \max(\text{inputs}, \text{gradients}) + \max(\text{at work}, \text{loss})$$
+# $$\text{peak} \approx \text{weights, with the 16-bit tables} + \text{adapters and averages} + \max(\text{inputs}, \text{gradients}) + \max(\text{at work}, \text{loss})$$
 #
-# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for four models, and takes what is within five per cent. You may use what you wrote above. `config` is what stands in a
+# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for four models, and takes what is within five per cent. `weight_bytes`, `kept_bytes` and `loss_bytes` will help you; `lora_bytes` counts the gradients too, which here stand apart. `config` is what stands in a
 # model's `config.json`. Here are the shapes of the seven matrices:
 
 
@@ -377,7 +380,7 @@ check("02.5", my_predict)
 #
 # ## 6 All of it: `predict`
 #
-# `predict` needs a model's configuration and the settings of a run, and no GPU. It does not add up formulas. It plays two steps of training through, block by block, in a copy of the rules by which torch hands out memory. What
+# `predict` needs a model's configuration and the settings of a run, and no GPU. It does not add up formulas. It plays two steps of training through (two, because the optimizer's averages come with the first), allocation by allocation, in a copy of the rules by which torch hands out memory. What
 # is alive at the highest moment is the answer, and each part has a name:
 
 # %%
@@ -386,7 +389,7 @@ print(f"predicted for an H200; the peak comes in: {whole.moment}")
 table([(name, size / 1e9) for name, size in parts.items()], "{:.4f}", columns=("part", "GB"))
 
 # %% [markdown]
-# You know the first ones. All of them, in their order:
+# Layers count from 0, so layer 31 is the last one, with which the backward pass begins. You know the first parts. All that there are, in their order, also those that this run does not have:
 #
 # - **quantized weights** and **quantization scales**: section 1. **embeddings and head**, and **norms, biases, 16-bit weights**: what stays in 16 bits. If a recipe
 #   turns those into float32, they count as **float32 copies of what is not quantized**.
@@ -414,7 +417,7 @@ plots.show(
 )
 
 # %% [markdown]
-# In the forward pass each layer leaves its input, so the line climbs slowly. The loss hardly shows, since it comes in tiles. In the backward pass each layer is recomputed, which makes a tooth, and then its input is freed. The first tooth is the
+# In the forward pass each layer leaves its input, so the line climbs slowly; the small spikes are the layer at work, whose tensors go at once. The loss hardly shows, since it comes in tiles. In the backward pass each layer is recomputed, which makes a tooth, and then its input is freed. The first tooth is the
 # highest, since all inputs are still there.
 
 # %%
@@ -424,9 +427,12 @@ figure = plots.diagrams.training_steps({"each layer recomputed": recomputed, "no
 plots.show(figure, alt="The same step beside one without recomputing, which climbs to three times the height")
 
 # %% [markdown]
+# It climbs to three times the height, and stands there around the loss, when everything is kept and nothing is freed yet.
+#
 # ### Is it true?
 #
-# `measurements/` holds runs that were measured on an H200, of models from half a billion to 24 billion weights. Those called holdout were kept aside while `predict` was written, and only score it. How far off is it?
+# `measurements/` holds runs that were measured on an H200, of models from half a billion to 24 billion weights. Those called holdout were predicted before they were measured. (Three early ones missed the peak by more than one per cent, led
+# to corrections, and are no longer counted among them.) How far off is `predict`?
 
 # %%
 runs = measured_runs("h200_memory_rows").dropna(subset="peak_bytes")
@@ -443,7 +449,7 @@ found = errors.max().assign(runs=errors.size())
 table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "reserved, largest error", "runs"))
 
 # %% [markdown]
-# The second column is about [reserved](../site/glossary.md#reserved) memory, which the next section explains. It is harder to predict, since it depends on the order in which blocks come and go. Two of these rows were first predicted badly and led to corrections, so that column
+# The second column is about [reserved](../site/glossary.md#reserved) memory, which the next section explains. It is harder to predict, since it depends on the order in which blocks come and go. Two of these rows were first predicted badly there and led to corrections, so that column
 # is not blind: [measurements/README.md](../measurements/README.md) tells the story, row by row. It also says how two other estimators did on the same runs, and why they expect more than is used.
 #
 # Left out here are runs with 8-bit weights. bitsandbytes keeps copies of some columns in 16 bits there, and which ones depends on the data: see "Further down".
@@ -454,7 +460,7 @@ table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "rese
 #
 # - *[Allocated](../site/glossary.md#allocated)* is what tensors hold.
 # - *Reserved* is what torch has taken from the driver, in large segments from which it cuts tensors. When a tensor is freed, its place stays reserved for the next one.
-# - `nvidia-smi` shows what the driver has given away. That is reserved, plus the [CUDA context](../site/glossary.md#cuda-context): code and tables of CUDA itself, a few hundred MB that torch does not count. Other programs on the same GPU come on top.
+# - `nvidia-smi` shows what the driver has given away. That is reserved, plus the [CUDA context](../site/glossary.md#cuda-context): code and tables of CUDA itself, which torch does not count: 0.8 GB on this H200. Other programs on the same GPU come on top.
 #
 # For the run at the top all three were measured. `held_bytes` predicts the third.
 
@@ -468,7 +474,8 @@ table([
 ], "{:.2f}", columns=("on an H200", "measured (GB)", "predicted (GB)"))  # fmt: skip
 
 # %% [markdown]
-# So a run *fits* when the third number is not more than what the GPU has. Everywhere in this course that is one function, `fits(prediction, gpu)`. From here on the bars show the third number too:
+# So a run *fits* when the third number is not more than what the GPU has. Everywhere in this course that is one function, `fits(prediction, gpu)`. (There is a grey zone: before torch gives up it hands back what it does not use and tries again, so a run that is a little over may still pass. We count it as not fitting.) From here on the
+# number at the end of a bar is the third one:
 
 
 # %%
@@ -480,16 +487,16 @@ def held_parts(prediction, gpu):
 
 # %% [markdown]
 # > **Trap: `nvidia-smi` is full.** **What you will see:** nearly all memory taken, although your tensors are small. **Why:** torch keeps what it once reserved. **The cure:** none is needed, since the next tensors use it. Worry when
-# > *allocated* climbs from step to step: then something holds on to tensors. `torch.cuda.memory_summary()` shows both.
+# > *allocated* climbs from step to step, for then something holds on to tensors; or when *reserved* is far above it and memory runs out all the same, which is fragmentation (lesson 06). `torch.cuda.memory_summary()` shows both.
 #
 # ## 8 What each choice costs
 #
 # Take the run of this notebook's parameters as a start: Mistral-7B, adapters on all seven matrices, 8-bit paged Adam, every layer recomputed. `RunSpec` holds the settings of a run. Now change one thing at a time:
 #
-# - "float32 [upcast](../site/glossary.md#upcast)": embeddings, head, norms and the residual stream become float32, in place. `prepare_model_for_kbit_training` does that, and many recipes call it.
+# - "float32 [upcast](../site/glossary.md#upcast)": embeddings, head and norms become float32 in place, and the residual stream follows. `prepare_model_for_kbit_training` does that, and many recipes call it.
 # - "nothing recomputed": every layer keeps all its activations.
 # - "rank 64" and "twice the rows" are what they say.
-# - "averages in float32": Adam with four bytes per average in place of one, and nothing paged.
+# - "averages in float32": Adam with four bytes per average in place of one, and nothing paged. (Averages that may page are outside torch's count, and outside these bars, wherever they lie.)
 
 # %%
 from dataclasses import replace
@@ -539,7 +546,7 @@ plots.show(
 )
 
 # %% [markdown]
-# These are the answers to your two guesses from the beginning. Twice the rows make both grey parts nearly twice as large, and leave blue and orange alone. A higher rank makes the orange part larger.
+# These are the answers to your two guesses from the beginning. Twice the rows make what is kept twice as large, and the layer at work nearly so, and leave blue and orange alone. A higher rank makes the orange part larger.
 # And something else happens with rank 64: the kept inputs are gone from its bar. The gradients outweigh them now, so the peak has moved to the end of the backward pass, where all gradients are there and the inputs are used up. That is the first maximum of
 # section 5.
 #
@@ -559,7 +566,9 @@ table(pair[["peak_bytes", "reserved_bytes", "nvidia_smi_bytes"]] / 1e9, "{:.2f}"
 
 # %%
 chosen = plan(mistral, GPUS["t4"].total_bytes, start, gpu="t4")
-print(f"{chosen.considered} ways, of which {chosen.fitting} may fit a T4's {GPUS['t4'].total_bytes / 1e9:.2f} GB")
+print(
+    f"{chosen.considered} ways, of which the tensors of {chosen.fitting} fit a T4's {GPUS['t4'].total_bytes / 1e9:.2f} GB"
+)
 print(
     f"it holds {chosen.prediction.held_bytes('t4') / 1e9:.2f} GB and takes {1 - chosen.saved(start):.0%} of the start's time"
 )
@@ -581,9 +590,9 @@ calculate(model="mistral-7b", gpu="t4", rank=16, targets="all linear", batch_siz
           optimizer="adamw_torch", checkpointing="every layer")  # fmt: skip
 
 # %% [markdown]
-# **Exercise 7.** *Decide*, 10 minutes, ••. A friend has a GPU with 8 GB, such as an RTX 4060; count 8,000,000,000 bytes. Her run of Mistral-7B is
-# `RunSpec(rank=16, batch_size=4, seq_len=1024, optimizer="adamw_torch_fused", checkpoint_every=0)`, four rows per step, and it needs nearly five times her memory. What do you change? It must still learn the same: rank, target modules, length, formats and
-# dropout stay, and a step still sees four rows, if need be one after another ([gradient accumulation](../site/glossary.md#gradient-accumulation)). Give the changed fields of `RunSpec` as a dictionary. There is more than one answer. Her GPU is counted like an L4, which is of the same generation.
+# **Exercise 7.** *Decide*, 10 minutes, ••. A friend has a GPU with 8 GB, such as an RTX 4060, and her desktop takes a part of it; count 8,000,000,000 bytes. Her run of Mistral-7B is
+# `RunSpec(rank=16, batch_size=4, seq_len=1024, optimizer="adamw_torch_fused", checkpoint_every=0)`, four rows per step, and it needs nearly five times her memory. What do you change? It must still learn the same, or as good as the same: rank, target modules, length, the formats of weights and adapters, and
+# dropout stay (an 8-bit optimizer rounds its averages, which hardly shows), and a step still sees four rows, if need be one after another ([gradient accumulation](../site/glossary.md#gradient-accumulation)). Give the changed fields of `RunSpec` as a dictionary. There is more than one answer. Her GPU is counted like an L4, which is of the same generation.
 
 # %%
 changed = ...  # such as {"optimizer": "paged_adamw_8bit"}
@@ -602,8 +611,8 @@ check("02.7", changed)
 #
 # ## 10 Optimizers, and what pages
 #
-# Three optimizers stand in most recipes. `adamw_torch` keeps both averages in the format of the numbers that it trains. `paged_adamw_8bit` keeps each average in one byte. The [paged](../site/glossary.md#paged-optimizer) kinds can move their averages to
-# the computer's memory when the GPU is full, and `paged_adamw_32bit` does so with float32 averages. So their names say. What does a step show? bitsandbytes has two limits, so try tensors just below and just above.
+# These optimizers stand in most recipes. `adamw_torch`, and `adamw_torch_fused`, which is today's default, keep both averages in the format of the numbers that it trains. `paged_adamw_8bit` keeps each average in one byte. The [paged](../site/glossary.md#paged-optimizer) kinds can move their averages to
+# the computer's memory when the GPU is full, and `paged_adamw_32bit` does so with float32 averages. That is what the names say; let one step show it. bitsandbytes has two thresholds, on the number of elements, so try tensors just below and just above.
 
 
 # %%
@@ -656,12 +665,12 @@ table(rows, columns=("rank", "matrices per layer", "trained numbers", "share tha
 
 # %% [markdown]
 # > **Trap: "4-bit training pages by itself".** **What you will see:** the same memory with `paged_adamw_32bit` as without. **Why:** loading in 4 bits switches nothing on, and the averages of a small adapter are too small to page.
-# > **The cure:** an 8-bit optimizer for small tensors, and a paged one where adapters are large.
+# > **The cure:** an 8-bit optimizer where adapters are too small to page, and a paged one where they are large.
 #
 # ### Where paging decides
 #
 # The QLoRA paper (Dettmers et al. 2023, [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)) says that it trained LLaMA 65B on one GPU with 48 GB. Its adapters had rank 64 on all matrices. Would it fit without paging? GPUs with 48 GB were of the A100's generation then, so these are predictions for an
-# A100, for one row of 512 tokens and a loss that holds all logits. Hatched is what the computer's memory takes.
+# A100, for one row of 512 tokens, a loss that holds all logits, and adapters in float32. Hatched is what may lie in the computer's memory.
 
 
 # %%
@@ -675,27 +684,30 @@ def llama(hidden, inner, layers, heads, kv_heads):
 bf16 = {"load_dtype": "bfloat16", "compute_dtype": "bfloat16", "lora_dropout": 0.0}
 paper = RunSpec(rank=64, optimizer="paged_adamw_32bit", trl_loss="full", **bf16)
 paged = predict(llama(8192, 22016, 80, 64, 64), paper, "a100")
-staying = predict(llama(8192, 22016, 80, 64, 64), replace(paper, optimizer="adamw_torch_fused"), "a100")
+unpaged = replace(paper, optimizer="adamw_torch_fused")
+staying = predict(llama(8192, 22016, 80, 64, 64), unpaged, "a100")
+narrow = predict(llama(8192, 22016, 80, 64, 64), replace(unpaged, adapter_dtype="bfloat16"), "a100")
+print(f"nothing paged, adapters and averages in bfloat16: {narrow.held_bytes('a100') / 1e9:.1f} GB")
 
 # %% tags=["paging-decides"]
 moved = staying.parts["optimizer states"] - paged.parts.get("optimizer states", 0)
 bars = {"averages paged": held_parts(paged, "a100") | {"averages on the host": moved},
         "averages on the GPU": held_parts(staying, "a100")}  # fmt: skip
-verdict("65B fits 48 GB if the averages may leave the GPU, and only then",
+verdict("with adapters in float32, 65B fits 48 GB if the averages may leave the GPU, and only then",
         fits(paged, "a100", 48e9) and not fits(staying, "a100", 48e9))  # fmt: skip
 figure = plots.diagrams.run_parts(
-    bars, "Whether 65B fits 48 GB hangs on paging (predicted for an A100)", {"the GPU": 48e9}
+    bars, "Adapters in float32: whether 65B fits 48 GB hangs on paging", {"the GPU": 48e9}
 )
 plots.show(figure, alt="Two stacked bars: with paged averages the run ends left of 48 GB, without it ends right of it")
 
 # %% [markdown]
-# With paging the GPU holds the number beside the upper bar, and the second number lies outside. Without paging it would have to hold the number beside the lower bar, which is too much.
-#
-# That is the best argument for a paged optimizer. The driver moves what is not needed, and training goes on, more slowly.
+# With paging the GPU holds the number beside the upper bar, and up to the second number may lie outside. Without paging it would have to hold the number beside the lower bar, which is too much. The driver moves what is
+# not needed, and training goes on, more slowly. With adapters in bfloat16, as the paper's own code has them, and averages too, it would fit without: that is the
+# number printed above the figure. There paging is a safety net, for longer rows and for other programs on the GPU. A number for memory means little without the formats.
 #
 # ### Training every weight
 #
-# How much would it take to train all weights? Texts often give one number per size. Here are those of a text that this course started from, beside predictions for an H200, in bfloat16, for one row of 512 tokens. Fused Adam is what the `Trainer` takes today (`adamw_torch_fused`). Plain Adam
+# How much would it take to train all weights? Texts often give one number per size. Here are those of an older guide, from which this course began, beside predictions for an H200, in bfloat16, for one row of 512 tokens. Fused Adam is what the `Trainer` takes today (`adamw_torch_fused`). Plain Adam
 # (`adamw_torch`) takes the square root of all averages at once, and needs two bytes more per weight for it. Both keep their averages in the format of the weights, here bfloat16. In float32 the averages would take eight bytes per weight in place of four.
 
 # %%
@@ -718,7 +730,7 @@ table(rows, "{:,.0f}", columns=("size", "fused Adam (GB)", "plain Adam (GB)", "f
                                 "the text says (GB)"))  # fmt: skip
 
 # %% [markdown]
-# So the text is about right for today's default, and wrong about the other two. A number for memory means little without the optimizer and its format. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.
+# So the text is about right for today's default optimizer on a model that was loaded in bfloat16, and too low for the other two. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.
 
 # %%
 record(
@@ -730,7 +742,7 @@ record(
 # %% [markdown]
 # ## What you have now
 #
-# You can add up a run's memory from four terms, and you know which of them a change will move. You know that tensors are not all: a run fits when what torch reserves fits together with the CUDA context. And you have `predict`, `plan` and the calculator
+# You can add up a run's memory from five terms, and you know which of them a change will move. You know that tensors are not all: a run fits when what torch reserves fits together with the CUDA context. And you have `predict`, `plan` and the calculator
 # for the runs to come; outside a notebook they are `python -m helpers memory`.
 #
 # Next: [03 T4 training](03_t4_training.ipynb) trains within this budget.

@@ -164,7 +164,8 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
         "its code": (PALE, [f"{code:04b}" for code in codes]),
         "byte, for two codes": (COLOURS["yellow"], None),
         "level times absmax": (COLOURS["sky"], [f"{weight:+.3f}" for weight in restored]),
-        "times an input": (PALE, [f"{x:+.2f}" for x in inputs]),
+        "input": (PALE, [f"{x:+.2f}" for x in inputs]),
+        "product": (COLOURS["sky"], [f"{weight * x:+.3f}" for weight, x in zip(restored, inputs, strict=True)]),
     }
     figure, ax = _bare(title, (8.6, 0.7 + 0.45 * len(rows)))
     for row, (name, (colour, texts)) in enumerate(rows.items()):
@@ -174,8 +175,8 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
             _box(ax, i, -row, text, colour, width=1 if texts else 2)
     product = sum(weight * x for weight, x in zip(restored, inputs, strict=True))
     exact = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
-    _box(ax, len(weights) + 0.15, 0, f"{absmax:.3f}", COLOURS["yellow"])
-    notes = {1: "absmax: stored", 4: "stored", 6: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
+    _box(ax, len(weights) + 0.15, -4, f"{absmax:.3f}", COLOURS["yellow"])
+    notes = {1: f"absmax {absmax:.3f}", 3: "stored, with the absmax:", 7: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
     for row, note in notes.items():
         ax.text(len(weights) + 0.12, 0.4 - row, note, ha="left", va="center", fontsize=9.5, color=INK)
     ax.set(xlim=(-2.1, len(weights) + 1.6), ylim=(0.9 - len(rows), 0.9))
@@ -282,6 +283,8 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
         for row, (name, held) in enumerate(runs.items()):
             if group not in held:
                 continue
+            if group == HOST:  # apart from the GPU's part, and beyond the limit that it does not count against
+                left[name] = max(left[name], *marks.values()) + 0.02 * top
             bar = {"label": None if group in named else group, "hatch": "////" if group == HOST else None}
             ax.barh(row, held[group], 0.66, left[name], color=colour, edgecolor=edge, linewidth=0.5, **bar)
             if held[group] > 0.06 * top and group not in (HOST, BESIDES):
@@ -289,17 +292,17 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
                 ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
             left[name] += held[group]
             named.add(group)
-    for row, held in enumerate(runs.values()):
+    for row, (name, held) in enumerate(runs.items()):
         total, host = sum(n for group, n in held.items() if group != HOST), held.get(HOST)
         said = f"{total:.2f} GB" + (f"\nand {host:.2f}" if host else "")
-        text = ax.text(sum(held.values()) + 0.012 * top, row, said, va="center", fontsize=10, color=INK)
+        text = ax.text(left[name] + 0.012 * top, row, said, va="center", fontsize=10, color=INK)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     for label, n in marks.items():
         ax.axvline(n, color=INK, linestyle="--", linewidth=1, zorder=0)
         side = "right" if n > 0.6 * top else "left"
         ax.text(n, -0.5, f"{label}: {n:.2f} GB", ha=side, va="bottom", fontsize=9, color=INK)
     ax.set_yticks(range(len(runs)), runs)
-    ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, 1.16 * top))
+    ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, max(1.16 * top, 1.2 * max(left.values()))))
     ax.grid(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
