@@ -244,7 +244,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # where to stop. That is what fine-tuning taught it. Keep this in mind for your own data: a few hundred examples teach a form, a tone or
 # a task. They are a poor way to teach facts: what a model does not know yet it learns slowly, and the more of it it has learned, the more it
 # invents elsewhere ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)).
-#
+
+# %% [markdown]
 # ### Take it home
 #
 # In a notebook of your own, on a T4 in Colab for example, install the libraries first:
@@ -261,7 +262,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # adapter = "my_adapter"  # the folder for what you make
 # steps, rate, seed = 60, 2e-4, 0
 # ```
-#
+
+# %% [markdown]
 # Copy steps 1 to 9, and replace step 6, and the questions of step 5. Four things depend on your data:
 #
 # - **Columns.** For a CSV file, this is step 6:

@@ -65,7 +65,7 @@ def test_as_they_stand_they_fetch_the_chat_model_s_shape_and_train_it_within_a_t
     torch.manual_seed(0)
     with Hub(tmp_path / "hub") as hub:
         tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
-        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}Answer:\n"
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}{{ 'Answer:\n' }}"
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset.shape), dtype=torch.bfloat16)
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id

@@ -344,8 +344,8 @@ def test_peft_has_a_layer_for_each_format_that_the_table_calls_trainable(name):
 def test_the_table_of_formats_is_of_the_versions_that_it_names():
     import peft
 
-    assert f"transformers {transformers.__version__.rpartition('.')[0]} calls" in " ".join(PROSE.split())
-    assert f"PEFT {peft.__version__.rpartition('.')[0]} has" in " ".join(PROSE.split())
+    versions = [module.__version__.rpartition(".")[0] for module in (transformers, peft)]
+    assert "with transformers {} and PEFT {}".format(*versions) in " ".join(PROSE.split())
     answers = {
         name: row_of_formats(name)[3].split()[0].strip(":,") for name in ("NF4", "GPTQ", "AWQ", "HQQ", "GGUF", "NVFP4")
     }
