@@ -82,11 +82,11 @@ def to_notebook(lesson: Path):
     )
     notebook.cells.insert(1, bootstrap)
     times = json.loads(TIMES.read_text(encoding="utf-8"))["lessons"].get(lesson.stem, {}) if TIMES.is_file() else {}
-    times["own_notebook"] = " ".join(f'"{line}"' for line in own_notebook())
+    quoted = times | {"own_notebook": " ".join(f'"{line}"' for line in own_notebook())}
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\{\{(\w+)\}\}", lambda m: str(times.get(m[1], "not measured yet")), cell.source)
+            cell.source = re.sub(r"\{\{(\w+)\}\}", lambda m: str(quoted.get(m[1], "not measured yet")), cell.source)
             cell.source = cell.source.replace("](../", f"]({file_address()}/")
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
         seen[digest] = seen.get(digest, 0) + 1

@@ -1,13 +1,6 @@
 """How good a model is: answers, exact match, the loss on held-out rows, intervals."""
 
-from helpers.evaluation.scores import (
-    Evaluation,
-    answer,
-    completion_loss,
-    evaluate,
-    exact_match,
-    wilson_interval,
-)
+from helpers.evaluation.scores import Evaluation, answer, completion_loss, evaluate, exact_match, wilson_interval
 
 __all__ = [
     "answer",  # greedy answers to prompts, in batches
