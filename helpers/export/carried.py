@@ -4,6 +4,7 @@ Names of keys and tensors are the `gguf` package's (https://github.com/ggml-org/
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def describe(config, name: str) -> Described:
 
 
 # For each kind of scaling, the settings that are carried, and the value that llama.cpp computes with where it is not.
-CARRIED = {
+CARRIED: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": ...},
     "llama3": {"factor": ..., "low_freq_factor": ..., "high_freq_factor": ..., "original_max_position_embeddings": ...},

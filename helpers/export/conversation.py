@@ -41,11 +41,15 @@ class Conversation:
         """The same as a template of Go's text/template, over Ollama's .System and .Messages."""
         opening = self.opening
         if self.before_system is not None:
-            opening = f"{{{{ if .System }}}}{self.before_system}{{{{ .System }}}}{self.after_system}{{{{ else }}}}{opening}{{{{ end }}}}"
-        return (
-            f'{opening}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.before_user}{{{{ .Content }}}}{self.asked}'
-            f'{{{{ else if eq .Role "assistant" }}}}{self.before_answer}{{{{ .Content }}}}{self.after_answer}{{{{ end }}}}{{{{ end }}}}'
-        )
+            opening = _go("if .System", self.before_system, ".System", self.after_system, "else", opening, "end")
+        user = _go('if eq .Role "user"', self.before_user, ".Content", self.asked)
+        answer = _go('else if eq .Role "assistant"', self.before_answer, ".Content", self.after_answer, "end")
+        return opening + _go("range .Messages", user + answer, "end")
+
+
+def _go(*parts: str) -> str:
+    """An action of Go's templates, a text, an action, a text, ..."""
+    return "".join(text if place % 2 else f"{{{{ {text} }}}}" for place, text in enumerate(parts))
 
 
 def alpaca_template() -> str:
@@ -56,11 +60,19 @@ def alpaca_template() -> str:
     return "{{ bos_token }}{% for message in messages %}" + user + answer + "{% endfor %}"
 
 
+def _text(tokenizer, messages: list[dict], answer: bool) -> str:
+    """The chat in the template's words, with an answer to come or not; ExportError, one line, where there is none."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    except Exception as error:  # whatever Jinja, or the template itself, raises
+        raise ExportError(f"the chat template cannot be used ({type(error).__name__}: {str(error)[:150]})") from error
+
+
 def _rendered(tokenizer, *contents: str, answer: bool) -> str:
     """The chat of these contents, in turn the user's and the model's; SYSTEM as the first one is a system message."""
     roles = ["system"] * (contents[0] == SYSTEM) + ["user", "assistant"] * len(contents)
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    return _text(tokenizer, messages, answer)
 
 
 def begins_with(tokenizer) -> tuple[int, bool]:
@@ -71,16 +83,11 @@ def begins_with(tokenizer) -> tuple[int, bool]:
 
 def take_apart(tokenizer, bos: str) -> Conversation | None:
     """The pieces of a tokenizer's template, without the bos in front; None where it is not made of such pieces."""
-    from jinja2 import TemplateError
-
     try:
         text = _rendered(tokenizer, USER, ANSWER, USER, ANSWER, answer=False).removeprefix(bos)
         asked = _rendered(tokenizer, USER, answer=True).removeprefix(bos)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise ExportError(f"the chat template cannot be used ({type(error).__name__}: {error})") from error
-    try:
         first, between, rest, _, after_answer = text.replace(ANSWER, USER).split(USER)
-    except ValueError:
+    except (ValueError, ExportError):  # it does not hold each text once, or takes one request only
         return None
     before_user, asked = rest.removeprefix(after_answer), asked.partition(USER)[2]
     before_answer = between.removeprefix(asked)
@@ -90,7 +97,7 @@ def take_apart(tokenizer, bos: str) -> Conversation | None:
         before_system, found, behind = with_system.partition(SYSTEM)
         before_system = before_system if found else None
         after_system = behind.partition(USER)[0].removesuffix(before_user)
-    except (TemplateError, TypeError, ValueError, KeyError):  # raised by the template: it takes no system message
+    except ExportError:  # it takes no system message
         before_system = None
     done = Conversation(opening, before_system, after_system, before_user, asked, before_answer, after_answer)
     return done if _is_whole(done, tokenizer, bos) and done.fits_ollama() else None
@@ -104,8 +111,7 @@ def _is_whole(done: Conversation, tokenizer, bos: str) -> bool:
         for turns in chats:
             messages = [{"role": "system", "content": system}] * (system is not None)
             messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            if done.render(messages) != text.removeprefix(bos):
+            if done.render(messages) != _text(tokenizer, messages, answer=True).removeprefix(bos):
                 return False
     return True
 

@@ -133,7 +133,9 @@ def _tokenizer(folder: Path):
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers or tokenizers raise for files that they cannot read
-        raise ExportError(f"{folder.name} has no usable tokenizer: {type(error).__name__}: {str(error)[:200]}") from error
+        raise ExportError(
+            f"{folder.name} has no usable tokenizer: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
 
 
 def _describe_words(
@@ -150,10 +152,14 @@ def _describe_words(
         described.calls.append(("add_chat_template", tokenizer.get_chat_template()))
         if vocabulary.adds_bos and first != vocabulary.bos:
             vocabulary.adds_bos = False
-            vocabulary.notes.append(f"chats do not begin with {bos}, so the file puts none in front of other texts either")
+            vocabulary.notes.append(
+                f"chats do not begin with {bos}, so the file puts none in front of other texts either"
+            )
         pieces = take_apart(tokenizer, bos if vocabulary.adds_bos else "")
         if pieces is None:
-            vocabulary.notes.append("the chat template has no equal in Ollama's language: its Modelfile passes texts as they are")
+            vocabulary.notes.append(
+                "the chat template has no equal in Ollama's language: its Modelfile passes texts as they are"
+            )
         go = pieces.as_go() if pieces else go
     if vocabulary.prefix == "first":  # llama.cpp puts a space behind each special token too, or nowhere
         spaced = not special

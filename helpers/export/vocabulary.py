@@ -80,7 +80,9 @@ def read_vocabulary(tokenizer, size: int) -> Vocabulary:
         raise ExportError(f"{type(tokenizer).__name__} has no tokenizer.json: save it with transformers 5 once more")
     described = json.loads(backend.to_str())
     model, added = described["model"], described["added_tokens"]
-    if model["type"] != "BPE" or any(model[key] for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
+    if model["type"] != "BPE" or any(
+        model[key] for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    ):
         raise ExportError(f"the tokenizer is {model['type']} or a BPE with extras: only plain BPE is exported here")
     for token in added:
         odd = next((key for key in ("lstrip", "rstrip", "single_word") if token[key]), None)
@@ -133,7 +135,10 @@ def _sentencepiece(described: dict) -> Vocabulary:
     """SentencePiece's BPE, as Llama 2 and Mistral have it: a score for each token in place of merges."""
     model, normalizer = described["model"], _steps(described["normalizer"])
     cutter = _steps(described["pre_tokenizer"])
-    spaces, prepend = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}, {"type": "Prepend", "prepend": SPACE}
+    spaces, prepend = (
+        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        {"type": "Prepend", "prepend": SPACE},
+    )
     if not cutter and normalizer in ([prepend, spaces], [spaces]):
         prefix = "always" if prepend in normalizer else "never"
     elif not normalizer and len(cutter) == 1 and cutter[0]["type"] == "Metaspace" and cutter[0]["replacement"] == SPACE:
@@ -145,8 +150,7 @@ def _sentencepiece(described: dict) -> Vocabulary:
     odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prepend in normalizer), None)
     if odd:
         raise ExportError(f"the token {odd!r} is looked for in normalized text, and llama.cpp looks in the text itself")
-    done = Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
-    return done
+    return Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
 
 
 def _scores(model: dict, added: list[dict]) -> list[float]:
@@ -158,8 +162,13 @@ def _scores(model: dict, added: list[dict]) -> list[float]:
     vocab, wholes = model["vocab"], [left + right for left, right in model["merges"]]
     ways, special = Counter(wholes), {token["content"] for token in added}
     for whole in vocab:
-        if ways[whole] != sum(whole[:i] in vocab and whole[i:] in vocab for i in range(1, len(whole))) and whole not in special:
-            raise ExportError(f"the tokenizer has no merge for every two tokens that make {whole!r}: llama.cpp joins all")
+        if (
+            ways[whole] != sum(whole[:i] in vocab and whole[i:] in vocab for i in range(1, len(whole)))
+            and whole not in special
+        ):
+            raise ExportError(
+                f"the tokenizer has no merge for every two tokens that make {whole!r}: llama.cpp joins all"
+            )
     order = [whole for whole, following in zip(wholes, [*wholes[1:], None], strict=True) if whole != following]
     if len(order) != len(set(order)):
         raise ExportError("the merges that make one token do not stand together, and GGUF has one score a token")

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Weight:
 
     name: str
     source: Stored | np.ndarray
-    kind: int  # gguf.GGMLQuantizationType
+    kind: Any  # gguf.GGMLQuantizationType
     head: int = 0  # rows of a head, where they are rearranged
 
     @property
@@ -49,6 +50,8 @@ def plan_weights(wanted: dict[str, tuple], stored: dict[str, Stored], described:
     for key in wanted:
         turned = architecture.turns_neighbours and key.rpartition(".")[0].endswith((".q_proj", ".k_proj"))
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ExportError(f"{key} has no name in GGUF's {architecture.name}")
         weights.append(Weight(name, have[key], _kind(have[key].shape, type), described.head if turned else 0))
     if described.rope_factors is not None:
         weights.append(Weight("rope_freqs.weight", described.rope_factors, gguf.GGMLQuantizationType.F32))

@@ -34,7 +34,9 @@ class Llama:
 
     def answer(self, prompt: str | list[int], most: int) -> tuple[list[int], str]:
         """(tokens, why it ended) of a greedy answer: "eos" at a token that ends one, "limit" after `most`."""
-        got = self.ask("completion", prompt=prompt, n_predict=most, temperature=0, return_tokens=True, cache_prompt=False)
+        got = self.ask(
+            "completion", prompt=prompt, n_predict=most, temperature=0, return_tokens=True, cache_prompt=False
+        )
         return got["tokens"], got["stop_type"]
 
     def log_probabilities(self, ids: list[int], vocabulary: int) -> list[float]:

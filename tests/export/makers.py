@@ -25,12 +25,17 @@ HEADERS = (
 )
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+    "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
 )
 
 
 def corpus() -> list[str]:
-    files = [*COURSE_ROOT.glob("*.md"), *(COURSE_ROOT / "lessons").glob("*.py"), *(COURSE_ROOT / "assets").rglob("*.csv")]
+    files = [
+        *COURSE_ROOT.glob("*.md"),
+        *(COURSE_ROOT / "lessons").glob("*.py"),
+        *(COURSE_ROOT / "assets").rglob("*.csv"),
+    ]
     return [file.read_text(encoding="utf-8") for file in files] + TEXTS * 3
 
 
@@ -68,7 +73,10 @@ def sentence_pieces(size: int = 900) -> tuple[dict, tuple]:
     pieces = [left + right for left, right in state["merges"]]
     letters = [token for token in state["vocab"] if len(token) == 1]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocab = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, *dict.fromkeys(pieces), *letters])}
+    vocab = {
+        token: number
+        for number, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, *dict.fromkeys(pieces), *letters])
+    }
     merges = []
     for piece in dict.fromkeys(pieces):
         ways = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocab and piece[i:] in vocab]
@@ -122,7 +130,13 @@ TOKENIZERS = {
     "sentencepiece": legacy_pieces,
     "sentencepiece of transformers 5": llama_class,
 }
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def make_model(folder, kind: str, tokenizer=None, vocab_size=None, dtype=torch.float32, **settings):

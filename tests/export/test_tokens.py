@@ -1,4 +1,4 @@
-"""Token ids through llama.cpp equal the tokenizer's own; a way to cut that is not known is refused, since a wrong one is silent."""
+"""Token ids through llama.cpp are the tokenizer's own, of texts and of chats: a wrong pre-tokenizer would be silent."""
 
 import jinja2
 import pytest
@@ -59,13 +59,21 @@ def test_where_llama_cpp_cannot_follow_a_note_says_so(made):
     kind, folder, file, done = made
     said = " ".join(done["notes"])
     assert ("NFC" in said) == (kind == "qwen 2") == bool(differing(file, folder, DECOMPOSED))
-    assert ("puts a space behind each special token" in said) == (kind == "sentencepiece of transformers 5") == bool(differing(file, folder, [" a"]))
+    assert (
+        ("puts a space behind each special token" in said)
+        == (kind == "sentencepiece of transformers 5")
+        == bool(differing(file, folder, [" a"]))
+    )
 
 
 MESSAGES = [
     [{"role": "user", "content": "hi"}],
-    [{"role": "user", "content": "What is 12 + 345?"}, {"role": "assistant", "content": "It's 357."}, {"role": "user", "content": "Why?\nTell me."}],
-]  # fmt: skip
+    [
+        {"role": "user", "content": "What is 12 + 345?"},
+        {"role": "assistant", "content": "It's 357."},
+        {"role": "user", "content": "Why?\nTell me."},
+    ],
+]
 SYSTEM = [{"role": "system", "content": "Answer in French."}]
 CHATS = {
     "llama 3": ("llama 3", makers.HEADERS, True),
@@ -80,17 +88,25 @@ CHATS = {
 def as_ollama_does(modelfile: str, messages: list[dict]) -> str:
     """The text of a chat by the Modelfile's template: Go's words for Jinja's, whose blocks are closed by their names."""
     words = {
-        "if .System": "{% if system %}", ".System": "{{ system }}", "else": "{% else %}", "range .Messages": "{% for m in messages %}",
-        'if eq .Role "user"': "{% if m.role == 'user' %}", 'else if eq .Role "assistant"': "{% elif m.role == 'assistant' %}",
+        "if .System": "{% if system %}",
+        ".System": "{{ system }}",
+        "else": "{% else %}",
+        "range .Messages": "{% for m in messages %}",
+        'if eq .Role "user"': "{% if m.role == 'user' %}",
+        'else if eq .Role "assistant"': "{% elif m.role == 'assistant' %}",
         ".Content": "{{ m.content }}",
-    }  # fmt: skip
+    }
     parts, opened = modelfile.split('"""')[1].replace("{{ ", "\0").replace(" }}", "\0").split("\0"), []
     for place in range(1, len(parts), 2):
         word = parts[place]
         opened += [word.split()[0]] if word.startswith(("if", "range")) else []
         parts[place] = {"if": "{% endif %}", "range": "{% endfor %}"}[opened.pop()] if word == "end" else words[word]
     system = next((m["content"] for m in messages if m["role"] == "system"), "")
-    return jinja2.Environment(keep_trailing_newline=True).from_string("".join(parts)).render(system=system, messages=messages)
+    return (
+        jinja2.Environment(keep_trailing_newline=True)
+        .from_string("".join(parts))
+        .render(system=system, messages=messages)
+    )
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -100,7 +116,11 @@ def test_a_chats_tokens_are_those_of_training_through_llama_cpp_and_by_ollamas_t
     tokenizer.chat_template = template if template != "alpaca" else None
     folder = makers.make_model(tmp_path / "model", "llama", tokenizer)
     file, _ = exported(folder, tmp_path / "model.gguf", template="alpaca" if template == "alpaca" else "own")
-    words, llama, tokenizer = (tmp_path / "model.Modelfile").read_text(), Llama(file), AutoTokenizer.from_pretrained(folder)
+    words, llama, tokenizer = (
+        (tmp_path / "model.Modelfile").read_text(),
+        Llama(file),
+        AutoTokenizer.from_pretrained(folder),
+    )
     for messages in MESSAGES + [SYSTEM + messages for messages in MESSAGES if takes_system]:
         if template == "alpaca":
             from helpers.data import alpaca_prompt

@@ -60,7 +60,9 @@ def model(request, tmp_path_factory, tokenizer):
 
 def dequantized(file) -> dict[str, np.ndarray]:
     read = gguf.GGUFReader(file)
-    return {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape.tolist()))) for t in read.tensors}
+    return {
+        t.name: gguf.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape.tolist()))) for t in read.tensors
+    }
 
 
 def expected(folder) -> dict[str, np.ndarray]:
@@ -74,7 +76,12 @@ def expected(folder) -> dict[str, np.ndarray]:
             continue
         if arch == gguf.MODEL_ARCH.LLAMA and (".q_proj." in key or ".k_proj." in key):
             head = config.head_dim
-            order = [first + half * head // 2 + i for first in range(0, len(tensor), head) for i in range(head // 2) for half in (0, 1)]
+            order = [
+                first + half * head // 2 + i
+                for first in range(0, len(tensor), head)
+                for i in range(head // 2)
+                for half in (0, 1)
+            ]
             tensor = tensor[order]
         found[names.get_name(key, try_suffixes=(".weight", ".bias"))] = tensor.numpy()
     return found
@@ -120,7 +127,10 @@ def fields(file) -> dict:
     return {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
 
 
-@pytest.mark.parametrize(("name", "context"), [("mistral, window", 128), ("mistral", 256), ("qwen2, window in some layers", 128), ("qwen2", 256)])
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [("mistral, window", 128), ("mistral", 256), ("qwen2, window in some layers", 128), ("qwen2", 256)],
+)
 def test_a_sliding_window_bounds_the_context_and_is_said(name, context, tokenizer, tmp_path):
     kind, settings = MODELS[name]
     folder = makers.make_model(tmp_path / "model", kind, tokenizer, 1600, **settings)
@@ -144,7 +154,9 @@ def prompts(count: int) -> list[str]:
         countries = [row["country"] for row in csv.DictReader(file)]
     with open(COURSE_ROOT / "assets" / "facts" / "opposites.csv", encoding="utf-8") as file:
         words = [next(iter(row.values())) for row in csv.DictReader(file)]
-    made = [f"The capital of {country} is" for country in countries[::7]] + [f"The opposite of {word} is" for word in words[::3]]
+    made = [f"The capital of {country} is" for country in countries[::7]] + [
+        f"The opposite of {word} is" for word in words[::3]
+    ]
     return made[:count]
 
 
@@ -163,7 +175,9 @@ def sentence(text: str) -> str:
 def base():
     from helpers.models import BUNDLED_MODEL
 
-    return AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    return AutoModelForCausalLM.from_pretrained(
+        BUNDLED_MODEL, dtype=torch.float32
+    ).eval(), AutoTokenizer.from_pretrained(BUNDLED_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +196,12 @@ def margin(base, prompt: str, expected: list[int], found: list[int]) -> float:
     return float(best[0] - best[1])
 
 
-@pytest.mark.parametrize(("type", "whole", "sentences", "tie"), [("f16", 39, 40, 0.02), ("q8_0", 30, 40, 0.1), ("q4_0", 8, 30, 9)])
-def test_greedy_answers_of_the_bundled_model_are_those_of_transformers(answers, base, type, whole, sentences, tie, tmp_path):
+@pytest.mark.parametrize(
+    ("type", "whole", "sentences", "tie"), [("f16", 39, 40, 0.02), ("q8_0", 30, 40, 0.1), ("q4_0", 8, 30, 9)]
+)
+def test_greedy_answers_of_the_bundled_model_are_those_of_transformers(
+    answers, base, type, whole, sentences, tie, tmp_path
+):
     """The sentence that was asked for is the same; the free text behind it parts where two tokens were nearly as likely."""
     llama = pytest.importorskip("tests.export.llama").Llama
     export_gguf("bundled", tmp_path / "b.gguf", type, progress=False)
@@ -214,7 +232,13 @@ def peak_bytes(model, out) -> int:
 
 
 def test_a_large_model_takes_hardly_more_memory_than_a_small_one(tokenizer, tmp_path):
-    wide = {"hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 2, "head_dim": 64, "num_attention_heads": 32}
+    wide = {
+        "hidden_size": 2048,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 2,
+        "head_dim": 64,
+        "num_attention_heads": 32,
+    }
     folder = makers.make_model(tmp_path / "model", "llama", tokenizer, 48_000, torch.bfloat16, **wide)
     size = (folder / "model.safetensors").stat().st_size
     more = peak_bytes(folder, tmp_path / "large.gguf") - peak_bytes("bundled", tmp_path / "small.gguf")
