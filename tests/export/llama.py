@@ -1,29 +1,57 @@
-"""llama.cpp itself, as the wheel xllamacpp brings it: what it makes of a GGUF file, asked over the loopback."""
+"""llama.cpp itself, as the wheel xllamacpp brings it: what it makes of a GGUF file, asked over the loopback.
 
+It runs in a Python of its own, which is killed at the end: a server that is let go in the process that made it can
+wait for its own threads for ever (seen with xllamacpp 2026.10.11549).
+"""
+
+import importlib.util
 import json
+import subprocess
+import sys
 import urllib.request
 
 import pytest
 
-xllamacpp = pytest.importorskip("xllamacpp", reason="pip install --no-deps xllamacpp")
+if importlib.util.find_spec("xllamacpp") is None:
+    pytest.skip("pip install --no-deps xllamacpp", allow_module_level=True)
+
+# One thread, no GPU, everything but the weights in float32; the server's address goes to the standard output.
+SERVE = """
+import sys, xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.n_ctx, settings.n_parallel = sys.argv[1], int(sys.argv[2]), 1
+settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+settings.n_gpu_layers, settings.warmup, settings.fit_params, settings.ui = 0, False, False, False
+settings.verbosity = 0
+server = xllamacpp.Server(settings)
+print("address", server.listening_address, flush=True)
+sys.stdin.read()
+"""
 
 
 class Llama:
-    """A GGUF file, loaded by llama.cpp: one thread, no GPU, everything but the weights in float32."""
+    """A GGUF file, loaded by llama.cpp, until this is let go."""
 
     def __init__(self, file, context: int = 512):
-        settings = xllamacpp.CommonParams()
-        settings.model.path, settings.n_ctx, settings.n_parallel = str(file), context, 1
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.n_gpu_layers, settings.warmup, settings.fit_params, settings.ui = 0, False, False, False
-        settings.verbosity = 0
-        self.server = xllamacpp.Server(settings)
+        command = [sys.executable, "-c", SERVE, str(file), str(context)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        said = next((line for line in self.process.stdout if line.startswith("address ")), None)
+        assert said, f"llama.cpp does not load {file}"
+        self.address = said.split()[1]
+
+    def __del__(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
     def ask(self, what: str, **body):
         request = urllib.request.Request(
-            f"{self.server.listening_address}/{what}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{self.address}/{what}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
@@ -34,9 +62,8 @@ class Llama:
 
     def answer(self, prompt: str | list[int], most: int) -> tuple[list[int], str]:
         """(tokens, why it ended) of a greedy answer: "eos" at a token that ends one, "limit" after `most`."""
-        got = self.ask(
-            "completion", prompt=prompt, n_predict=most, temperature=0, return_tokens=True, cache_prompt=False
-        )
+        asked = {"n_predict": most, "temperature": 0, "return_tokens": True, "cache_prompt": False}
+        got = self.ask("completion", prompt=prompt, **asked)
         return got["tokens"], got["stop_type"]
 
     def log_probabilities(self, ids: list[int], vocabulary: int) -> list[float]:
