@@ -19,7 +19,7 @@ LAYERS = [
     {"packages", "models"},
     {"memory", "data"},
     {"training", "saving", "merging", "evaluation"},
-    {"quick"},
+    {"quick", "export"},
     {"doctor", "widgets", "lesson"},
     {"commands"},
 ]

@@ -2,8 +2,8 @@
 
 from helpers.merging.adapter import read_adapter, scaling
 from helpers.merging.matching import match
-from helpers.merging.merger import merge_adapter
-from helpers.merging.stored import MERGED_DTYPES, MergeError, find_base, read_base
+from helpers.merging.merger import alone, merge_adapter
+from helpers.merging.stored import FLOATS, MERGED_DTYPES, MergeError, Stored, check_sums, find_base, read_base
 
 __all__ = [
     "merge_adapter",  # write base and adapter as one ordinary model
@@ -11,6 +11,10 @@ __all__ = [
     "MergeError",  # what cannot be merged, read or written
     "find_base",  # the folder of a base model
     "read_base",  # its config, and where each tensor lies
+    "Stored",  # where a tensor lies
+    "FLOATS",  # dtypes by safetensors' names
+    "check_sums",  # that the files are the ones that were published
+    "alone",  # be the only one that writes a model's folder or file
     "read_adapter",  # an adapter's config, and where each tensor lies
     "match",  # which update, if any, each tensor of the base gets
     "scaling",  # alpha / r, or alpha / sqrt(r)

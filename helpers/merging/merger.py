@@ -98,7 +98,7 @@ def merge_adapter(
         return _requantized(pieces, quant_type, double_quant, shape if quantized[key] else ())
 
     try:
-        with _alone(out):
+        with alone(out):
             _write_model(plan, quantize, progress)
     except MergeError:
         raise
@@ -235,8 +235,8 @@ def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _alone(out: Path):
-    """Be the only merge that writes to `out`, and remove what others left there when they were killed.
+def alone(out: Path):
+    """Be the only one that writes to `out`, and remove what others left there when they were killed.
 
     The lock lies beside the folders that it guards, is there before the first of them, and goes after the last. The
     system lets it go when a process ends, however it ends. So whoever holds it knows that every half folder is nobody's.
@@ -246,7 +246,7 @@ def _alone(out: Path):
     try:
         lock.acquire()
     except Timeout as error:
-        raise MergeError(f"{out} is being written by another merge now: wait for it, or name another folder") from error
+        raise MergeError(f"{out} is being written by another process now: wait for it, or name another") from error
     with lock:
         try:
             finish_replacing(out.parent, glob.escape(out.name), at_once=True)

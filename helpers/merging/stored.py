@@ -132,7 +132,7 @@ def tensors_in(file: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     for key, entry in header.items():
         if entry["dtype"] not in FLOATS | OTHERS:
-            raise MergeError(f"{key} in {file.name} is stored as {entry['dtype']}: merging needs 16 or 32 bits")
+            raise MergeError(f"{key} in {file.name} is stored as {entry['dtype']}: 16 or 32 bits are needed")
     return {k: Stored(file, start + e["data_offsets"][0], e["dtype"], tuple(e["shape"])) for k, e in header.items()}
 
 

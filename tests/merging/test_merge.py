@@ -602,7 +602,7 @@ def test_second_merge_into_the_same_folder_is_told_and_leaves_the_first_alone(ba
     part.mkdir()
     with FileLock(tmp_path / ".out.merging"):
         second = subprocess.run([*command, base, adapter, out], capture_output=True, text=True, cwd=COURSE_ROOT)
-        assert "is being written by another merge now" in second.stderr.splitlines()[-1]
+        assert "is being written by another process now" in second.stderr.splitlines()[-1]
         assert part.is_dir()
         merge_adapter(base, adapter, tmp_path / "another", progress=False)
         assert part.is_dir()

@@ -1,0 +1,322 @@
+"""What cannot be carried is refused in one line before anything is written; a file is whole or absent, whatever happens."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+
+from helpers import COURSE_ROOT
+from helpers.__main__ import main
+from helpers.export import ExportError, export_gguf
+from tests.export import makers
+
+export = functools.partial(export_gguf, progress=False)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A small Llama with the tokenizer of Llama 3."""
+    return makers.make_model(tmp_path_factory.mktemp("models") / "model", "llama", makers.of_llama3(), 1600)
+
+
+@pytest.fixture
+def model(kept, tmp_path):
+    return shutil.copytree(kept, tmp_path / "model")
+
+
+def edit(file, change) -> None:
+    settings = json.loads(file.read_text())
+    change(settings)
+    file.write_text(json.dumps(settings))
+
+
+def refused(model, words, out=None, **settings) -> None:
+    """The export stops with one line that has the words in it, and leaves nothing where it would have written."""
+    out = out or model.parent / "out.gguf"
+    before = {file: file.stat().st_mtime_ns for file in out.parent.iterdir()}
+    with pytest.raises(ExportError, match=words) as caught:
+        export(model, out, **settings)
+    assert "\n" not in str(caught.value)
+    assert {file: file.stat().st_mtime_ns for file in out.parent.iterdir()} == before
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
+
+PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("gemma", {}, "is a 'gemma' model: llama, mistral, qwen2, qwen3 are exported here"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = true in a qwen3 model"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = 'dynamic'"),
+        ("qwen2", {"rope_parameters": LLAMA3}, "rope_type = 'llama3' in a qwen2 model"),
+        ("qwen3", {"rope_parameters": LLAMA3}, "rope_type = 'llama3' in a qwen3 model"),
+        ("llama", {"rope_parameters": YARN | {"attention_factor": 1.0}}, "attention_factor = 1.0 in yarn scaling"),
+        ("llama", {"rope_parameters": YARN | {"beta_fast": 16}}, "beta_fast = 16 in yarn scaling"),
+        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate = False in yarn scaling"),
+        ("llama", {"rope_parameters": PART}, "partial_rotary_factor"),
+    ],
+)  # fmt: skip
+def test_settings_that_llama_cpp_does_not_follow_are_refused_by_name(kind, settings, words, tmp_path):
+    config = makers.AutoConfig.for_model(kind, vocab_size=64, max_position_embeddings=256, **makers.SHAPE, **settings)
+    config.architectures = ["LlamaForCausalLM"]
+    (tmp_path / "model").mkdir()
+    config.save_pretrained(tmp_path / "model")
+    save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "model" / "model.safetensors")
+    refused(tmp_path / "model", words)
+
+
+def cut_otherwise(backend):
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(makers.Regex(r"\p{N}{1,2}|\p{L}+"), "isolated"),
+            pre_tokenizers.ByteLevel(False, use_regex=False),
+        ]
+    )
+
+
+def normalize_otherwise(backend):
+    backend.normalizer = normalizers.Lowercase()
+
+
+def with_space(backend):
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def add_two(backend):
+    a, b = "<|begin_of_text|>", "<|eot_id|>"
+    special = [(a, backend.token_to_id(a)), (b, backend.token_to_id(b))]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{a} {b} $A", pair=f"{a} $A $B", special_tokens=special
+    )
+
+
+def strips(backend):
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            cut_otherwise,
+            r"cuts a text in a way that is not known here \(gpt-2, smollm, .*other tokens without a word.*1,2",
+        ),
+        (normalize_otherwise, "cuts a text in a way that is not known here.*Lowercase"),
+        (with_space, "cuts a text in a way that is not known here.*add_prefix_space"),
+        (add_two, "makes .* of 'a': llama.cpp adds bos in front"),
+        (strips, "the token '<mask>' has lstrip set"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_follow_is_refused(model, change, words):
+    tokenizer = makers.of_llama3()
+    change(tokenizer.backend_tokenizer)
+    tokenizer.backend_tokenizer.save(str(model / "tokenizer.json"))
+    refused(model, words)
+
+
+def test_gpt_2s_cut_with_whole_words_first_is_refused(model):
+    tokenizer = makers.of_smollm()
+    edit_model = json.loads(tokenizer.backend_tokenizer.to_str())
+    edit_model["model"]["ignore_merges"] = True
+    (model / "tokenizer.json").write_text(json.dumps(edit_model))
+    refused(model, "cuts a text in a way that is not known here")
+
+
+def part_merges(merges: list) -> None:
+    """Put the first merge of a token that has two of them last."""
+    wholes = ["".join(pair) for pair in merges]
+    merges.append(merges.pop(next(i for i, whole in enumerate(wholes) if wholes.count(whole) > 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t["model"]["merges"].pop(), "no merge for every two tokens that make"),
+        (lambda t: part_merges(t["model"]["merges"]), "do not stand together"),
+        (lambda t: t["model"]["vocab"].pop("<0x0A>"), "no token for the byte <0x0A>"),
+        (lambda t: t.update(normalizer={"type": "NFKC"}), "cuts a text in a way that is not known here.*NFKC"),
+        (lambda t: t["model"].update(fuse_unk=False), "cuts a text in a way that is not known here"),
+        (lambda t: t["added_tokens"][1].update(normalized=True), "'<s>' is looked for in normalized text"),
+        (lambda t: t["model"].update(dropout=0.1), "only plain BPE"),
+    ],
+)
+def test_sentencepiece_that_scores_cannot_say_is_refused(change, words, tmp_path):
+    folder = makers.make_model(tmp_path / "model", "llama", makers.legacy_pieces())
+    edit(folder / "tokenizer.json", change)
+    refused(folder, words)
+
+
+def test_a_tokenizer_that_is_absent_broken_or_without_an_end_is_one_line(model):
+    whole = (model / "tokenizer.json").read_text()
+    edit(model / "tokenizer_config.json", lambda c: c.update(eos_token=None))
+    refused(model, "names no eos_token: answers would never end")
+    (model / "tokenizer.json").write_text(whole[: len(whole) // 2])
+    refused(model, "has no usable tokenizer")
+    (model / "tokenizer.json").unlink()
+    refused(model, "tokenizer")
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    refused(
+        makers.make_model(tmp_path / "model", "llama", makers.of_llama3(), 1200),
+        "has a token 1504, and .* ends at 1199",
+    )
+
+
+def test_a_broken_template_is_one_line(model):
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }")
+    refused(model, "the chat template cannot be used")
+
+
+def test_files_that_do_not_hold_what_config_says_are_refused(model):
+    file = model / "model.safetensors"
+    whole, tensors = file.read_bytes(), load_file(file)
+    save_file({k: v for k, v in tensors.items() if k != "lm_head.weight"}, file)
+    refused(model, r"lm_head.weight is absent in the files and \(1600, 64\) by config.json")
+    save_file(tensors | {"model.layers.0.self_attn.q_norm.weight": torch.ones(32)}, file)
+    refused(model, r"q_norm.weight is \(32,\) in the files and absent by config.json")
+    save_file(tensors | {"model.norm.weight": torch.ones(63)}, file)
+    refused(model, r"model.norm.weight is \(63,\) in the files and \(64,\)")
+    save_file(tensors | {"model.norm.weight": torch.ones(64, dtype=torch.int8)}, file)
+    refused(model, "model.norm.weight is stored as I8")
+    for broken in (whole[:-1], whole[: len(whole) // 2], whole[:5], b"", b"\xff" * 64):
+        file.write_bytes(broken)
+        refused(model, "model.safetensors is broken")
+    file.unlink()
+    refused(model, "model.safetensors is not there")
+
+
+@pytest.mark.parametrize(
+    ("value", "type", "words"),
+    [
+        (float("nan"), "q8_0", "holds NaN or infinity"),
+        (float("inf"), "bf16", "holds NaN or infinity"),
+        (70_000.0, "f16", "holds 70000, which float16 cannot"),
+    ],
+)
+def test_weights_that_cannot_be_written_leave_nothing(model, value, type, words):
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"][-1, -1] = value
+    save_file(tensors, model / "model.safetensors")
+    refused(model, f"output.weight {words}", type=type)
+
+
+def test_an_adapter_a_quantized_model_and_one_with_code_are_refused(model, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    refused(tmp_path / "adapter", "is an adapter: merge it first, python -m helpers merge BASE")
+    edit(model / "config.json", lambda c: c.update(auto_map={"AutoModel": "evil.Model"}))
+    refused(model, "asks to run code that comes with the model")
+    edit(model / "config.json", lambda c: c.pop("auto_map") and c.update(quantization_config={"quant_method": "gptq"}))
+    refused(model, "stored quantized .gptq.")
+    (model / "config.json").write_text("[]")
+    refused(model, "config.json")
+    refused(tmp_path / "nowhere", "no folder")
+
+
+def test_what_is_there_is_kept_unless_told_otherwise(model, tmp_path):
+    out, beside = tmp_path / "out.gguf", tmp_path / "out.Modelfile"
+    refused(model, "ends in .gguf", tmp_path / "out.bin")
+    refused(model, "type = 'q4_k_m': one of f32", type="q4_k_m")
+    export(model, out, "f16")
+    refused(model, "out.gguf is there already")
+    first = out.read_bytes()
+    export(model, out, "q8_0", overwrite=True)
+    assert out.read_bytes() != first
+    out.unlink()
+    refused(model, "out.Modelfile is there already")
+    out.write_bytes(b"a diary")
+    refused(model, "is no GGUF file, and is not overwritten", overwrite=True)
+    assert beside.is_file()
+
+
+def test_a_disk_that_is_too_small_is_known_before_writing(model, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
+    refused(model, "needs 0.00 GB and its disk has 0.00 GB free")
+
+
+def test_without_gguf_the_command_says_what_to_install(model, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert main(["export", str(model), str(model.parent / "out.gguf")]) == 2
+    assert capsys.readouterr().err == "python -m helpers export: the package gguf is not installed: pip install gguf\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "how", "there"),
+    [
+        ("helpers.export.weights.quantized", "before", False),
+        ("helpers.export.exporter.write_weights", "after", True),
+        ("os.replace", "before", False),
+        ("os.replace", "after", True),
+    ],
+)
+def test_a_killed_export_leaves_a_whole_file_or_none_and_the_next_sweeps_up(model, where, how, there, tmp_path):
+    out = tmp_path / "here" / "out.gguf"
+    out.parent.mkdir()
+    if there:
+        export(model, out, "f32")
+    old = out.read_bytes() if there else None
+    module, name = where.rsplit(".", 1)
+    body = (
+        "os.kill(os.getpid(), signal.SIGKILL)"
+        if how == "before"
+        else "done = whole(*a, **k); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    code = (
+        f"import os, signal, sys, {module}\nfrom helpers.export import export_gguf\nwhole = {module}.{name}\n"
+        f"def killed(*a, **k): {body}\n{module}.{name} = killed\n"
+        f"export_gguf(sys.argv[1], sys.argv[2], 'q8_0', overwrite=True, progress=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model), str(out)], cwd=COURSE_ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert (out.read_bytes() if out.exists() else None) == old
+    export(model, out, "q8_0", overwrite=True)
+    assert sorted(file.name for file in out.parent.iterdir()) == ["out.Modelfile", "out.gguf"]
+    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors} == {"F32", "Q8_0"}
+
+
+def test_the_command_writes_file_and_modelfile_and_says_where_answers_end(model, capsys):
+    out = model.parent / "out.gguf"
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [1501, 1504]}))
+    (model / "chat_template.jinja").write_text(makers.HEADERS)
+    assert main(["export", str(model), str(out), "--type", "q8_0"]) == 0
+    assert "answers end at <|end_of_text|> <|eot_id|>" in capsys.readouterr().out
+    words = (model.parent / "out.Modelfile").read_text()
+    assert words.startswith('FROM ./out.gguf\nTEMPLATE """{{ if .System }}<|start_header_id|>system<|end_header_id|>\n')
+    assert words.endswith('"""\nPARAMETER stop "<|end_of_text|>"\nPARAMETER stop "<|eot_id|>"\n')
+    held = {name: field.contents() for name, field in gguf.GGUFReader(out).fields.items()}
+    assert held["tokenizer.ggml.eos_token_id"] == 1501
+    assert held["tokenizer.ggml.eot_token_id"] == 1504
+    assert held["tokenizer.chat_template"] == makers.HEADERS
+    assert held["tokenizer.ggml.add_bos_token"]
+    assert out.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_template_that_no_pieces_make_is_said(model, tmp_path):
+    (model / "chat_template.jinja").write_text("{{ messages | length }}" + makers.HEADERS)
+    done = export(model, tmp_path / "out.gguf")
+    assert "the chat template has no equal in Ollama's language" in " ".join(done["notes"])
+    assert 'TEMPLATE """{{ .Prompt }}"""' in (tmp_path / "out.Modelfile").read_text()
+
+
+def test_what_was_left_by_another_export_that_lives_is_left_alone(model, tmp_path):
+    young = tmp_path / ".other.gguf.abcd1234.part"
+    young.write_bytes(b"half")
+    export(model, tmp_path / "out.gguf")
+    assert young.exists()
+    assert os.listdir(tmp_path)
