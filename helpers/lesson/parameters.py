@@ -69,7 +69,7 @@ RULES: dict[str, Rule] = {
         '"auto", a preset, a local folder or a hub id such as "Qwen/Qwen2.5-0.5B"',
         _is_path,
     ),
-    "dataset_id": Rule('"auto", "bundled", "alpaca", or a file of JSON lines', _is_path),
+    "dataset_id": Rule('"auto", "bundled", "alpaca", a file or folder of rows, or a data set on the hub', _is_path),
     "adapter_dir": Rule('"auto" or an adapter\'s folder', _is_path),
     "output_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
     "merged_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
