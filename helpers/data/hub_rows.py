@@ -60,6 +60,7 @@ def look_at_hub(name: str) -> None:
 
 def hub_rows(name: str, split: str = "auto", revision: str = "auto") -> tuple[Iterator[tuple[int, dict]], str]:
     """((place, row), ...) of a data set on the hub, and its format in words."""
+    look_at_hub(name)  # before `datasets` is imported, which takes seconds
     asked = None if revision == "auto" else revision
     rows = from_hub(name, "train" if split == "auto" else split, asked)
     described = f"a data set on the hub, split {'train' if split == 'auto' else split}"
