@@ -3,6 +3,7 @@
 from helpers.data.instructions import alpaca_prompt, load_instructions, look_at, to_prompt_completion
 from helpers.data.own_rows import LoadedRows, Reading, Understood, load_rows
 from helpers.data.readers import DataError
+from helpers.data.splits import split_rows
 
 __all__ = [
     "load_instructions",  # the rows that dataset_id means, split in two
@@ -10,6 +11,7 @@ __all__ = [
     "LoadedRows",  # what load_rows returns
     "Reading",  # the same rows one by one, without a library that takes seconds
     "Understood",  # format, columns, counts and three rows of a data set
+    "split_rows",  # rows to learn and rows held out, copies and groups on one side
     "look_at",  # whether dataset_id can be read, before anything heavy
     "alpaca_prompt",  # a prompt in Alpaca's template
     "to_prompt_completion",  # a row as TRL trains on it

@@ -39,8 +39,8 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
     """A DatasetDict with "train" and "heldout", columns instruction, input and output; and a line that names it.
 
     "auto" is tatsu-lab/alpaca on a GPU with a network and a model other than the bundled one, else the bundled
-    instructions. Rows of one's own are split 9 to 1; `own` are load_rows's columns, encoding, split and revision.
-    Raises DataError, one line.
+    instructions. Rows of one's own are split 9 to 1, copies and groups on one side; `own` are load_rows's columns,
+    encoding, split and revision. Raises DataError, one line.
     """
     from datasets import DatasetDict
 
@@ -59,16 +59,11 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
             raise DataError(f"the bundled instructions: {changed}")
         rows = DatasetDict({split: _read_json_lines(file) for split, file in files.items()})
         return rows, f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
-    if dataset_id in ("alpaca", "tatsu-lab/alpaca"):
-        rows = from_hub("tatsu-lab/alpaca")
-        name = "tatsu-lab/alpaca (CC BY-NC 4.0)"
-    else:
-        loaded = load_rows(dataset_id, **own)
-        rows, name = loaded.rows, loaded.understood.name
-        if len(rows) < 2:
-            raise DataError(f"{name} has 1 row to use: at least 2 are needed, one to learn and one held out")
-    parts = rows.train_test_split(test_size=0.1, seed=seed)
+    if dataset_id not in COURSE_DATA:
+        return load_rows(dataset_id, **own).split(seed)
+    parts = from_hub("tatsu-lab/alpaca").train_test_split(test_size=0.1, seed=seed)
     rows = DatasetDict({"train": parts["train"], "heldout": parts["test"]})
+    name = "tatsu-lab/alpaca (CC BY-NC 4.0)"
     return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
 
 

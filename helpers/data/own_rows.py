@@ -7,9 +7,11 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from helpers.data.layouts import Converter, Layout, Notes, recognise
 from helpers.data.readers import KINDS, DataError, files_of, opened
+from helpers.data.splits import split_rows
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9](?:[\w.-]*\w)?")
 AHEAD = 1000  # rows that are looked at for their columns
@@ -132,11 +134,19 @@ class Reading:
 class LoadedRows:
     """What load_rows returns: all rows as a Dataset with instruction, input and output; and what was understood."""
 
-    rows: object
+    rows: Any
     understood: Understood
 
     def __str__(self) -> str:
         return str(self.understood)
+
+    def split(self, seed: int = 0):
+        """A DatasetDict with "train" and "heldout", which share no copies and no group; and a line that names it."""
+        from datasets import DatasetDict
+
+        learn, held, told = split_rows(self.rows, seed, by_group="group" in self.rows.column_names)
+        named = f"{self.understood.name}, {len(learn):,} to learn and {len(held):,} held out{told and '; ' + told}"
+        return DatasetDict({"train": learn, "heldout": held}), named
 
 
 def load_rows(dataset_id: str, columns="auto", encoding: str = "auto", split: str = "auto", revision: str = "auto"):
