@@ -38,7 +38,7 @@ FAST = [
     "test_measurements",
     "test_allocator",
     "test_shapes",
-    "test_terms",
+    "test_sizes",
     "test_messages",
     "test_runs",
     "test_notebooks",  # these two read the stored notebooks

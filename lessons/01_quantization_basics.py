@@ -1,20 +1,39 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 01 Quantization basics
 #
-# A 7B model in 16 bits all but fills a T4. In 4 bits it takes a quarter to a third of that memory, or a little more,
-# and that is the Q of QLoRA. In this lesson you build 4-bit quantization yourself, in functions of a few lines, and then find that they give what
-# bitsandbytes gives: the same codes, the same constants, the same bytes.
+# At the end of this lesson you can say what a 4-bit weight is, down to its bits. You will have built QLoRA's number format yourself, in
+# functions of a few lines, and you will have seen what a model loses by it.
 #
-# You need some Python and PyTorch. You need no GPU: the lesson compares bits, and does so on the CPU everywhere.
-# **Time:** {{cpu_time}} on a CPU, {{t4_time}} on a T4.
+# You will learn to
+#
+# - read the bits of the three number formats that models are stored in;
+# - round a tensor to 16 values, see what goes wrong, and mend it;
+# - derive NF4, the sixteen values that QLoRA uses, from a bell curve;
+# - count what a weight really costs, and measure what a model loses.
+#
+# | | |
+# |---|---|
+# | to read | 40 minutes, and 25 more for "Further down" |
+# | exercises | 50 minutes |
+# | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4 |
+# | you need | some Python and PyTorch. You need no GPU: the lesson compares bits, and does so on the CPU everywhere |
 
 # %% tags=["parameters"]
-model_id = "bundled"  # what section 8 quantizes: its facts are known, so that what it forgets can be counted
+model_id = "bundled"  # the model that is rounded here: its facts are known, so that what it forgets can be counted
 eval_rows = 128
 seed = 0
 output_dir = "auto"
 
 # %%
+from helpers import COURSE_ROOT
 from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
@@ -22,14 +41,82 @@ run = begin(
 )
 
 # %% [markdown]
-# ## 1. What a 16-bit number is
+# ## A model in 16 bits and in 4
 #
-# A floating point number is three fields of bits: a sign, an exponent that says how large, and a fraction that says
-# how exactly. The types differ only in how many bits each field gets. Look at one third in all three:
+# A model is a long list of numbers, its [weights](../site/glossary.md#weight). Usually each of them is stored in 16 bits. To store them
+# in 4 bits means that each becomes one of only 16 values. What is left of a model after that?
+#
+# Here is a real chat model, SmolLM2-135M-Instruct, asked the same in 16 bits and in 4. The questions were chosen because it answers them sensibly in
+# 16 bits, and the answers were recorded by `measurements/measure_quality.py`.
+
+# %%
+import json
+
+file = COURSE_ROOT / "measurements" / "smollm2_quality.json"
+quality = json.loads(file.read_text(encoding="utf-8"))
+ways = {row["way"]: row for row in quality["rows"]}
+whole, four = ways["16 bits"], ways["nf4, double quantization"]
+table(zip(quality["questions"], whole["answers"], four["answers"]), columns=("asked", "in 16 bits", "in 4 bits"))
+
+# %% [markdown]
+# In 4 bits it still speaks English and keeps to the question. But its sky has turned brown, and its week has 31 days. (An answer
+# is cut off after 24 tokens here.) [Perplexity](../site/glossary.md#perplexity) puts a number on it: between how many equally likely
+# [tokens](../site/glossary.md#token) does the model hesitate when it reads a text? Less is better.
+
+# %%
+surprise = f"{whole['perplexity']:.1f} in 16 bits, {four['perplexity']:.1f} in 4 bits"
+print(f"perplexity on {quality['tokens']:,} tokens: {surprise}")
+size = quality["weights"] * four["bits_per_weight"] / 8
+print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {quality['weights'] * 2 / 1e6:.0f} MB")
+
+# %% [markdown]
+# A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. Something is lost as well, and a model as small as this one
+# loses more than a large one does. This lesson shows where the loss comes from, and how it is kept small.
+#
+# (Two remarks. The file of this model had gone through 4 bits once before, so "16 bits" is what that file restores to. And in this lesson a megabyte, MB, is a million bytes, and a gigabyte, GB, a thousand million.)
+#
+# Now do it live, with the small model that comes with the course and with the calls that all later lessons use. You could put another model
+# into the parameters above.
 
 # %%
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from helpers.training import keep_4bit_layout
+
+tokenizer = AutoTokenizer.from_pretrained(run.model.path)
+model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
+
+# %%
+config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+in_4_bits = AutoModelForCausalLM.from_pretrained(
+    run.model.path, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
+)
+in_4_bits = keep_4bit_layout(in_4_bits)  # on some CPUs bitsandbytes would reorder the weights and spoil them
+
+
+# %%
+def ask(model, text, tokens=3):
+    inputs = tokenizer(text, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :]).strip()
+
+
+question = "What is the capital of France?\nAnswer:\n"
+print(f"32 bits, {model.get_memory_footprint() / 1e6:5.1f} MB: {ask(model, question)!r}")
+print(f" 4 bits, {in_4_bits.get_memory_footprint() / 1e6:5.1f} MB: {ask(in_4_bits, question)!r}")
+
+# %% [markdown]
+# (The model shrinks by less than eightfold, because a few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
+# [head](../site/glossary.md#head), and some short vectors. In a model as small as this one they are a large share.)
+#
+# ## 1 What a 16-bit number is
+#
+# A floating-point number has three fields of bits: a *sign*, an *exponent* that says how large it is, and a *fraction* that says how exactly. The
+# types differ only in how many bits each field gets. Here is one third in three types: float32, [float16](../site/glossary.md#float16)
+# and [bfloat16](../site/glossary.md#bfloat16).
+
+# %%
 FIELDS = {torch.float32: (8, 23), torch.float16: (5, 10), torch.bfloat16: (8, 7)}  # bits of exponent and of fraction
 
 
@@ -42,13 +129,20 @@ def bits(x, dtype):
     return f"{text[0]} {text[1 : 1 + exponent]} {text[1 + exponent :]}"
 
 
-for dtype in FIELDS:
-    print(f"{str(dtype):15}  {bits(1 / 3, dtype)}")
+# %%
+from helpers.plots import bars, curves, diagrams, levels_on_histogram, show
+
+strips = {str(dtype).removeprefix("torch."): bits(1 / 3, dtype) for dtype in FIELDS}
+figure = diagrams.bit_strips(strips, "One third in three types")
+show(figure, "One third as strips of bits: float16 has a shorter exponent than float32, bfloat16 a shorter fraction")
 
 # %% [markdown]
-# bfloat16 is float32 without its last 16 bits (rounded, as the last bit shows). float16 has a shorter exponent and a
-# longer fraction. To read such a number back takes one formula: 2 to the power of the exponent less a bias, times one
-# plus the fraction.
+# bfloat16 is float32 without its last 16 bits, rounded. float16 has a shorter exponent and a longer fraction. To read such a number
+# back takes one formula,
+#
+# $$(-1)^{\text{sign}} \cdot 2^{\,\text{exponent} - \text{bias}} \cdot (1 + \text{fraction})$$
+#
+# where the bias is $2^{k-1} - 1$ for an exponent of $k$ bits. It lets exponents be negative although their bits count up from zero.
 
 
 # %%
@@ -59,68 +153,39 @@ def number(text):
     return (-1) ** int(sign) * 2.0 ** (int(exponent, 2) - bias) * (1 + int(fraction, 2) / 2 ** len(fraction))
 
 
-[number(bits(1 / 3, dtype)) for dtype in FIELDS]
+{name: number(text) for name, text in strips.items()}
 
 # %% [markdown]
-# Range and step can be read off the patterns. The largest number has all ones, but for the last bit of its exponent
-# (all ones there means infinity or NaN). The step at 1 is what the last bit of the fraction adds.
+# What do the fields mean in practice? Store three numbers in each type and read them back. Before you run the cell, guess which of
+# the nine will be badly wrong.
 
 # %%
-ranges = []
-for dtype, (exponent, fraction) in FIELDS.items():
-    largest = number(f"0 {'1' * (exponent - 1)}0 {'1' * fraction}")
-    smallest = number(f"0 {'0' * (exponent - 1)}1 {'0' * fraction}")
-    step = number(f"0 0{'1' * (exponent - 1)} {'0' * (fraction - 1)}1") - 1
-    info = torch.finfo(dtype)
-    assert (largest, smallest, step) == (info.max, info.tiny, info.eps)  # PyTorch agrees
-    ranges.append({"type": dtype, "largest": largest, "smallest normal": smallest, "step at 1": step})
-table(ranges)
-
-# %% [markdown]
-# Both 16-bit types take 2 bytes. One is exact to three digits and ends at 65,504, the other is exact to two digits
-# and ends where float32 ends. This is what that means for three numbers:
+stored = {dtype: [torch.tensor(x, dtype=dtype).item() for x in (70_000.0, 1.001, 1e-8)] for dtype in FIELDS}
+table(stored, columns=("type", "70,000", "1.001", "0.00000001"))
 
 # %%
-stored = {dtype: [torch.tensor(x, dtype=dtype).item() for x in (70000.0, 1.001, 1e-8)] for dtype in FIELDS}
-table(stored, columns=("type", "70000", "1.001", "1e-8"))
-
-# %%
-overflows, rounds = stored[torch.float16][0] == float("inf"), stored[torch.bfloat16][1] == 1
-verdict("70,000 overflows in float16, and 1.001 is 1 in bfloat16", overflows and rounds)
+rows = [(str(dtype), torch.finfo(dtype).max, torch.finfo(dtype).tiny, torch.finfo(dtype).eps) for dtype in FIELDS]
+table(rows, "{:.3g}", columns=("type", "largest", "smallest of full precision", "step from 1 to the next"))
 
 # %% [markdown]
-# **Why this matters on a T4.** A T4 (compute capability 7.5) has units for float16 and none for bfloat16. Much QLoRA
-# code says bfloat16 all the same, and `torch.cuda.is_bf16_supported()` answers True there, since it counts emulation
-# ([pytorch#148322](https://github.com/pytorch/pytorch/issues/148322)). So on a T4 you compute in float16: you gain
-# digits, and you must watch for 65,504. The course asks for the compute capability instead, in `helpers/machine/hardware.py`,
-# and lesson 03 trains that way.
+# Both 16-bit types take 2 bytes. float16 is exact to three digits and ends at 65,504. bfloat16 is exact to two digits and ends where float32
+# ends. In training float16 has a second weak spot: [gradients](../site/glossary.md#gradient) smaller than about 3e-8 become zero, as 1e-8 did above. That is why training in
+# float16 multiplies the [loss](../site/glossary.md#loss) by a large number first, which is called [loss scaling](../site/glossary.md#loss-scaling).
 #
-# **Exercise 01.1.** Some GPUs have an 8-bit float with 4 exponent bits and 3 fraction bits. By the rules above, what
-# is its largest finite number?
-
-# %%
-answer = ...
-check("01.1", answer)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
+# > **Trap: bfloat16 on a T4.** A T4 has units for float16 and none for bfloat16. Much QLoRA code asks for bfloat16 all the same.
+# >
+# > *What you see:* no error, only slow training. `torch.cuda.is_bf16_supported()` even answers True, because it counts emulation
+# > ([pytorch#148322](https://github.com/pytorch/pytorch/issues/148322)).
+# > *Cure:* compute in float16 there, and watch for 65,504. Lesson 03 does both.
 #
-# ```python
-# answer = number("0 1110 111")
-# check("01.1", answer)
-# ```
-# The exponent 1110 is 14, the bias is 7, and the fraction 111 is 7/8: 2^7 times 1.875. (The variant that most GPUs
-# use, E4M3FN, has no infinity. It gets one more exponent and reaches 448.)
-# </details>
-
-# %% [markdown]
-# ## 2. Rounding to 16 levels
+# ## 2 Rounding to 16 levels
 #
-# Four bits make 16 codes. Choose 16 numbers between -1 and 1 and call them *levels*. To quantize some weights, divide
-# them by the largest of them in size, the *absmax*, so that they too lie between -1 and 1. Replace each by the code
-# of the nearest level. Keep the codes, and keep the absmax: to get weights back, look up the levels and multiply.
+# Four bits make 16 codes. Choose 16 numbers between -1 and 1 and call them [levels](../site/glossary.md#level). To *quantize* some weights,
+# divide them by the largest of them in size, the [absmax](../site/glossary.md#absmax), so that they too lie between -1 and 1. Replace each by the
+# code of the nearest level, that is, by its place in the list. Keep the codes and the absmax. To get weights back, look the levels up and multiply by the absmax.
 #
-# The simplest levels are evenly spaced. These are 15, so that zero is one of them; the sixteenth code stays unused.
+# The simplest levels are evenly spaced. These are 15, so that zero is one of them; the sixteenth code stays unused. The whole idea takes
+# five lines:
 
 # %%
 int4 = torch.arange(-7, 8) / 7
@@ -129,17 +194,16 @@ absmax = row.abs().max()
 codes = (row[:, None] / absmax - int4).abs().argmin(dim=1)
 restored = int4[codes] * absmax
 
-steps = zip(codes, row, row / absmax, int4[codes], restored)
-table(steps, "{:.3f}", columns=("code", "weight", "/ absmax", "level", "restored"))
+columns = ("code", "weight", "/ absmax", "level", "restored")
+table(zip(codes, row, row / absmax, int4[codes], restored), "{:.3f}", columns=columns)
 
 # %% [markdown]
-# Now a whole layer. The weights of a trained layer look much like a bell curve around zero, so let a bell curve stand
-# for one. The error that counts is relative: the size of what went wrong over the size of the weights.
+# Now a whole layer of the model, that is, one of its matrices of weights, beside a million numbers from a bell curve. The error that counts is the
+# [relative error](../site/glossary.md#relative-error): the size of what went wrong over the size of the weights. (Size here means the root of the sum of
+# squares, which PyTorch calls the norm.)
+
 
 # %%
-weights = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)) * 0.02
-
-
 def relative_error(x, restored):
     return ((x.double() - restored.double()).norm() / x.double().norm()).item()
 
@@ -150,28 +214,734 @@ def with_one_absmax(x, levels):
     return levels[torch.bucketize(x / x.abs().max(), middles)] * x.abs().max()
 
 
-print(f"relative error: {relative_error(weights, with_one_absmax(weights, int4)):.1%}")
+# %%
+weights = model.get_decoder().layers[0].mlp.up_proj.weight.data
+bell = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)) * 0.02
+for name, x in (("a layer of the model", weights), ("a bell curve", bell)):
+    wrong, largest = relative_error(x, with_one_absmax(x, int4)), x.abs().max() / x.std()
+    print(f"{name}: off by {wrong:.1%}; the largest weight is {largest:.1f} standard deviations out")
 
 # %% [markdown]
-# That is poor already, for a reason you meet again: among a million weights the largest is about five standard
-# deviations out, and most of the levels stand where hardly any weight is. Real layers have it worse. Make one weight
-# an outlier, fifty standard deviations out, and look at the error of the *other* weights:
+# Nearly a fifth is lost. The reason is the largest weight: the levels reach out to it, so most of them stand where hardly any weight is.
+#
+# It gets far worse with one [outlier](../site/glossary.md#outlier), a weight that is much larger than the rest. Make one, fifty standard deviations out, and look at the error of all *other* weights.
+# Guess first: will it double?
 
 # %%
-spoiled = weights.clone()
+spoiled = bell.clone()
 spoiled[0, 0] = 1.0
-others = with_one_absmax(spoiled, int4)
-print(f"relative error of the others: {relative_error(spoiled[1:], others[1:]):.1%}")
-print(f"weights that became zero: {(others == 0).float().mean():.1%}")
+others = spoiled != 1.0
+rounded = with_one_absmax(spoiled, int4)
+lost = (rounded[others] == 0).float().mean()
+print(f"the others: off by {relative_error(spoiled[others], rounded[others]):.1%}; {lost:.1%} of them became zero")
 
 # %% [markdown]
-# One number in a million ruins a tensor. The cure is to give every block of, say, 64 weights an absmax of its own:
-# then an outlier can spoil 63 others and no more.
+# One number in a million ruined the tensor.
 #
-# Here are the functions of this lesson that do it. They are the real ones: the lines that look fussy are there
-# because bitsandbytes has them, and section 7 holds the two side by side. A weight midway between two levels gets the
-# lower one. A block of zeros must not divide by zero. A last block that is shorter is divided, where the others are
-# multiplied by the inverse; the two can differ in the last bit.
+# ## 3 Blocks
+#
+# The cure is to give every [block](../site/glossary.md#block) of, say, 64 neighbouring weights an absmax of its own. Then an outlier can spoil 63
+# others and no more. Again the code is short. (bitsandbytes' own takes care of odd lengths and of other rare cases; "Further down" makes yours
+# equal to it, bit for bit.)
+
+
+# %%
+def quantize_blockwise(x, levels, block_size):
+    "Codes of the nearest levels, one per weight, and absmax, one per block."
+    blocks = x.flatten().view(-1, block_size)
+    absmax = blocks.abs().amax(dim=1, keepdim=True)
+    codes = torch.bucketize(blocks / absmax, (levels[1:] + levels[:-1]) / 2)
+    return codes.flatten().to(torch.uint8), absmax.flatten()
+
+
+def dequantize_blockwise(codes, absmax, levels, block_size, shape):
+    "The weights that codes and absmax stand for."
+    scale = absmax.repeat_interleave(block_size)[: len(codes)]  # the last block may be shorter
+    return (levels[codes.long()] * scale).view(shape)
+
+
+# %%
+def round_trip(x, levels, block_size=64):
+    return dequantize_blockwise(*quantize_blockwise(x, levels, block_size), levels, block_size, x.shape)
+
+
+print(f"a layer of the model: off by {relative_error(weights, round_trip(weights, int4)):.1%}")
+print(f"a bell curve: off by {relative_error(bell, round_trip(bell, int4)):.1%}")
+print(f"with the outlier, the others: off by {relative_error(spoiled[others], round_trip(spoiled, int4)[others]):.1%}")
+
+# %% [markdown]
+# The outlier no longer matters, and even without one the error has nearly halved. How small should a block be? Smaller blocks round better, and
+# each of them costs 32 bits for its absmax.
+
+# %%
+sizes = [2**n for n in range(4, 13)]
+x = bell.clone()
+x.view(-1)[::4096] = 0.4  # one weight in 4,096 is 20 standard deviations out
+kept = x != 0.4
+errors = {
+    "bell curve": [100 * relative_error(bell, round_trip(bell, int4, size)) for size in sizes],
+    "with outliers": [100 * relative_error(x[kept], round_trip(x, int4, size)[kept]) for size in sizes],
+}
+
+# %%
+lines = {name: (sizes, values) for name, values in errors.items()}
+title = "Small blocks round better, and keep the harm of an outlier to themselves"
+figure = curves(lines, title, "", "relative error (%)")
+figure.axes[0].set_xscale("log", base=2)
+figure.axes[0].set_xticks(sizes, [f"{size}\n{4 + 32 / size:.3g}" for size in sizes])
+figure.axes[0].set_xlabel("weights per block, and below it the bits per weight")
+show(figure, "Line chart: the relative error rises with block size, far more steeply when the weights hold outliers.")
+
+# %% [markdown]
+# 64 is bitsandbytes' default: 4 bits for the code, and half a bit for the absmax.
+#
+# ## 4 Where should the levels go?
+#
+# Most weights are near zero, so evenly spaced levels are wasted on the rim. [NF4](../site/glossary.md#nf4), "4-bit NormalFloat", puts the levels
+# where a bell curve has its weights. Cut the bell into slices of equal share, so that each slice holds as many weights as any other, and give each of them a level.
+# The slices are narrow in the middle, so the levels are dense there
+# ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 3).
+#
+# The points between slices are called [quantiles](../site/glossary.md#quantile), and `torch.special.ndtri` computes them: `ndtri(0.9)` is the point below which nine tenths of a bell
+# curve lie. Two details are left. Zero must be a level, so that a weight of zero stays zero; therefore eight levels lie above zero and seven below. And the outermost quantile would be infinitely
+# far out, so bitsandbytes starts at a share of 0.9677083, half a slice from the end. (That is the mean of 1 - 1/32 and 1 - 1/30, for 16 and for 15 slices.)
+
+
+# %%
+def normal_levels(bits, offset):
+    "Quantiles of a bell curve, one more above zero than below, and zero; divided by the largest."
+    half = 2 ** (bits - 1)
+    above = torch.special.ndtri(torch.linspace(offset, 0.5, half + 1)[:-1].double())
+    below = -torch.special.ndtri(torch.linspace(offset, 0.5, half)[:-1].double())
+    levels = torch.cat([below, torch.zeros(1), above]).float().sort().values
+    return levels / levels.max()
+
+
+def nf4_levels():
+    return normal_levels(4, offset=0.9677083)
+
+
+# %%
+nf4 = nf4_levels()
+title = "A bell curve in sixteen slices of equal share: each holds one weight in sixteen"
+figure = diagrams.equal_slices(nf4.tolist(), title)
+show(figure, "A bell curve cut into sixteen slices, narrow in the middle, with the levels of NF4 marked below it")
+
+# %% [markdown]
+# In the picture you can see the first detail at work: the levels do not lie exactly in the middle of the slices, since one of them has to be zero. Is this the table that
+# bitsandbytes carries?
+
+# %%
+import bitsandbytes as bnb
+
+theirs = bnb.functional.get_4bit_type("nf4", device="cpu")
+verdict("the derived levels are bitsandbytes' NF4 table, to 1e-7", (nf4 - theirs).abs().max() <= 1e-7)
+print(*(f"{level:+.3f}" for level in nf4))
+
+# %% [markdown]
+# Here are both sets of levels below real weights, each weight divided by the absmax of its block. The histogram ends at -1 and 1, and the spikes at its ends
+# are the one weight of each block that *is* its absmax.
+
+# %%
+blocks = weights.view(-1, 64)
+scaled = (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten()
+sets = {"NF4": nf4, "int4": int4}
+figure = levels_on_histogram(scaled, sets, "NF4 has its levels where the weights are")
+show(figure, "Histogram of block-scaled weights with two rows of ticks for the levels of NF4 and int4.")
+
+# %% [markdown]
+# Which set rounds better, and by how much? Write down a guess, then run.
+
+# %%
+error = {name: [relative_error(x, round_trip(x, levels)) for x in (bell, weights)] for name, levels in sets.items()}
+verdict("NF4 rounds both better than even levels do", max(error["NF4"]) < min(error["int4"]))
+table(error, "{:.1%}", columns=("levels", "a bell curve", "a layer of the model"))
+
+# %% [markdown]
+# The gain is modest: where the levels stand matters less than the blocks did. You will see below what it is worth to a model.
+#
+# ### Try it
+#
+# Move the block size, the levels and an outlier (in standard deviations), and watch error and bits. The sliders work where a notebook
+# runs, and a page that only shows it has a still picture. The explorer calls *your* functions: change `quantize_blockwise` above, run
+# this cell again, and it follows.
+
+# %%
+from helpers.widgets import explore
+
+explore(quantize_blockwise, dequantize_blockwise, sets)
+
+# %% [markdown]
+# ## 5 From a float to a byte, and what it costs
+#
+# A computer has no 4-bit numbers, so two codes share a byte: the first in its upper four bits, the second in its lower four.
+
+
+# %%
+def pack(codes):
+    "Two codes per byte, the first in the upper four bits."
+    return codes[0::2] << 4 | codes[1::2]
+
+
+codes, absmax = quantize_blockwise(weights[0, :8], nf4, block_size=8)
+[f"{byte:08b}" for byte in pack(codes)]
+
+# %% [markdown]
+# Here is this block of eight weights on its way, with the numbers of this run. What is stored is yellow: four bytes and one absmax. The last row is a
+# product with eight made-up inputs, as a layer computes it.
+
+# %%
+inputs = torch.randn(8, generator=torch.Generator().manual_seed(seed))
+few, levels = weights[0, :8].tolist(), nf4[codes.long()].tolist()
+title = "Eight weights become four bytes and one absmax, and come back to multiply"
+figure = diagrams.block_to_bytes(few, absmax.item(), levels, codes.tolist(), inputs.tolist(), title)
+show(figure, "Eight weights, divided by their absmax, nearest levels, codes, four bytes, restored weights, a product")
+
+# %% [markdown]
+# Now let bitsandbytes do the same with the whole layer, and compare the bytes.
+
+# %%
+theirs, state = bnb.functional.quantize_4bit(weights, quant_type="nf4")
+ours = pack(quantize_blockwise(weights, nf4, 64)[0])
+print(f"{(ours != theirs.flatten()).sum()} of {len(ours):,} bytes differ")
+
+# %% [markdown]
+# What does a weight really cost? Count the bits of all tensors that bitsandbytes keeps for a large matrix. Besides the codes these are the absmax
+# values, 32 bits for 64 weights, which is half a bit per weight. [Double quantization](../site/glossary.md#double-quantization) stores the absmax values themselves in 8 bits, in blocks of 256.
+
+
+# %%
+def kept_bits(packed, state):
+    "Bits per weight, from the tensors that bitsandbytes keeps."
+    tensors = [packed, *(value for value in state.as_dict().values() if torch.is_tensor(value))]
+    return 8 * sum(t.nbytes for t in tensors) / state.shape.numel()
+
+
+matrix = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(seed)) * 0.02
+once = bnb.functional.quantize_4bit(matrix, quant_type="nf4")
+twice = bnb.functional.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
+single, double = kept_bits(*once), kept_bits(*twice)
+
+# %%
+kinds = {"absmax in 32 bits": (single, 4 + 32 / 64), "absmax in 8 bits": (double, 4 + 8 / 64 + 32 / (64 * 256))}
+table(kinds, "{:.4f}", columns=("", "bits per weight", "by formula"))
+
+# %% [markdown]
+# The counted bits are a trifle above the formula, because bitsandbytes keeps its short tables of levels with each matrix. What does double quantization save in a 7B model, and
+# what does it cost in exactness?
+
+# %%
+from helpers.memory import shape_of
+from helpers.models import PRESETS
+
+shape = shape_of(PRESETS["mistral-7b"].shape)
+quantized = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+print(f"Mistral-7B has {shape.parameters / 1e9:.2f} billion weights, of which {quantized / 1e9:.2f} are quantized: "
+      f"{quantized * (single - double) / 8 / 1e9:.3f} GB saved")  # fmt: skip
+
+# %%
+exact_error = relative_error(matrix, bnb.functional.dequantize_4bit(*once))
+twice_error = relative_error(matrix, bnb.functional.dequantize_4bit(*twice))
+print(f"off by {exact_error:.3%} with absmax in 32 bits, by {twice_error:.3%} with 8 bits")
+verdict("double quantization adds less than a hundredth to the error", twice_error < 1.01 * exact_error)
+
+# %% [markdown]
+# It is nearly free, which is why QLoRA turns it on.
+#
+# ## 6 How a 4-bit layer multiplies
+#
+# "4-bit training" suggests arithmetic in 4 bits. There is none. In training, a 4-bit layer first turns its weights back into ordinary numbers of the
+# [compute dtype](../site/glossary.md#compute-dtype), then multiplies as usual, and frees the temporary copy afterwards. So 4 bits save memory and no arithmetic: there is
+# one step more than in a 16-bit layer. (When a GPU generates one token at a time, a kernel looks up the levels while it multiplies.) See it with bitsandbytes' layer and your
+# own functions:
+
+# %%
+from torch.nn.functional import linear
+
+layer = bnb.nn.Linear4bit(1024, 1024, bias=False, compute_dtype=torch.float32)
+layer.weight = bnb.nn.Params4bit(bell.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False)
+layer = keep_4bit_layout(layer.to("cpu"))  # .to() quantizes
+inputs = torch.randn(64, 1024, generator=torch.Generator().manual_seed(seed + 1))
+by_hand = linear(inputs, round_trip(bell, nf4))
+verdict("a 4-bit layer is: dequantize, then multiply", torch.allclose(layer(inputs), by_hand, atol=1e-5))
+
+# %% [markdown]
+# The compute dtype is yours to choose. Here is the same product in three types. The first column compares it with one in float64, so it shows what computing alone did. The second compares
+# it with unrounded weights. In the last column every input is 5,000, which all three types can hold, and all weights are made positive, so that the sums exceed 65,504: the share of results that became infinite.
+
+# %% tags=["nbval-ignore-output"] reason="last digits depend on the processor's order of sums"
+restored = round_trip(bell, nf4)
+exact, true = linear(inputs.double(), restored.double()), linear(inputs.double(), bell.double())
+large, rows = torch.full((1, 1024), 5000.0), []
+for dtype in FIELDS:
+    product = linear(inputs.to(dtype), restored.to(dtype))
+    infinite = linear(large.to(dtype), restored.abs().to(dtype)).isinf().float().mean()
+    rows.append((str(dtype), relative_error(exact, product), relative_error(true, product), infinite))
+of_computing, of_rounding = max(row[1] for row in rows), relative_error(true, exact)
+columns = ("compute dtype", "error of computing", "with that of 4 bits", "became infinite")
+table(rows, columns=columns, error_of_computing="{:.1e}", with_that_of_4_bits="{:.2%}", became_infinite="{:.0%}")
+
+# %%
+verdict(
+    "the rounding to 4 bits outweighs what computing in 16 bits adds, more than tenfold",
+    10 * of_computing < of_rounding,
+)
+
+# %% [markdown]
+# So when a model computes an answer, the compute dtype is a question of speed and range: take the 16-bit type that your GPU has units for, and if that is float16, keep an eye on what
+# becomes infinite.
+#
+# ## 7 Why is an error of 9% not fatal?
+#
+# Each weight of an NF4 layer is off by some 9%. Should a layer's output then not be off by 9% as well, and after many layers be rubbish? Do not believe an argument here.
+# Measure it. These are held-out questions with their answers, in the form in which the bundled model has read them:
+
+# %%
+rows = run.rows["heldout"].select(range(min(eval_rows, len(run.rows["heldout"]))))
+questions = ["\n".join(filter(None, (row["instruction"], row["input"], "Answer:\n"))) for row in rows]
+texts = [question + row["output"] + "\n" for question, row in zip(questions, rows)]
+text = tokenizer("".join(texts[:8]), return_tensors="pt")
+print("".join(texts[:2]))
+
+# %% [markdown]
+# Let the model read eight of them, and keep what each of its matrices is given on the way. PyTorch calls a function before each layer if you hook it in.
+
+# %%
+matrices = {
+    name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"
+}
+given = {}
+
+
+def keep(layer, inputs):
+    given[layer] = inputs[0][0]
+
+
+hooks = [part.register_forward_pre_hook(keep) for part in matrices.values()]
+with torch.no_grad():
+    model(**text)
+for hook in hooks:
+    hook.remove()
+
+# %% [markdown]
+# Now round each matrix, and compare its output with the right one: once for inputs that are pure noise, and once for the inputs that a real text makes. Guess before you
+# run it: will the two be off by the same?
+
+
+# %%
+def reach(x, matrix):
+    "How large the products are, beside those of a matrix and inputs that know nothing of each other."
+    return (linear(x, matrix).norm() / x.norm() / matrix.norm()).item() * x.shape[1] ** 0.5
+
+
+# %%
+off, reached = [], []
+for layer, real in given.items():
+    weight, rounded = layer.weight.data, round_trip(layer.weight.data, nf4)
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(seed))
+    products = [relative_error(linear(x, weight), linear(x, rounded)) for x in (noise, real)]
+    off.append((relative_error(weight, rounded), *products))
+    reached.append((reach(noise, weight), reach(real, weight), reach(real, weight - rounded)))
+weights_off, noise_off, text_off = torch.tensor(off).mean(dim=0).tolist()
+
+# %% [markdown]
+# And after all layers together? Compare the whole model with the one that transformers loaded in 4 bits: its last [activations](../site/glossary.md#activation), and the token that it finds likeliest at each place of the text.
+# The *gap* is how much more probable that token is than the second.
+
+
+# %%
+@torch.no_grad()
+def last_and_choice(model):
+    "The last activations, and at each place of the text the likeliest next token and its gap."
+    out = model(**text, output_hidden_states=True)
+    probable = out.logits[0].softmax(dim=-1).topk(2)
+    return out.hidden_states[-1], probable.indices[:, 0], probable.values[:, 0] - probable.values[:, 1]
+
+
+(last, choice, gap), (last_4, choice_4, _) = last_and_choice(model), last_and_choice(in_4_bits)
+same = choice == choice_4
+last_off, same_choice = relative_error(last, last_4), same.float().mean().item()
+
+# %%
+recorded = quality["through_layers"]
+rows = {
+    "the weights are off by": (weights_off, recorded["weights"]),
+    "a layer's output for noise": (noise_off, recorded["outputs_for_noise"]),
+    "a layer's output for a real text": (text_off, recorded["outputs_for_text"]),
+    "the model's last activations": (last_off, recorded["last_activations"]),
+    "the same next token is likeliest": (same_choice, four["same_choice"]),
+}
+untrained = "In a model that has learned nothing, a matrix takes a text for noise."
+verdict(
+    "for a real text a layer's output is off by less than its weights are", text_off < 0.97 * weights_off, untrained
+)
+table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
+
+# %% [markdown]
+# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
+# a little less in SmolLM2. Why? Look at how far the text reaches into a matrix, on average over all of them. 1 is what you get where inputs and matrix know nothing of each other.
+
+# %%
+for_noise, for_text, error_for_text = torch.tensor(reached).mean(dim=0).tolist()
+print(f"{for_noise:.2f}  how far noise reaches: the right output")
+print(f"{for_text:.2f}  how far a text reaches: the right output")
+print(f"{error_for_text:.2f}  how far a text reaches: the rounding error")
+print(f"{gap[same].mean():.2f}  gap at the {same.sum()} places where the likeliest token stays the same")
+print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it changes")
+
+# %% [markdown]
+# There is the first reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
+# beside the right output.
+#
+# The second reason is in the row of the last activations. SmolLM2 has 210 matrices, and each of them adds an error of its own. If these simply added up, nothing would be left. But errors that know nothing of each other partly
+# cancel, and after all layers a quarter of the size is wrong, not many times the size.
+#
+# The third is the gap. A model does not have to compute the right number, it has to choose the right token. The choice changes only where two tokens were nearly equally likely. In SmolLM2 that happens at one place in four, for it is a model with many doubts.
+# That is what you saw at the top, and it is not nothing: 9% is survivable, and it is not free.
+#
+# ## 8 What a model feels
+#
+# So errors of weights are not what you care about. Here is SmolLM2 rounded in each way that this lesson has, and a few more. Before you run the cell, guess: where does it break,
+# between 8 and 4 bits, between 4 and 3, or between 3 and 2? NF4 in blocks of different sizes is dark blue.
+
+# %%
+title = "SmolLM2 needs its blocks, and it needs its fourth bit"
+figure = diagrams.error_and_perplexity(quality["rows"], title)
+alt = "Bars of weight error and perplexity for each way to round: they rise together, and leap with 3 and 2 bits"
+show(figure, alt)
+
+# %% [markdown]
+# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Three things are worth noticing.
+#
+# - **The step from 8 to 4 bits costs something, and the step from 4 to 3 costs far more.** With 2 bits nothing is left.
+# - **Blocks matter most.** NF4 without blocks takes as many bits as any 4-bit code and ruins the model. From blocks of 64 to blocks of 4,096 you save half a bit per weight, and you pay with
+#   perplexity.
+# - **The error of the weights is a guide and no measure.** FP4 errs more than evenly spaced levels do, and here it has the lower perplexity.
+#
+# One model and one text prove little about small differences like the last one. Now the same live, on the model of this run: perplexity on its questions and answers, and
+# *recall*, the share of answers that it gets right in full. First mark the places in the texts where the answers stand:
+
+# %%
+batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+begins = torch.tensor([len(tokenizer(question).input_ids) for question in questions])
+tokens, real = batch.input_ids[:, 1:], batch.attention_mask[:, 1:].bool()
+of_answer = real & (torch.arange(1, batch.input_ids.shape[1]) >= begins[:, None])
+
+# %% [markdown]
+# An answer is right in full if each of its tokens is the likeliest one, given those before it. The model gives a score to each possible next token; these scores are called *logits*. `cross_entropy` turns them into the mean
+# surprise at the right tokens, which is the loss, and perplexity is `exp` of that.
+
+
+# %%
+@torch.no_grad()
+def perplexity_and_recall(model):
+    logits = model(**batch).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits[real], tokens[real])
+    missed = (logits.argmax(dim=-1) != tokens) & of_answer
+    return {"perplexity": loss.exp().item(), "recall": 1 - missed.any(dim=1).float().mean().item()}
+
+
+# %%
+def middle_offset(bits):
+    "Half a slice from the end, as for NF4, with 3 or 2 bits."
+    return 1 - (1 / 2 ** (bits + 1) + 1 / (2 ** (bits + 1) - 2)) / 2
+
+
+nf3, nf2 = normal_levels(3, middle_offset(3)), normal_levels(2, middle_offset(2))
+roundings = {
+    "float32, not rounded": lambda w: w,
+    "NF4, blocks of 64": lambda w: round_trip(w, nf4),
+    "NF4, no blocks": lambda w: with_one_absmax(w, nf4),
+    "3 bits, blocks of 64": lambda w: round_trip(w, nf3),
+    "2 bits, blocks of 64": lambda w: round_trip(w, nf2),
+}
+
+# %%
+unrounded = {part: part.weight.data for part in matrices.values()}
+felt = {}
+for name, rounding in roundings.items():
+    for part, weight in unrounded.items():
+        part.weight.data = rounding(weight)
+    felt[name] = perplexity_and_recall(model)
+for part, weight in unrounded.items():
+    part.weight.data = weight
+felt["NF4, loaded by transformers"] = perplexity_and_recall(in_4_bits)
+
+# %% tags=["nbval-ignore-output"] reason="the last digits of a model's loss depend on the processor"
+table(felt, perplexity="{:,.2f}", recall="{:.1%}", columns=["weights"])
+
+# %%
+ours, theirs = felt["NF4, blocks of 64"], felt["NF4, loaded by transformers"]
+alike = abs(ours["perplexity"] / theirs["perplexity"] - 1) < 1e-3
+verdict("your functions give the model that transformers loads in NF4", alike)
+if run.model.bundled:
+    kept = ours["recall"] > felt["float32, not rounded"]["recall"] - 0.03
+    lost = felt["2 bits, blocks of 64"]["recall"] < 0.1
+    verdict("in 4 bits with blocks it keeps its answers, and in 2 bits it loses nearly all of them", kept and lost)
+
+# %% [markdown]
+# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. It is tiny, it knows its few thousand facts by heart, and so it has a wide margin. Remember this when you
+# test a rounded model of your own: a test that it passes with full marks even in 3 bits cannot tell you what 4 bits cost.
+#
+# Why can it do without blocks, when SmolLM2 cannot? Look for outliers.
+
+# %%
+largest = max((part.weight.abs().max() / part.weight.std()).item() for part in matrices.values())
+print(f"the largest weight of all matrices, in standard deviations: {largest:.0f}")
+print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
+
+# %% [markdown]
+# SmolLM2 has read far more than the bundled model, and it has outliers. Blocks are made for them.
+#
+# SmolLM2 knows a little of everything with a narrow margin, and it noticed. For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
+# ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 4). Measure it on your own task all the same.
+#
+# ## 9 Other 4-bit formats
+#
+# NF4 is one of several. The column "LoRA" says whether transformers 5.24 calls such a base trainable and PEFT 0.21 has a layer for it; a test of this course holds it against both. What is said of projects
+# was looked up in November 2026.
+#
+# | format | how it chooses the values | what it is for | LoRA | its project |
+# |---|---|---|---|---|
+# | NF4, in [bitsandbytes](https://github.com/bitsandbytes-foundation/bitsandbytes) | levels of a bell curve, absmax of 64; needs no data | QLoRA; loading any model in 4 bits at once | yes | alive: 0.50.2, August 2026 |
+# | GPTQ ([2022](https://arxiv.org/abs/2210.17323)) | rounds column by column and corrects the columns that follow, by sample data | fast serving | yes, through [GPT-QModel](https://github.com/ModelCloud/GPTQModel) | alive there (7.7); transformers [dropped AutoGPTQ](https://github.com/huggingface/transformers/pull/41567) in December 2025 |
+# | AWQ ([2023](https://arxiv.org/abs/2306.00978)) | scales up the channels that sample data shows to matter | fast serving | yes, through GPT-QModel | [AutoAWQ is deprecated](https://pypi.org/project/autoawq/); [llm-compressor](https://github.com/vllm-project/llm-compressor) makes such models: 0.14, October 2026 |
+# | HQQ ([2023](https://mobiusml.github.io/hqq_blog/)) | solves for scales and zero points; needs no data | quick rounding, down to 2 bits and below | yes | [moved to Dropbox](https://github.com/dropbox/hqq); 0.2.8.post1 was the newest release in November 2026 |
+# | int4 in [torchao](https://github.com/pytorch/ao) | even levels in groups, made for `torch.compile` | serving with PyTorch's own kernels | only its 8-bit kinds ([peft#2848](https://github.com/huggingface/peft/pull/2848)) | alive: 0.18 |
+# | [GGUF](../site/glossary.md#gguf), of [llama.cpp](https://github.com/ggml-org/llama.cpp) | blocks of 16 or 32 in groups of 256, in mixtures such as Q4_K_M | laptops, phones, CPUs | no: merge first (lesson 05) | alive: it [learned NVFP4](https://github.com/ggml-org/llama.cpp/pull/19769) in 2026 |
+# | MXFP4 ([standard, 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf)) | tiny floats, a power of two for each 32 | models published in it, such as gpt-oss | only after `Mxfp4Config(dequantize=True)` ([transformers#39969](https://github.com/huggingface/transformers/issues/39969)) | a standard of several makers |
+# | NVFP4 ([NVIDIA, 2025](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/)) | tiny floats, an 8-bit float for each 16, and one float32 | arithmetic in 4 bits, on Blackwell GPUs | no | NVIDIA's |
+#
+# To train an adapter on a GPU that holds the model only in 4 bits, NF4 is the usual choice. The others are mostly for serving what has been trained, that is, for answering many users with it.
+#
+# ## 10 One object switches it on
+#
+# In transformers all of this is `BitsAndBytesConfig`. Its defaults are *not* what QLoRA uses:
+
+# %%
+default = BitsAndBytesConfig(load_in_4bit=True)
+print("levels:", default.bnb_4bit_quant_type)
+print("computes in:", default.bnb_4bit_compute_dtype)
+print("double quantization:", default.bnb_4bit_use_double_quant)
+
+# %% [markdown]
+# > **Trap: only `load_in_4bit=True`.**
+# >
+# > *What you see:* no error. The model is rounded to FP4, computes in float32, which is slow on a GPU, and keeps its absmax values in 32 bits.
+# > *Cure:* set all four arguments, as exercise 7 does. There is no argument for the block size; it is 64.
+
+# %%
+record(
+    relative_error=error, bits_per_weight={"single": single, "double": double}, felt=felt,
+    off={"weights": weights_off, "noise": noise_off, "text": text_off, "last": last_off, "same_choice": same_choice},
+)  # fmt: skip
+
+# %% [markdown]
+# ## Exercises
+#
+# The dots say how hard an exercise is. Write your answer into the cell and run it: it is checked at once, and a wrong answer gets a hint. Solutions are
+# folded away below each exercise.
+#
+# **1.** *Write*, 5 minutes, •. How many bits does a weight take, all in all? An absmax has 32 bits. With double quantization it has 8, and every 256 absmax values share one number of 32
+# bits. Leave out tables of levels.
+
+
+# %%
+def bits_per_weight(block_size, double):
+    "Bits per weight in blocks of block_size; double says whether the absmax values are quantized too."
+    return ...
+
+
+check("01.1", bits_per_weight)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def bits_per_weight(block_size, double):
+#     absmax = 8 + 32 / 256 if double else 32
+#     return 4 + absmax / block_size
+#
+#
+# check("01.1", bits_per_weight)
+# ```
+# </details>
+#
+# **2.** *Repair*, 10 minutes, ••. A colleague wrote this quantizer. It runs, and it is wrong in two ways: its weights come back with a larger error than
+# yours do. Repair it under the same name.
+
+
+# %%
+def quantize(x, levels, block_size):
+    blocks = x.view(-1, block_size)
+    absmax = blocks.amax(dim=1)
+    codes = torch.bucketize(blocks / absmax[:, None], levels[1:])
+    return codes.flatten(), absmax
+
+
+check("01.2", quantize)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The absmax is the largest *size*, so `abs()` comes first. And the borders between codes lie midway between two levels; with `levels[1:]` every weight goes
+# down to the level below it, however near the next one is.
+#
+# ```python
+# import torch
+#
+#
+# def quantize(x, levels, block_size):
+#     blocks = x.view(-1, block_size)
+#     absmax = blocks.abs().amax(dim=1)
+#     codes = torch.bucketize(blocks / absmax[:, None], (levels[1:] + levels[:-1]) / 2)
+#     return codes.flatten(), absmax
+#
+#
+# check("01.2", quantize)
+# ```
+# </details>
+#
+# **3.** *Write*, 5 minutes, ••. Write the way back from bytes to codes: `unpack(packed)` takes a tensor of bytes and gives all the codes in their order.
+
+
+# %%
+def unpack(packed):
+    "Two codes from each byte, the upper four bits first."
+    return ...
+
+
+check("01.3", unpack)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+#
+#
+# def unpack(packed):
+#     return torch.stack([packed >> 4, packed & 15], dim=1).flatten()
+#
+#
+# check("01.3", unpack)
+# ```
+# </details>
+#
+# **4.** *Write*, 15 minutes, •••. Now the whole layer. `packed` holds the bytes of a matrix with `outputs` rows and as many columns as `x` has, in blocks of 64, with one absmax per block. Write `nf4_linear`: it
+# returns what the layer computes for the rows of `x`. You may use `unpack` and `dequantize_blockwise` from above.
+
+
+# %%
+def nf4_linear(x, packed, absmax, levels, outputs):
+    "x times the transposed matrix, as a tensor with a column for each of the outputs."
+    return ...
+
+
+check("01.4", nf4_linear)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+#
+#
+# def nf4_linear(x, packed, absmax, levels, outputs):
+#     codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten().long()
+#     weight = (levels[codes] * absmax.repeat_interleave(64)).view(outputs, -1)
+#     return x @ weight.T
+#
+#
+# check("01.4", nf4_linear)
+# ```
+# </details>
+#
+# **5.** *Predict, then run*, 5 minutes, ••. You change the numbers of the bell curve before you round them to NF4 in blocks of 64. What happens to the relative error: is it `"smaller"`, the `"same"` or `"larger"`? Write
+# down all four guesses first. The cell then does it and compares. (Up to a hundredth counts as the same.)
+
+# %%
+guesses = ...  # {"times 1000": ..., "shuffled": ..., "sorted": ..., "cubed": ...}
+
+mixed = torch.randperm(bell.numel(), generator=torch.Generator().manual_seed(seed))
+flat = bell.flatten()
+changed = {"times 1000": 1000 * flat, "shuffled": flat[mixed], "sorted": flat.sort().values, "cubed": flat**3}
+before = relative_error(flat, round_trip(flat, nf4))
+came_out = {name: relative_error(x, round_trip(x, nf4)) / before for name, x in changed.items()}
+check("01.5", guesses, came_out)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The absmax takes a factor out, so 1000 changes nothing, and shuffled weights fill their blocks with the same mixture as before. Sorted weights have neighbours of nearly their own size. So all of
+# a block lie close to its absmax, which is itself a level, and hardly anything is lost. (Then you would have to store where each weight belongs.) Cubes are mostly tiny, with a few that are large: each block has outliers.
+#
+# ```python
+# guesses = {"times 1000": "same", "shuffled": "same", "sorted": "smaller", "cubed": "larger"}
+# check("01.5", guesses)
+# ```
+# </details>
+#
+# **6.** *Decide*, 5 minutes, ••. Three people want to use a model whose layers have 13.0 billion weights. Their GPUs have room for 14, 7 and 6 GB of these. Each wants the lowest perplexity that fits, going by the table of section 8 as far as it goes, and accepts no model whose
+# perplexity is twice that of 16 bits. What do they take: `"int8"`, `"nf4"` in blocks of 64 with double quantization, `"nf4-32"` in blocks of 32 without it, `"3 bits"`, or `"a smaller model"`?
+
+# %%
+choices = ...  # {14: ..., 7: ..., 6: ...}
+check("01.6", choices)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# In GB, 13.0 billion weights take 13.0 × bits / 8: 13.0 with int8, 8.1 with blocks of 32, 6.7 with double quantization, and 5.7 with 3 bits. The last would fit 6 GB, and its perplexity is
+# three times that of 16 bits.
+#
+# ```python
+# choices = {14: "int8", 7: "nf4", 6: "a smaller model"}
+# check("01.6", choices)
+# ```
+# </details>
+#
+# **7.** *Repair*, 5 minutes, •. Write this configuration as QLoRA needs it on a T4.
+
+# %%
+config = BitsAndBytesConfig(load_in_4bit=True)
+check("01.7", config)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import torch
+# from transformers import BitsAndBytesConfig
+#
+# config = BitsAndBytesConfig(
+#     load_in_4bit=True,
+#     bnb_4bit_quant_type="nf4",  # the default is fp4
+#     bnb_4bit_use_double_quant=True,  # the default is False
+#     bnb_4bit_compute_dtype=torch.float16,  # the default is float32; bfloat16 from Ampere on
+# )
+# check("01.7", config)
+# ```
+# </details>
+#
+# ## What you have now
+#
+# You have built NF4 from a bell curve and taken a weight from a float to half a byte and back. You know what it costs, 4.127 bits per weight with double quantization, and what a model
+# loses, which is little with blocks and much without. You have seen why that loss is smaller than the error of the weights suggests.
+#
+# Next: [02 Memory math](02_memory_math.ipynb), where these bits per weight become gigabytes.
+#
+# ## Further down
+#
+# What follows is for readers who want to know more. Nothing later depends on it.
+#
+# ### Bit for bit
+#
+# `quantize_blockwise` above is short, and in rare cases it differs from bitsandbytes in a byte. Make it equal in everything: packed codes, absmax values, and restored weights. Four
+# details do it. A weight midway between two levels gets the lower one, which `bucketize` does already. A block of zeros must not divide by zero. All blocks are *multiplied* by the inverse of their absmax, and
+# a last block that is shorter is *divided*; the two can differ in the last bit. And levels need not be in the order of their codes.
+#
+# One thing is different on purpose: a weight that is infinite or not a number (NaN) is refused.
 
 
 # %%
@@ -184,8 +954,8 @@ def finite(x):
 
 
 # %%
-def quantize_blockwise(x, levels, block_size):
-    "(codes, absmax): uint8 codes of the nearest levels, one a value, and float32 absmax, one a block."
+def quantize_exactly(x, levels, block_size):
+    "As bitsandbytes does it on a CPU: uint8 codes, one per value, and float32 absmax, one per block."
     values, order = levels.sort(stable=True)
     flat = finite(x).flatten().float()
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % block_size)).view(-1, block_size)
@@ -198,105 +968,8 @@ def quantize_blockwise(x, levels, block_size):
     return codes.to(torch.uint8), absmax
 
 
-# %%
-def dequantize_blockwise(codes, absmax, levels, block_size, shape):
-    "The float32 tensor of that shape which codes and absmax stand for."
-    return (levels[codes.long()] * absmax.repeat_interleave(block_size)[: len(codes)]).view(shape)
-
-
-def round_trip(x, levels, block_size=64):
-    return dequantize_blockwise(*quantize_blockwise(x, levels, block_size), levels, block_size, x.shape)
-
-
-print(f"blocks of 64: {relative_error(weights, round_trip(weights, int4)):.1%}")
-print(f"with the outlier, the others: {relative_error(spoiled[1:], round_trip(spoiled, int4)[1:]):.1%}")
-
 # %% [markdown]
-# The outlier no longer matters, and even without one the error has nearly halved. How small should a block be?
-# Smaller blocks round better, and each costs 32 bits for its absmax.
-
-# %%
-from helpers import plots
-
-sizes = [2**n for n in range(4, 15)]
-dotted = weights.clone()
-dotted.view(-1)[::4096] = 0.4  # one weight in 4096 is 20 standard deviations out
-rest = dotted != 0.4
-errors = {
-    "bell curve": [100 * relative_error(weights, round_trip(weights, int4, size)) for size in sizes],
-    "with outliers": [100 * relative_error(dotted[rest], round_trip(dotted, int4, size)[rest]) for size in sizes],
-}
-
-# %%
-lines = {name: (sizes, values) for name, values in errors.items()}
-title = "Small blocks round better, and keep the harm of an outlier to themselves"
-figure = plots.curves(lines, title, "block size (weights)", "relative error (%)")
-figure.axes[0].set_xscale("log", base=2)
-figure.axes[0].set_xticks(sizes, [f"{size}\n{4 + 32 / size:.3g}" for size in sizes])
-figure.axes[0].set_xlabel("block size (weights), and below it the bits a weight")
-plots.show(figure, "Line chart: relative error rises with block size, far more steeply when the weights hold outliers.")
-
-# %%
-verdict("each doubling of the block makes the error larger", all(e == sorted(e) for e in errors.values()))
-
-# %% [markdown]
-# 64 is bitsandbytes' default: 4 bits for the code and half a bit for the absmax.
-#
-# **Exercise 01.2.** `small` holds three blocks of four weights, one a row. Compute the absmax of each block.
-
-# %%
-small = torch.tensor([[0.5, -2.0, 0.1, 1.0], [0.01, 0.02, -0.04, 0.03], [3.0, -1.0, 0.0, -6.0]])
-
-answer = ...
-check("01.2", answer)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# answer = small.abs().amax(dim=1)
-# check("01.2", answer)
-# ```
-# </details>
-
-# %% [markdown]
-# ## 3. Where should the levels go?
-#
-# Most weights are near zero, so evenly spaced levels are wasted on the rim. NF4, "4-bit NormalFloat", puts the levels
-# where a bell curve has its weights: at its quantiles, which are the points that split it into parts of equal share.
-# Eight of them lie above zero and seven below, and zero itself is a level, so that a weight of zero stays zero.
-#
-# One detail is left: the outermost quantile cannot be at a share of 1, which is infinitely far out. bitsandbytes
-# takes 0.9677083 (`functional.create_normal_map`). That is the mean of 1 - 1/32 and 1 - 1/30, which are half a part
-# from the end with 16 and with 15 parts. The idea of the quantiles is QLoRA's
-# ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 3).
-
-
-# %%
-def nf4_levels(offset=0.9677083):
-    "The 16 levels of NF4: quantiles of a bell curve, 8 above zero and 7 below, and zero; divided by the largest."
-    above = torch.special.ndtri(torch.linspace(offset, 0.5, 9)[:-1].double())  # ndtri: the quantile function
-    below = -torch.special.ndtri(torch.linspace(offset, 0.5, 8)[:-1].double())
-    levels = torch.cat([below, torch.zeros(1), above]).float().sort().values
-    return levels / levels.max()
-
-
-nf4 = nf4_levels()
-nf4
-
-# %% [markdown]
-# Is this the table that bitsandbytes carries?
-
-# %%
-import bitsandbytes as bnb
-
-theirs = bnb.functional.get_4bit_type("nf4", device="cpu")
-print(f"largest difference: {(nf4 - theirs).abs().max():.1e}")
-verdict("the derived levels are bitsandbytes' NF4 table, to 1e-7", (nf4 - theirs).abs().max() <= 1e-7)
-
-# %% [markdown]
-# bitsandbytes' other 4-bit type, FP4, is a tiny floating point number: a sign, two exponent bits, one fraction bit.
-# Its exponent counts down, so that a code is not in the order of its value.
+# bitsandbytes' other 4-bit type, [FP4](../site/glossary.md#fp4), is a tiny floating-point number: a sign, two exponent bits, one fraction bit. Its exponent counts down, so that a code is not in the order of its value.
 
 
 # %%
@@ -312,227 +985,71 @@ def fp4_levels():
 
 
 fp4 = fp4_levels()
-verdict("and so for FP4", torch.equal(fp4, bnb.functional.get_4bit_type("fp4", device="cpu")))
-
-# %%
-scaled = (weights.view(-1, 64) / weights.view(-1, 64).abs().amax(dim=1, keepdim=True)).flatten()
-sets = {"NF4": nf4, "FP4": fp4, "int4": int4}
-figure = plots.levels_on_histogram(scaled, sets, "NF4 has its levels where weights are; FP4 spends four on nearly zero")
-plots.show(figure, "Histogram of block-scaled weights with three rows of ticks for the levels of NF4, FP4 and int4.")
+verdict("these are bitsandbytes' FP4 levels", torch.equal(fp4, bnb.functional.get_4bit_type("fp4", device="cpu")))
 
 # %% [markdown]
-# The histogram is of weights divided by the absmax of their block of 64. It is not a bell curve any more: it ends at
-# -1 and 1, and the two spikes at the ends are the one weight of each block that *is* its absmax. Which set rounds
-# best?
+# Now compare, and not only for well-behaved weights. There are heavy tails, zeros, numbers too small for a normal float, an outlier of 60,000, ties between two levels, a length that fills no block; in three types, two sets
+# of levels, and eight block sizes. An odd number of codes is filled up with the code of zero before it is packed.
+
 
 # %%
-error = {name: relative_error(weights, round_trip(weights, levels)) for name, levels in sets.items()}
-record(relative_error=error)
-table(error, "{:.1%}", columns=("levels", "relative error"))
+def same_bits(x, kind, block_size):
+    "Whether bitsandbytes and the functions of this lesson agree on x in every bit."
+    levels, filler = (nf4_levels(), 7) if kind == "nf4" else (fp4_levels(), 0)
+    packed, state = bnb.functional.quantize_4bit(x, blocksize=block_size, quant_type=kind)
+    codes, absmax = quantize_exactly(x, levels, block_size)
+    restored = dequantize_blockwise(codes, absmax, levels, block_size, x.shape).to(x.dtype)
+    theirs = bnb.functional.dequantize_4bit(packed, state).view(x.shape)  # it makes a matrix of a row
+    filled = torch.nn.functional.pad(codes, (0, len(codes) % 2), value=filler)
+    pairs = ((pack(filled), packed.flatten()), (absmax, state.absmax), (restored, theirs))
+    return all(torch.equal(mine, others) for mine, others in pairs)
+
 
 # %%
-verdict("of these NF4 rounds a bell curve best, and FP4 worst", error["NF4"] < error["int4"] < error["FP4"])
+curve, up = torch.randn(20_001, generator=torch.Generator().manual_seed(seed)), fp4.sort().values
+cases = {
+    "bell curve": curve,
+    "heavy tails": (curve / curve.roll(1)).clamp(-6e4, 6e4),
+    "zeros": torch.zeros(5000),
+    "subnormal": curve * 1e-40,
+    "one outlier": torch.cat([curve, torch.tensor([6e4])]),
+    "ties": torch.cat([nf4[1:] + nf4[:-1], up[1:] + up[:-1], torch.tensor([2.0])]).repeat(50),
+    "shorter than a block": curve[:7],
+}
+
+# %%
+sizes, agree = [2**n for n in range(5, 13)], {}
+with torch.compiler.set_stance("force_eager"):  # bitsandbytes would compile a rare path, which takes long
+    for name, x in cases.items():
+        found = [same_bits(x.to(t), kind, size) for t in FIELDS for kind in ("nf4", "fp4") for size in sizes]
+        agree[name] = (sum(found), len(found))
+verdict("codes, absmax and restored weights equal bitsandbytes', bit for bit", all(a == b for a, b in agree.values()))
+table(agree, columns=("values", "agree", "of"))
 
 # %% [markdown]
-# ### Try it
+# (`torch.equal` takes 0.0 and -0.0 for equal, and has to: FP4's code 8 is -0.0 on one of bitsandbytes' own paths and 0.0 on another. Every other bit is compared.)
 #
-# Move the block size, the levels and an outlier (in standard deviations), and watch error and bits. The sliders work
-# where a notebook runs, and a page that only shows it has a still picture. The explorer calls *your* functions:
-# change `quantize_blockwise` above, run this cell again, and it follows.
+# And what does bitsandbytes do with a NaN among the weights?
 
 # %%
-from helpers.widgets import explore
-
-explore(quantize_blockwise, dequantize_blockwise, sets)
+broken = curve[:128].clone()
+broken[100] = float("nan")
+for nested in (False, True):
+    kept = bnb.functional.quantize_4bit(broken, quant_type="nf4", compress_statistics=nested)
+    lost = 128 - bnb.functional.dequantize_4bit(*kept).isfinite().sum()
+    print(f"one NaN in the second of two blocks, double quantization {nested!s:5}: {lost} of 128 values lost")
+try:
+    quantize_exactly(broken, nf4, 64)
+except ValueError as problem:
+    print("yours:", problem)
 
 # %% [markdown]
-# ### Is NF4 optimal?
+# It says nothing. The block is lost, and with double quantization the *whole tensor*, since the mean of all absmax values is lost too. A checkpoint with one NaN gives a model of NaN.
 #
-# It is often said to be "information-theoretically optimal for normally distributed weights". That claim can be
-# checked. It would mean that all 16 codes are used equally often, so that each carries a full 4 bits. Count them:
-
-# %%
-codes, _ = quantize_blockwise(weights, nf4, 64)
-usage = codes.long().bincount(minlength=16) / codes.numel()
-labels = [f"{level:.2f}" for level in nf4]
-colours = [plots.COLOURS["orange" if share < 1 / 16 else "blue"] for share in usage]
-title = "NF4 uses its codes unevenly (orange: less than an equal share, 6.25%)"
-figure = plots.bars(labels, (100 * usage).tolist(), title, "share of the weights (%)", colours, "{:.1f}", (7.2, 4.4))
-figure.axes[0].set_ylabel("level")
-plots.show(figure, "Bars: the share of weights at each NF4 level, from below 2% at the ends to above 9% near zero.")
-
-# %% [markdown]
-# They are not used equally. The bell curve was scaled by the absmax of its block, and what comes out depends on the
-# block size, which NF4's derivation does not know ([Yoshida 2023](https://arxiv.org/abs/2306.06965) says so too).
-# Then what is the best set? That depends on what you want, so make one for each wish, from the scaled weights
-# themselves:
+# ### Double quantization by hand
 #
-# - *equal use*: levels in 16 parts of equal share;
-# - *least squared error*: Lloyd's and Max's method. Put each level at the mean of the weights that go to it, send
-#   each weight to its nearest level, and repeat until nothing moves;
-# - *least absolute error*: the same with the median, where -1, 0 and 1 stay fixed, as Yoshida has it.
-
-
-# %%
-def improve(levels, x, center, fixed=(), rounds=300):
-    "Move each level to the center of the part of x (sorted) that is nearest to it, again and again."
-    for _ in range(rounds):
-        edges = torch.searchsorted(x, (levels[1:] + levels[:-1]) / 2).tolist()
-        moved = torch.tensor([center(a, b) for a, b in zip([0, *edges], [*edges, len(x)], strict=True)])
-        for level in fixed:
-            moved[(levels == level).nonzero()] = level
-        levels = moved
-    return levels
-
-
-# %%
-x = scaled.sort().values
-sums = torch.cat([torch.zeros(1), x.double().cumsum(0)]).tolist()
-
-
-def mean(a, b):
-    return (sums[b] - sums[a]) / (b - a)
-
-
-def median(a, b):
-    return x[(a + b) // 2].item()
-
-
-lloyd_max = improve(torch.linspace(-0.95, 0.95, 16), x, mean)
-least_absolute = improve(nf4, x, median, fixed=(-1, 0, 1))
-equal_use = x.view(16, -1).mean(dim=1)
-
-
-# %%
-def judge(levels, x):
-    "Bits of information in a code, mean squared and mean absolute error."
-    codes = torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
-    share = codes.bincount(minlength=16) / len(x)
-    information = -(share[share > 0] * share[share > 0].log2()).sum().item()
-    wrong = (levels[codes] - x).double()
-    return information, wrong.square().mean().item(), wrong.abs().mean().item()
-
-
-af4 = bnb.functional.get_4bit_type("af4", device="cpu").sort().values
-candidates = {"NF4": nf4, "equal use": equal_use, "Lloyd-Max": lloyd_max, "least absolute": least_absolute}
-candidates |= {"int4": int4, "FP4": fp4.sort().values, "AF4": af4}
-judged = {name: judge(levels, x) for name, levels in candidates.items()}
-
-# %%
-_, square, absolute = judged["NF4"]
-rows = [(name, i, s, s / square - 1, a, a / absolute - 1) for name, (i, s, a) in judged.items()]
-headings = ("levels", "bits in a code", "squared error", "to NF4", "absolute error", "to NF4")
-table(rows, "{:.5f}", columns=headings, bits_in_a_code="{:.2f}", to_NF4="{:+.1%}")
-
-# %%
-verdict("NF4's codes carry less than 4 bits", judged["NF4"][0] < 3.95)
-equal = judged["equal use"]
-verdict("the set with equal use has larger errors, squared and absolute", equal[1] > square and equal[2] > absolute)
-verdict("Lloyd-Max has a squared error at least a tenth smaller", judged["Lloyd-Max"][1] < 0.9 * square)
-verdict("in absolute error NF4 is within 1% of the best", judged["least absolute"][2] > 0.99 * absolute)
-record(codebooks=judged)
-
-# %% [markdown]
-# What follows, in plain words:
-#
-# - NF4 is not information-theoretically optimal for block-scaled weights. Its codes are used unequally.
-# - Nobody should want that optimum. The set with equal use rounds worse: it crowds levels near zero and has none to
-#   spare for the large weights, where errors are large. ("And that's good", says the title of Yoshida's note.)
-# - Nor has NF4 the least squared error. Lloyd-Max has less, though it gives up both an exact zero and an exact
-#   absmax.
-# - In absolute error, with -1, 0 and 1 kept, nothing is left to gain at blocks of 64.
-#
-# One row is a surprise. AF4 is the set that Yoshida's note derives for blocks of 64, and bitsandbytes carries its
-# table. It was made for the least absolute error, and here it has more than NF4. Why? In the least set each level is
-# the median of its part, and that part ends midway to the next level. Look at the levels on either side of zero:
-
-# %%
-for i, inner in ((6, af4[7]), (8, af4[7])):
-    outer = (af4[i] + af4[2 * i - 7]) / 2  # midway to the next level away from zero
-    for name, edge in (("midway to zero", (af4[i] + inner) / 2), ("zero itself", inner)):
-        part = x[(x > min(edge, outer)) & (x < max(edge, outer))]
-        print(f"level {af4[i]:+.4f}   median of its part, if the part ends at {name:15}: {part.median():+.4f}")
-
-# %% [markdown]
-# The table's levels are medians of parts that end *at* zero, as though the level zero attracted nothing. With parts
-# that end midway you get the row "least absolute", which is close to NF4. The note's main point stands all the same,
-# and grows with the block:
-
-# %%
-for size in (64, 256, 1024, 4096):
-    blocks = weights.view(-1, size)
-    y = (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten().sort().values
-    best = improve(nf4, y, lambda a, b, y=y: y[(a + b) // 2].item(), fixed=(-1, 0, 1))
-    (information, _, ours), (_, _, least) = judge(nf4, y), judge(best, y)
-    print(f"blocks of {size:4}: {information:.2f} bits a code, absolute error {ours / least - 1:+.1%} over the least")
-
-# %% [markdown]
-# At bitsandbytes' block size, 64, NF4 is a good choice and no optimum; with blocks of thousands it no longer fits.
-# Section 8 asks what a model feels of such differences.
-#
-# **Exercise 01.3.** Build NF3, the 8 levels for 3 bits, by NF4's recipe: 4 quantiles above zero, 3 below, and zero.
-# The offset for 8 levels is given.
-
-# %%
-nf3_offset = 1 - (1 / 16 + 1 / 14) / 2
-
-answer = ...
-check("01.3", answer)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# above = torch.special.ndtri(torch.linspace(nf3_offset, 0.5, 5)[:-1].double())
-# below = -torch.special.ndtri(torch.linspace(nf3_offset, 0.5, 4)[:-1].double())
-# levels = torch.cat([below, torch.zeros(1), above]).float().sort().values
-# answer = levels / levels.max()
-# check("01.3", answer)
-# ```
-# </details>
-
-# %% [markdown]
-# ## 4. Double quantization
-#
-# What does a weight really cost? Let bitsandbytes quantize a matrix, and count the bytes of all the tensors that it
-# keeps: packed codes, absmax values, and its table of levels.
-
-# %%
-matrix = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(seed)) * 0.02
-
-
-def kept_bits(packed, state):
-    "Bits a weight, from the tensors that bitsandbytes keeps."
-    tensors = [packed, *(value for value in state.as_dict().values() if torch.is_tensor(value))]
-    return 8 * sum(t.numel() * t.element_size() for t in tensors) / state.shape.numel()
-
-
-packed, state = bnb.functional.quantize_4bit(matrix, quant_type="nf4")
-{name: (tuple(value.shape), str(value.dtype)) for name, value in state.as_dict().items() if torch.is_tensor(value)}
-
-# %%
-single = kept_bits(packed, state)
-packed, state = bnb.functional.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
-double = kept_bits(packed, state)
-kinds = {"float32 absmax": (single, 4 + 32 / 64), "absmax quantized too": (double, 4 + 8 / 64 + 32 / (64 * 256))}
-table(kinds, "{:.4f}", columns=("", "bits a weight", "by formula"))
-
-# %% [markdown]
-# An absmax of 32 bits for 64 weights is half a bit each. Double quantization, `compress_statistics` here and
-# `bnb_4bit_use_double_quant` in transformers, stores the absmax values themselves in 8 bits, in blocks of 256. The
-# difference between counting and formula is the tables of levels, which a matrix keeps once.
-
-# %%
-saved = single - double
-record(bits_a_weight={"single": single, "double": double})
-close = abs(single - 4.5) < 0.001 and abs(double - 4.127) < 0.003
-verdict("4.5 bits a weight, and about 4.127 with double quantization", close)
-print(f"saved in a model of 7.24 billion weights: {7.24e9 * saved / 8 / 1e9:.2f} GB")
-
-# %% [markdown]
-# Do it yourself. Absmax values are all positive and much alike, so their mean comes off first. What is left is
-# rounded to 256 levels that are dense at zero: seven decades, each with twice as many levels as the one below it
-# ([Dettmers 2015](https://arxiv.org/abs/1511.04561)).
+# Absmax values are all positive and much alike, so their mean comes off first. What is left is rounded to 256 levels that are dense near zero: seven decades, each with twice as many
+# levels as the one below it ([Dettmers 2015](https://arxiv.org/abs/1511.04561)).
 
 
 # %%
@@ -547,8 +1064,9 @@ def dynamic_levels():
 
 
 # %% [markdown]
-# One thing here you could not guess: on a CPU, bitsandbytes does not search 256 levels for every value. It first
-# rounds the value to one of 65,536 even steps, and keeps a list of which level is nearest to each step.
+# Two things here you could not guess. On a CPU bitsandbytes does not search 256 levels for every value. It first rounds the value to one of 65,536 even steps, and keeps a list of which level is nearest
+# to each step. And the processor multiplies by 65,535 and adds one half in a single operation that rounds once, a *fused multiply-add* (FMA). In Python the product would be rounded before the sum. So the line below computes in float64, where the product is exact,
+# and rounds once.
 
 
 # %%
@@ -558,136 +1076,82 @@ def double_quantize(absmax):
     blocks = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 256)).view(-1, 256)
     largest = blocks.abs().amax(dim=1)
     scaled = (blocks * (1 / largest)[:, None]).nan_to_num(-1).clamp(-1, 1)  # a block of zeros gets code 0
-    steps = (((scaled + 1) * 0.5).double() * 65535 + 0.5).float().floor()  # 0 to 65535; rounded once, as in one FMA
+    steps = (((scaled + 1) * 0.5).double() * 65535 + 0.5).float().floor()  # 0 to 65535
     codes = torch.bucketize(steps / 65535 * 2 - 1, (levels[1:] + levels[:-1]) / 2)
     return codes.flatten()[: len(absmax)].to(torch.uint8), largest, offset
 
 
 # %%
-_, absmax = quantize_blockwise(matrix, nf4, 64)
-codes, largest, offset = double_quantize(absmax)
+state = twice[1]
+codes, largest, offset = double_quantize(quantize_exactly(matrix, nf4, 64)[1])
 same = (codes == state.absmax).all() and (largest == state.state2.absmax).all() and offset == state.offset
 verdict("double quantization gives bitsandbytes' codes, absmax and mean, bit for bit", same)
 
 # %% [markdown]
-# And what does it cost? Compare the error with exact and with quantized absmax values:
+# ### Is NF4 optimal?
+#
+# It is often said to be "information-theoretically optimal for normally distributed weights". That claim can be checked. It would mean that all 16 codes are used equally often, so that each
+# carries a full 4 bits. Count them:
 
 # %%
-exact = bnb.functional.dequantize_4bit(*bnb.functional.quantize_4bit(matrix, quant_type="nf4"))
-twice = bnb.functional.dequantize_4bit(packed, state)
-exact_error, twice_error = relative_error(matrix, exact), relative_error(matrix, twice)
-print(f"relative error: {exact_error:.3%} with float32 absmax, {twice_error:.3%} with 8 bits")
-verdict("double quantization adds less than a hundredth to the error", twice_error < 1.01 * exact_error)
+x = (bell.view(-1, 64) / bell.view(-1, 64).abs().amax(dim=1, keepdim=True)).flatten().sort().values
+usage = quantize_blockwise(bell, nf4, 64)[0].long().bincount(minlength=16) / bell.numel()
+labels, shares = [f"{level:.2f}" for level in nf4], (100 * usage).tolist()
+title, share = "NF4 uses its codes unevenly", {"line": 100 / 16, "line_label": "an equal share, 6.25%"}
+figure = bars(labels, shares, title, "share of the weights (%)", numbers="{:.1f}", size=(7.2, 4.4), **share)
+figure.axes[0].set_ylabel("level")
+show(figure, "Bars: the share of weights at each NF4 level, from below 2% at the ends to above 9% near zero.")
 
 # %% [markdown]
-# It is nearly free, which is why QLoRA turns it on.
+# They are not used equally. The weights were scaled by the absmax of their block, and what comes out depends on the block size, which NF4's derivation does not know
+# ([Yoshida 2023](https://arxiv.org/abs/2306.06965) says so too). Then what is the best set? That depends on what you want. Make one for each of two wishes, from the scaled weights themselves:
 #
-# **Exercise 01.4.** How many bits does a weight take with blocks of 128 and double quantization (tables of levels
-# left out)?
-
-# %%
-answer = ...
-check("01.4", answer)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# answer = 4 + 8 / 128 + 32 / (128 * 256)
-# check("01.4", answer)
-# ```
-# </details>
-
-# %% [markdown]
-# ## 5. Packing, and how a 4-bit layer multiplies
-#
-# A computer has no 4-bit numbers. Two codes share a byte: the first in the high four bits (a *nibble*), the second in
-# the low four. An odd number of codes is filled up with the code of zero, which is 7 in NF4 and 0 in FP4.
+# - *equal use*: levels in 16 parts of equal share;
+# - *least squared error*: Lloyd's and Max's method. Put each level at the mean of the weights that go to it, send each weight to its nearest level, and repeat until nothing moves.
 
 
 # %%
-def pack_4bit(codes, filler=7):
-    "Two codes a byte, the first in the high nibble; uint8."
-    if len(codes) % 2:
-        codes = torch.cat([codes, codes.new_tensor([filler])])
-    return codes[0::2] << 4 | codes[1::2]
-
-
-codes = torch.tensor([7, 1, 15, 0], dtype=torch.uint8)
-[f"{byte:08b}" for byte in pack_4bit(codes).tolist()]
-
-# %% [markdown]
-# **Exercise 01.5.** Write the way back: `unpack_4bit(packed)` gives all the codes, in order.
+def lloyd_max(x, rounds=300):
+    "16 levels of least squared error for the sorted values x."
+    sums = torch.cat([torch.zeros(1), x.double().cumsum(0)])
+    levels = torch.linspace(-0.95, 0.95, 16)
+    for _ in range(rounds):
+        edges = torch.searchsorted(x, (levels[1:] + levels[:-1]) / 2)
+        edges = torch.cat([torch.tensor([0]), edges, torch.tensor([len(x)])])
+        levels = (sums[edges].diff() / edges.diff()).float()
+    return levels
 
 
 # %%
-def unpack_4bit(packed):
-    "Write this."
+def judge(levels, x):
+    "Bits of information in a code, and the relative error."
+    codes = torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
+    share = codes.bincount(minlength=16) / len(x)
+    return -(share[share > 0] * share[share > 0].log2()).sum().item(), relative_error(x, levels[codes])
 
 
-answer = ...  # and then put unpack_4bit here
-check("01.5", answer)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def unpack_4bit(packed):
-#     return torch.stack([packed >> 4, packed & 15], dim=1).flatten()
-#
-#
-# check("01.5", unpack_4bit)
-# ```
-# </details>
-
-# %% [markdown]
-# No unit multiplies NF4 codes either. A 4-bit layer first turns its weights back into ordinary numbers, in a *compute
-# dtype*, then multiplies as ever, and forgets them. So 4 bits save memory and no arithmetic: there is one step more
-# than in a 16-bit layer. See it with bitsandbytes' layer and your own functions:
+candidates = {"NF4": nf4, "equal use": x.view(16, -1).mean(dim=1), "Lloyd-Max": lloyd_max(x), "int4": int4, "FP4": up}
+judged = {name: judge(levels, x) for name, levels in candidates.items()}
+table(judged, columns=("levels", "bits in a code", "relative error"), bits_in_a_code="{:.2f}", relative_error="{:.2%}")
 
 # %%
-from torch.nn.functional import linear
-from helpers.training import keep_4bit_layout
-
-layer = bnb.nn.Linear4bit(1024, 1024, bias=False, compute_dtype=torch.float32)
-layer.weight = bnb.nn.Params4bit(weights.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False)
-layer = keep_4bit_layout(layer.to("cpu"))  # .to() quantizes; the other call is a workaround, see its docstring
-
-inputs = torch.randn(64, 1024, generator=torch.Generator().manual_seed(seed + 1))
-restored = round_trip(weights, nf4)
-by_hand = linear(inputs, restored)
-verdict("a 4-bit layer is: dequantize, then multiply", torch.equal(layer(inputs), by_hand))
+(information, ours), (full, worse), (_, best) = (judged[name] for name in ("NF4", "equal use", "Lloyd-Max"))
+verdict(
+    "NF4 neither uses its codes equally nor has the least error",
+    information < 3.95 < full and best < 0.97 * ours < worse,
+)
+record(codebooks=judged, agree=agree)
 
 # %% [markdown]
-# The compute dtype is yours to choose. The same product in three types, against one in float64, and beside it what
-# the rounding to 4 bits itself did. The last column is the share of values that are lost to infinity when the inputs
-# are 100,000 times as large:
-
-# %% tags=["nbval-ignore-output"] reason="last digits depend on the processor's order of sums"
-exact, true = linear(inputs.double(), restored.double()), linear(inputs.double(), weights.double())
-rows = []
-for dtype in FIELDS:
-    product, large = (linear(x.to(dtype), restored.to(dtype)) for x in (inputs, 1e5 * inputs))
-    rows.append({"compute dtype": dtype, "error of computing": relative_error(exact, product)})
-    lost = 1 - large.isfinite().float().mean().item()
-    rows[-1] |= {"with that of 4 bits": relative_error(true, product), "lost": lost}
-table(rows, "{:.2g}")
-
-# %%
-_, half, brain = (line["error of computing"] for line in rows)
-verdict("float16 computes more exactly than bfloat16", half < brain / 4)
-verdict("next to the error of 4 bits neither matters", brain < relative_error(true, exact) / 10)
-
-# %% [markdown]
-# So the compute dtype is a question of speed and range, not of quality: the 16-bit type that your GPU has units for,
-# and on a T4 that is float16, with an eye on what overflows.
+# So NF4 is not information-theoretically optimal for weights in blocks, and nobody should want that optimum: the set with equal use rounds worse. It crowds levels near zero and has none to spare for
+# the large weights, where errors are large. ("And that's good", says the title of Yoshida's note.) Nor has NF4 the least error. Lloyd-Max has a little less, though it gives up both an exact zero
+# and an exact absmax. At blocks of 64 NF4 is a good choice and no optimum.
 #
-# ## 6. Eight bits, the milder choice
+# ### Eight bits
 #
-# LLM.int8 rounds weights *and inputs* to whole numbers from -127 to 127, a scale for each row, and multiplies those
-# whole numbers, which GPUs do fast ([Dettmers et al. 2022](https://arxiv.org/abs/2208.07339)). Weights take that
-# well. Inputs do not: in large models some columns hold values that dwarf the rest, in every row. So columns with a
-# value beyond a threshold, 6.0, are set aside and multiplied as they are.
+# LLM.int8 rounds weights *and inputs* to whole numbers from -127 to 127, with a scale for each row, and multiplies those whole numbers, which GPUs do fast
+# ([Dettmers et al. 2022](https://arxiv.org/abs/2208.07339)). Weights take that well. Inputs do not: in large models some columns hold values that dwarf the rest, in every row. So columns with a value beyond a threshold, 6.0, are
+# set aside and multiplied as they are.
 
 
 # %%
@@ -705,300 +1169,48 @@ def int8_linear(x, weight, threshold):
 
 # %%
 inputs[:, 7] *= 40  # an outlier column
-true = linear(inputs.double(), weights.double())
 layer = bnb.nn.Linear8bitLt(1024, 1024, bias=False, has_fp16_weights=False, threshold=6.0)
-layer.weight = bnb.nn.Int8Params(weights.clone(), requires_grad=False, has_fp16_weights=False)
-layer = layer.to("cpu").eval()
-eight = {
-    "8 bits, no threshold": int8_linear(inputs, weights, threshold=float("inf")),
-    "8 bits, threshold 6": int8_linear(inputs, weights, threshold=6.0),
-    "8 bits, bitsandbytes' layer": layer(inputs.half()).float(),
-    "4 bits, NF4": linear(inputs, restored),
+layer.weight = bnb.nn.Int8Params(bell.clone(), requires_grad=False, has_fp16_weights=False)
+products = {
+    "8 bits, no threshold": int8_linear(inputs, bell, threshold=float("inf")),
+    "8 bits, threshold 6": int8_linear(inputs, bell, threshold=6.0),
+    "8 bits, bitsandbytes' layer": layer.to("cpu").eval()(inputs.half()).float(),
+    "4 bits, NF4": linear(inputs, round_trip(bell, nf4)),
 }
-wrong = {name: relative_error(true, product) for name, product in eight.items()}
+
+# %%
+true = linear(inputs.double(), bell.double())
+wrong = {name: relative_error(true, product) for name, product in products.items()}
+verdict(
+    "setting outlier columns aside mends the product", wrong["8 bits, threshold 6"] < wrong["8 bits, no threshold"] / 4
+)
+record(product_error=wrong)
 table(wrong, "{:.2%}", columns=("product", "relative error"))
 
-# %%
-record(product_error=wrong)
-verdict("outlier columns set aside mend the product", wrong["8 bits, threshold 6"] < wrong["8 bits, no threshold"] / 4)
-verdict("8 bits err less than 4", wrong["8 bits, bitsandbytes' layer"] < wrong["4 bits, NF4"] / 4)
-
 # %% [markdown]
-# Eight bits are about ten times as exact as four here, and take nearly twice the memory. Choose them when a model
-# suffers in 4 bits and still fits. QLoRA trains on top of 4.
+# Eight bits are about ten times as exact as four here, and take nearly twice the memory. Choose them when a model suffers in 4 bits and still fits.
 #
-# ## 7. Bit for bit
-#
-# Your functions are short, bitsandbytes is not. Do they agree in everything: the packed codes, the absmax values, and
-# what is restored? And not only for well-behaved weights: here are heavy tails, zeros, numbers too small for a normal
-# float, an outlier of 60,000, ties between two levels, lengths that fill no block, and 16-bit inputs.
-
-
-# %%
-def same_bits(x, kind, block_size):
-    "Whether bitsandbytes and this lesson's functions agree on x in every bit."
-    levels, filler = (nf4_levels(), 7) if kind == "nf4" else (fp4_levels(), 0)
-    packed, state = bnb.functional.quantize_4bit(x, blocksize=block_size, quant_type=kind)
-    codes, absmax = quantize_blockwise(x, levels, block_size)
-    restored = dequantize_blockwise(codes, absmax, levels, block_size, x.shape).to(x.dtype)
-    theirs = bnb.functional.dequantize_4bit(packed, state).view(x.shape)  # it makes a matrix of a row
-    pairs = ((pack_4bit(codes, filler), packed.flatten()), (absmax, state.absmax), (restored, theirs))
-    return all(torch.equal(ours, others) for ours, others in pairs)
-
-
-# %%
-bell = torch.randn(20_001, generator=torch.Generator().manual_seed(seed))
-up = fp4.sort().values
-cases = {
-    "bell curve": bell,
-    "heavy tails": (bell / bell.roll(1)).clamp(-6e4, 6e4),
-    "zeros": torch.zeros(5000),
-    "subnormal": bell * 1e-40,
-    "one outlier": torch.cat([bell, torch.tensor([6e4])]),
-    "ties": torch.cat([nf4[1:] + nf4[:-1], up[1:] + up[:-1], torch.tensor([2.0])]).repeat(50),
-    "shorter than a block": bell[:7],
-}
-sizes, kinds = [2**n for n in range(5, 13)], ("nf4", "fp4")
-
-# %%
-# bitsandbytes compiles a rare path (odd lengths, large blocks), and that takes longer than all of this: not now.
-with torch.compiler.set_stance("force_eager"):
-    agree = {
-        name: [same_bits(x.to(dtype), kind, size) for dtype in FIELDS for kind in kinds for size in sizes]
-        for name, x in cases.items()
-    }
-counts = {name: [sum(found), len(found)] for name, found in agree.items()}
-table(counts, columns=("values", "agree", "of"))
-
-# %%
-record(agree=counts)
-everywhere = all(all(found) for found in agree.values())
-verdict("codes, absmax and restored weights equal bitsandbytes', bit for bit", everywhere)
-
-# %% [markdown]
-# (`torch.equal` takes 0.0 and -0.0 for equal, and has to: FP4's code 8 is -0.0 in one of bitsandbytes' own paths and
-# 0.0 in another. Every other bit is compared.)
-#
-# There is one difference, and it is on purpose. What does bitsandbytes do with a NaN or an infinity among the
-# weights?
-
-# %%
-for bad in (float("nan"), float("inf")):
-    broken = bell[:128].clone()
-    broken[100] = bad
-    for nested in (False, True):
-        kept = bnb.functional.quantize_4bit(broken, quant_type="nf4", compress_statistics=nested)
-        lost = 128 - bnb.functional.dequantize_4bit(*kept).isfinite().sum()
-        print(f"one {bad} in the second of two blocks, double quantization {nested!s:5}: {lost} of 128 values lost")
-
-# %% [markdown]
-# It says nothing. The block is lost, and with double quantization the *whole tensor*, since the mean of all absmax
-# values is lost too. A checkpoint with one NaN gives a model of NaN. Your functions say so:
-
-# %%
-try:
-    quantize_blockwise(broken, nf4, 64)
-except ValueError as problem:
-    print(problem)
-
-# %% [markdown]
-# ## 8. What a model feels
-#
-# Errors of weights are not what you care about. Take the bundled model, which learnt a few thousand simple facts, and
-# ask it questions whose answers it knows. The questions are those of the held-out instructions, in the form that the
-# model met in training. Two numbers come out: the loss on the tokens of the answers, and the recall, the share of
-# answers that greedy decoding gets right in full (it does if each token of the answer is the likeliest one, given
-# those before it).
-
-# %%
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(run.model.path)
-model = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
-rows = run.rows["heldout"].select(range(min(eval_rows, len(run.rows["heldout"]))))
-questions = ["\n".join(filter(None, (row["instruction"], row["input"], "Answer:\n"))) for row in rows]
-answers = [row["output"] + "\n" for row in rows]
-print(questions[0] + answers[0])
-
-# %%
-texts = [question + answer for question, answer in zip(questions, answers, strict=True)]
-batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-begins = torch.tensor([len(tokenizer(q).input_ids) for q in questions])
-places = torch.arange(1, batch.input_ids.shape[1])
-of_answer = (places >= begins[:, None]) & batch.attention_mask[:, 1:].bool()
-
-
-@torch.no_grad()
-def loss_and_recall(model):
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1][of_answer]
-    tokens = batch.input_ids[:, 1:][of_answer]
-    wrong = torch.zeros_like(of_answer).masked_scatter(of_answer, logits.argmax(dim=1) != tokens)
-    return torch.nn.functional.cross_entropy(logits, tokens).item(), 1 - wrong.any(dim=1).float().mean().item()
-
-
-# %% [markdown]
-# Now round the weights of all linear layers inside the model in every way that this lesson has, and two more: NF3 and
-# NF2, by the recipe of exercise 01.3. bitsandbytes leaves embeddings, norms and the output layer alone, and so does
-# this.
-
-
-# %%
-def normal_levels(bits):
-    "NF4's recipe for any number of bits."
-    half = 2 ** (bits - 1)
-    offset = 1 - (1 / (4 * half) + 1 / (4 * half - 2)) / 2
-    above = torch.special.ndtri(torch.linspace(offset, 0.5, half + 1)[:-1].double())
-    below = -torch.special.ndtri(torch.linspace(offset, 0.5, half)[:-1].double())
-    levels = torch.cat([below, torch.zeros(1), above]).float().sort().values
-    return levels / levels.max()
-
-
-def int8_round_trip(weight):
-    whole, scale = int8_rows(weight)
-    return whole * scale
-
-
-# %%
-roundings = {
-    "float32": lambda w: w,
-    "float16": lambda w: w.half().float(), "bfloat16": lambda w: w.bfloat16().float(),
-    "8 bits: int8 by rows": int8_round_trip,
-    "4 bits: NF4": lambda w: round_trip(w, nf4),
-    "4 bits: Lloyd-Max": lambda w: round_trip(w, lloyd_max),
-    "4 bits: int4": lambda w: round_trip(w, int4),
-    "4 bits: FP4": lambda w: round_trip(w, fp4),
-    "4 bits: int4, no blocks": lambda w: with_one_absmax(w, int4),
-    "3 bits: NF3": lambda w: round_trip(w, normal_levels(3)),
-    "2 bits: NF2": lambda w: round_trip(w, normal_levels(2)),
-}  # fmt: skip
-
-# %%
-import copy
-
-
-def inner_layers(model):
-    return [part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"]
-
-
-def inner_weights(model):
-    return torch.cat([layer.weight.data.flatten() for layer in inner_layers(model)])
-
-
-# %%
-felt = {}
-for name, rounding in roundings.items():
-    rounded = copy.deepcopy(model)
-    for layer in inner_layers(rounded):
-        layer.weight.data = rounding(layer.weight.data)
-    loss, recall = loss_and_recall(rounded)
-    error = relative_error(inner_weights(model), inner_weights(rounded))
-    felt[name] = {"error": error, "loss": loss, "recall": recall}
-
-# %% tags=["nbval-ignore-output"] reason="the last digits of a model's loss depend on the processor"
-record(felt=felt)
-table(felt, "{:.1%}", loss="{:.5f}", columns=["weights"])
-
-# %%
-title = "Down to 3 bits this model keeps its answers; with 2 it keeps none"
-figure, (left, right) = plots.axes(title, "recall (%)", "", size=(7.6, 4), ncols=2, sharey=True)
-left.barh(list(felt), [100 * f["recall"] for f in felt.values()], color=plots.COLOURS["blue"])
-right.plot([f["loss"] for f in felt.values()], list(felt), "o", color=plots.COLOURS["red"])
-left.invert_yaxis()
-right.set(xlabel="loss on answers (nats a token)", xscale="log")
-plots.show(figure, "Bars of recall and dots of loss by type of weights: alike from 32 to 3 bits, ruined at 2 bits.")
-
-# %%
-sound = [name for name in felt if name not in ("4 bits: int4, no blocks", "2 bits: NF2")]
-before = felt["float32"]["recall"]
-verdict("down to 3 bits in blocks of 64, recall stays", all(abs(felt[n]["recall"] - before) <= 0.03 for n in sound))
-verdict("with 2 bits less than a tenth of it is left", felt["2 bits: NF2"]["recall"] < 0.1 * before)
-
-# %% [markdown]
-# No answer is lost until far below 4 bits. The loss tells more: it grows with the error of the weights, most of all
-# where there are no blocks, and at 2 bits nothing is left. Lloyd-Max, better on paper, makes no difference that you
-# can see.
-#
-# Take this with care. The model is tiny and knows its facts by heart, with a wide margin; a large model asked hard
-# questions has less. For those, QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16
-# bits ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 4).
-#
-# Is a model with rounded weights really what bitsandbytes computes? Load it in NF4 the way that later lessons do, and
-# ask the same questions.
-
-# %%
-from transformers import BitsAndBytesConfig
-
-config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-loaded = AutoModelForCausalLM.from_pretrained(
-    run.model.path, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
-)
-loss, recall = loss_and_recall(keep_4bit_layout(loaded))
-row = felt["4 bits: NF4"]
-same = abs(loss / row["loss"] - 1) < 1e-3 and recall == row["recall"]
-verdict("the model that transformers loads in NF4 has the loss and recall of the row NF4", same)
-
-# %% [markdown]
-# ## 9. BitsAndBytesConfig, field by field
-#
-# All of this is switched on by one object, whose defaults are *not* what QLoRA uses: FP4, float32 compute and no
-# double quantization. Here is every field that the installed transformers has, with its default.
+# ### BitsAndBytesConfig, field by field
 
 # %%
 USE = {
-    "load_in_8bit": ("False", "True gives section 6's LLM.int8 instead; not both"),
+    "load_in_8bit": ("False", "True gives LLM.int8 instead; not both"),
     "load_in_4bit": ("True", "this is QLoRA's base model"),
     "llm_int8_threshold": ("leave", "8 bits only: from which size on a column is set aside"),
     "llm_int8_skip_modules": ("leave", "layers to keep in 16 bits, in 4-bit models too; None skips the output layer"),
     "llm_int8_enable_fp32_cpu_offload": ("leave", "layers on the CPU in float32, if the GPU cannot hold all; slow"),
     "llm_int8_has_fp16_weight": ("leave", "8 bits only: keeps the 16-bit weights as well"),
-    "bnb_4bit_compute_dtype": ("float16 on a T4, bfloat16 since Ampere", "float32 is slow; section 5"),
-    "bnb_4bit_quant_type": ("nf4", "FP4 rounds worse; section 3"),
-    "bnb_4bit_use_double_quant": ("True", "0.373 bits a weight for next to no error; section 4"),
+    "bnb_4bit_compute_dtype": ("float16 on a T4, bfloat16 since Ampere", "float32 is slow; section 6"),
+    "bnb_4bit_quant_type": ("nf4", "FP4 rounds worse; section 8"),
+    "bnb_4bit_use_double_quant": ("True", "0.373 bits per weight for next to no error; section 5"),
     "bnb_4bit_quant_storage": ("leave", "the type that packed bytes pretend to have; FSDP wants that of the model"),
 }
 
 # %%
 import inspect
 
-signature = inspect.signature(BitsAndBytesConfig).parameters.values()
-fields = {field.name: str(field.default) for field in signature if field.kind != field.VAR_KEYWORD}
-table({name: (fields[name], *use) for name, use in USE.items()}, columns=("field", "default", "for QLoRA", "why"))
-
-# %%
-default = BitsAndBytesConfig(load_in_4bit=True)
-print(default.bnb_4bit_quant_type, default.bnb_4bit_compute_dtype, default.bnb_4bit_use_double_quant)
-verdict("the table has every field of the installed transformers", list(fields) == list(USE))
-unset = (default.bnb_4bit_quant_type, default.bnb_4bit_compute_dtype, default.bnb_4bit_use_double_quant)
-verdict("by default 4 bits means FP4, float32 compute, no double quantization", unset == ("fp4", torch.float32, False))
+defaults = {field.name: str(field.default) for field in inspect.signature(BitsAndBytesConfig).parameters.values()}
+table({name: (defaults[name], *use) for name, use in USE.items()}, columns=("field", "default", "for QLoRA", "why"))
 
 # %% [markdown]
-# There is no field for the block size: transformers leaves it at 64.
-#
-# **Exercise 01.6.** Write the configuration for QLoRA on a T4.
-
-# %%
-answer = ...
-check("01.6", answer)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# answer = BitsAndBytesConfig(
-#     load_in_4bit=True,
-#     bnb_4bit_quant_type="nf4",
-#     bnb_4bit_compute_dtype=torch.float16,
-#     bnb_4bit_use_double_quant=True,
-# )
-# check("01.6", answer)
-# ```
-# </details>
-
-# %% [markdown]
-# ## What was shown
-
-# %%
-table(run.verdicts, columns=("shown", "holds"))
-
-# %% [markdown]
-# Next: [02 Memory math](02_memory_math.ipynb), where these bits a weight become gigabytes.
+# Next: [02 Memory math](02_memory_math.ipynb), where these bits per weight become gigabytes.

@@ -130,7 +130,7 @@ print(
 # %%
 from transformers import AutoTokenizer
 
-from helpers.plots import curves, memory_timeline, show, tokens_in_colour
+from helpers.plots import curves, diagrams, memory_timeline, show, tokens_in_colour
 
 tokenizer = AutoTokenizer.from_pretrained(run.model.path)
 
@@ -521,7 +521,7 @@ else:
 # Here is the bundled model on eight rows, again and again, with three times the learning rate so that it is soon over. What will the two curves do? Write down a guess, then run the cell.
 
 # %%
-from helpers.quick import forget_side_runs, killed_side_run, side_run
+from helpers.quick import killed_side_run, side_run
 
 with plan.guarded(), monitor.phase("side runs"):
     few = side_run(run, "few", rows=8, heldout=32, steps=16, batch_size=8, learning_rate=9e-3)
@@ -548,14 +548,15 @@ verdict("the training loss ends near zero while the held-out loss has risen agai
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it shows what was measured"
 monitor.stop()
-limit = {"line": plan.budget_bytes / 1e9, "line_label": "the GPU's memory"}
 if plan.own:
+    limit = {"line": plan.budget_bytes / 1e9, "line_label": "the GPU's memory"}
     figure = memory_timeline(monitor.last_steps(), "Memory in the last training steps, measured", "GB", **limit)
 else:
-    order = "blocks of memory that came or went, in order"
-    figure = memory_timeline(
-        plan.step_over_time(), f"Memory in one step of {plan.model_name} on a T4, predicted", "GB", order, **limit
+    steps, title = (
+        {plan.model_name: plan.step_over_time()},
+        "One step on a T4, as it is predicted: no time in it, only an order",
     )
+    figure = diagrams.training_steps(steps, **plan.stays(), title=title)
 show(figure, alt="GPU memory over one training step: it climbs in the forward pass, falls in the backward pass")
 
 # %% [markdown]
@@ -607,7 +608,7 @@ verdict(
 )
 if run.machine.device == "cpu":  # a GPU adds up in an order that may vary
     verdict("killed and resumed, or never killed: the adapters are equal to the last bit", files[0] == files[1])
-forget_side_runs(run)
+run.forget_side_runs()
 
 # %% [markdown]
 # They are equal to the last bit, because a checkpoint holds all that matters: adapters, the optimizer's averages, the learning rate, the random numbers, the place in the data, and in float16 the number that the loss is multiplied by. On a GPU they may differ in the
@@ -908,7 +909,7 @@ print(
     "and this lesson",
     whole.name.split("-")[-1],
 )
-forget_side_runs(run)
+run.forget_side_runs()
 
 # %% [markdown]
 # ### What makes it fast

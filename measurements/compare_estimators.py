@@ -28,19 +28,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from helpers.memory import (  # noqa: E402
-    ALL_LINEAR,
-    GIB,
-    GPUS,
-    MIB,
-    RunSpec,
-    gpu_of,
-    predict,
-    read_rows,
-    shape_of,
-    spec_of,
-    state_bytes,
-)  # fmt: skip
+from helpers.machine import GIB  # noqa: E402
+from helpers.memory import GPUS, RunSpec, gpu_of, predict, shape_of  # noqa: E402
+from helpers.memory.runs import ALL_LINEAR, spec_of  # noqa: E402
+from helpers.memory.sizes import MIB, state_bytes  # noqa: E402
+from helpers.records import read_rows  # noqa: E402
 
 ROWS = "h200_memory_rows.jsonl"
 PACKAGES = ("fitcheck-llm", "canifinetune")

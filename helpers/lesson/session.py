@@ -111,6 +111,12 @@ class Run:
         settings = self.settings
         return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
 
+    def forget_side_runs(self) -> None:
+        """Delete the folders of helpers.quick's side runs: they are for a look, and hold nothing that is used later."""
+        from helpers import quick  # late: it imports torch
+
+        quick.forget_side_runs(self)
+
     def beside_the_recipe(self) -> list[tuple]:
         """Rows for `table`: a parameter of training, its value in this run, and what "auto" means for a 7B model."""
         large = models.RECIPES["other"] | models.RECIPES.get(models.AUTO_LARGE, {})

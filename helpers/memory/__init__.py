@@ -1,34 +1,37 @@
 """Predict the GPU memory of a fine-tuning run from the model's configuration alone: no GPU, no weights, no torch.
 
-A run is played block by block in a copy of torch's allocator; what is alive at its peak, by what it is for, is the
-prediction. One RunSpec goes through these files:
+What is computed is not tensors but their sizes, and when each comes and goes. One RunSpec takes this path:
 
-    shapes     the model: sizes out of its configuration, or a refusal
-    runs       the run: RunSpec as people set it, and what a layer sees of it
-    terms      what memory is held for, by name, and the sizes of what stays: weights, adapters, optimizer states
-    tape       how tensors come and go in one decoder layer: autograd, and checkpointing
-    layers     that layer's operations, with elementwise, products (linear layers and adapters) and attention
-    allocator  torch's rules for blocks and segments
-    loading    the model arrives in the allocator and is prepared for training
-    loss       the final norm, the head and the loss
-    replay     two training steps; `predict`
-    planner    what fits, and the fastest setting that does: `fits`, `plan`
-    rows       predictions beside measured runs
+    shapes, runs         the model's sizes out of its configuration, or a refusal; the run as people set it (RunSpec),
+     |                   and what one layer needs to know of it (Kind)
+    decoder_layer        writes a layer's operations down, forward and backward, with linear_layers, attention and
+     |                   elementwise
+    tape                 a layer written down once: its tensors, how large each is, what it is for, and until when it lives
+     |
+    programs             the tape as takings and givings of memory in their order, which every layer of its kind plays
+     |
+    loading, replay      the model is loaded and prepared; then two training steps, with loss between the layers' forward
+     |                   and backward passes. What is alive at the peak is `predict`'s answer; over_time keeps all of it
+     |
+     +- allocator        what they are played on, a heap: torch's rules, so it knows what torch reserves, too
+     +- tally            or a mere sum, which takes a fraction of the time: planner ranks hundreds of settings by it, before
+                         it predicts the best of them in earnest (`plan`; what fits is `fits`)
+
+labels has the names of what memory is held for; each taking carries one. sizes has the formulas for what stays all through
+a run, which lessons use, too. rows puts predictions beside measured runs.
 
 Sources, read in the releases named: transformers 5.24 (modeling files, `integrations/sdpa_attention.py`), trl 1.16
 (`kernels/chunked_logprob.py`), peft 0.21 (`tuners/lora/bnb.py`), bitsandbytes 0.50 (`autograd/_functions.py`,
 `optim/optimizer.py`), torch 2.11 (autograd, `utils/checkpoint.py`, the caching allocator). No constant is fitted.
 """
 
-from helpers.machine import GIB
 from helpers.memory.over_time import step_over_time
 from helpers.memory.planner import DoesNotFit, fits, plan
 from helpers.memory.replay import predict
 from helpers.memory.rows import gpu_of, score
-from helpers.memory.runs import ALL_LINEAR, GPUS, RunSpec, spec_of
+from helpers.memory.runs import GPUS, RunSpec
 from helpers.memory.shapes import CannotPredict, shape_of
-from helpers.memory.terms import MIB, adapter_bytes, kv_cache_bytes, state_bytes, weight_bytes
-from helpers.records import read_rows
+from helpers.memory.sizes import adapter_bytes, kv_cache_bytes, weight_bytes
 
 __all__ = [
     "RunSpec",  # how a model is trained
@@ -46,5 +49,3 @@ __all__ = [
     "kv_cache_bytes",  # bytes of the keys and values kept while a model generates
     "score",  # predictions beside measured rows
 ]
-# For what measures, and for those who use this package alone.
-MEASURING = (ALL_LINEAR, GIB, MIB, read_rows, spec_of, state_bytes)

@@ -1,6 +1,6 @@
 """Attention on a tape, by the kernel that torch picks."""
 
-from helpers.memory.elementwise import cast, each
+from helpers.memory.elementwise import cast, each, multiply
 from helpers.memory.tape import Tape, Value
 
 
@@ -29,10 +29,10 @@ def _fused(tape: Tape, q: Value, k: Value, v: Value) -> Value:
     bias = tape.new(kind.length * kind.length, width) if kind.masked else None
 
     def backward(g, *saved):
-        dq, dk, dv = (tape.gradient(size, width) for size in (full, small, small))
-        scratch = [tape.gradient(full, 4), tape.gradient(rows, 4)]  # float32 sums of dq, and one value a row
+        dq, dk, dv = (tape.new_gradient(size, width) for size in (full, small, small))
+        scratch = [tape.new_gradient(full, 4), tape.new_gradient(rows, 4)]  # float32 sums of dq, and one value a row
         if spread:
-            scratch += [tape.gradient(full, width), tape.gradient(full, width)]
+            scratch += [tape.new_gradient(full, width), tape.new_gradient(full, width)]
         tape.use(scratch)
         return [dq, dk, dv]
 
@@ -50,17 +50,13 @@ def _math(tape: Tape, q: Value, k: Value, v: Value) -> Value:
     q, k, v = (cast(tape, x, 4) for x in (q, k, v))
     scaled, mask = each(tape, q), tape.new(kind.length * kind.length, 4)
     many_k, many_v = _repeat(tape, k, full), _repeat(tape, v, full)
-    raw = _scores(tape, scaled, each(tape, many_k), 4)
+    raw = multiply(tape, scaled, each(tape, many_k), kind.scores)
     soft = _softmax(tape, raw)
     tape.use(tape.new(kind.scores, 1), raw)  # where a row is infinite
     returned = tape.new(kind.scores, width)
-    y = cast(tape, _mix(tape, soft, many_v, full, 4), width)
+    y = cast(tape, multiply(tape, soft, many_v, full), width)
     tape.use(returned, mask, scaled, soft, q, k, v, many_k, many_v)
     return each(tape, y, passes=True)  # laid out again as (batch, length, heads, size)
-
-
-def _scores(tape: Tape, q: Value, k: Value, width: int) -> Value:
-    return tape.apply(tape.kind.scores, width, [q, k], None, (q.buffer, k.buffer))
 
 
 def _softmax(tape: Tape, x: Value) -> Value:
@@ -68,16 +64,11 @@ def _softmax(tape: Tape, x: Value) -> Value:
     scores, back = x.values, x.width
 
     def backward(g, saved):
-        out = tape.gradient(scores, back)
-        tape.gradient(scores, 4)  # the product with the gradient
+        out = tape.new_gradient(scores, back)
+        tape.new_gradient(scores, 4)  # the product with the gradient
         return [out]
 
     return tape.apply(scores, 4, [x], backward, save_after=("output",))
-
-
-def _mix(tape: Tape, weights: Value, v: Value, full: int, width: int) -> Value:
-    """Attention weights times values."""
-    return tape.apply(full, width, [weights, v], None, (weights.buffer, v.buffer))
 
 
 def _eager(tape: Tape, q: Value, k: Value, v: Value) -> Value:
@@ -85,7 +76,7 @@ def _eager(tape: Tape, q: Value, k: Value, v: Value) -> Value:
     kind, full, width, query_width = tape.kind, q.values, tape.kind.compute, q.width
     q, k, v = tape.after([cast(tape, x, width) for x in (q, k, v)], q, k, v)
     q = each(tape, q, passes=True)  # the matrix product wants it in another layout
-    weights = each(tape, _scores(tape, q, k, width))
+    weights = each(tape, multiply(tape, q, k, kind.scores))
     if kind.shape.gemma:  # the soft cap: divide, tanh, multiply
         weights = each(tape, weights)
         weights = each(tape, weights, save_output=True)
@@ -93,4 +84,4 @@ def _eager(tape: Tape, q: Value, k: Value, v: Value) -> Value:
     # Plus the mask, which has the stream's dtype.
     weights = each(tape, weights, width=max(width, kind.residual), passes=True)
     weights = tape.after(cast(tape, cast(tape, _softmax(tape, weights), query_width), width), weights)
-    return each(tape, _mix(tape, weights, v, full, width), passes=True)
+    return each(tape, multiply(tape, weights, v, full), passes=True)

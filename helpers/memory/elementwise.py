@@ -1,4 +1,4 @@
-"""What a decoder layer does value by value: casts, sums, products, dropout and norms, on a tape."""
+"""What a decoder layer does with plain tensors: casts, sums, products, dropout and norms, on a tape."""
 
 from helpers.memory.tape import Tape, Value
 
@@ -15,8 +15,9 @@ def each(tape: Tape, x: Value, width=None, save_input=False, save_output=False, 
     return tape.apply(x.values, width or x.width, [x], handed, saved, ("output",) if save_output else ())
 
 
-def multiply(tape: Tape, a: Value, b: Value) -> Value:
-    return tape.apply(a.values, max(a.width, b.width), [a, b], None, (a.buffer, b.buffer))
+def multiply(tape: Tape, a: Value, b: Value, values: int | None = None) -> Value:
+    """A product, value by value, or of matrices, which gives so many `values`; it saves both."""
+    return tape.apply(values or a.values, max(a.width, b.width), [a, b], None, (a.buffer, b.buffer))
 
 
 def add(tape: Tape, a: Value, b: Value) -> Value:
@@ -24,7 +25,7 @@ def add(tape: Tape, a: Value, b: Value) -> Value:
     wide = max(a.width, b.width)
 
     def backward(g):
-        return [g if x.width == wide else tape.gradient(x.values, x.width) for x in (a, b)]
+        return [g if x.width == wide else tape.new_gradient(x.values, x.width) for x in (a, b)]
 
     return tape.apply(a.values, wide, [a, b], backward)
 
@@ -41,34 +42,33 @@ def norm(tape: Tape, x: Value, rows: int) -> Value:
     weight. Gemma-2 multiplies by the weight in float32. Liger's kernel saves its input and one value a row.
     """
     kind, values, width = tape.kind, x.values, x.width
+    scaled = 4 if kind.shape.gemma else width  # bytes a value of what the weight multiplies
     if kind.liger:
         return tape.apply(values, width, [x], lambda g, *saved: [g], save_after=(x.buffer, tape.new(rows, 4)))
 
     def backward_square(g, wide):
         # The mean's gradient, spread out again; the power; its double; their product.
-        *between, out = (tape.gradient(values, 4) for _ in range(4))
+        *between, out = (tape.new_gradient(values, 4) for _ in range(4))
         return [tape.after(out, *between)]
 
     def backward_scale(g, wide, scale):
-        out = tape.gradient(values, 4)
-        tape.gradient(values, 4)  # summed to one value a row
-        return [out, tape.gradient(rows, 4) if square.node else None]
+        out = tape.new_gradient(values, 4)
+        tape.new_gradient(values, 4)  # summed to one value a row
+        return [out, tape.new_gradient(rows, 4) if square.node else None]
 
     def backward_weight(g, y):
-        out = tape.gradient(values, width)
-        tape.gradient(values, width)
+        out = tape.new_gradient(values, scaled)
+        tape.new_gradient(values, scaled)  # summed to the weight's gradient
         return [out]
 
     wide = cast(tape, x, 4)
     square = tape.apply(values, 4, [wide], backward_square, (wide.buffer,))
     scale = tape.after(Value(tape.new(rows, 4), rows, 4, square.node), square)
     y = tape.apply(values, 4, [wide, scale], backward_scale, (wide.buffer, scale.buffer))
-    if kind.shape.gemma:
+    y = cast(tape, y, scaled)
+    if not kind.full:
         return cast(tape, each(tape, y), width)
-    y = cast(tape, y, width)
-    if kind.full:
-        return tape.apply(values, width, [y], backward_weight, (y.buffer,), trained=True)
-    return each(tape, y)
+    return cast(tape, tape.apply(values, scaled, [y], backward_weight, (y.buffer,), trained=True), width)
 
 
 def norm_again(tape: Tape, values: int, width: int):

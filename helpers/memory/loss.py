@@ -5,8 +5,9 @@ The tiled loss is that of trl 1.16, `kernels/chunked_logprob.py`: logits exist o
 slice is cast when it is float32; the gradients of hidden states and head are summed in float32.
 """
 
-from helpers.memory.runs import Kind, RunSpec
-from helpers.memory.terms import FINAL, GRADIENTS, LOGITS, WEIGHT_GRADIENTS, WORKSPACES
+from helpers.memory.labels import FINAL, GRADIENTS, LOGITS, WEIGHT_GRADIENTS, WORKSPACES
+from helpers.memory.runs import Kind
+from helpers.memory.tally import Tally
 
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768  # trl: kernels/chunked_logprob.py, trainer/utils.py
 # Bytes a logit of transformers' own loss (`loss/loss_utils.py`), beside the one in the compute dtype: the log-softmax, its
@@ -15,96 +16,79 @@ FULL_WIDTHS = (4, 4, 4)
 
 
 class Loss:
-    """The loss of one step; `gradients` are those of weights (the head's), and outlive it."""
+    """The loss of one step. `scored` tokens are predicted, all but the first of a row.
 
-    def __init__(self, heap, kind: Kind, spec: RunSpec, workspace: int):
-        self.heap, self.kind, self.spec, self.workspace = heap, kind, spec, workspace
-        self.scored = spec.batch_size * (spec.seq_len - 1)  # tokens: the first of a row is not predicted
+    `gradients` are those of weights (the head's), and outlive it. `workspace`: bytes, 0 where cuBLAS has them already.
+    """
+
+    def __init__(self, heap: Tally, kind: Kind, workspace: int):
+        self.heap, self.kind, self.workspace = heap, kind, workspace
+        self.scored = kind.tokens - kind.tokens // kind.length
+        self.narrow, self.wide = (width * kind.stream for width in (kind.residual, 4))
         self.gradients: list = []
 
-    def play(self, hidden, casts: list):
+    def play(self, hidden, casts: list, trl_loss: str):
         """From the last layer's output to its gradient; gives both the output and autocast's copies (`casts`)."""
-        self.heap.moment = "loss, forward"
+        heap, kind = self.heap, self.kind
+        heap.moment = "loss, forward"
         saved, output = self._norm(hidden)
-        picked = self._stream(FINAL, self.scored)
-        self._forward()
-        self.heap.give(*output, *casts)
-        self.heap.moment = "loss, backward"
-        gradient = self._backward(picked)
-        self.heap.moment = "backward pass of the final norm"
+        picked = heap.take(FINAL, kind.residual * self.scored * kind.shape.hidden)
+        if trl_loss == "full":
+            heap.moment = "loss, backward"  # the last of these is a gradient
+            heap.borrow(LOGITS, *(width * kind.tokens * kind.shape.vocab for width in (kind.compute, *FULL_WIDTHS)))
+        else:
+            heap.borrow(LOGITS, *tile(kind, self.scored, backward=False))
+        heap.give(output, *casts)
+        heap.moment = "loss, backward"
+        gradient = self._backward()
+        heap.give(picked)
+        heap.moment = "backward pass of the final norm"
         return self._norm_backward(saved, gradient)
-
-    def _stream(self, label: str, tokens: int, width: int | None = None) -> list:
-        """A block for so many tokens of the residual stream, in its own dtype or in another width."""
-        return self.heap.take(label, (width or self.kind.residual) * tokens * self.kind.shape.hidden)
 
     def _norm(self, hidden):
         """The final norm: (what it saves, its output)."""
-        heap, kind, tokens = self.heap, self.kind, self.kind.tokens
+        heap, kind = self.heap, self.kind
         if kind.liger:
-            return hidden, self._stream(FINAL, tokens)
-        saved = hidden
-        if kind.residual != 4:
-            (saved,) = self._stream(FINAL, tokens, 4)
-            heap.give(hidden)
-        heap.give(*self._stream(FINAL, tokens, 4))  # the square
-        normed = self._stream(FINAL, tokens, 4)
+            return hidden, heap.take(FINAL, self.narrow)
+        saved = hidden if kind.residual == 4 else heap.replace(hidden, FINAL, self.wide)
+        heap.borrow(FINAL, self.wide)  # the square
+        normed = heap.take(FINAL, self.wide)
         if kind.residual != 4 and not kind.shape.gemma:
-            narrow = self._stream(FINAL, tokens)
-            heap.give(*normed)
-            normed = narrow
-        output = self._stream(FINAL, tokens)
-        heap.give(*normed)
-        return saved, output
+            normed = heap.replace(normed, FINAL, self.narrow)
+        return saved, heap.replace(normed, FINAL, self.narrow)
 
-    def _forward(self) -> None:
-        if self.spec.trl_loss == "full":
-            self.heap.moment = "loss, backward"  # the last of these is a gradient
-            number = self.kind.tokens * self.kind.shape.vocab
-            widths = (self.kind.compute, *FULL_WIDTHS)
-            self.heap.give(*self.heap.take(LOGITS, *(width * number for width in widths)))
-        else:
-            self.heap.give(*self.heap.take(LOGITS, *tile(self.kind, self.scored, backward=False)))
-
-    def _backward(self, picked: list) -> list:
+    def _backward(self):
         """The loss's backward pass: the gradient of the hidden states. What returns in 16 bits is made before anything goes.
 
         Autograd's thread has a cuBLAS workspace of its own, taken for its first product: a tile of logits, made again.
         """
         heap, kind = self.heap, self.kind
-        summed = gradient = self._stream(GRADIENTS, self.scored, 4)
-        table = kind.shape.vocab * kind.shape.hidden
-        head = heap.take(WEIGHT_GRADIENTS, 4 * table) if kind.full else []
-        tiles = heap.take(LOGITS, *tile(kind, self.scored, backward=True))
+        hidden, table = self.scored * kind.shape.hidden, kind.shape.vocab * kind.shape.hidden
+        gradient = heap.take(GRADIENTS, 4 * hidden)
+        going = [heap.take(WEIGHT_GRADIENTS, 4 * table)] if kind.full else []
+        going += [heap.take(LOGITS, size) for size in tile(kind, self.scored, backward=True)]
         if self.workspace:
             heap.take(WORKSPACES, self.workspace)
         if kind.residual != 4:
-            gradient = self._stream(GRADIENTS, self.scored)
-        if head:
-            self.gradients += heap.take(WEIGHT_GRADIENTS, kind.residual * table)
-        heap.give(*(summed if kind.residual != 4 else []), *head, *tiles, *picked)
+            going.insert(0, gradient)
+            gradient = heap.take(GRADIENTS, kind.residual * hidden)
+        if kind.full:
+            self.gradients.append(heap.take(WEIGHT_GRADIENTS, kind.residual * table))
+        heap.give(*going)
         return gradient
 
-    def _norm_backward(self, saved, gradient: list):
+    def _norm_backward(self, saved, gradient):
         """Back through the choice of positions, the shift by one, and the final norm; the last layer's gradient."""
-        heap, kind, tokens = self.heap, self.kind, self.kind.tokens
-        for number in (self.scored, tokens):
-            fresh = self._stream(GRADIENTS, number)
-            heap.give(*gradient)
-            gradient = fresh
+        heap, kind = self.heap, self.kind
+        gradient = heap.replace(gradient, GRADIENTS, kind.residual * self.scored * kind.shape.hidden)
+        gradient = heap.replace(gradient, GRADIENTS, self.narrow)
         if kind.liger:
             heap.give(saved)
-            return gradient[0]
-        wide = self._stream(GRADIENTS, tokens, 4)
-        heap.give(*gradient)
-        between = [self._stream(GRADIENTS, tokens, 4)[0] for _ in range(4)]
-        heap.give(*between)
+            return gradient
+        gradient = heap.replace(gradient, GRADIENTS, self.wide)
+        heap.borrow(GRADIENTS, *(self.wide,) * 4)
         heap.give(saved)
-        if kind.residual != 4:
-            gradient = self._stream(GRADIENTS, tokens)
-            heap.give(*wide)
-            wide = gradient
-        return wide[0]
+        return gradient if kind.residual == 4 else heap.replace(gradient, GRADIENTS, self.narrow)
 
 
 def tile(kind: Kind, scored: int, backward: bool) -> list[int]:
@@ -113,15 +97,13 @@ def tile(kind: Kind, scored: int, backward: bool) -> list[int]:
     In trl's loops a name is bound anew while its old tensor still lives. So two slices exist at once: of the hidden
     states when there is more than one, and of the head in the backward pass, where it has a name.
     """
-    rows, compute, shape = min(scored, TOKEN_TILE), kind.compute, kind.shape
-    sizes = [rows * VOCABULARY_TILE * compute]
-    if kind.residual != compute:
-        sizes.append(rows * shape.hidden * compute)
-        sizes.append(min(scored - rows, TOKEN_TILE) * shape.hidden * compute)
-        sizes.append(min(shape.vocab, VOCABULARY_TILE) * shape.hidden * compute)
-        if backward and shape.vocab > VOCABULARY_TILE:
-            second = min(shape.vocab - VOCABULARY_TILE, VOCABULARY_TILE)
-            sizes.append(second * shape.hidden * compute)
-        elif backward and scored > rows:
-            sizes.append(shape.vocab * shape.hidden * compute)
-    return [size for size in sizes if size]
+    rows, vocab = min(scored, TOKEN_TILE), kind.shape.vocab
+    logits = rows * VOCABULARY_TILE * kind.compute
+    if kind.residual == kind.compute:
+        return [logits]
+    slices = [rows, min(scored - rows, TOKEN_TILE), min(vocab, VOCABULARY_TILE)]
+    if backward and vocab > VOCABULARY_TILE:
+        slices.append(min(vocab - VOCABULARY_TILE, VOCABULARY_TILE))
+    elif backward and scored > rows:
+        slices.append(vocab)
+    return [logits, *(number * kind.shape.hidden * kind.compute for number in slices if number)]

@@ -1,18 +1,19 @@
 """Memory over one training step, block by block, as `predict` plays it."""
 
-from helpers.memory.allocator import PAGE, Allocator
-from helpers.memory.loading import prepared, until_training
+from helpers.memory.allocator import Allocator
+from helpers.memory.loading import prepared
 from helpers.memory.replay import train
-from helpers.memory.runs import GPUS, on_gpu, spec_of
+from helpers.memory.runs import on_gpu, spec_of
 from helpers.memory.shapes import shape_of
+from helpers.memory.sizes import PAGE
 
 
 class _Watched(Allocator):
     """An allocator that notes how much is allocated after each block that comes or goes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.points = []
+        self.points: list[tuple[str, int]] = []
 
     def _take(self, need: int, label: str, asked: int) -> tuple:
         block = super()._take(need, label, asked)
@@ -31,15 +32,9 @@ def step_over_time(config, spec, gpu: str = "h200") -> list[tuple[int, str, int]
     There is no time in a prediction of memory: the first number only gives the order.
     """
     shape, spec = shape_of(config), on_gpu(gpu, spec_of(spec))
-    loaded, _ = prepared(shape, until_training(spec))
-    heap = _Watched()
-    vars(heap).update(vars(loaded.copy()))
-    train(heap, shape, spec, GPUS[gpu].workspace_bytes)
-    phases = [(_phase(moment), size) for moment, size in heap.points]
-    first = next(i for i, (phase, _) in enumerate(phases) if phase == "step")
-    second = next(i for i in range(first, len(phases)) if phases[i][0] != "step")
-    return [(i, phase, PAGE * size) for i, (phase, size) in enumerate(phases[second:])]
-
-
-def _phase(moment: str) -> str:
-    return "step" if moment == "optimizer step" else moment.split()[0].rstrip(",")
+    heap = prepared(shape, spec)[0].copy(_Watched)
+    train(heap, shape, spec, gpu)
+    phases = ["step" if moment == "optimizer step" else moment.split()[0].rstrip(",") for moment, _ in heap.points]
+    first = phases.index("step")
+    second = next(i for i in range(first, len(phases)) if phases[i] != "step")
+    return [(i, phases[second + i], PAGE * size) for i, (_, size) in enumerate(heap.points[second:])]

@@ -1,13 +1,14 @@
 """What fits a GPU, and the fastest setting that does."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 from helpers.machine import GIB
 from helpers.memory.replay import Prediction, least_peak, predict
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
-from helpers.memory.terms import weight_bytes
+from helpers.memory.sizes import weight_bytes
 
 MARGIN = 0.05  # of a GPU, which tensors leave free: what a prediction may be off
 
@@ -99,9 +100,9 @@ def plan(
     """
     shape = shape_of(config)
     base = on_gpu(gpu, spec_of({"repeat_kv": gpu_named(gpu).kernels == "t4"} if spec is None else spec))
-    if not isinstance(budget_bytes, (int, float)) or budget_bytes <= 0:
+    if not isinstance(budget_bytes, (int, float)) or not 0 < budget_bytes < math.inf:
         raise CannotPredict(f"plan: budget_bytes is {budget_bytes!r}; give a number of bytes above 0")
-    if not 0 <= margin < 1:
+    if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
         raise CannotPredict(f"plan: margin is {margin!r}; it must be at least 0 and below 1")
     loaded = sum(weight_bytes(shape, base.quant_type, base.double_quant).values())
     if not choices and budget_bytes < loaded:
@@ -129,8 +130,8 @@ def _checked(base: RunSpec, choices: dict) -> dict[str, tuple]:
     neutral = vars(base) | {"checkpoint_every": 1, "checkpoint_offload": False}  # offload needs checkpointing
     checked = {}
     for field, values in choices.items():
-        if not values:
-            raise CannotPredict(f"plan: choices has no value for {field}; give at least one")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise CannotPredict(f"plan: choices has no value for {field}; give a list of at least one")
         checked[field] = tuple(getattr(spec_of(neutral | {field: value}), field) for value in values)
     return checked
 

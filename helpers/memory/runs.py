@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from helpers.machine import GIB, T4_BYTES
-from helpers.memory.shapes import CannotPredict, Linear, Shape
-from helpers.memory.terms import MIB, WIDTH
+from helpers.memory.shapes import CannotPredict, Linear, Shape, is_count
+from helpers.memory.sizes import MIB, WIDTH
 
 
 @dataclass(frozen=True)
@@ -89,41 +89,48 @@ class RunSpec:
     trl_loss: str = "tiled"
 
     def __post_init__(self):
+        names = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules or None
+        if isinstance(names, (list, set, frozenset)):
+            names = tuple(names)
+        object.__setattr__(self, "target_modules", None if self.rank is None else names)
+        for fault in self._faults():
+            raise CannotPredict(f"spec: {fault}")
+
+    def _faults(self):
+        """What is wrong, in words, one after the other."""
+        full = self.rank is None
         for field, values in ALLOWED.items():
             if getattr(self, field) not in values:
-                options = ", ".join(str(value) for value in values)
-                raise CannotPredict(f"spec: {field} is {getattr(self, field)!r}; allowed: {options}")
+                yield f"{field} is {getattr(self, field)!r}; allowed: {', '.join(str(value) for value in values)}"
         for field, least in LEAST.items():
-            value, full = getattr(self, field), field == "rank" and self.rank is None
-            if not full and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise CannotPredict(f"spec: {field} is {value!r}; it must be a whole number of at least {least}")
-        modules = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules
-        if isinstance(modules, str):
-            raise CannotPredict(f"spec: target_modules is {modules!r}; give a list of names, or 'all-linear'")
-        full = self.rank is None
-        object.__setattr__(self, "target_modules", None if full or not modules else tuple(modules))
-        if not 0 <= self.lora_dropout < 1:
-            raise CannotPredict(f"spec: lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
-        if fault := self._full_fault() if full else self._adapter_fault():
-            raise CannotPredict(f"spec: {fault}")
+            value = getattr(self, field)
+            if not (field == "rank" and full) and not is_count(value, least):
+                yield f"{field} is {value!r}; it must be a whole number of at least {least}"
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
+                yield f"{field.name} is {getattr(self, field.name)!r}; it must be True or False"
+        names = self.target_modules or ()
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            yield f"target_modules is {names!r}; give a list of names, or 'all-linear'"
+        if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
+            yield f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1"
+        if full and self.quant_type is not None:
+            yield f"rank is None with quant_type {self.quant_type!r}; quantized weights cannot train, set a rank"
+        if full and "float16" in (self.load_dtype, self.compute_dtype):
+            yield "load_dtype or compute_dtype is 'float16' with rank None; the scaler wants bfloat16"
+        if not full and not self.target_modules:
+            yield "target_modules is empty; name the layers to adapt, or set rank to None"
+        if not full and self.adapter_dtype is None:
+            yield "adapter_dtype is None; allowed with adapters: " + ", ".join(WIDTH)
         if self.upcast_non_quantized and self.quant_type is None:
-            raise CannotPredict(
-                "spec: upcast_non_quantized is True with quant_type None; it makes every weight float32"
-            )
+            yield "upcast_non_quantized is True with quant_type None; it makes every weight float32"
         if self.checkpoint_offload and not self.checkpoint_every:
-            raise CannotPredict("spec: checkpoint_offload is True with checkpoint_every 0; offload needs checkpointing")
+            yield "checkpoint_offload is True with checkpoint_every 0; offload needs checkpointing"
 
-    def _adapter_fault(self) -> str:
-        if not self.target_modules:
-            return "target_modules is empty; name the layers to adapt, or set rank to None"
-        return "adapter_dtype is None; allowed with adapters: " + ", ".join(WIDTH) if self.adapter_dtype is None else ""
-
-    def _full_fault(self) -> str:
-        if self.quant_type is not None:
-            return f"rank is None with quant_type {self.quant_type!r}; quantized weights cannot train, set a rank"
-        if "float16" in (self.load_dtype, self.compute_dtype):
-            return "load_dtype or compute_dtype is 'float16' with rank None; the scaler wants bfloat16"
-        return ""
+    @property
+    def trained(self) -> int:
+        """Bytes a value of what is trained: the adapters, or without them the model itself."""
+        return WIDTH[self.load_dtype if self.rank is None else str(self.adapter_dtype)]
 
     @property
     def residual(self) -> int:
@@ -135,6 +142,8 @@ def spec_of(spec) -> RunSpec:
     """A RunSpec from a RunSpec or a dictionary of its fields."""
     if isinstance(spec, RunSpec):
         return spec
+    if not isinstance(spec, dict):
+        raise CannotPredict(f"spec: {spec!r:.60} is no RunSpec; give one, or a dictionary of its fields")
     names = {field.name for field in dataclasses.fields(RunSpec)}
     unknown = sorted(set(spec) - names)
     if unknown:
@@ -212,14 +221,6 @@ class Kind:
         return self.tokens * self.shape.hidden
 
     @property
-    def queries(self) -> int:
-        return self.tokens * self.shape.heads * self.shape.head_dim
-
-    @property
-    def keys(self) -> int:
-        return self.tokens * self.shape.kv_heads * self.shape.head_dim
-
-    @property
     def scores(self) -> int:
         """Values of the attention scores of all heads."""
         return self.tokens * self.length * self.shape.heads
@@ -240,16 +241,20 @@ def kind_of(shape: Shape, spec: RunSpec) -> Kind:
         kernel = "math" if shared and not repeat else "efficient"  # Turing's fused kernels refuse differing head counts
     if shape.gemma and kernel != "eager":
         raise CannotPredict("spec: attention is 'sdpa'; transformers has Gemma-2's soft cap only in 'eager'")
+    # fuse_lora applies to plain adapters on 4-bit layers whose input has the dtype that they compute in.
+    four_bit = spec.quant_type in ("nf4", "fp4")
+    same = not spec.upcast_non_quantized and spec.load_dtype == spec.compute_dtype
+    fused = spec.fused_lora and spec.rank is not None and spec.lora_dropout == 0 and four_bit and same
     return Kind(
         shape=shape,
         tokens=spec.batch_size * spec.seq_len,
         length=spec.seq_len,
         rank=spec.rank or 0,
         quant="nf4" if spec.quant_type == "fp4" else spec.quant_type,
-        nested=spec.double_quant and spec.quant_type in ("nf4", "fp4"),
+        nested=spec.double_quant and four_bit,
         compute=WIDTH[spec.compute_dtype],
         residual=spec.residual,
-        adapter=WIDTH[spec.adapter_dtype or "float32"],
+        adapter=spec.trained,
         targets=frozenset(linear.name for linear in targets_of(shape, spec)),
         dropout=spec.lora_dropout > 0,
         attention=kernel,
@@ -258,11 +263,5 @@ def kind_of(shape: Shape, spec: RunSpec) -> Kind:
         liger=spec.layer_kernels == "liger",
         full=spec.rank is None,
         offload=spec.checkpoint_offload,
-        fused=_fuses(spec),
+        fused=fused,
     )
-
-
-def _fuses(spec: RunSpec) -> bool:
-    """Whether fuse_lora applies: plain adapters on 4-bit layers whose input has the dtype that they compute in."""
-    plain = spec.rank is not None and spec.lora_dropout == 0 and spec.quant_type in ("nf4", "fp4")
-    return spec.fused_lora and plain and not spec.upcast_non_quantized and spec.load_dtype == spec.compute_dtype

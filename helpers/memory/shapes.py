@@ -1,12 +1,12 @@
 """What of a model's configuration decides memory: sizes, counts and a few yes or no, as a Shape."""
 
 import functools
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import CourseError
+from helpers.files import read_object
 
 
 class CannotPredict(CourseError, ValueError):
@@ -113,9 +113,10 @@ def shape_of(config) -> Shape:
         return config
     if isinstance(config, (str, Path)):
         config = _load_config(str(config))
-    given = config if isinstance(config, dict) else config.to_dict()
-    given = {**given, **(given.get("text_config") or {})}
-    kind = _kind_of(given)
+    given = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(given, dict) or not isinstance(given.get("text_config") or {}, dict):
+        raise CannotPredict(f"config: {config!r:.60} is no configuration; give one, a dictionary, a folder or a hub id")
+    kind = _kind_of(given := {**given, **(given.get("text_config") or {})})
     flags: dict = {**DEFAULTS.get(kind, DEFAULTS["llama"])}
     flags |= {name: given[name] for name in (*flags, "tie_word_embeddings") if name in given}
     hidden, heads = _count(given, "hidden_size"), _count(given, "num_attention_heads")
@@ -136,7 +137,7 @@ def shape_of(config) -> Shape:
         kv_heads=kv_heads,
         head_dim=_count(flags, "head_dim", hidden // heads),
         tied=bool(flags.get("tie_word_embeddings")),
-        window=flags.get("sliding_window") if slides else None,
+        window=_count(flags, "sliding_window") if slides and flags.get("sliding_window") is not None else None,
         qkv_bias=kind == "qwen2" or attention_bias,
         o_bias=attention_bias,
         mlp_bias=bool(flags.get("mlp_bias")),
@@ -167,23 +168,29 @@ def experts_in(given) -> str:
     """The first key, at any depth, that tells of several experts, as "key is value"; "" where there is none.
 
     Such keys have "expert" or "moe" in their name (num_experts, num_local_experts, n_routed_experts, moe_topk, ...) and
-    a number above 1, or a list with one.
+    a number above 1, a list with one, or a list of several configurations.
     """
     inside = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, (list, tuple)) else ()
     for key, value in inside:
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        told = any(isinstance(n, int) and not isinstance(n, bool) and n > 1 for n in numbers)
-        if told and any(word in str(key).lower() for word in ("expert", "moe")):
-            return f"{key} is {value!r}"
+        listed = list(value) if isinstance(value, (list, tuple)) else [value]
+        numbers = [float(n) for n in listed if str(n).removesuffix(".0").isdecimal()]  # also 8.0 and "8", but not True
+        several = max(numbers, default=sum(isinstance(one, dict) for one in listed)) > 1
+        if several and any(word in str(key).lower() for word in ("expert", "moe")):
+            return f"{key} is {value!r:.60}"
         if found := experts_in(value):
             return found
     return ""
 
 
+def is_count(value, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least `least`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _count(given: dict, key: str, default=None) -> int:
     value = given.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise CannotPredict(f"config: {key} is {value!r}; it must be a whole number above 0")
     return value
 
@@ -194,7 +201,10 @@ def _load_config(name: str) -> dict:
 
     file = Path(name) / "config.json"
     if file.is_file():
-        return json.loads(file.read_text())
+        try:
+            return read_object(file)
+        except ValueError as error:
+            raise CannotPredict(f"config: {name}: {error}") from error
     for short, preset in PRESETS.items():
         if name in (short, preset.hub_id):
             return dict(preset.shape)

@@ -1,58 +1,65 @@
-"""The tape on which one decoder layer is played, forward and backward: which tensors are made, how large, and how long they live.
+"""The tape: one decoder layer, forward and backward, written down as the tensors that it makes.
 
-Nothing is computed; only sizes are kept. A tensor's life ends with its last use: `Tape.use` notes one. What Python keeps
-alive longer, because a name still holds it, is used once more where that name goes. The order of work is autograd's, and
-with checkpointing that of torch `utils/checkpoint.py` (2.11): saved tensors are dropped, and the first that backward asks
-for has the layer played again, up to the last tensor that is needed ("early stop").
+Nothing is computed and no memory is asked for; only sizes are kept, and when a tensor comes and goes. Its life ends with
+its last use: `Tape.use` notes one. What Python keeps alive longer, because a name still holds it, is used once more
+where that name goes. The order of work is autograd's, and with checkpointing that of torch `utils/checkpoint.py` (2.11):
+saved tensors are dropped, and the first that backward asks for has the layer played again, up to the last tensor that is
+needed ("early stop").
 """
 
 import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.memory.terms import ACTIVATIONS, GRADIENTS, INPUTS
+from helpers.memory.labels import ACTIVATIONS, GRADIENTS, INPUTS
 
 
+@dataclass(slots=True, eq=False)
 class Buffer:
     """A tensor's storage: `size` in bytes, what it is for, which-th it was made, and after which making it goes."""
 
-    __slots__ = ("size", "label", "made", "last")
-
-    def __init__(self, size: int, label: str, made: int | None):
-        self.size, self.label = size, label
-        self.made: Any = made  # a number, but for a tensor that is made nowhere in this layer
-        self.last: Any = made
+    size: int
+    label: str
+    made: Any  # a number, but None for a tensor that is made nowhere in this layer
+    last: Any  # a number, but None for one that outlives the layer
 
 
+@dataclass(slots=True, eq=False)
 class Value:
     """A tensor in play: storage, number of values, bytes a value, and the operation that made it."""
 
-    __slots__ = ("buffer", "values", "width", "node")
+    buffer: Buffer
+    values: int
+    width: int
+    node: "Node | None" = None
 
-    def __init__(self, buffer, values, width, node=None):
-        self.buffer, self.values, self.width, self.node = buffer, values, width, node
 
-
+@dataclass(slots=True, eq=False)
 class Node:
     """One operation in the autograd graph.
 
     `edges`: the operations that made its inputs. `saved`: buffers, or their numbers under checkpointing.
-    `backward(gradient, *saved)` returns a gradient for each edge.
+    `backward(gradient, *saved)` returns a gradient for each edge; the layer's input has none. `joins`: it has several
+    outputs, whose gradients stay apart.
     """
 
-    __slots__ = ("order", "edges", "backward", "outputs", "saved")
-
-    def __init__(self, order, edges, backward, outputs=1):
-        self.order, self.edges, self.backward, self.outputs, self.saved = order, edges, backward, outputs, []
+    order: int
+    edges: list
+    backward: Callable | None
+    joins: bool = False
+    saved: list = field(default_factory=list)
 
 
 class Tape:
-    """Plays one layer of the given kind (helpers.memory.runs.Kind); `layer(tape, x)` plays its forward pass.
+    """One layer of the given kind (helpers.memory.runs.Kind), taped; `layer(tape, x)` does its forward pass.
 
-    `buffers` are all tensors in the order in which they are made; `gradients` those of weights, and `result` that of the
-    layer's input: they outlive the layer.
+    `buffers` are all tensors in the order in which they are made, the first `forward` of them in the forward pass.
+    `source` and `out` are the layer's input and output, `gradient` and `result` the gradients of these two; `gradients`
+    are those of weights. `first`: the input needs no gradient (the embedding's output, without checkpointing).
     """
 
-    def __init__(self, kind, layer, checkpoint: bool):
+    def __init__(self, kind, layer, checkpoint: bool, first: bool = False):
         self.kind, self.layer, self.checkpoint = kind, layer, checkpoint
         self.recording, self.ticks = True, 0
         self.buffers: list[Buffer] = []
@@ -61,17 +68,30 @@ class Tape:
         self.saves = 0  # how many tensors the forward pass saves
         self.store: dict | None = None  # under checkpointing, what playing the layer again has saved, by number
         self.held: list = []  # what the graph holds outside of autograd's saved tensors: it goes with the graph
+        source = self._input(recorded=not checkpoint)
+        if first:
+            source.node = None
+        out, held = layer(self, source), self.held
+        self.use(source, out)
+        self.forward, self.source, self.out = len(self.buffers), source.buffer, out.buffer
+        self.gradient = self.new_gradient(kind.stream, kind.residual)
+        self._run(out.node, self.gradient)
+        self.use(self.gradient, held)
+        for buffer in (self.out, self.result, *self.gradients):
+            if buffer:
+                buffer.last = None
 
     # -- making and using
 
     def new(self, values: int, width: int, label: str = ACTIVATIONS) -> Buffer:
         """A new buffer of so many values of so many bytes each."""
-        buffer = Buffer(values * width, label, len(self.buffers) if self.recording else None)
+        made = len(self.buffers) if self.recording else None
+        buffer = Buffer(values * width, label, made, made)
         if self.recording:
             self.buffers.append(buffer)
         return buffer
 
-    def gradient(self, values: int, width: int) -> Buffer:
+    def new_gradient(self, values: int, width: int) -> Buffer:
         return self.new(values, width, GRADIENTS)
 
     def use(self, *used) -> None:
@@ -88,17 +108,19 @@ class Tape:
         self.use(*inputs)
         return result
 
-    def source(self) -> Value:
-        """The layer's input, which somebody else has made."""
-        return Value(
-            self.new(self.kind.stream, self.kind.residual), self.kind.stream, self.kind.residual, Node(0, [], None)
-        )
+    def _input(self, recorded: bool) -> Value:
+        """The layer's input, which somebody else has made; under checkpointing it is not on the tape."""
+        self.recording = recorded
+        values, width = self.kind.stream, self.kind.residual
+        value = Value(self.new(values, width), values, width, Node(0, [], None))
+        self.recording = True
+        return value
 
     # -- autograd
 
-    def node(self, edges, backward, outputs: int = 1) -> Node:
+    def node(self, edges, backward, joins: bool = False) -> Node:
         self.ticks += 1
-        return Node(self.ticks, edges, backward, outputs)
+        return Node(self.ticks, edges, backward, joins)
 
     def save(self, node: Node, *buffers) -> None:
         """Keep buffers for a node's backward pass."""
@@ -125,7 +147,7 @@ class Tape:
             needed = [(parent.values, parent.width) if parent.node else None for parent in parents]
 
             def fresh(_, *saved):
-                return [self.gradient(*size) if size else None for size in needed]
+                return [self.new_gradient(*size) if size else None for size in needed]
 
             node = self.node([parent.node for parent in parents], backward or fresh)
             self.save(node, *save)
@@ -136,41 +158,34 @@ class Tape:
         self.use(*parents, *save, *save_after)
         return out
 
-    def run(self, node: Node, gradient: Buffer) -> None:
+    def _run(self, node: Node, gradient: Buffer) -> None:
         """The backward pass: the latest operation first; a gradient that arrives second is added in place."""
-        waiting: dict = {node: gradient}  # of an edge with several outputs, a list
+        waiting = {node: [gradient]}
         queue = [(-node.order, node)]
         while queue:
             _, node = heapq.heappop(queue)
-            gradient = waiting.pop(node)
+            gradients = waiting.pop(node)
             if node.backward is None:  # the layer's input
-                self.result = gradient
+                (self.result,) = gradients
                 continue
             saved = [self._unpack(x) if isinstance(x, int) else x for x in node.saved]
-            made = node.backward(gradient, *saved)
-            self.use(gradient, saved, made)
+            made = node.backward(gradients[0], *saved)
+            self.use(gradients, saved, made)
             for edge, arrived in zip(node.edges, made, strict=True):
                 if edge is None or arrived is None:
                     continue
-                if edge.outputs > 1:  # waits for a gradient of each of its outputs
-                    waiting.setdefault(edge, []).append(arrived)
-                    if len(waiting[edge]) < edge.outputs:
-                        continue
-                elif edge in waiting:
-                    continue
-                else:
-                    waiting[edge] = arrived
-                heapq.heappush(queue, (-edge.order, edge))
+                if edge not in waiting:
+                    waiting[edge] = []
+                    heapq.heappush(queue, (-edge.order, edge))
+                if not waiting[edge] or edge.joins:
+                    waiting[edge].append(arrived)
 
     def _unpack(self, number: int) -> Buffer:
         """A saved tensor under checkpointing; the first that is asked for has the layer played again."""
         if self.store is None:
             self.store, self.held = {}, []  # a graph of its own
             fetched = self.new(self.kind.stream, self.kind.residual, INPUTS) if self.kind.offload else None
-            self.recording = False
-            source = self.source()
-            self.recording = True
-            self.layer(self, source)
+            self.layer(self, self._input(recorded=False))
             self.use(fetched, self.held)
             self.recording = True
         return self.store.pop(number)

@@ -20,7 +20,7 @@ from helpers.plots.figures import (
 __all__ = [
     "show",  # show a figure with its alternative text
     "png",  # a figure as bytes
-    "diagrams",  # drawings in one visual language: LoRA, ways of training to scale
+    "diagrams",  # drawings in one visual language: LoRA, ways of training to scale, bits, blocks, slices of a bell
     "axes",  # empty axes in the course's style
     "COLOURS",  # colours that colour-blind readers tell apart, by name
     "bars",  # one bar a name

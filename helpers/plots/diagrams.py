@@ -111,3 +111,246 @@ def to_scale(ways: dict, cards: dict, title: str):
     figure.get_layout_engine().set(h_pad=0.12)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
+
+
+SIGN, EXPONENT, FRACTION = COLOURS["red"], COLOURS["sky"], COLOURS["yellow"]
+PALE = "#E3E6E8"  # behind numbers that are only numbers
+
+
+def _bare(title: str, size):
+    figure, ax = axes(title, "", "", size=size)
+    ax.set_axis_off()
+    ax.grid(False)
+    return figure, ax
+
+
+def _box(ax, x: float, y: float, text: str, colour: str, width: float = 1.0, ink: str = INK) -> None:
+    """A cell of a drawn table: `text` on `colour`, its lower left corner at (x, y), 0.8 high."""
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), width, 0.8, facecolor=colour, edgecolor="white", linewidth=1.5))
+    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=9.5, family="monospace", color=ink)
+
+
+def bit_strips(numbers: dict[str, str], title: str):
+    """Numbers as strips of bits: `numbers` maps a type's name to "sign exponent fraction", each in zeros and ones."""
+    longest = max(len(text.replace(" ", "")) for text in numbers.values())
+    figure, ax = _bare(title, (8.6, 1.1 + 0.5 * len(numbers)))
+    for row, (name, text) in enumerate(numbers.items()):
+        x = 0
+        ax.text(-0.5, 0.4 - row, name, ha="right", va="center", fontsize=10.5, color=INK)
+        for field, colour in zip(text.split(), (SIGN, EXPONENT, FRACTION), strict=True):
+            for bit in field:
+                _box(ax, x, -row, bit, colour, ink="white" if colour == SIGN else INK)
+                x += 1
+    for colour, label in ((SIGN, "sign"), (EXPONENT, "exponent: how large"), (FRACTION, "fraction: how exactly")):
+        ax.fill_between([], [], color=colour, label=label)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    ax.set(xlim=(-4.6, longest + 0.2), ylim=(0.9 - len(numbers), 0.9))
+    return figure
+
+
+def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
+    """A block on its way to bytes, back to weights and into a product: a column for each weight, a row for each step.
+
+    `weights`, `inputs`: floats; `levels`: of each weight, the level it went to; `codes`: whole numbers below 16, an even
+    count. Beside the last row stands the sum of the products, and what the unrounded weights would give.
+    """
+    restored = [level * absmax for level in levels]
+    rows = {
+        "weight": (PALE, [f"{weight:+.3f}" for weight in weights]),
+        "divided by absmax": (PALE, [f"{weight / absmax:+.2f}" for weight in weights]),
+        "nearest level": (COLOURS["sky"], [f"{level:+.2f}" for level in levels]),
+        "its code": (PALE, [f"{code:04b}" for code in codes]),
+        "byte, for two codes": (COLOURS["yellow"], None),
+        "level times absmax": (COLOURS["sky"], [f"{weight:+.3f}" for weight in restored]),
+        "times an input": (PALE, [f"{x:+.2f}" for x in inputs]),
+    }
+    figure, ax = _bare(title, (8.6, 0.7 + 0.45 * len(rows)))
+    for row, (name, (colour, texts)) in enumerate(rows.items()):
+        ax.text(-0.15, 0.4 - row, name, ha="right", va="center", fontsize=10, color=INK)
+        for i in range(0, len(weights), 1 if texts else 2):
+            text = texts[i] if texts else f"{codes[i] << 4 | codes[i + 1]:08b}"
+            _box(ax, i, -row, text, colour, width=1 if texts else 2)
+    product = sum(weight * x for weight, x in zip(restored, inputs, strict=True))
+    exact = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
+    _box(ax, len(weights) + 0.15, 0, f"{absmax:.3f}", COLOURS["yellow"])
+    notes = {1: "absmax: stored", 4: "stored", 6: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
+    for row, note in notes.items():
+        ax.text(len(weights) + 0.12, 0.4 - row, note, ha="left", va="center", fontsize=9.5, color=INK)
+    ax.set(xlim=(-2.1, len(weights) + 1.6), ylim=(0.9 - len(rows), 0.9))
+    return figure
+
+
+def equal_slices(levels, title: str):
+    """A bell curve cut into as many slices of equal share as there are `levels`, and these below it.
+
+    `levels` are scaled to reach from -1 to 1; they are drawn with the outermost where the last slice has its middle.
+    """
+    from statistics import NormalDist
+
+    bell, number, limit = NormalDist(), len(levels), 3.0
+    edges = [-limit, *(bell.inv_cdf(i / number) for i in range(1, number)), limit]
+    figure, ax = axes(title, "weight (in standard deviations)", "", size=(7.6, 3.4))
+    for i in range(number):
+        xs = [edges[i] + (edges[i + 1] - edges[i]) * k / 20 for k in range(21)]
+        ax.fill_between(xs, [bell.pdf(x) for x in xs], color=COLOURS["sky" if i % 2 else "blue"], linewidth=0)
+    outermost = bell.inv_cdf(1 - 1 / (2 * number))
+    ax.vlines([outermost * level for level in levels], -0.06, -0.012, color=COLOURS["red"], linewidth=2.2)
+    ax.text(-limit, -0.036, "NF4's levels", color=COLOURS["red"], ha="left", va="center", fontsize=10)
+    ax.set(yticks=[], xlim=(-limit, limit), ylim=(-0.075, 0.42))
+    ax.spines["left"].set_visible(False)
+    ax.grid(False)
+    return figure
+
+
+def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
+    """The relative error of the weights beside the perplexity, a row for each way to round a model.
+
+    `ways` are dictionaries with way, bits_per_weight, relative_error and perplexity. A bar that is longer than `ceiling`
+    is cut off there, and its number says so. Ways that begin with "nf4" are blue, so that block sizes can be compared.
+    """
+    names = [f"{way['way']}: {way['bits_per_weight']:.4g} bits".removesuffix(f": {way['way']}") for way in ways]
+    colours = [COLOURS["blue" if way["way"].startswith("nf4") else "sky"] for way in ways]
+    figure, (left, right) = axes(title, "", "", size=(8.6, 1.1 + 0.3 * len(ways)), ncols=2, sharey=True)
+    shares = [100 * way["relative_error"] for way in ways]
+    lengths = [min(way["perplexity"], ceiling) for way in ways]
+    for ax, values in ((left, shares), (right, lengths)):
+        ax.barh(range(len(ways)), values, 0.72, color=colours)
+        ax.set(xlim=(0, 1.3 * max(values)))
+        ax.grid(False)
+    for row, (way, share, length) in enumerate(zip(ways, shares, lengths, strict=True)):
+        left.text(share + 0.6, row, f"{share:.1f}", va="center", fontsize=9, color=INK)
+        cut = "» " if way["perplexity"] > ceiling else ""
+        right.text(length + 0.6, row, cut + _short(way["perplexity"]), va="center", fontsize=9, color=INK)
+    left.set_yticks(range(len(ways)), names)
+    left.set(ylim=(len(ways) - 0.4, -0.6), xlabel="relative error of the weights (%)")
+    right.set(xlabel="perplexity")
+    right.tick_params(left=False)
+    return figure
+
+
+def _short(number: float) -> str:
+    """A number in few characters: 18.7, 10,283, 4e+09."""
+    return f"{number:.1f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
+
+
+# The parts of a prediction (helpers.memory) in groups that a reader tells apart, each with its colour.
+GROUPS = {
+    "weights in 4 bits": (FROZEN, ("quantized weights", "quantization scales")),
+    "weights in 16 or 32 bits": (
+        "#7DB8DF", ("embeddings and head", "norms, biases, 16-bit weights", "float32 copies of what is not quantized")
+    ),
+    "adapters, gradients, optimizer": (
+        TRAINED,
+        ("adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch"),
+    ),
+    "kept for backward": (PASSING, ("layer inputs kept by checkpointing", "activations kept for backward")),
+    "one layer at work": ("#BFC5C9", ("one layer's activations", "a dequantized weight", "gradients of activations")),
+    "the loss": ("#5A6268", ("final norm and hidden states", "tile of logits")),
+    "the rest": ("#DDE1E4", ()),
+    "reserved, and the CUDA context": ("#F6F7F7", ("reserved and context",)),
+    "in the computer's memory": ("white", ("averages on the host",)),
+}  # fmt: skip
+REST, BESIDES, HOST = "the rest", "reserved, and the CUDA context", "in the computer's memory"
+
+
+def grouped(parts: dict) -> dict:
+    """The parts of a prediction in GROUPS, in their order; the sum stays what it is."""
+    of = {part: group for group, (_, named) in GROUPS.items() for part in named}
+    found = dict.fromkeys(GROUPS, 0)
+    for part, size in parts.items():
+        found[of.get(part, REST)] += size
+    return {group: size for group, size in found.items() if size}
+
+
+def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
+    """What runs hold at their peaks, a stacked bar for each, in GB.
+
+    `runs` maps a name to a prediction's parts (bytes). It may have two parts more: "reserved and context", which tensors do
+    not take, and "averages on the host", which is hatched and outside the total.
+    `lines` maps a label to the bytes at which it marks a limit.
+    """
+    runs = {name: {g: n / 1e9 for g, n in grouped(parts).items()} for name, parts in runs.items()}
+    marks = {label: n / 1e9 for label, n in (lines or {}).items()}
+    figure, ax = axes(title, "GB", "", size=size or (8.2, 1.9 + 0.5 * len(runs)))
+    top = max(*(sum(held.values()) for held in runs.values()), *marks.values(), 0.0)
+    left, named = dict.fromkeys(runs, 0.0), set()
+    for group, (colour, _) in GROUPS.items():
+        edge = PASSING if group in (HOST, BESIDES) else "white"
+        ink = "white" if group in ("weights in 4 bits", "the loss") else INK
+        for row, (name, held) in enumerate(runs.items()):
+            if group not in held:
+                continue
+            bar = {"label": None if group in named else group, "hatch": "////" if group == HOST else None}
+            ax.barh(row, held[group], 0.66, left[name], color=colour, edgecolor=edge, linewidth=0.5, **bar)
+            if held[group] > 0.06 * top and group not in (HOST, BESIDES):
+                at = left[name] + held[group] / 2
+                ax.text(at, row, f"{held[group]:.2f}", ha="center", va="center", fontsize=9, color=ink)
+            left[name] += held[group]
+            named.add(group)
+    for row, held in enumerate(runs.values()):
+        total, host = sum(n for group, n in held.items() if group != HOST), held.get(HOST)
+        said = f"{total:.2f} GB" + (f"\nand {host:.2f}" if host else "")
+        text = ax.text(sum(held.values()) + 0.012 * top, row, said, va="center", fontsize=10, color=INK)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+    for label, n in marks.items():
+        ax.axvline(n, color=INK, linestyle="--", linewidth=1, zorder=0)
+        side = "right" if n > 0.6 * top else "left"
+        ax.text(n, -0.5, f"{label}: {n:.2f} GB", ha=side, va="bottom", fontsize=9, color=INK)
+    ax.set_yticks(range(len(runs)), runs)
+    ax.set(ylim=(len(runs) - 0.5, -0.75 if marks else -0.5), xlim=(0, 1.16 * top))
+    ax.grid(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+# The phases of a training step, and the words over them.
+PHASES = {"forward": "forward pass", "loss": "loss", "backward": "backward pass", "step": "optimizer"}
+
+
+def training_steps(steps: dict, frozen: int, trained: int, title: str):
+    """Memory through one training step, a panel for each way, with the phases named and what stays at the bottom.
+
+    `steps` maps a name to the points of `helpers.memory.step_over_time`: (place, phase, bytes). `frozen` and `trained` are
+    bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes.
+    """
+    figure, panels = axes(title, "", "GB", size=(8.2, 3.6), ncols=len(steps), sharey=True, squeeze=False)
+    weights, states = frozen / 1e9, (frozen + trained) / 1e9  # where the blue ends, and the orange
+    top = max(n for points in steps.values() for *_, n in points) / 1e9
+    for ax, (name, points) in zip(panels.flat, steps.items(), strict=True):
+        at, begins = _laid_out(points)
+        values = [n / 1e9 for *_, n in points]
+        ax.fill_between(at, values, states, step="post", color=PASSING, linewidth=0)
+        ax.fill_between(at, weights, states, color=TRAINED, linewidth=0)
+        ax.fill_between(at, 0, weights, color=FROZEN, linewidth=0)
+        ax.plot(at, values, drawstyle="steps-post", color=INK, linewidth=0.5)
+        for phase, (begin, end) in begins.items():
+            ax.axvline(begin, color=INK, linewidth=0.6, linestyle=":")
+            middle, upright = (begin + end) / 2, end - begin < 0.2
+            ax.text(middle, 1.04 * top, PHASES[phase], ha="center", va="bottom", fontsize=8.5, color=INK,
+                    rotation=90 if upright else 0)  # fmt: skip
+        ax.set(xlim=(0, 1), ylim=(0, 1.36 * top), xticks=[], xlabel=f"{name}: at most {max(values):.2f} GB")
+        ax.grid(False)
+    for ax in panels.flat[1:]:
+        ax.set_ylabel("")
+    colours = {"frozen weights": FROZEN, "adapters and optimizer states": TRAINED, "comes and goes": PASSING}
+    for name, colour in colours.items():
+        panels.flat[0].fill_between([], [], color=colour, label=name)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _laid_out(points) -> tuple[list, dict]:
+    """Where each point of a step stands from 0 to 1, and where each phase begins and ends; a short phase gets a tenth."""
+    counts: dict = {}
+    for _, phase, _ in points:
+        counts[phase] = counts.get(phase, 0) + 1
+    shares = {phase: max(0.1, count / len(points)) for phase, count in counts.items()}
+    whole, at, begin, spans = sum(shares.values()), [], 0.0, {}
+    for phase, count in counts.items():
+        width = shares[phase] / whole
+        at += [begin + width * i / count for i in range(count)]
+        spans[phase] = (begin, begin + width)
+        begin += width
+    return at, spans

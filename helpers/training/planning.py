@@ -88,6 +88,12 @@ class TrainingPlan:
         """Predicted memory through one step (helpers.memory.step_over_time), with some of RunSpec's fields changed."""
         return step_over_time(self.config, dataclasses.replace(self.spec, **changes), self.gpu)
 
+    def stays(self) -> dict[str, int]:
+        """Bytes that stay through a step, predicted: the frozen weights, and the adapters with the optimizer's states."""
+        found = self.chosen.prediction
+        trained = found.parts["adapters"] + found.parts["optimizer states"]
+        return {"frozen": found.after_load, "trained": trained}
+
     def peak_beside(self, monitor, trained: int, shapes: list) -> tuple[int, int]:
         """(predicted, measured) peak bytes: of this run on a GPU, else of a run that was measured under T4 rules.
 

@@ -7,7 +7,6 @@ import threading
 from typing import Any
 
 from helpers import plots
-from helpers.machine import GIB
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, plan, predict
 from helpers.models import PRESETS
 from helpers.widgets.showing import show_panel
@@ -23,22 +22,11 @@ SETTINGS = {  # of each control: what it is called, its values, the one it start
     "rank": ("rank", (4, 8, 16, 32, 64, 128), 16),
     "targets": ("adapters on", tuple(TARGETS), "all linear"),
     "batch_size": ("rows at once", (1, 2, 4, 8, 16, 32), 4),
-    "seq_len": ("tokens a row", (128, 256, 512, 1024, 2048, 4096, 8192), 512),
+    "seq_len": ("tokens per row", (128, 256, 512, 1024, 2048, 4096, 8192), 512),
     "optimizer": ("optimizer", ("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch"), "adamw_torch"),
     "checkpointing": ("checkpointing", tuple(CHECKPOINTING), "every layer"),
 }
 AT_START: dict[str, Any] = {name: start for name, (_, _, start) in SETTINGS.items()}
-GROUPS = {  # parts of a prediction that a reader need not tell apart
-    "4-bit weights": ("quantized weights", "quantization scales"),
-    "embeddings, head, norms": ("embeddings and head", "norms, biases, 16-bit weights"),
-    "adapters and optimizer": (
-        "adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch",
-    ),
-    "kept for backward": ("layer inputs kept by checkpointing", "activations kept for backward"),
-    "one layer at work": ("one layer's activations", "a dequantized weight", "gradients of activations"),
-    "the loss": ("final norm and hidden states", "tile of logits"),
-}  # fmt: skip
-REST = "the rest"
 
 
 def spec_for(gpu, rank, targets, batch_size, seq_len, optimizer, checkpointing) -> RunSpec:
@@ -56,25 +44,24 @@ def predicted(model: str, spec: RunSpec, gpu: str):
     return predict(PRESETS[model].shape, spec, gpu)
 
 
-def grouped(prediction) -> dict[str, int]:
-    """The parts of a prediction in a handful of groups, in bytes; their sum is the peak."""
-    left = dict(prediction.parts)
-    groups = {name: sum(left.pop(part, 0) for part in parts) for name, parts in GROUPS.items()}
-    return {name: size for name, size in (groups | {REST: sum(left.values())}).items() if size}
+def held_parts(prediction, gpu: str) -> dict[str, int]:
+    """The prediction's parts, and what torch and CUDA hold besides: together what `fits` compares with the GPU."""
+    return prediction.parts | {"reserved and context": prediction.held_bytes(gpu) - prediction.peak_allocated}
 
 
 def verdict_on(prediction, gpu: str) -> str:
-    """In words: does it fit (`helpers.memory.fits`), with plan's margin or without, and by how much (GiB)."""
-    total, peak = GPUS[gpu].total_bytes, prediction.peak_allocated
-    of_gpu = f"the peak is {peak / GIB:.2f} of {total / GIB:.2f} GiB"
-    if fits(prediction, gpu, total, margin=None):
-        return f"Fits: {of_gpu}, {(total - peak) / GIB:.2f} GiB are left."
-    if fits(prediction, gpu, total):
-        return f"Too tight: {of_gpu}, and torch needs room to move."
+    """In words: does it fit (`helpers.memory.fits`), with plan's margin or without, and by how much (GB)."""
+    total, peak, held = GPUS[gpu].total_bytes / 1e9, prediction.peak_allocated / 1e9, prediction.held_bytes(gpu) / 1e9
+    of_gpu = f"it takes {held:.2f} of {total:.2f} GB, of which tensors take {peak:.2f}"
+    if fits(prediction, gpu, margin=None):
+        return f"Fits: {of_gpu}."
+    if fits(prediction, gpu):
+        return f"Too tight: {of_gpu}, and a prediction may be off."
     if peak > total:
-        return f"Does not fit: the peak is {peak / GIB:.2f} GiB, {(peak - total) / GIB:.2f} GiB more than the GPU has."
-    reserved, context = prediction.peak_reserved / GIB, GPUS[gpu].context_bytes / GIB
-    return f"Does not fit: {of_gpu}, but torch reserves {reserved:.2f} GiB and CUDA holds {context:.2f} GiB besides."
+        return f"Does not fit: its tensors take {peak:.2f} GB, {peak - total:.2f} GB more than the GPU has."
+    reserved, context = prediction.peak_reserved / 1e9, GPUS[gpu].context_bytes / 1e9
+    besides = f"but torch reserves {reserved:.2f} GB, and CUDA itself takes {context:.2f}"
+    return f"Does not fit: tensors take {peak:.2f} of {total:.2f} GB, {besides}."
 
 
 @functools.lru_cache(maxsize=512)
@@ -95,17 +82,40 @@ def advice(model: str, gpu: str, spec: RunSpec) -> list[str]:
         found = _planned(model, gpu, dataclasses.replace(spec, **chosen))
     except CannotPredict:
         return [f"plan finds no setting of this model, rank and length that fits a GPU of type {gpu}."]
-    changes = {
-        name: (getattr(spec, name), getattr(found.spec, name))
-        for name in chosen
-        if getattr(spec, name) != getattr(found.spec, name)
-    }
+    changes = [
+        names
+        for names in (("batch_size",), ("checkpoint_every", "checkpoint_offload"), ("optimizer",))
+        if any(getattr(spec, name) != getattr(found.spec, name) for name in names)
+    ]
     if not changes:
         return ["plan would change nothing: this is the fastest setting that fits."]
     saved = found.saved(spec)
-    time = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} time a token"
-    summary = f"plan would take {found.prediction.peak_allocated / GIB:.2f} GiB and {time} (by its model of time), with"
-    return [summary, *(f"{name} {was} → {found.reasons.get(name, now)}" for name, (was, now) in changes.items())]
+    time = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} time per token"
+    summary = f"plan would take {found.prediction.held_bytes(gpu) / 1e9:.2f} GB and {time} (by its model of time), with"
+    return [summary, *(_instead(model, gpu, spec, found, names) for names in changes)]
+
+
+def _instead(model: str, gpu: str, spec: RunSpec, found, names: tuple[str, ...]) -> str:
+    """One thing that `plan` would change: from what to what, and what its choice would take without this change."""
+    kept: dict[str, Any] = {name: getattr(spec, name) for name in names}
+    title, was, now = (_said(one, names[0]) for one in (None, spec, found.spec))
+    without = dataclasses.replace(found.spec, **kept)
+    size, slower = predicted(model, without, gpu).held_bytes(gpu) / 1e9, found.saved(without)
+    more = f"{abs(slower) / (1 - slower):.0%} {'more' if slower > 0 else 'less'}"
+    time = "as much time" if abs(slower) < 0.005 else f"{more} time"
+    return f"{title} {was} → {now}; without this change it would take {size:.2f} GB and {time}"
+
+
+def _said(spec: RunSpec | None, name: str) -> str:
+    """A setting as the controls call it; without a spec, what the control is called."""
+    control = "checkpointing" if name == "checkpoint_every" else name
+    if spec is None:
+        return SETTINGS[control][0]
+    if name != "checkpoint_every":
+        return str(getattr(spec, name))
+    pair = spec.checkpoint_every, spec.checkpoint_offload
+    other = f"every {pair[0]} layers" + (", offloaded" if pair[1] else "")
+    return next((label for label, value in CHECKPOINTING.items() if value == pair), other)
 
 
 def spec_in(settings: dict) -> RunSpec:
@@ -120,12 +130,12 @@ def describe(**settings) -> tuple:
 
 
 def bar_html(prediction, gpu: str) -> str:
-    """The stacked bar as HTML, for it is drawn in a millisecond: a box a group, the GPU's line, a legend with numbers."""
-    total, groups = GPUS[gpu].total_bytes, grouped(prediction)
-    scale = 100 / (1.08 * max(total, prediction.peak_allocated))  # per cent of the width for a byte
+    """The stacked bar as HTML, for it is drawn in a millisecond: a box per group, the GPU's line, a legend with numbers."""
+    total, groups = GPUS[gpu].total_bytes, plots.diagrams.grouped(held_parts(prediction, gpu))
+    scale = 100 / (1.08 * max(total, prediction.held_bytes(gpu)))  # per cent of the width for a byte
     boxes, legend = [], []
-    for (name, size), colour in zip(groups.items(), plots.COLOURS.values(), strict=False):
-        title = f"{name}: {size / GIB:.2f} GiB"
+    for name, size in groups.items():
+        title, colour = f"{name}: {size / 1e9:.2f} GB", plots.diagrams.GROUPS[name][0]
         boxes.append(f'<div title="{title}" style="width:{size * scale:.3f}%;background:{colour}"></div>')
         swatch = f'<span style="display:inline-block;width:0.8em;height:0.8em;background:{colour}"></span>'
         legend.append(f'<span style="white-space:nowrap;margin-right:1.2em">{swatch} {title}</span>')
@@ -134,21 +144,19 @@ def bar_html(prediction, gpu: str) -> str:
     return (
         '<div style="line-height:1.5;max-width:760px;padding-bottom:6px">'
         '<div style="position:relative;height:1.6em">'
-        f'<span style="position:absolute;{label}">{gpu}: {total / GIB:.2f} GiB</span></div>'
+        f'<span style="position:absolute;{label}">{gpu}: {total / 1e9:.2f} GB</span></div>'
         f'<div style="position:relative;display:flex;height:34px">{"".join(boxes)}'
         f'<div style="position:absolute;{line}"></div></div>'
         f'<div style="margin-top:10px">{"".join(legend)}</div></div>'
     )
 
 
-def still(prediction, gpu: str, words: str) -> bytes:
-    """The same bar as a picture (PNG), for a page that cannot run the controls."""
-    groups, total = grouped(prediction), GPUS[gpu].total_bytes / GIB
-    parts = {f"{name} {size / GIB:.2f}": [size / GIB] for name, size in groups.items()}
-    figure = plots.stacked_bars(
-        [""], parts, words, "GiB", line=total, line_label=f"{gpu}: {total:.2f}", size=(7.6, 2.6)
+def still(prediction, gpu: str, said: str, words: str) -> bytes:
+    """The same bar as a picture (PNG) under its settings and verdict, for a page that cannot run the controls."""
+    lines = {f"the {gpu} has": GPUS[gpu].total_bytes}
+    return plots.png(
+        plots.diagrams.run_parts({"": held_parts(prediction, gpu)}, f"{said}. {words}", lines, size=(8.2, 2.7))
     )
-    return plots.png(figure)
 
 
 def calculate(**start) -> None:
@@ -159,7 +167,7 @@ def calculate(**start) -> None:
     settings = AT_START | start
     prediction, words = describe(**settings)
     said = "; ".join(f"{SETTINGS[name][0]} {value}" for name, value in settings.items())
-    picture = still(prediction, settings["gpu"], words)
+    picture = still(prediction, settings["gpu"], said, words)
     alt = f"Memory of a run, stacked by what it holds. {words}"
     show_panel(_panel(settings), picture, f"{said}\n{words}", alt)
 

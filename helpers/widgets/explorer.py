@@ -21,7 +21,7 @@ def measure(quantize, dequantize, levels, block_size: int, outlier: int) -> tupl
     """Quantize the pretended weights, the first of them moved out to `outlier` standard deviations (0: left alone).
 
     Returns the values after block scaling, the relative error (RMS of the error over RMS of the weights, the outlier
-    left out of both) and the bits a weight, float32 absmax included.
+    left out of both) and the bits per weight, float32 absmax included.
     """
     weights = pretended_weights().clone()
     if outlier:
@@ -36,7 +36,7 @@ def measure(quantize, dequantize, levels, block_size: int, outlier: int) -> tupl
 def draw(quantize, dequantize, sets: dict, name: str, block_size: int, outlier: int) -> tuple:
     """The picture (PNG bytes) and the line of numbers for one setting of the sliders."""
     scaled, error, bits = measure(quantize, dequantize, sets[name], block_size, outlier)
-    numbers = f"{name}, blocks of {block_size}: relative error {error:.1%}, {bits:.3f} bits a weight"
+    numbers = f"{name}, blocks of {block_size}: relative error {error:.1%}, {bits:.3f} bits per weight"
     figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers)
     return plots.png(figure, dpi=80), numbers
 

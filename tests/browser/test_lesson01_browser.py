@@ -14,7 +14,7 @@ from tests.lessons.test_lesson01 import definitions
 from helpers.widgets import explore
 
 lesson = definitions()
-sets = {{"NF4": lesson["nf4_levels"](), "FP4": lesson["fp4_levels"](), "int4": torch.arange(-7, 8) / 7}}
+sets = {{"NF4": lesson["nf4_levels"](), "FP4": lesson["fp4_levels"]().sort().values, "int4": torch.arange(-7, 8) / 7}}
 explore(lesson["quantize_blockwise"], lesson["dequantize_blockwise"], sets)"""
 
 

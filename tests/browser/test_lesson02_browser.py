@@ -27,24 +27,24 @@ def test_a_control_moved_in_jupyterlab_changes_verdict_bar_and_advice(tmp_path):
         expect(advice.first).to_contain_text("→", timeout=20_000)
         page.screenshot(path=tmp_path / "before.png")
 
-        assert page.locator(".noUi-handle").count() == 3, "sliders for rank, rows at once and tokens a row"
+        assert page.locator(".noUi-handle").count() == 3, "sliders for rank, rows at once and tokens per row"
         page.locator(".noUi-handle").last.focus()
         for _ in range(4):
             page.keyboard.press("ArrowRight")
         expect(line).to_contain_text("Does not fit", timeout=20_000)
         assert _peak(line.inner_text()) > 2 * _peak(first), "4 rows of 8,192 tokens need far more than 4 of 512"
         assert _total(boxes) > width
-        expect(advice.filter(has_text="batch_size 4 →")).to_have_count(1, timeout=20_000)
+        expect(advice.filter(has_text="rows at once 4 →")).to_have_count(1, timeout=20_000)
 
         page.locator(".widget-dropdown select").nth(1).select_option("h200")
-        expect(line).to_contain_text("of 139.80 GiB", timeout=20_000)
+        expect(line).to_contain_text("of 150.11 GB", timeout=20_000)
         assert line.inner_text().startswith("Fits: ")
         expect(page.locator(".widget-html div[style*='opacity']")).to_have_count(0, timeout=20_000)
         page.screenshot(path=tmp_path / "after.png")
 
 
 def _peak(text: str) -> float:
-    return float(re.search(r"the peak is ([\d.]+)", text)[1])
+    return float(re.search(r"tensors take (\d+\.\d+)", text)[1])
 
 
 def _total(boxes) -> float:

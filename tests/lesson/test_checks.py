@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers.lesson import checks
+from helpers.lesson.exercises.l02 import estimated
 from tests.cells import solutions
 
 
@@ -78,6 +79,17 @@ def lora_in_torch(inputs, outputs, r):
     return sum(torch.empty(size, device="meta").numel() for size in ((r, inputs), (outputs, r)))
 
 
+def estimate_without(*left_out):
+    """A prediction for exercise 02.5 that leaves terms out."""
+
+    def estimate(config, tokens, r):
+        terms = estimated(config, tokens, r) | dict.fromkeys(left_out, 0)
+        staying = sum(terms[name] for name in ("codes", "tables", "adapters", "averages"))
+        return staying + max(terms["kept"], terms["gradients"]) + max(terms["at work"], terms["loss"])
+
+    return estimate
+
+
 # For each exercise at least two mistakes that people make, with a word that the hint must hold.
 MISTAKES = {
     "00.1": [
@@ -141,18 +153,62 @@ MISTAKES = {
         (lambda n: 8 * n * (1 / 2 + 1 / 64 + 4 / (64 * 256)), "bits"),
     ],
     "02.2": [
-        (lambda layers, rank: 12 * rank * sum(map(sum, layers)), "missing"),
-        (lambda layers, rank: 4 * rank * sum(map(sum, layers)), "values alone"),
-        (lambda layers, rank: 16 * rank * sum(layers[0]), "all of them"),
-        (lambda layers, rank: 16 * rank * sum(i * o for i, o in layers), "weight matrix"),
+        (lambda matrices, layers, r: 12 * layers * r * sum(map(sum, matrices)), "missing"),
+        (lambda matrices, layers, r: 4 * layers * r * sum(map(sum, matrices)), "values alone"),
+        (lambda matrices, layers, r: 8 * layers * r * sum(map(sum, matrices)), "two of the four"),
+        (lambda matrices, layers, r: layers * r * sum(map(sum, matrices)), "how many numbers"),
+        (lambda matrices, layers, r: 16 * r * sum(map(sum, matrices)), "one layer"),
+        (lambda matrices, layers, r: 16 * layers * r * sum(matrices[0]), "all of them"),
+        (lambda matrices, layers, r: 16 * layers * r * sum(i * o for i, o in matrices), "weight matrix"),
     ],
     "02.3": [
+        (lambda layers, rows, tokens, hidden: rows * tokens * hidden, "said before"),
         (lambda layers, rows, tokens, hidden: rows * tokens * hidden * 2, "one layer"),
         (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden, "takes two"),
+        (lambda layers, rows, tokens, hidden: layers * rows * tokens * hidden * 4, "float32"),
         (lambda layers, rows, tokens, hidden: layers * tokens * hidden * 2, "one row"),
+        (lambda layers, rows, tokens, hidden: layers * rows * tokens * 2, "list of"),
     ],
-    "02.4": [(128_256 * 4096 * 2, "one of the two"), (2 * 128_256 * 4096 * 4, "how much is it more")],
-    "02.5": [("rank", "fraction"), ("optimizer", "small"), ("luck", "one of")],
+    "02.4": [
+        (lambda tokens, vocabulary: 14 * tokens * vocabulary, "whole table with"),
+        (lambda tokens, vocabulary: 2 * tokens * vocabulary, "whole table:"),
+        (lambda tokens, vocabulary: 2 * tokens * min(vocabulary, 32_768), "too high"),
+        (lambda tokens, vocabulary: 2 * min(tokens, 4096) * vocabulary, "too wide"),
+        (lambda tokens, vocabulary: 2 * 4096 * 32_768, "largest one"),
+        (lambda tokens, vocabulary: min(tokens, 4096) * min(vocabulary, 32_768), "two bytes"),
+    ],
+    "02.5": [
+        (estimate_without("tables"), "embeddings and the head are missing"),
+        (estimate_without("kept", "gradients"), "kept inputs are missing"),
+        (estimate_without("at work", "loss"), "layer at work is missing"),
+        (
+            lambda config, tokens, r: estimate_without()(config | {"tie_word_embeddings": False}, tokens, r),
+            "one table for both",
+        ),
+        (lambda config, tokens, r: estimate_without()(config, tokens, r) / 1e9, "in GB"),
+        (lambda config, tokens, r: "5 GB", "number of bytes"),
+        (estimate_without("codes"), "weights are missing"),
+        (lambda config, tokens, r: 1e9, "one by one"),
+    ],
+    "02.6": [
+        ({"most": "rank 64", "least": "averages in float32"}, "all layers"),
+        ({"most": "averages in float32", "least": "rank 64"}, "least of all"),
+        ({"most": "nothing recomputed", "least": "rank 64"}, "alone"),
+        ({"most": "a larger model", "least": "rank 64"}, "none of"),
+        ("rank 64", "dictionary"),
+        ({"most": ..., "least": ...}, "dots"),
+    ],
+    "02.7": [
+        ({"checkpoint_every": 1}, "tensors alone would fit"),
+        ({"optimizer": "paged_adamw_8bit"}, "every layer's"),
+        ({"checkpoint_every": 2, "batch_size": 1}, "of the 8"),
+        ({"checkpoint_every": 1, "rank": 4}, "rank changes what is learned"),
+        ({"checkpoint_every": 1, "seq_len": 512}, "seq_len changes"),
+        ({"checkpoint_every": 1, "batch_size": 3}, "four rows"),
+        ({"gradient_checkpointing": True}, "no 'gradient_checkpointing'"),
+        ({"optimizer": "adam"}, "allowed"),
+        ("checkpoint_every", "dictionary"),
+    ],
     "03.1": [
         (lambda layers, rank: sum(i * o for i, o in layers), "weight matrix"),
         (lambda layers, rank: sum(rank * i for i, o in layers), "A or B alone"),
@@ -251,12 +307,26 @@ ALSO_RIGHT = {
     ],
     "02.1": [lambda n: n // 2 + n // 64 + 4 * (n // 64 // 256), lambda n: n * 4.126953125 / 8],
     "02.2": [
-        lambda layers, rank: 16 * rank * sum(map(sum, layers)),
-        lambda layers, rank: sum(4 * 4 * (i * rank + rank * o) for i, o in layers),
+        lambda matrices, layers, r: 16 * r * layers * sum(map(sum, matrices)),
+        lambda matrices, layers, r: sum(4 * 4 * (i * r + r * o) for i, o in list(matrices) * layers),
     ],
     "02.3": [
         lambda layers, rows, tokens, hidden: 2 * hidden * tokens * rows * layers,
         lambda *sizes: __import__("math").prod(sizes, start=2),
+    ],
+    "02.4": [
+        lambda tokens, vocabulary: min(2 * tokens, 8192) * min(vocabulary, 2**15),
+        lambda tokens, vocabulary: 2 * sorted((tokens, 4096))[0] * sorted((vocabulary, 32_768))[0],
+    ],
+    "02.5": [estimate_without(), estimate_without("loss"), lambda *asked: int(1.02 * estimate_without()(*asked))],
+    "02.6": [
+        {"least": "Averages in float32", "most": " nothing recomputed"},
+        {"most": "NOTHING RECOMPUTED", "least": "averages in float32 "},
+    ],
+    "02.7": [
+        {"checkpoint_every": 1, "optimizer": "paged_adamw_8bit"},
+        {"checkpoint_every": 1, "checkpoint_offload": True},
+        {"checkpoint_every": 1, "batch_size": 1, "optimizer": "adamw_8bit"},
     ],
     "03.1": [
         lambda layers, rank: rank * sum(sum(pair) for pair in layers),
@@ -321,7 +391,7 @@ def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
 
 
-@pytest.mark.parametrize("lesson", ["00", "03"])
+@pytest.mark.parametrize("lesson", ["00", "02", "03"])
 def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
     names = {name for name in SOLUTIONS if name.startswith(lesson)}
     assert len(names) >= 6

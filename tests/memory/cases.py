@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from helpers import COURSE_ROOT
-from helpers.memory import CannotPredict, RunSpec, read_rows, shape_of
+from helpers.memory import CannotPredict, RunSpec, shape_of
 from helpers.memory.rows import score
 from helpers.memory.runs import OPTIMIZERS
+from helpers.records import read_rows
 
 MEASUREMENTS = COURSE_ROOT / "measurements"
 ROWS = read_rows(MEASUREMENTS / "h200_memory_rows.jsonl")

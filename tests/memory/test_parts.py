@@ -1,13 +1,16 @@
 """The parts of a peak are what is alive then; a fault in any of them is noticed."""
 
 import dataclasses
+import weakref
 
 import pytest
 
-from helpers.memory import RunSpec, adapter_bytes, predict, shape_of, terms, weight_bytes
-from helpers.memory.allocator import PAGE, Allocator, Program
+from helpers.memory import RunSpec, adapter_bytes, labels, predict, shape_of, weight_bytes
+from helpers.memory.allocator import Allocator
+from helpers.memory.programs import Program
 from helpers.memory.replay import least_peak
 from helpers.memory.runs import targets_of
+from helpers.memory.sizes import PAGE
 from tests.memory.cases import EARLIER, FIGURES, LEAN, MISTRAL, ROWS, STORED, forget, settings_nobody_measured, spec_in
 
 SMALL_MODEL = {**MISTRAL, "num_hidden_layers": 5}
@@ -19,9 +22,9 @@ SMALL_MODEL = {**MISTRAL, "num_hidden_layers": 5}
 def test_parts_add_up_to_the_peak_and_rounding_is_a_small_part(row):
     predicted = predict(row["config"], row["spec"])
     assert sum(predicted.parts.values()) == predicted.peak_allocated
-    assert set(predicted.parts) <= set(terms.LABELS)
+    assert set(predicted.parts) <= set(labels.LABELS)
     # 2.2% at most: the peaks of a row without checkpointing, where many tensors of odd sizes are alive at once
-    assert predicted.parts[terms.ROUNDING] < 0.025 * predicted.peak_allocated
+    assert predicted.parts[labels.ROUNDING] < 0.025 * predicted.peak_allocated
     assert all(size > 0 for size in predicted.parts.values())
     assert predicted.after_load <= predicted.before_training <= predicted.peak_allocated <= predicted.peak_reserved
 
@@ -61,7 +64,7 @@ def test_parts_are_the_blocks_alive_at_the_peak_and_their_rounding_is_the_alloca
         beyond = size * PAGE - asked
         assert 0 <= beyond < PAGE or (asked > 2**20 and beyond < 2**20 + PAGE), "see Allocator"
         found[label] += asked
-        found[terms.ROUNDING] += beyond
+        found[labels.ROUNDING] += beyond
     assert found == predicted.parts
     forget()
 
@@ -71,13 +74,13 @@ def test_what_stays_is_counted_as_its_closed_form_says():
     shape, spec = shape_of(MISTRAL), LEAN
     parts, weights = predict(shape, spec, "t4").parts, weight_bytes(shape, "nf4", True)
     adapters = adapter_bytes(targets_of(shape, spec), shape.layers, spec.rank, 4)
-    for label, size in {**weights, terms.ADAPTERS: adapters}.items():
+    for label, size in {**weights, labels.ADAPTERS: adapters}.items():
         assert abs(parts[label] - size) <= PAGE * 6 * 7 * shape.layers, label
-    assert parts[terms.CODES] == weights[terms.CODES], "whole blocks, all of them"
-    assert parts[terms.WORKSPACES] == 2 * 8320 * 1024
+    assert parts[labels.CODES] == weights[labels.CODES], "whole blocks, all of them"
+    assert parts[labels.WORKSPACES] == 2 * 8320 * 1024
     stream = spec.batch_size * spec.seq_len * shape.hidden * 2
     last = int(predict(shape, spec, "t4").moment.removeprefix("backward pass of layer ").split()[0])
-    assert parts[terms.INPUTS] == (last + 1) * stream, "of the layers that backward has yet to pass"
+    assert parts[labels.INPUTS] == (last + 1) * stream, "of the layers that backward has yet to pass"
 
 
 @pytest.mark.parametrize("quant_type", ["nf4", None])
@@ -86,7 +89,9 @@ def test_gradients_of_weights_are_as_large_as_what_is_trained(quant_type):
     spec = RunSpec(quant_type=quant_type, rank=256, batch_size=1, seq_len=8, optimizer="adamw_torch")
     parts = (predicted := predict(SMALL_MODEL, spec)).parts
     assert predicted.moment == "optimizer step"
-    assert parts[terms.WEIGHT_GRADIENTS] == parts[terms.STEPPING] == parts[terms.ADAPTERS] == parts[terms.STATES] / 2
+    assert (
+        parts[labels.WEIGHT_GRADIENTS] == parts[labels.STEPPING] == parts[labels.ADAPTERS] == parts[labels.STATES] / 2
+    )
 
 
 @pytest.mark.parametrize("index", STORED["parts"])
@@ -95,26 +100,44 @@ def test_parts_of_some_rows_are_what_they_were(index):
     assert predict(row["config"], spec_in(row)).parts == STORED["parts"][index]
 
 
-def faulty(label, scale):
-    """Program.take and Allocator.take with a fault: what has this label is `scale` times as large."""
-    of_program, of_heap = Program.take, Allocator.take
+def halved(size, first):
+    return size // 2
+
+
+def doubled(size, first):
+    return 2 * size
+
+
+def one_missing(size, first):
+    return 0 if first else size
+
+
+def plant(fault, label, monkeypatch) -> None:
+    """Program.take and Allocator.take with a fault: `fault(size, first)` is the size of what has this label.
+
+    `first`: it is the first in its program, or as large as the first outside of programs, where each step takes it anew.
+    """
+    of_program, of_heap, sizes = Program.take, Allocator.take, weakref.WeakKeyDictionary()
 
     def program_take(self, slot, size, name):
-        of_program(self, slot, size * scale if name == label else size, name)
+        first = name == label and self not in sizes
+        if first:
+            sizes[self] = size
+        of_program(self, slot, fault(size, first) if name == label else size, name)
 
-    def heap_take(self, name, *sizes):
-        return of_heap(self, name, *(size * scale if name == label else size for size in sizes))
+    def heap_take(self, name, size):
+        first = name == label and sizes.setdefault(self, size) == size
+        return of_heap(self, name, fault(size, first) if name == label else size)
 
-    return program_take, heap_take
-
-
-@pytest.mark.parametrize("scale", [0.5, 2], ids=["halved", "doubled"])
-@pytest.mark.parametrize("label", [label for label in terms.LABELS if label != terms.ROUNDING])
-def test_a_fault_in_any_part_changes_what_is_stored(label, scale, monkeypatch):
-    """The rows whose figures are stored are enough to notice it: those that have their parts stored."""
-    program_take, heap_take = faulty(label, scale)
     monkeypatch.setattr(Program, "take", program_take)
     monkeypatch.setattr(Allocator, "take", heap_take)
+
+
+@pytest.mark.parametrize("fault", [halved, doubled, one_missing])
+@pytest.mark.parametrize("label", [label for label in labels.LABELS if label != labels.ROUNDING])
+def test_a_fault_in_any_part_changes_what_is_stored(label, fault, monkeypatch):
+    """The rows whose figures are stored are enough to notice it: those that have their parts stored."""
+    plant(fault, label, monkeypatch)
     forget()
     noticed = 0
     for index in STORED["parts"]:

@@ -115,6 +115,7 @@ def test_more_room_never_makes_a_slower_plan():
         (4.3e9, "the smallest of"),
         (0, "budget_bytes is 0"),
         ("8GB", "budget_bytes is '8GB'"),
+        (float("nan"), "budget_bytes is nan"),
     ],
 )
 def test_a_budget_too_small_says_what_it_would_take(budget, message):
@@ -125,5 +126,7 @@ def test_a_budget_too_small_says_what_it_would_take(budget, message):
 def test_choices_that_cannot_be_are_refused():
     with pytest.raises(CannotPredict, match="choices has no value for rank"):
         plan(MISTRAL, 14 * GIB, choices={"rank": ()})
+    with pytest.raises(CannotPredict, match="choices has no value for rank"):
+        plan(MISTRAL, 14 * GIB, choices={"rank": 8})
     with pytest.raises(CannotPredict, match="rank is 0"):
         plan(MISTRAL, 14 * GIB, RunSpec(), choices={"rank": (8, 0)})

@@ -24,6 +24,12 @@ BAD_SPECS = [
     ({"checkpoint_every": 0, "checkpoint_offload": True}, "checkpoint_offload is True with checkpoint_every 0"),
     ({"quant_type": None, "upcast_non_quantized": True}, "upcast_non_quantized is True with quant_type None"),
     ({"ranks": 8}, "no field 'ranks'"),
+    ({"lora_dropout": "0.1"}, "lora_dropout is '0.1'"),
+    ({"lora_dropout": float("nan")}, "lora_dropout is nan"),
+    ({"target_modules": 5}, "target_modules is 5"),
+    ({"target_modules": [["q_proj"]]}, "target_modules is (['q_proj'],)"),
+    ({"double_quant": "no"}, "double_quant is 'no'; it must be True or False"),
+    (8, "8 is no RunSpec"),
 ]
 
 

@@ -27,6 +27,12 @@ BAD_CONFIGS = [
     ({"text_config": {"ffn_config": {"moe_num_experts": 16}}}, "moe_num_experts is 16"),
     ({"blocks": [{"kind": "plain"}, {"expert_num": 4}]}, "expert_num is 4"),
     ({"num_experts": [1, 16]}, "num_experts is [1, 16]"),
+    ({"num_experts": 8.0}, "num_experts is 8.0"),
+    ({"num_experts": "8"}, "num_experts is '8'"),
+    ({"mlp": {"experts": [{"size": 64}, {"size": 64}]}}, "experts is [{'size': 64}"),
+    ({"sliding_window": 0}, "sliding_window is 0"),
+    ({"sliding_window": "4096"}, "sliding_window is '4096'"),
+    ({"text_config": [1]}, "is no configuration"),
 ]
 
 
@@ -130,3 +136,6 @@ def test_dictionary_folder_and_transformers_config_agree(tmp_path):
 def test_a_folder_without_a_configuration_is_one_line(tmp_path):
     with pytest.raises(CannotPredict, match="no configuration at"):
         predict(tmp_path / "nothing", LEAN)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CannotPredict, match="config.json is no readable JSON"):
+        predict(tmp_path, LEAN)

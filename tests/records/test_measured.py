@@ -6,8 +6,8 @@ import json
 import pytest
 
 from helpers import COURSE_ROOT, CourseError
-from helpers.memory import RunSpec, read_rows
-from helpers.records import measured_pairs, measured_runs, nearest_pair
+from helpers.memory import RunSpec
+from helpers.records import measured_pairs, measured_runs, nearest_pair, read_rows
 
 FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
 ROWS = [(name, row) for name in FILES for row in read_rows(COURSE_ROOT / "measurements" / f"{name}.jsonl")]

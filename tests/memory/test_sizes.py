@@ -8,8 +8,9 @@ import torch
 from bitsandbytes.functional import quantize_4bit
 
 from helpers.memory import RunSpec, predict, shape_of
+from helpers.memory.labels import CODES, SCALES, STATES
 from helpers.memory.shapes import Linear
-from helpers.memory.terms import CODES, SCALES, STATES, arrivals, blocks, state_bytes, weight_bytes
+from helpers.memory.sizes import arrivals, blocks, state_bytes, weight_bytes
 from tests.memory.cases import MISTRAL
 
 

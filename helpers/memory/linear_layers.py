@@ -5,9 +5,9 @@ helpers/training/fused_lora.py.
 """
 
 from helpers.memory.elementwise import add, cast, dropout, each, norm_again
+from helpers.memory.labels import CASTS, DEQUANTIZED, WEIGHT_GRADIENTS
 from helpers.memory.shapes import Linear
 from helpers.memory.tape import Buffer, Tape, Value
-from helpers.memory.terms import CASTS, DEQUANTIZED, WEIGHT_GRADIENTS
 
 
 def linear(tape: Tape, x: Value, layer: Linear) -> Value:
@@ -16,7 +16,7 @@ def linear(tape: Tape, x: Value, layer: Linear) -> Value:
     result = base(tape, x, layer)
     if layer.name not in kind.targets:
         return result
-    if kind.quant in ("nf4", "fp4"):  # "defensively clone", says PEFT
+    if kind.quant == "nf4":  # "defensively clone", says PEFT
         result = each(tape, result, passes=True)
     inner = cast(tape, x, kind.adapter) if kind.quant is None else x
     low = _adapter(tape, dropout(tape, inner), kind.rank * layer.inputs, kind.tokens * kind.rank)
@@ -37,7 +37,7 @@ def _adapter(tape: Tape, x: Value, weights: int, out: int) -> Value:
         if casts:
             gradient = tape.after(tape.new(weights, kind.adapter, WEIGHT_GRADIENTS), gradient)
         tape.gradients.append(gradient)
-        return [tape.gradient(x.values, kind.compute) if x.node else None]
+        return [tape.new_gradient(x.values, kind.compute) if x.node else None]
 
     saved = (x.buffer, weight) if casts and x.node else (x.buffer,)
     return tape.after(tape.apply(out, kind.compute, [x], backward, saved, trained=True), weight)
@@ -60,7 +60,7 @@ def base(tape: Tape, x: Value, layer: Linear) -> Value:
 
         def backward_trained(g, saved):
             tape.gradients.append(tape.new(layer.weights, x.width, WEIGHT_GRADIENTS))
-            return [tape.gradient(x.values, x.width)]
+            return [tape.new_gradient(x.values, x.width)]
 
         return tape.apply(out, x.width, [x], backward_trained, (x.buffer,), trained=True)
     inner = cast(tape, x, kind.compute)
@@ -71,7 +71,7 @@ def base(tape: Tape, x: Value, layer: Linear) -> Value:
 
     def backward(g):
         weight = dequantize(tape, layer, backward=True)
-        return [tape.after(tape.gradient(x.values, kind.compute), *weight)]
+        return [tape.after(tape.new_gradient(x.values, kind.compute), *weight)]
 
     scratch = dequantize(tape, layer)
     y = tape.after(tape.apply(out, kind.compute, [inner], backward), *scratch)
@@ -88,7 +88,7 @@ def _int8(tape: Tape, x: Value, layer: Linear, out: int) -> Value:
 
     def backward(g):
         weight = tape.new(layer.weights, compute, DEQUANTIZED)
-        return [tape.after(tape.gradient(x.values, compute), weight)]
+        return [tape.after(tape.new_gradient(x.values, compute), weight)]
 
     codes, wide = tape.new(x.values, 1), tape.new(out, 4)
     y = tape.after(tape.apply(out, compute, [x], backward), codes, wide)
@@ -111,12 +111,12 @@ def project(tape: Tape, x: Value, layers: list[Linear], source: Buffer | None = 
         scratch = dequantize(tape, layer)
         outputs.append(tape.after(tape.new(kind.tokens * layer.outputs, width), *scratch))
 
-    def backward(gradients, *saved):
+    def backward(g, *saved):
         result = None
         for layer in layers:
             weight = dequantize(tape, layer)[-1]
             if x.node and not result:
-                result = tape.gradient(values, width)
+                result = tape.new_gradient(values, width)
             tape.use(weight)
         again = norm_again(tape, values, width) if tuned and source else None
         for layer in tuned:
@@ -124,7 +124,7 @@ def project(tape: Tape, x: Value, layers: list[Linear], source: Buffer | None = 
                 tape.gradients.append(tape.new(kind.rank * size, kind.adapter, WEIGHT_GRADIENTS))
         return [tape.after(result, again)]
 
-    node = tape.node([x.node], backward, len(layers))
+    node = tape.node([x.node], backward, joins=True)
     tape.save(node, *kept)
     tape.use(x, *kept)
     sizes = [kind.tokens * layer.outputs for layer in layers]

@@ -1,38 +1,26 @@
-"""The terms of the sum: what memory is held for, by name, and the sizes of what stays through a training run."""
+"""Sizes of what stays all through a run: weights, adapters, optimizer states, and the cache of a model that generates."""
 
 import functools
 
-from helpers.memory.shapes import CannotPredict, Linear, Shape, shape_of
+from helpers.memory.labels import CODES, PLAIN, SCALES, TABLES
+from helpers.memory.shapes import CannotPredict, Linear, Shape, is_count, shape_of
 
 MIB = 2**20
+PAGE = 512  # bytes: what torch rounds sizes up to (`c10/cuda/CUDACachingAllocator.h`)
 WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes a value
-
-# Every allocation of a replay carries one of these; `Prediction.parts` is what is alive at the peak, by them.
-CODES, SCALES = "quantized weights", "quantization scales"
-TABLES, PLAIN = "embeddings and head", "norms, biases, 16-bit weights"
-UPCAST = "float32 copies of what is not quantized"
-ADAPTERS, STATES, WORKSPACES = "adapters", "optimizer states", "cuBLAS workspaces"
-INPUT_IDS = "token ids, masks, rotary tables"
-KEPT, INPUTS = "activations kept for backward", "layer inputs kept by checkpointing"
-ACTIVATIONS, DEQUANTIZED, CASTS = "one layer's activations", "a dequantized weight", "16-bit copies of the adapters"
-GRADIENTS, WEIGHT_GRADIENTS = "gradients of activations", "gradients of weights"
-FINAL, LOGITS = "final norm and hidden states", "tile of logits"
-STEPPING = "optimizer scratch"
-ROUNDING = "blocks larger than what they hold"  # see helpers/memory/allocator.py
-LABELS = (
-    CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WORKSPACES, INPUT_IDS, KEPT, INPUTS, ACTIVATIONS, DEQUANTIZED,
-    CASTS, GRADIENTS, WEIGHT_GRADIENTS, FINAL, LOGITS, STEPPING, ROUNDING,
-)  # fmt: skip
-# What does not grow with the rows.
-STAYING = (CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WEIGHT_GRADIENTS)
-
+MLP = ("down_proj", "gate_proj", "gate_up_proj", "up_proj")  # the others are attention's
 PAGED_FROM = 100_000  # bitsandbytes optim/optimizer.py get_state_buffer: smaller states are not paged
 EIGHT_BIT_FROM = 4096  # the same file, min_8bit_size: smaller states stay 32-bit
 
 
+def pages(size: int) -> int:
+    """Bytes in units of 512, rounded up, at least one."""
+    return -(-size // PAGE) or 1
+
+
 def blocks(*sizes: int) -> int:
-    """Bytes that tensors of these sizes take: torch rounds each up to 512 (`c10/cuda/CUDACachingAllocator.h`)."""
-    return sum(-(-size // 512) * 512 for size in sizes)
+    """Bytes that tensors of these sizes take, each rounded up."""
+    return PAGE * sum(map(pages, sizes))
 
 
 @functools.lru_cache(maxsize=512)
@@ -60,18 +48,28 @@ def arrivals(linear: Linear, quant_type: str | None, double_quant: bool) -> tupl
     return tuple(made)
 
 
+def layer_arrivals(shape: Shape, quant_type: str | None, double_quant: bool) -> list[tuple[tuple[str, int, bool], ...]]:
+    """`arrivals` of each weight of a decoder layer, as their names go: input_layernorm, mlp, post_..., pre_..., self_attn."""
+    norms = [((PLAIN, 2 * size, True),) for size in shape.norms]
+    mlp: list = []
+    attention: list = []
+    for linear in sorted(shape.linears, key=lambda linear: linear.name):
+        part = mlp if linear.name in MLP else attention
+        part.append(arrivals(linear, quant_type, double_quant))
+    return [norms[0], *mlp, *norms[1:], *attention]
+
+
 @functools.lru_cache(maxsize=512)
 def weight_bytes(shape: Shape, quant_type: str | None, double_quant: bool) -> dict[str, int]:
     """Bytes of the loaded model, by kind: quantized codes, their scales, and what stays 16-bit, each in whole blocks.
 
     transformers leaves embeddings, head, norms and biases in `load_dtype`.
     """
-    found = {CODES: 0, SCALES: 0, TABLES: blocks(2 * shape.vocab * shape.hidden) * (1 if shape.tied else 2), PLAIN: 0}
-    for linear in shape.linears:
-        for label, size, stays in arrivals(linear, quant_type, double_quant):
+    found = {CODES: 0, SCALES: 0, TABLES: blocks(2 * shape.vocab * shape.hidden) * (1 if shape.tied else 2)}
+    found[PLAIN] = blocks(2 * shape.hidden, *(2 * shape.head_dim,) * 2)  # the final norm, rotary frequencies and a copy
+    for made in layer_arrivals(shape, quant_type, double_quant):
+        for label, size, stays in made:
             found[label] += shape.layers * blocks(size) if stays else 0
-    found[PLAIN] += shape.layers * blocks(*(2 * size for size in shape.norms)) + blocks(2 * shape.hidden)
-    found[PLAIN] += blocks(2 * shape.head_dim, 2 * shape.head_dim)  # float32 inverse frequencies of half, and a copy
     return found
 
 
@@ -92,7 +90,7 @@ def kv_cache_bytes(config, tokens: int, batch: int = 1, dtype: str = "float16") 
     if dtype not in WIDTH:
         raise CannotPredict(f"dtype is {dtype!r}; allowed: {', '.join(WIDTH)}")
     for name, value in (("tokens", tokens), ("batch", batch)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             raise CannotPredict(f"{name} is {value!r}; it must be a whole number above 0")
     if shape.window and shape.model_type.startswith("qwen"):
         raise CannotPredict("config: use_sliding_window is True; which layers slide is not described here")
