@@ -1,6 +1,7 @@
 """The instructions that a lesson trains on, of the course or of one's own, and the template that they are written in."""
 
-from helpers.data.instructions import alpaca_prompt, load_instructions, look_at, to_prompt_completion
+from helpers.data.instructions import COURSE_DATA, alpaca_prompt, load_instructions, look_at, to_prompt_completion
+from helpers.data.layouts import parse_columns
 from helpers.data.own_rows import LoadedRows, Reading, Understood, load_rows
 from helpers.data.readers import DataError
 from helpers.data.splits import split_rows
@@ -15,5 +16,7 @@ __all__ = [
     "look_at",  # whether dataset_id can be read, before anything heavy
     "alpaca_prompt",  # a prompt in Alpaca's template
     "to_prompt_completion",  # a row as TRL trains on it
+    "COURSE_DATA",  # what dataset_id may say that is no rows of one's own
+    "parse_columns",  # the column of each role, from "prompt=Question,completion=Answer"
     "DataError",  # rows that cannot be read
 ]

@@ -156,7 +156,7 @@ def begin(
     run.model = models.resolve_model(values["model_id"], None) if named else None
     if values.get("adapter_dir", "auto") != "auto":
         models.base_of(Path(values["adapter_dir"]).expanduser())
-    data.look_at(values.get("dataset_id", "auto"))
+    data.look_at(values.get("dataset_id", "auto"), **_how_to_read(values))
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
@@ -175,11 +175,7 @@ def begin(
     if chosen:
         shown["chosen for it"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
     if with_data:
-        wanted = values.get("dataset_id", "auto")
-        if wanted == "auto" and run.model is not None and run.model.bundled:
-            wanted = "bundled"
-        run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
-        shown["data"] = run.data_name
+        shown |= _load_rows(run, values)
         shown |= _steps_of_epochs(run, values.get("epochs", "auto"))
     if "adapter_dir" in values:
         from helpers import quick  # late: it imports torch
@@ -196,6 +192,27 @@ def begin(
 
     display(table(shown, columns=("", "this run")))
     return run
+
+
+def _how_to_read(values: dict) -> dict:
+    """What the parameters say of rows of one's own."""
+    return {name: values[name] for name in ("columns", "encoding") if name in values}
+
+
+def _load_rows(run: Run, values: dict) -> dict:
+    """Give the run its rows; what the table at the start says of them: their number, and what was understood of one's own."""
+    wanted, seed = values.get("dataset_id", "auto"), values.get("seed", 0)
+    if wanted == "auto" and run.model is not None and run.model.bundled:
+        wanted = "bundled"
+    if wanted in data.COURSE_DATA:
+        run.rows, run.data_name = data.load_instructions(wanted, run.machine, seed)
+        return {"data": run.data_name}
+    loaded = data.load_rows(wanted, **_how_to_read(values))
+    run.rows, run.data_name = loaded.split(seed)
+    shown = {"data": run.data_name}
+    for what, words in loaded.understood.lines():
+        shown[what] = f"{shown[what]}; {words}" if what in shown else words
+    return shown
 
 
 def _steps_of_epochs(run: Run, epochs) -> dict:
