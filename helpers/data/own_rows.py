@@ -17,6 +17,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9](?:[\w.-]*\w)?")
 AHEAD = 1000  # rows that are looked at for their columns
 AT_ONCE = 1000  # rows that are in memory together
 EXAMPLES = 3
+KEPT = "course-rows-"  # begins the name of a temporary folder with rows, before the number of its process
 
 
 def is_hub_id(dataset_id: str) -> bool:
@@ -80,7 +81,7 @@ class Reading:
 
     def __init__(self, dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", limit=0):
         self.columns, self.limit = columns, limit
-        self.understood = Understood(Path(dataset_id).name)
+        self.understood = Understood(Path(dataset_id).expanduser().resolve().name)
         if is_hub_id(dataset_id):
             from helpers.data.hub_rows import hub_rows
 
@@ -162,6 +163,18 @@ def load_rows(dataset_id: str, columns="auto", encoding: str = "auto", split: st
     return LoadedRows(_on_disk(reading), reading.understood)
 
 
+def _forget_killed(folder: str) -> None:
+    """Delete the rows of processes that were killed before they could do it, of this user alone."""
+    import shutil
+
+    import psutil
+
+    for left in Path(folder).glob(f"{KEPT}*"):
+        owner = left.name.removeprefix(KEPT).split("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _on_disk(rows) -> object:
     """A Dataset of the rows in a temporary file, which is deleted when this process ends."""
     import atexit
@@ -171,7 +184,8 @@ def _on_disk(rows) -> object:
     import pyarrow
     from datasets import Dataset
 
-    folder = tempfile.mkdtemp(prefix="course-rows-")
+    _forget_killed(tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix=f"{KEPT}{os.getpid()}-")  # for this user's eyes alone
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file, rows = os.path.join(folder, "rows.arrow"), iter(rows)
     batch = list(itertools.islice(rows, AT_ONCE))

@@ -81,9 +81,9 @@ def files_of(named: str) -> tuple[list[Path], list[str]]:
     )
     files = [p for p in inside if _suffix(p) in KINDS]
     if not files:
-        raise DataError(f"the folder {path.name!r} holds no rows: give {TAKEN}")
+        raise DataError(f"the folder {str(named)!r} holds no rows: give {TAKEN}")
     if len({KINDS[_suffix(p)] for p in files}) > 1:
-        raise DataError(f"the folder {path.name!r} holds files of several formats: name one of {_names(files)}")
+        raise DataError(f"the folder {str(named)!r} holds files of several formats: name one of {_names(files)}")
     to_learn = [p for p in files if re.search(r"(?<![a-z])train(?![a-z])", p.name.lower())] or files
     return to_learn, [p.name for p in inside if p not in to_learn]
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -284,6 +285,31 @@ def test_hub_names_are_looked_for_on_the_hub_alone(tmp_path):
         with pytest.raises(DataError) as error:
             look_at(name)
         assert ("on the hub it cannot be had (HF_HUB_OFFLINE is set)" in str(error.value)) == (name == "owner/nothing")
+
+
+KILLED = """
+import os, sys
+from helpers.data import load_rows
+print(load_rows(sys.argv[1]).rows.cache_files[0]["filename"], flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_was_written_on_the_way_is_for_ones_own_eyes_and_goes_even_after_a_kill(tmp_path):
+    command = [sys.executable, "-c", KILLED, written(tmp_path, ROWS)]
+    killed = subprocess.run(command, capture_output=True, text=True, cwd=COURSE_ROOT).stdout.strip()
+    assert Path(killed).is_file()
+    assert Path(killed).parent.stat().st_mode & 0o077 == 0
+    mine = Path(load_rows(written(tmp_path, ROWS)).rows.cache_files[0]["filename"])
+    assert not Path(killed).parent.exists()
+    load_rows(written(tmp_path, ROWS))
+    assert mine.is_file(), "those of a process that lives stay"
+
+
+def test_a_folder_named_by_a_point_has_its_own_name(tmp_path, monkeypatch):
+    written(tmp_path, ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert read(".")[1].name == tmp_path.name
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
