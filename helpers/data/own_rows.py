@@ -1,5 +1,6 @@
 """Rows of a learner's own, of any known format and layout, as instruction, input and output; and what was understood."""
 
+import hashlib
 import itertools
 import os
 import re
@@ -42,6 +43,7 @@ class Understood:
     examples: list[dict] = field(default_factory=list)
     answers: int = 0  # different ones, counted up to a thousand
     stopped_at: int = 0  # where reading was told to end, or 0
+    digest: str = ""  # of all rows, once they are read: other rows are another run
 
     def lines(self) -> list[tuple[str, str]]:
         """(what, in words) of all of it but the examples."""
@@ -100,7 +102,7 @@ class Reading:
     def __iter__(self) -> Iterator[dict]:
         """Each row as instruction, input and output; DataError, one line, for what cannot be read or if nothing is left."""
         seen: set[str] = set()
-        told = self.understood
+        told, digest = self.understood, hashlib.blake2b(digest_size=8)
         for name, unit, rows in self.parts:
             ahead = list(itertools.islice(rows, AHEAD))
             columns = list(dict.fromkeys(str(column) for _, row in ahead for column in row))
@@ -120,6 +122,7 @@ class Reading:
                 converted = converter(row, place)
                 if converted is not None:
                     told.used += 1
+                    digest.update("\0".join(converted.values()).encode() + b"\n")
                     if len(seen) < AT_ONCE:
                         seen.add(converted["output"].strip())
                         told.answers = len(seen)
@@ -129,6 +132,7 @@ class Reading:
         if not told.used:
             why = "; ".join(line for notes in told.left_out for line in notes.lines())
             raise DataError(f"{told.name}: none of its {told.read:,} rows can be used: {why}")
+        told.digest = digest.hexdigest()
 
 
 @dataclass

@@ -5,6 +5,7 @@ are read here, and only as much of a file is in memory as one row takes (of a JS
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -57,16 +58,22 @@ class RowFile:
     def rows(self) -> Iterator[tuple[int, dict]]:
         """(place, row) of each row in order; DataError, one line, where that ends."""
         read = {"Parquet": _parquet, "CSV": _csv, "TSV": _csv, "JSON array": _array, "JSON object": _object}
-        try:
+        with _in_one_line(self.path, self.encoding):
             yield from read.get(self.kind, _json_lines)(self)
-        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeError, OSError) as error:
-            if isinstance(error, CourseError):
-                raise
-            if isinstance(error, UnicodeError):
-                raise DataError(f"{self.path.name} is not written in {self.encoding}: {error}") from error
-            raise DataError(
-                f"{self.path.name} cannot be read to its end: it is cut off or damaged ({error})"
-            ) from error
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path, encoding: str = ""):
+    """Turn what Python says of a file that is damaged or in another encoding into a DataError."""
+    try:
+        yield
+    except CourseError:
+        raise
+    except UnicodeError as error:
+        raise DataError(f"{path.name} is not written in {encoding}: {error}") from error
+    except (EOFError, zlib.error, csv.Error, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path.name} cannot be read: {why}; it is cut off, damaged or locked") from error
 
 
 def files_of(named: str) -> tuple[list[Path], list[str]]:
@@ -100,12 +107,8 @@ def opened(path: Path, encoding: str = "auto") -> RowFile:
     """What kind of file it is, by its name and its first bytes; DataError, one line, for one that holds no rows."""
     if encoding != "auto":
         _check_encoding(encoding)
-    try:
-        with _bytes(path) as file:
-            head = file.read(65536)
-    except (OSError, EOFError, zlib.error) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else f"cut off or damaged: {error}"
-        raise DataError(f"{path.name} cannot be read ({why})") from error
+    with _in_one_line(path), _bytes(path) as file:
+        head = file.read(65536)
     kind = KINDS.get(_suffix(path), "")
     if head[:4] == b"PAR1" or kind == "Parquet":
         return RowFile(path, "Parquet", unit="row")
@@ -115,12 +118,13 @@ def opened(path: Path, encoding: str = "auto") -> RowFile:
         raise DataError(f"{path.name} is empty: there are no rows in it")
     encoding = _encoding(path, head, encoding)
     start = head.decode(encoding, errors="ignore").lstrip("\ufeff \t\r\n")
-    if kind in ("CSV", "TSV"):
-        found = RowFile(path, kind, encoding)
-        return RowFile(path, kind, encoding, "\t" if kind == "TSV" else _delimiter(found))
     if start[:1] not in ("{", "[") and not kind:
         raise DataError(f"{path.name} holds no rows that are known here: give {TAKEN}")
-    return RowFile(path, _kind_of_json(path, encoding, start, _suffix(path)), encoding)
+    with _in_one_line(path, encoding):
+        if kind in ("CSV", "TSV"):
+            delimiter = "\t" if kind == "TSV" else _delimiter(RowFile(path, kind, encoding))
+            return RowFile(path, kind, encoding, delimiter)
+        return RowFile(path, _kind_of_json(path, encoding, start, _suffix(path)), encoding)
 
 
 def _kind_of_json(path: Path, encoding: str, start: str, suffix: str) -> str:
@@ -260,8 +264,9 @@ def _array(file: RowFile) -> Iterator[tuple[int, dict]]:
 
 def _object(file: RowFile) -> Iterator[tuple[int, dict]]:
     """The rows of a file that is one JSON object: its only list of objects, or the object itself."""
+    text = _whole(file).removeprefix("\ufeff")
     try:
-        whole = json.loads(_whole(file).removeprefix("\ufeff"), strict=False)
+        whole = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
         at = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{file.path.name}{at}: no JSON; give one object a line, or an array of objects") from error
@@ -278,6 +283,7 @@ def _object(file: RowFile) -> Iterator[tuple[int, dict]]:
 
 def _delimiter(file: RowFile) -> str:
     """What stands between the cells of a CSV: what parts the heading into most columns, and the next rows into as many."""
+    csv.field_size_limit(LONGEST_LINE)
     sample = list(islice(_lines(file, ""), 40))
     found = []
     for place, delimiter in enumerate((",", ";", "\t", "|")):

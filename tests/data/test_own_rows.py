@@ -258,8 +258,16 @@ def test_what_is_no_file_of_rows_is_told_what_is_taken(tmp_path):
     for named in (tmp_path / "mine.txt", tmp_path / "nowhere.csv", "/dev/zero"):
         assert "give a file of JSON lines, a JSON array, CSV, TSV or Parquet" in told(named)
     (tmp_path / "mine.jsonl.gz").write_bytes(gzip.compress(b'{"question": "a", "answer": "b"}\n' * 9)[:-12])
-    assert "cut off or damaged" in told(tmp_path / "mine.jsonl.gz")
+    assert "it is cut off, damaged or locked" in told(tmp_path / "mine.jsonl.gz")
     assert "are for data sets on the hub" in told(written(tmp_path, ROWS), split="test")
+
+
+def test_a_long_cell_is_read_and_half_a_character_at_the_end_is_one_line(tmp_path):
+    (tmp_path / "mine.csv").write_text("question,answer\na," + "b" * 300_000 + "\n")
+    assert len(read(tmp_path / "mine.csv")[0][0]["output"]) == 300_000
+    for name in ("half.csv", "half.jsonl", "half.json"):
+        (tmp_path / name).write_bytes('{"question": "a", "answer": "b"}'.encode("utf-16")[:-1])
+        assert f"{name} is not written in utf-16" in told(tmp_path / name)
 
 
 def test_a_large_json_array_is_told_to_become_json_lines(tmp_path, monkeypatch):
