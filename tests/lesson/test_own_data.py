@@ -78,3 +78,26 @@ def test_answers_that_are_all_the_same_are_called_out_at_the_start(tmp_path, cap
     (tmp_path / "same.csv").write_text("\n".join(["question,answer", *lines]))
     begin(tmp_path, dataset_id=str(tmp_path / "same.csv"))
     assert "all are 'yes': a model can only learn to say that" in " ".join(capsys.readouterr().out.split())
+
+
+def test_before_a_push_the_table_says_what_goes_along(tmp_path, table, capsys, monkeypatch):
+    from helpers.lesson import session
+
+    monkeypatch.setattr(session.saving, "require_hub_base", lambda *words: None)
+    given = {"columns": "prompt=Frage,completion=Antwort", "encoding": "cp1252"}
+    begin(tmp_path, dataset_id=table, hub_repo="me/mine", **given)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "goes to the hub me/mine, a private repository: adapter, tokenizer," in shown
+    assert "none of your rows" in shown
+    begin(tmp_path, dataset_id=table, **given)
+    assert "goes to the hub" not in capsys.readouterr().out
+
+
+def test_a_file_that_was_edited_is_another_run_and_takes_no_checkpoint_of_the_old_rows(tmp_path):
+    file = tmp_path / "mine.csv"
+    lines = ["question,answer", *(f"question {n},answer {n}" for n in range(12))]
+    folders = []
+    for last in ("answer 11", "answer 11", "other"):
+        file.write_text("\n".join([*lines[:-1], f"question 11,{last}"]))
+        folders.append(begin(tmp_path, dataset_id=str(file)).checkpoints)
+    assert folders[0] == folders[1] != folders[2]
