@@ -469,7 +469,8 @@ def curve(name):
 
 
 heldout_losses = curve("eval_loss")[1]
-fell = heldout_losses[-1] < heldout_losses[0] and heldout_losses[-1] <= 1.2 * min(heldout_losses)
+first, lowest, last = heldout_losses[0], min(heldout_losses), heldout_losses[-1]
+fell = last < first and last - lowest <= max(0.2 * lowest, 0.01 * first)  # a rise that can be seen, not noise near zero
 title = f"The held-out loss {'falls with' if fell else 'does not follow'} the training loss"
 figure = curves(
     {"training": curve("loss"), "held out": curve("eval_loss")}, title, "step", "loss (nats per token)", log=True

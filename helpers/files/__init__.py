@@ -4,8 +4,8 @@ from helpers.files.folders import on_drive, output_folder, whereabouts
 from helpers.files.reading import (
     WIDTHS,
     adapter_fault,
-    asks_for_code,
     changed_asset,
+    config_fault,
     model_fault,
     read_object,
     safetensors_header,
@@ -21,7 +21,7 @@ __all__ = [
     "changed_asset",  # what is wrong with one of the course's own files
     "model_fault",  # what makes a model's folder unusable
     "adapter_fault",  # what makes an adapter's folder unusable
-    "asks_for_code",  # whether a model would bring Python code of its own
+    "config_fault",  # whether a model brings code of its own, or weights in few bits
     "write_whole",  # write a file so that it is there whole or not at all
     "replace_folder",  # fill a folder that then takes another's place
     "finish_replacing",  # tidy up after a replacing that was killed

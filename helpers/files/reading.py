@@ -16,6 +16,24 @@ from helpers import COURSE_ROOT
 ASSETS = COURSE_ROOT / "assets"
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
           "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}  # bytes a value, by safetensors' names # fmt: skip
+# What transformers and the lessons read of a model's folder; others may lie there, and hold what they like.
+READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+        "added_tokens.json", "vocab.json")  # fmt: skip
+LLAMAS = ("llama", "mistral", "qwen2")  # model types with one set of names and shapes
+PACKED = (
+    ".absmax",
+    ".SCB",
+    ".qweight",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    "_blocks",
+)  # beside codes
+SIXTEEN = "the lessons do that themselves: name the 16-bit model it was made from"
+PAIRED = re.compile(r"(.+\.lora_(?:embedding_)?)([AB])((?:\.weight)?)")  # begin, letter, end of an adapter's key
+WRAPPED = re.compile(
+    r"\.(lora_\w+|base_layer|modules_to_save|original_module|token_adapter)\b.*"
+)  # behind a module's name
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -38,18 +56,22 @@ def model_fault(folder: Path) -> str | None:
     """What makes a model's folder unusable: its JSON files, its *.safetensors, and how these fit together."""
     try:
         config = read_object(folder / "config.json")
-        for file in sorted(folder.glob("*.json")):
-            read_object(file)
+        for name in READ:
+            if (folder / name).is_file():
+                read_object(folder / name)
         tensors = _weights(folder)
     except ValueError as error:
         return str(error)
     if any(key.startswith("base_model.model.") for key in tensors):
         return "its weights are an adapter's: give it as adapter_dir, and its base as model_id"
-    return asks_for_code(folder) or _misfit(config, tensors) or _tokenizer_fault(folder, config)
+    packed = next((key for key in tensors if key.endswith(PACKED)), None)
+    if packed and not config_fault(folder):  # a config that says nothing of it
+        return f"it is stored quantized ({packed} is no weight), and {SIXTEEN}"
+    return config_fault(folder) or _misfit(config, tensors) or _tokenizer_fault(folder, config)
 
 
-def adapter_fault(folder: Path) -> str | None:
-    """What makes an adapter's folder unusable."""
+def adapter_fault(folder: Path, base: Path | None = None) -> str | None:
+    """What makes an adapter's folder unusable, by itself or for its base's folder, where that is at hand."""
     try:
         config = read_object(folder / "adapter_config.json")
         tensors = safetensors_shapes(folder / "adapter_model.safetensors")
@@ -60,39 +82,62 @@ def adapter_fault(folder: Path) -> str | None:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not _count(rank) or isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         return f"adapter_config.json says r = {rank!r}, lora_alpha = {alpha!r}"
-    pairs = {key for key in tensors if ".lora_A." in key}
-    if not pairs or not all(key.startswith("base_model.model.") for key in tensors):
+    if not any(".lora_" in key or ".token_adapter." in key for key in tensors):
         return "adapter_model.safetensors holds no LoRA matrices"
-    for key in pairs:
-        other = tensors.get(key.replace(".lora_A.", ".lora_B."))
-        if other is None:
-            return f"{key} has no matrix B beside it"
-        if not config.get("rank_pattern") and (tensors[key][0] != rank or other[-1] != rank):
-            return f"{key} has rank {tensors[key][0]}, and adapter_config.json says {rank}"
-    return None if config.get("layers_to_transform") else _uneven(tensors)
+    odd = next((key for key in tensors if not key.startswith("base_model.model.")), None)
+    if odd:
+        return f"{odd} does not begin with base_model.model., as PEFT writes it, and would be passed over"
+    for key, shape in tensors.items():
+        matched = PAIRED.fullmatch(key)
+        if not matched:
+            continue
+        begin, letter, end = matched.groups()
+        other = "B" if letter == "A" else "A"
+        if f"{begin}{other}{end}" not in tensors:
+            return f"{key} has no matrix {other} beside it"
+        own = shape[0 if letter == "A" else -1] if shape else None
+        if own != rank and not config.get("rank_pattern") and not config.get("target_parameters"):
+            return f"{key} has rank {own}, and adapter_config.json says {rank}"
+    return _foreign(tensors, base) if base else None
 
 
-def _uneven(tensors: dict[str, list[int]]) -> str | None:
-    """A layer whose adapted matrices are not those of the others: PEFT would pass over a name that it does not know."""
-    of_layer: dict[str, set] = {}
+def _foreign(tensors: dict[str, list[int]], base: Path) -> str | None:
+    """A tensor for a module that the base has not: PEFT would pass over it. Known for Llama and its near relations."""
+    try:
+        known = read_object(base / "config.json").get("model_type") in LLAMAS
+        names = {key.rpartition(".")[0] for key in _weights(base)} | {"lm_head"} if known else set()
+    except ValueError:  # model_fault says what is wrong with the base
+        return None
     for key in tensors:
-        matched = re.match(r"(.*?\.(?:layers|h|blocks)\.)?(\d+)?(.*)", key)
-        begin, number, end = matched.groups() if matched else (None, None, key)
-        if begin and number:
-            of_layer.setdefault(number, set()).add(begin + end)
-    if of_layer and len(set(map(frozenset, of_layer.values()))) > 1:
-        return "adapter_model.safetensors does not hold the same matrices for each layer"
-    if of_layer and sorted(map(int, of_layer)) != list(range(len(of_layer))):
-        return "adapter_model.safetensors lacks a layer"
+        name = key.removeprefix("base_model.model.")
+        if names and WRAPPED.sub("", name) not in names and name.rpartition(".")[0] not in names:
+            return f"{key} is for a part that the base does not have"
     return None
 
 
-def asks_for_code(folder: Path) -> str | None:
+def config_fault(folder: Path) -> str | None:
+    """What a model's config.json says that the course cannot use: code of its own, or weights in few bits."""
+    return _asks_for_code(folder) or _stored_quantized(folder)
+
+
+def _asks_for_code(folder: Path) -> str | None:
     """Whether a model would bring Python code of its own, which the course never runs."""
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in read_object(folder / name):
             return f"{name} asks to run code that comes with the model (auto_map): the course never does that"
     return None
+
+
+def _stored_quantized(folder: Path) -> str | None:
+    """Whether a model's weights are stored in few bits, where the lessons quantize ordinary ones themselves."""
+    config = read_object(folder / "config.json")
+    inner = config.get("text_config")
+    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+    if not found:
+        return None
+    method = found.get("quant_method", "some method") if isinstance(found, dict) else "some method"
+    bits = next((f" in {n} bits" for n in (4, 8) if isinstance(found, dict) and found.get(f"load_in_{n}bit")), "")
+    return f"it is stored quantized ({method}{bits}), and {SIXTEEN}"
 
 
 def read_object(file: Path) -> dict:
@@ -142,15 +187,20 @@ def safetensors_shapes(file: Path) -> dict[str, list[int]]:
 
 
 def _weights(folder: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors that transformers would load: of the one whole file, of an index's shards, or of all."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file():  # an index beside it may be stale
+        return safetensors_shapes(whole)
+    listed = read_object(index).get("weight_map") if index.is_file() else None
+    if index.is_file() and not isinstance(listed, dict):
+        raise ValueError(f"{index.name} holds no weight_map")
+    files = sorted({folder / name for name in listed.values()}) if listed else sorted(folder.glob("*.safetensors"))
     tensors: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         tensors |= safetensors_shapes(file)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        listed = read_object(index).get("weight_map")
-        lost = next((key for key in listed if key not in tensors), None) if isinstance(listed, dict) else "weight_map"
-        if lost:
-            raise ValueError(f"{index.name} names {lost}, and no file here holds it")
+    lost = next((key for key in listed or () if key not in tensors), None)
+    if lost:
+        raise ValueError(f"{index.name} names {lost}, and no file here holds it")
     return tensors
 
 
@@ -162,7 +212,7 @@ def _misfit(config: dict, tensors: dict[str, list[int]]) -> str | None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return "config.json names no model_type"
-    if kind not in ("llama", "mistral", "qwen2"):
+    if kind not in LLAMAS:
         return None
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     wrong = next((name for name in sizes if not _count(config.get(name))), None)
@@ -200,15 +250,30 @@ def _tokenizer_fault(folder: Path, config: dict) -> str | None:
         return "tokenizer.json holds no vocabulary"
     vocabulary = model["vocab"]
     numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    numbers += [token.get("id") if isinstance(token, dict) else None for token in added]
-    given = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n >= 0]
-    if len(given) < len(numbers):
+    added = {str(t.get("content")): t.get("id") for t in (t if isinstance(t, dict) else {} for t in added)}
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in [*numbers, *added.values()]):
         return "tokenizer.json gives a token a number that is none"
-    if _count(size) and max(given) >= size:
-        return (
-            f"tokenizer.json has a token {max(given)}, and the model's vocabulary ends at {size - 1}: another model's"
-        )
+    if not _count(size):
+        return None
+    own = set(numbers) - set(added.values())
+    if own and max(own) >= size:
+        return f"tokenizer.json has a token {max(own)}, and the model's vocabulary ends at {size - 1}: another model's"
+    # More tokens than the model has rows are usual (Gemma 3 1B has one for images), as long as no text needs them.
+    for role in ("bos_token", "eos_token", "pad_token"):
+        if added.get(_token(folder, role), 0) >= size:
+            return (
+                f"the tokenizer's {role} has the number {added[_token(folder, role)]}, and the model's vocabulary ends at "
+                f"{size - 1}: choose another {role}, or resize the model's embeddings and save it"
+            )
     return None
+
+
+def _token(folder: Path, role: str) -> str | None:
+    """The text of a special token, as tokenizer_config.json names it: plainly, or as an object."""
+    file = folder / "tokenizer_config.json"
+    token = read_object(file).get(role) if file.is_file() else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def _count(value) -> TypeGuard[int]:

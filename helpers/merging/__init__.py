@@ -1,6 +1,7 @@
 """Merge a LoRA adapter into its base, bit for bit as PEFT does, in little memory."""
 
-from helpers.merging.adapter import match, read_adapter, scaling
+from helpers.merging.adapter import read_adapter, scaling
+from helpers.merging.matching import match
 from helpers.merging.merger import merge_adapter
 from helpers.merging.stored import MERGED_DTYPES, MergeError, find_base, read_base
 

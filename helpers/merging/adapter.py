@@ -1,4 +1,4 @@
-"""A LoRA adapter: its settings, its tensors, and which tensor of the base each one changes."""
+"""A LoRA adapter as it lies on disk: its settings, each of which a merge follows or refuses, and its tensors."""
 
 import math
 import re
@@ -7,11 +7,13 @@ from pathlib import Path
 from helpers.merging.arithmetic import _pieces
 from helpers.merging.stored import MergeError, Stored, _read_json, tensors_in
 
-# Settings of an adapter that a merge follows, or that leave it unchanged. Any other that is set is refused by name.
+# Settings of an adapter that a merge follows, or that leave it unchanged. Any other of PEFT's that is set is refused.
 FOLLOWED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save"}
+FOLLOWED |= {"use_dora", "fan_in_fan_out", "target_parameters", "trainable_token_indices", "ensure_weight_tying"}
 IRRELEVANT = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type"}
 IRRELEVANT |= {"peft_version", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform"}
 IRRELEVANT |= {"layers_pattern", "init_lora_weights", "eva_config", "megatron_core", "qalora_group_size"}
+IRRELEVANT |= {"runtime_config"}  # where the arithmetic of training took place
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others change the base weights as well
 
 
@@ -31,19 +33,71 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Stored]]:
             f"init_lora_weights = {settings['init_lora_weights']!r} in {folder.name} changed the base weights too: "
             "save it with path_initial_model_for_weight_conversion, or merge with PEFT"
         )
-    for key, value in settings.items():
-        if key not in FOLLOWED | IRRELEVANT and value not in (None, False, {}, []):
-            raise MergeError(f"{key} = {value!r} in {folder.name} is not supported here: use PEFT's merge_and_unload()")
+    settings = {"r": 8, "lora_alpha": 8} | settings  # PEFT's own defaults
+    _check_numbers(folder.name, settings)
+    _refuse_what_is_not_followed(folder.name, settings)
     stored = tensors_in(weights)
     _see_that_it_holds_something(folder, stored)
     for key, tensor in stored.items():
-        if "lora_embedding" in key:
-            raise MergeError(f"{key}: LoRA on embeddings is not supported here: use PEFT's merge_and_unload()")
         if not all(piece.isfinite().all() for piece in _pieces(tensor, {}, None)):
             raise MergeError(
                 f"{key} in {folder.name} holds NaN or infinity: the training went wrong, take an earlier one"
             )
     return settings, stored
+
+
+def _check_numbers(name: str, settings: dict) -> None:
+    patterns = [settings.get(f"{of}_pattern") or {} for of in ("rank", "alpha")]
+    if not all(isinstance(pattern, dict) for pattern in patterns):
+        raise MergeError(
+            f"rank_pattern or alpha_pattern in {name} is no object of numbers: take the file as PEFT wrote it"
+        )
+    ranks, alphas = [
+        [settings[own], *pattern.values()] for own, pattern in zip(("r", "lora_alpha"), patterns, strict=True)
+    ]
+    for value in ranks + alphas:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise MergeError(f"r or lora_alpha in {name} is {value!r}: a number is needed")
+    for pattern in [*patterns[0], *patterns[1]]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise MergeError(
+                f"rank_pattern or alpha_pattern in {name} has {pattern!r}, which is no pattern ({error})"
+            ) from error
+    if min(ranks) <= 0:
+        raise MergeError(f"a rank in {name} is {min(ranks)}: it has to be above zero")
+
+
+def _refuse_what_is_not_followed(name: str, settings: dict) -> None:
+    """MergeError for a setting that may change the result. What PEFT does not know, another tool wrote for itself.
+
+    Unless a newer PEFT wrote the file: then a name that is not known here may be one of its own.
+    """
+    unknown = {key for key, value in settings.items() if value not in (None, False, {}, [])} - FOLLOWED - IRRELEVANT
+    if not unknown:
+        return
+    from peft import LoraConfig  # only now: it takes seconds
+
+    key = min(unknown & LoraConfig.__dataclass_fields__.keys(), default=None)
+    if key:
+        raise MergeError(f"{key} = {settings[key]!r} in {name} is not supported here: use PEFT's merge_and_unload()")
+    if _newer(settings.get("peft_version")):
+        key, version = min(unknown), settings["peft_version"]
+        raise MergeError(
+            f"{key} = {settings[key]!r} in {name} is not known here, and PEFT {version} wrote it: merge with that"
+        )
+
+
+def _newer(version) -> bool:
+    """Whether PEFT of this version is newer than the one that is installed."""
+    from packaging.version import InvalidVersion, Version
+    from peft import __version__
+
+    try:
+        return Version(str(version).partition("@")[0]).release > Version(__version__).release
+    except InvalidVersion:  # none, or none that can be compared: adapters had no such entry before PEFT 0.16
+        return False
 
 
 def _see_that_it_holds_something(folder: Path, stored: dict[str, Stored]) -> None:
@@ -54,51 +108,19 @@ def _see_that_it_holds_something(folder: Path, stored: dict[str, Stored]) -> Non
     empty = next((key for key, tensor in stored.items() if not tensor.numel), None)
     if empty:
         raise MergeError(f"{empty} in {folder.name} is empty (ZeRO-3 can save that, each GPU holding a part): {again}")
-    if all(".lora_A." in key or not any(piece.any() for piece in _pieces(stored[key], {}, None)) for key in stored):
+    # The matrices that begin at random say nothing.
+    trained = [key for key in stored if ".lora_A." not in key and ".lora_embedding_B" not in key]
+    if not any(piece.any() for key in trained for piece in _pieces(stored[key], {}, None)):
         raise MergeError(f"{folder.name} changes nothing, its matrices B are all zero: untrained, or saved wrongly")
-
-
-def match(settings: dict, updates: dict[str, Stored], stored: dict[str, Stored], base: str) -> dict[str, dict]:
-    """What happens to each tensor of the base: {"A", "B" or "add", "scaling"} or {"instead"}, with its shape checked."""
-    plan: dict[str, dict] = {}
-    for key, tensor in updates.items():
-        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        lora = re.fullmatch(r"(.+)\.lora_([AB])\.(weight|bias)", name)
-        if not lora:
-            plan.setdefault(name, {})["instead"] = tensor  # a bias, or one of modules_to_save
-        else:
-            module, part, kind = lora.groups()
-            part = "add" if kind == "bias" else part
-            plan.setdefault(f"{module}.{kind}", {}).update({part: tensor, "scaling": scaling(settings, module)})
-    wrong = f"the adapter was trained on {settings.get('base_model_name_or_path')!r}, and this base is {base!r}"
-    if Path(str(settings.get("base_model_name_or_path"))).name == base:  # then to say "another base" would be untrue
-        wrong = f"the adapter names {base!r} as its base too, so the names or shapes in the two files differ otherwise"
-    for name, update in plan.items():
-        if name not in stored and name != "lm_head.weight":  # a tied head is not stored: see _untie
-            raise MergeError(f"the base has no {name}, which the adapter changes: {wrong}")
-        have = stored[name].shape if name in stored else None
-        if "A" in update or "B" in update:
-            if not ("A" in update and "B" in update):
-                raise MergeError(f"{name} has only one of lora_A and lora_B in the adapter: the file is not whole")
-            a, b = update["A"].shape, update["B"].shape
-            rank = _of_pattern(settings.get("rank_pattern"), name.removesuffix(".weight"), settings["r"])
-            if a[0] != rank or b[1] != rank:
-                raise MergeError(f"{name}: the rank is {a[0]} in the adapter's file and {rank} in its config")
-            if have is not None and (b[0], a[1]) != have:
-                raise MergeError(f"{name} is {have} in the base and {(b[0], a[1])} in the adapter: {wrong}")
-        for kind in ("instead", "add"):
-            if have is not None and kind in update and update[kind].shape != have:
-                raise MergeError(f"{name} is {have} in the base and {update[kind].shape} in the adapter: {wrong}")
-    return plan
 
 
 def scaling(settings: dict, module: str) -> float:
     """What the product B A is multiplied with: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
-    rank = _of_pattern(settings.get("rank_pattern"), module, settings["r"])
-    alpha = _of_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
+    rank = of_pattern(settings.get("rank_pattern"), module, settings["r"])
+    alpha = of_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
-def _of_pattern(pattern: dict | None, module: str, default):
+def of_pattern(pattern: dict | None, module: str, default):
     """The value of the first pattern that is the end of the module's name, as PEFT's get_pattern_key matches."""
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)

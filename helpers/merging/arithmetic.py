@@ -1,30 +1,18 @@
 """The merged weight W + scaling * B A, a piece at a time, with the bits of PEFT's merge.
 
 (Hu et al. 2021, arXiv 2106.09685, section 4.1.) What is held at once is a few megabytes of rows; one product B A,
-float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight.
+float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight. Updates of less usual kinds
+(DoRA, LoRA on an embedding, a Conv1D or stacked experts, rows of tokens) take their whole tensor at once.
 """
 
+import functools
 import math
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from helpers.merging.stored import FLOATS, OTHERS, MergeError, Stored
 
 PIECE = 1 << 19  # elements worked on at a time: they stay in the processor's cache. A multiple of bitsandbytes' block
-
-
-def _linear_weights(base: Path, dtype: str) -> set[str]:
-    """Names of the weights that transformers quantizes on loading: those of linear layers, less head and tied ones."""
-    import torch
-    import transformers
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    with torch.device("meta"):  # shapes without memory
-        config = transformers.AutoConfig.from_pretrained(base)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    skipped = get_keys_to_not_convert(model) + list(model._keep_in_fp32_modules or ())
-    modules = [(name, module) for name, module in model.named_modules() if type(module) is torch.nn.Linear]
-    return {f"{name}.weight" for name, _ in modules if should_convert_module(name, skipped)}
 
 
 def _pieces(tensor: Stored, update: dict, dtype):
@@ -56,20 +44,29 @@ def _piece_size(tensor: Stored, row: int = 0) -> int:
 
 def _whole(tensor: Stored):
     """A tensor of the adapter, float32 as PEFT holds it (autocast_adapter_dtype), in its shape."""
+    return _joined(piece.float() for piece in _pieces(tensor, {}, None)).view(tensor.shape)
+
+
+def _joined(pieces):
     import torch
 
-    return torch.cat([piece.float().clone() for piece in _pieces(tensor, {}, None)]).view(tensor.shape)
+    return torch.cat([piece.clone() for piece in pieces])  # a piece is overwritten by the second one after it
 
 
-def _requantized(pieces, quant_type: str, double_quant: bool):
+def _requantized(pieces, quant_type: str, double_quant: bool, conv1d: tuple[int, ...] = ()):
     """Yield the weight as bitsandbytes quantizes and dequantizes it, from its pieces; blocks of 64, nested ones of 256.
 
     Equal to quantize_4bit of the whole, which would take nine times the weight's memory: only the mean of the absmax,
-    in double quantization, looks beyond a block.
+    in double quantization, looks beyond a block. conv1d: the shape of a weight that is transposed before.
     """
     import torch
     from bitsandbytes import functional
 
+    if conv1d:
+        turned = _joined(pieces).view(conv1d).T
+        whole = _joined(_requantized(turned.reshape(-1).split(PIECE), quant_type, double_quant))
+        yield whole.view(turned.shape).T.reshape(-1)
+        return
     packed = [functional.quantize_4bit(piece, quant_type=quant_type, compress_statistics=False) for piece in pieces]
     absmax = torch.cat([state.absmax for _, state in packed])
     if double_quant:
@@ -81,8 +78,16 @@ def _requantized(pieces, quant_type: str, double_quant: bool):
         yield functional.dequantize_4bit(codes, state).view(-1)
 
 
-def _updated(pieces, update: dict):
-    """Yield the pieces with the adapter's update added: scaling * B A for a weight, scaling * add for a bias."""
+def _updated(pieces, update: dict, shape: tuple[int, ...]):
+    """Yield the pieces of a tensor with the adapter's update in them.
+
+    A, B, scaling: scaling * B A is added to a weight; add, scaling: scaling * add to a bias. With these: transposed, for
+    a weight that lies (in, out); rounded, where PEFT gives the update the weight's dtype before it adds; magnitude, for
+    DoRA. rows, indices: rows that are replaced. stacked: see `Stacked`. instead was read in place of the base's own.
+    """
+    if update.keys() & {"transposed", "rounded", "magnitude", "rows", "stacked"}:
+        yield _changed(_joined(pieces).view(shape), update).reshape(-1)
+        return
     if "A" in update:
         steps = _product(_whole(update["B"]), _whole(update["A"]), _piece_size(update["B"], update["A"].shape[1]))
     elif "add" in update:
@@ -92,6 +97,64 @@ def _updated(pieces, update: dict):
         return
     for piece, step in zip(pieces, steps, strict=True):
         yield piece.copy_(step.mul_(update["scaling"]).add_(piece))  # in float32, rounded once
+
+
+def _changed(weight, update: dict):
+    """A whole weight with its update, computed in the order and the dtypes of PEFT's merge."""
+    import torch
+
+    if "rows" in update:
+        weight[torch.tensor(update["indices"])] = _whole(update["rows"]).to(weight.dtype)
+        return weight
+    if "stacked" in update:
+        return weight.add_(_stacked(update["stacked"], weight.dtype)[update["key"]])
+    delta = _whole(update["B"]) @ _whole(update["A"])
+    delta = (delta.T if update.get("transposed") else delta) * update["scaling"]
+    if "magnitude" in update:  # DoRA (arXiv 2402.09353, equation 5): each column is scaled to a trained length
+        return _of_length(weight, delta, _whole(update["magnitude"]), update.get("transposed", False)).to(weight.dtype)
+    return weight.add_(delta.to(weight.dtype) if update.get("rounded") else delta)
+
+
+def _of_length(weight, delta, magnitude, transposed: bool):
+    """The sum of weight and update, each of its outputs' weights scaled to the length that `magnitude` has for it."""
+    import torch
+
+    if transposed:
+        factor = magnitude.view(-1) / torch.linalg.norm(weight.T + delta.T, dim=1)
+        return factor.view(1, -1) * (weight + delta)
+    return (magnitude.view(-1) / torch.linalg.norm(weight + delta, dim=1)).view(-1, 1) * (weight + delta)
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """LoRA on a parameter that stacks experts: (experts, out, in), or (experts, in, out) where it is transposed."""
+
+    parameter: str
+    A: Stored  # (rank * experts, in)
+    B: Stored  # (out, rank * experts)
+    scaling: float
+    experts: int
+    transposed: bool
+    parted: Callable  # of a tensor of the parameter's shape: {name in the base's files: its part}
+
+
+@functools.lru_cache(maxsize=2)  # the tensors of one layer's two parameters lie mixed in a file
+def _stacked(update: Stacked, dtype):
+    """{name in the base's files: what is added to it}, rounded to `dtype` as PEFT does."""
+    import torch
+
+    a, b = _whole(update.A), _whole(update.B)
+    a, b = a.view(update.experts, -1, a.shape[1]), b.view(b.shape[0], -1, update.experts)
+    delta = torch.einsum(f"ore,eri->{'eio' if update.transposed else 'eoi'}", b, a) * update.scaling
+    return update.parted(update.parameter, delta.to(dtype))
+
+
+def same_bits(one: Stored, two: Stored) -> bool:
+    """Whether two stored tensors are equal to the last bit."""
+    if (one.code, one.shape) != (two.code, two.shape):
+        return False
+    pairs = zip(_pieces(one, {}, None), _pieces(two, {}, None), strict=True)
+    return all(a.equal(b) for a, b in pairs)
 
 
 def _product(b, a, size: int):

@@ -7,11 +7,13 @@ product B A, float32, when its shape is first seen; and with "dequantized" the 4
 """
 
 import contextlib
+import functools
 import glob
 import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # it comes with huggingface-hub
 
 from helpers.files import finish_replacing, replace_folder
-from helpers.merging.adapter import match, read_adapter
-from helpers.merging.arithmetic import _linear_weights, _pieces, _requantized, _updated
+from helpers.merging.adapter import read_adapter
+from helpers.merging.arithmetic import _pieces, _requantized, _stacked, _updated
+from helpers.merging.keys import read_parts
+from helpers.merging.matching import match, plain, wrong_base
+from helpers.merging.names import Built
 from helpers.merging.stored import (
     BEHIND,
     BESIDE,
@@ -35,6 +40,7 @@ from helpers.merging.stored import (
     find_base,
     read_base,
 )
+from helpers.merging.tying import untie, vocabulary
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,13 @@ def merge_adapter(
     base, adapter = find_base(base), Path(adapter).expanduser()
     finish_replacing(out.parent, glob.escape(out.name))
     _check_out(out, (base, adapter), overwrite)
-    plan = _planned(base, adapter, out, dtype)
-    quantized = _linear_weights(base, plan.dtype) if base_weights == "dequantized" else set()
+    plan, built = _planned(base, adapter, out, dtype)
+    quantized = _quantized(built()) if base_weights == "dequantized" else {}
 
-    def quantize(key: str, pieces):
-        return _requantized(pieces, quant_type, double_quant) if key in quantized else pieces
+    def quantize(key: str, pieces, shape: tuple[int, ...]):
+        if key not in quantized:
+            return pieces
+        return _requantized(pieces, quant_type, double_quant, shape if quantized[key] else ())
 
     try:
         with _alone(out):
@@ -96,30 +104,68 @@ def merge_adapter(
         raise
     except OSError as error:
         raise MergeError(f"{out} was not written: {error.strerror or error}") from error
-    merged = sum("A" in update for update in plan.updates.values())
+    finally:
+        _stacked.cache_clear()  # some gigabytes
+    merged = sum(bool({"A", "stacked"} & update.keys()) for update in plan.updates.values())
     tensors = sum(map(len, plan.files.values()))
     return {"tensors": tensors, "merged": merged, "bytes": plan.bytes, "seconds": time.perf_counter() - begun}
 
 
-def _planned(base: Path, adapter: Path, out: Path, dtype) -> _Plan:
-    """Read base and adapter, see that they fit together, and lay out the files; MergeError if anything is amiss."""
+def _planned(base: Path, adapter: Path, out: Path, dtype) -> tuple[_Plan, Callable[[], Built]]:
+    """(what a merge will write, the base's model where it is asked for); MergeError if the two do not fit together."""
     of_adapter, tensors = read_adapter(adapter)
     config, stored = read_base(base)
     own = next((FLOATS[tensor.code] for tensor in stored.values() if tensor.code in FLOATS), None)
     name = str(dtype or config.get("dtype") or config.get("torch_dtype") or own).removeprefix("torch.")
     if name not in MERGED_DTYPES:
         raise MergeError(f"dtype = {name!r}: one of {', '.join(MERGED_DTYPES)}")
-    updates = match(of_adapter, tensors, stored, base.name)
-    untied = _untie(config, updates, stored)
-    settings = {k: v for k, v in config.items() if k not in ("torch_dtype", "quantization_config")}
-    settings |= {"dtype": name} | ({"tie_word_embeddings": False} if untied else {})
+    built, parts = functools.cache(lambda: Built(base.name, config, stored)), read_parts(tensors)
+    settings = {k: v for k, v in config.items() if k not in ("torch_dtype", "quantization_config")} | {"dtype": name}
+    if plain(of_adapter, parts, stored, config):
+        updates = match(of_adapter, parts, stored, base.name)
+    else:
+        updates = match(of_adapter, parts, stored, base.name, built())
+        added, tied = untie(built(), of_adapter, updates, stored)
+        stored = stored | added
+        size = vocabulary(built(), updates, stored, wrong_base(of_adapter, base.name))
+        settings = _changed_settings(settings, {"vocab_size": size} if size else {}, tied)
+        misfit = Built(base.name, settings, stored).misfit(stored) if size else None
+        if misfit:
+            raise MergeError(
+                f"a vocabulary of {size} tokens does not fit {misfit} of the base: resize the base, and save it"
+            )
     files: dict[str, dict] = {}  # an output file for each of the base's, with the same tensors in it
-    for key, tensor in sorted((stored | untied).items(), key=lambda item: (item[1].file, item[1].start)):
+    for key, tensor in sorted(stored.items(), key=lambda item: (item[1].file, item[1].start)):
         files.setdefault(tensor.file.name, {})[key] = tensor
     code = next(code for code, float_name in FLOATS.items() if float_name == name)
     layouts = {file: _layout(held, code) for file, held in files.items()}
     check_sums(base, {tensor.file for tensor in stored.values()})
-    return _Plan(base, adapter, out, settings, name, updates, files, layouts)
+    return _Plan(base, adapter, out, settings, name, updates, files, layouts), built
+
+
+def _changed_settings(config: dict, new: dict, tied: bool) -> dict:
+    """A config with a new vocab_size, or an untied head, wherever it says either: a multimodal one has text_config too."""
+    new = new if tied else new | {"tie_word_embeddings": False}
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config | new
+    inner = {"text_config": text | new}
+    return config | {key: value for key, value in new.items() if key in config or key != "vocab_size"} | inner
+
+
+def _quantized(of: Built) -> dict[str, bool]:
+    """The file's names of the weights that a base in 4 bits quantizes, and whether it turns them round first."""
+    linear = of.linear()
+    if not linear:  # Falcon's are a class of its own
+        raise MergeError(
+            f"loading in 4 bits quantizes no layer of a {type(of.model).__name__}: merge into the original weights instead"
+        )
+    joined = next((name for name in linear if name not in of.key_of), None)
+    if joined:
+        raise MergeError(
+            f"the base's files hold {joined} in another layout or not at all: merge into the original weights instead"
+        )
+    return {of.key_of[name]: turned for name, turned in linear.items()}
 
 
 def _write_model(plan: _Plan, quantize, progress: bool) -> None:
@@ -149,7 +195,7 @@ def _write_model(plan: _Plan, quantize, progress: bool) -> None:
 def _write_file(path: Path, plan: _Plan, quantize, writer):
     """Write one file of the merged model; yields the bytes written, piece by piece.
 
-    `quantize(key, pieces)` gives the pieces as a base in 4 bits computes with them. One piece is written by `writer`
+    `quantize(key, pieces, shape)` gives the pieces as a base in 4 bits computes with them. One piece is written by `writer`
     while the next one is computed.
     """
     import torch  # after the checks: it takes seconds
@@ -162,32 +208,12 @@ def _write_file(path: Path, plan: _Plan, quantize, writer):
             update = plan.updates.get(key, {})
             pieces = _pieces(tensors[key], update, getattr(torch, plan.dtype))
             if "instead" not in update:
-                pieces = quantize(key, pieces)
+                pieces = quantize(key, pieces, tensors[key].shape)
             writing = None
-            for piece in _updated(pieces, update):
+            for piece in _updated(pieces, update, tensors[key].shape):
                 yield writing.result() if writing else 0
                 writing = writer.submit(_write, file, piece.view(torch.uint8).numpy())
             yield writing.result() if writing else 0
-
-
-def _untie(config: dict, plan: dict, stored: dict) -> dict[str, Stored]:
-    """{"lm_head.weight": where it comes from} where the adapter parts a head from the embedding that it was tied to."""
-    head, embedding = "lm_head.weight", next((k for k in stored if k.endswith("embed_tokens.weight")), None)
-    if not config.get("tie_word_embeddings", head not in stored) or not ({head, embedding} & set(plan)):
-        if head in plan and head not in stored:
-            raise MergeError(
-                "the adapter changes lm_head.weight, and the base has none: it was trained on another base"
-            )
-        return {}
-    if embedding is None or "A" in plan.get(head, {}):
-        raise MergeError(
-            "LoRA on lm_head, which this base ties to its embedding: a merge would change both; untie it first"
-        )
-    if plan[head if head in plan else embedding]["instead"].shape != stored[embedding].shape:
-        raise MergeError(
-            f"lm_head.weight is {plan[head]['instead'].shape} in the adapter: it was trained on another base"
-        )
-    return {head: stored.get(head, stored[embedding])}
 
 
 def _copy_beside(base: Path, adapter: Path, new: Path) -> None:

@@ -85,12 +85,16 @@ def check_sums(base: Path, files) -> None:
 def read_base(folder: Path) -> tuple[dict, dict[str, Stored]]:
     """(config, where each tensor lies) of a model; raises MergeError for one that is broken, pickled or quantized."""
     config, index = _read_json(folder / "config.json"), folder / "model.safetensors.index.json"
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "some method")
-        raise MergeError(f"{folder.name} is stored quantized ({method}): name the 16-bit model that it was made from")
+    for part in (config, config.get("text_config")):
+        quantized = part.get("quantization_config") if isinstance(part, dict) else None
+        if quantized:
+            method = quantized.get("quant_method", "some method") if isinstance(quantized, dict) else "some method"
+            raise MergeError(
+                f"{folder.name} is stored quantized ({method}): name the 16-bit model that it was made from"
+            )
     # One whole file comes first, as transformers chooses: an index beside it may be stale.
     if (folder / "model.safetensors").is_file() or not index.is_file():
-        return config, tensors_in(folder / "model.safetensors")
+        return config, _unquantized(folder, tensors_in(folder / "model.safetensors"))
     where = _read_json(index).get("weight_map", {})
     stored = {shard: tensors_in(folder / shard) for shard in sorted(set(where.values()))}
     lost = next((key for key, shard in where.items() if key not in stored[shard]), None)
@@ -98,7 +102,17 @@ def read_base(folder: Path) -> tuple[dict, dict[str, Stored]]:
         raise MergeError(
             f"{index.name} says that {lost} is in {where.get(lost)}, and it is not: download the base again"
         )
-    return config, {key: stored[shard][key] for key, shard in where.items()}
+    return config, _unquantized(folder, {key: stored[shard][key] for key, shard in where.items()})
+
+
+def _unquantized(folder: Path, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """The tensors, unless a weight is made of whole numbers: then it is packed, whatever the config says."""
+    for key, tensor in stored.items():
+        if key.endswith("weight") and tensor.code not in FLOATS:
+            raise MergeError(
+                f"{folder.name} is stored quantized ({key} is {tensor.code}): name the 16-bit model that it was made from"
+            )
+    return stored
 
 
 def tensors_in(file: Path) -> dict[str, Stored]:

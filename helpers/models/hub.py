@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from helpers import CourseError
-from helpers.files import asks_for_code
+from helpers.files import config_fault
 
 
 class ModelError(CourseError, OSError):
@@ -32,7 +32,8 @@ def _reach(hub_id: str, gated: str) -> None:
     why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
     unreached = f'{hub_id} is not on this disk and {why}: use model_id="bundled"'
     try:
-        code = asks_for_code(_fetched_config(hub_id).parent)
+        folder = _fetched_config(hub_id).parent
+        refused = config_fault(folder)
         whole = _has_safetensors(hub_id)
     except HFValidationError as error:
         raise ModelError(f"{hub_id!r} is not a hub id (owner/name)") from error
@@ -48,8 +49,8 @@ def _reach(hub_id: str, gated: str) -> None:
         raise ModelError(f"{hub_id} cannot be fetched: {why_unfetched(error)}") from error
     except Exception as error:  # no connection: the class is the HTTP library's, which has changed its name
         raise ModelError(unreached) from error
-    if code:
-        raise ModelError(f"{hub_id}: {code}")
+    if refused:
+        raise ModelError(f"{hub_id}: {refused}")
     if not whole:
         raise ModelError(f"{hub_id} has no *.safetensors: pickled weights are not loaded here")
 

@@ -63,7 +63,8 @@ def resolve_model(
     if model_id == "auto":
         if adapter is not None:
             base = base_of(adapter)
-            fault = adapter_fault(adapter)
+            home = BUNDLED_MODEL if base == "bundled" else Path(os.path.expanduser(base))
+            fault = adapter_fault(adapter, home if home.is_dir() else None)
             if fault:
                 raise ModelError(f"{fault}, in {adapter.name}: run lesson 03 again, or name another adapter_dir")
             return resolve_model(base, machine)

@@ -10,33 +10,41 @@ import pytest
 
 from helpers.models import BUNDLED_MODEL
 from helpers.models.presets import AUTO_CHAT, CHAT_PRESETS
-from tests.lessons.test_lesson00 import ANSWERS, DATA, REFUSE, run_script, script
+from tests.lessons.test_lesson00 import ANSWERS, DATA, REFUSE, WITH_A_CSV, run_script, script, write_csv
 from tests.places.hub import Hub
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}
 
-# What a T4 is to these lines: capability 7.5, 14.56 GiB, no bfloat16 for the scaler, and no flash attention.
+# What a T4 is to these lines, besides its capability: 14.56 GiB, and no flash attention.
 T4_RULES = """
 import torch
 
-torch.cuda.get_device_capability = lambda *device: (7, 5)
 torch.cuda.set_per_process_memory_fraction(min(1.0, 14.56 * 2**30 / torch.cuda.get_device_properties(0).total_memory))
 torch.backends.cuda.enable_flash_sdp(False)
 torch.backends.cuda.enable_cudnn_sdp(False)
 """
+
+
+def as_on_a_t4(text: str) -> str:
+    """The script, which sees a T4's capability; Triton must see the real one, for it compiles for the GPU at hand."""
+    asked = "torch.cuda.get_device_capability() >="
+    assert text.count(asked) == 1
+    return text.replace(asked, "(7, 5) >=")
+
+
 BUNDLED = {"base": str(BUNDLED_MODEL), "data": str(DATA), "steps": 40, "rate": 3e-3}
 
 
 def test_they_train_in_float16_as_on_a_t4(tmp_path):
-    said = run_script(script(REFUSE + T4_RULES, **BUNDLED), tmp_path, **ONE_GPU)
+    said = run_script(as_on_a_t4(script(REFUSE + T4_RULES, **BUNDLED)), tmp_path, **ONE_GPU)
     assert (said["dtype"], said["trained"]) == ("torch.float16", ["torch.float32"])
     assert said["after"] == ANSWERS
 
 
 def test_without_the_lines_that_turn_the_adapter_back_training_stops_as_the_lesson_says(tmp_path):
-    text = script(REFUSE + T4_RULES, **BUNDLED | {"steps": 1})
+    text = as_on_a_t4(script(REFUSE + T4_RULES, **BUNDLED | {"steps": 1}))
     assert "weight.data = weight.data.float()" in text
     with pytest.raises(AssertionError, match="not implemented for 'BFloat16'"):
         run_script(text.replace("weight.data = weight.data.float()", "pass"), tmp_path, **ONE_GPU)
@@ -63,7 +71,7 @@ def test_as_they_stand_they_fetch_the_chat_model_s_shape_and_train_it_within_a_t
         model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
         for made in (model, tokenizer):
             made.save_pretrained(hub.folder(preset.hub_id))
-        (tmp_path / "questions.jsonl").write_text(DATA.read_text(encoding="utf-8"), encoding="utf-8")
-        said = run_script(script(REFUSE + T4_RULES), tmp_path, **hub.environment, **ONE_GPU)
+        write_csv(tmp_path / "questions.csv")
+        said = run_script(as_on_a_t4(script(REFUSE + T4_RULES, WITH_A_CSV)), tmp_path, **hub.environment, **ONE_GPU)
     assert (said["base"], said["dtype"], said["trained"]) == (preset.hub_id, "torch.float16", ["torch.float32"])
     assert said["prompt"].endswith("\nAnswer:\n")

@@ -96,6 +96,8 @@ def run_script(text: str, folder: Path, python=sys.executable, **surroundings) -
     (folder / "mine.py").write_text(text, encoding="utf-8")
     around = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COURSE_"))}
     around |= {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "home")} | surroundings
+    packages = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place != str(COURSE_ROOT)]
+    around |= {"PYTHONPATH": os.pathsep.join(filter(None, packages))}
     done = subprocess.run([str(python), "mine.py"], capture_output=True, text=True, cwd=folder, env=around, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -227,29 +227,21 @@ def refused(base, adapter, out, words, **settings):
     [
         ("peft_type", "LOHA"),
         ("use_dora", True),
-        ("fan_in_fan_out", True),
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "loftq"),
         ("init_lora_weights", "olora"),
         ("loftq_config", {"loftq_bits": 4}),
-        ("target_parameters", ["experts.down_proj"]),
         ("trainable_token_indices", [1, 2]),
         ("layer_replication", [[0, 2]]),
         ("alora_invocation_tokens", [1]),
         ("use_qalora", True),
-        ("something_of_next_year", True),
+        ("kasa_config", {"beta": 0.1}),
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_name(base, adapter, name, value, tmp_path):
     shutil.copytree(adapter, tmp_path / "adapter")
     edit(tmp_path / "adapter" / "adapter_config.json", lambda settings: settings.update({name: value}))
     refused(base, tmp_path / "adapter", tmp_path / "out", name)
-
-
-def test_dora_as_peft_saves_it_and_lora_on_embeddings_are_refused(base, tmp_path):
-    refused(base, make_adapter(base, tmp_path / "dora", use_dora=True), tmp_path / "out", "use_dora")
-    embeddings = make_adapter(base, tmp_path / "embeddings", target_modules=["embed_tokens", "q_proj"])
-    refused(base, embeddings, tmp_path / "out", "LoRA on embeddings is not supported")
 
 
 def test_lora_on_a_tied_head_is_refused_since_it_would_change_the_embedding(tmp_path):
@@ -290,9 +282,9 @@ def test_adapter_without_what_was_trained_is_refused(base, adapter, tmp_path):
 
 def test_right_base_is_not_called_another_one(base, adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "adapter")
-    tensors = {f"module.{key}": tensor for key, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    tensors = {f"tower.{key}": tensor for key, tensor in load_file(adapter / "adapter_model.safetensors").items()}
     save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
-    refused(base, tmp_path / "adapter", tmp_path / "out", "has no module.*names 'base' as its base too")
+    refused(base, tmp_path / "adapter", tmp_path / "out", "has no tower.*names 'base' as its base too")
 
 
 def test_stale_index_byte_order_mark_and_files_beside_the_model_are_taken(adapter, tmp_path):
