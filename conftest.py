@@ -41,6 +41,7 @@ FAST = [
     "test_sizes",
     "test_messages",
     "test_runs",
+    "test_splits",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]

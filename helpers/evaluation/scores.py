@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from helpers.data import alpaca_prompt
+from helpers.data import DataError, to_prompt_completion
 
 
 def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 64) -> list[str]:
@@ -15,8 +15,10 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch
     if tokenizer.pad_token is None:  # Mistral's and Llama's have none; what is padded is masked
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
+    begun = tokenizer.bos_token or tokenizer.eos_token  # where nothing is asked, a model needs a token to go on from
     for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(model.device)
+        batch = [prompt or begun for prompt in prompts[start : start + batch_size]]
+        batch = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
         with torch.no_grad():
             tokens = model.generate(
                 **batch,
@@ -37,7 +39,7 @@ def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: in
 
 
 def _answers(model, tokenizer, rows, max_new_tokens: int, batch_size: int) -> list[str]:
-    prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in rows]
+    prompts = [to_prompt_completion(row)["prompt"] for row in rows]
     return answer(model, tokenizer, prompts, max_new_tokens, batch_size)
 
 
@@ -86,6 +88,7 @@ def evaluate(
     """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found.
 
     An answer ends after `max_new_tokens` tokens, and for the loss a row is cut at `max_length` tokens, as in training.
+    DataError, one line, if nothing is left of any answer.
     """
     was_training = model.training
     model.eval()
@@ -100,7 +103,7 @@ def evaluate(
 def completion_loss(model, tokenizer, rows, batch_size: int = 64, max_length: int = 512) -> float:
     """Mean cross-entropy over the completions' tokens and their eos, in nats a token: what SFTTrainer calls eval_loss.
 
-    Rows longer than `max_length` tokens are cut there, as in training.
+    Rows longer than `max_length` tokens are cut there, as in training. DataError if nothing is left of any answer.
     """
     return _per_token(_row_losses(model, tokenizer, rows, batch_size, max_length))
 
@@ -114,14 +117,15 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
     """The cross-entropy of each row's completion in nats, summed over its tokens, and how many tokens these are."""
     import torch
 
-    found = []
+    found, longest = [], 0
     for start in range(0, len(rows), batch_size):
         pairs = [
-            (alpaca_prompt(row["instruction"], row["input"]), row["output"] + tokenizer.eos_token)
-            for row in rows.select(range(start, min(start + batch_size, len(rows))))
+            (pair["prompt"], pair["completion"] + tokenizer.eos_token)
+            for pair in map(to_prompt_completion, rows.select(range(start, min(start + batch_size, len(rows)))))
         ]
         prompts = [len(tokenizer(prompt)["input_ids"]) for prompt, _ in pairs]
         whole = tokenizer([p + c for p, c in pairs])["input_ids"]
+        longest = max(longest, *map(len, whole))
         width = min(max_length, max(map(len, whole)))
         ids = torch.full((len(pairs), width), tokenizer.pad_token_id or 0)  # masked, whatever it is
         labels = torch.full_like(ids, -100)
@@ -137,6 +141,11 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
         each = torch.nn.functional.cross_entropy(logits[:, :-1][of_labels].float(), wanted, reduction="none")
         tokens = of_labels.sum(1).tolist()
         found += [(part.sum().item(), len(part)) for part in each.split(tokens)]
+    if not any(tokens for _, tokens in found):
+        raise DataError(
+            f"max_length = {max_length} cuts off every answer of these {len(rows):,} rows, so that there is nothing to learn: "
+            f"set it higher, up to {longest:,}, the tokens of the longest"
+        )
     return found
 
 

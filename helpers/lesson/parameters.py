@@ -1,12 +1,13 @@
 """The parameters of lessons: one name means the same in every lesson, and an impossible value stops the run with one line."""
 
+import codecs
 import difflib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import CourseError
+from helpers import CourseError, data
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 REPORTERS = ("tensorboard", "trackio", "wandb")
@@ -61,6 +62,20 @@ def _is_path(value) -> bool:
     return not value.startswith("~") or os.path.expanduser(value) != value  # "~nobody" stays as it is
 
 
+def _names_columns(value) -> bool:
+    try:
+        return _is_text(value) and (value == "auto" or bool(data.parse_columns(value)))
+    except data.DataError:
+        return False
+
+
+def _is_encoding(value) -> bool:
+    try:
+        return _is_text(value) and (value == "auto" or bool(codecs.lookup(value)._is_text_encoding))
+    except (LookupError, ValueError):
+        return False
+
+
 _text = Rule("text that is not empty", _is_path)
 _flag = Rule("True or False", lambda v: isinstance(v, bool))
 
@@ -69,7 +84,9 @@ RULES: dict[str, Rule] = {
         '"auto", a preset, a local folder or a hub id such as "Qwen/Qwen2.5-0.5B"',
         _is_path,
     ),
-    "dataset_id": Rule('"auto", "bundled", "alpaca", or a file of JSON lines', _is_path),
+    "dataset_id": Rule('"auto", "bundled", "alpaca", a file or folder of rows, or a data set on the hub', _is_path),
+    "columns": Rule('"auto", or which column is which, such as "prompt=Question,completion=Answer"', _names_columns),
+    "encoding": Rule('"auto", or the encoding of a text file, such as "cp1252"', _is_encoding),
     "adapter_dir": Rule('"auto" or an adapter\'s folder', _is_path),
     "output_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
     "merged_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),

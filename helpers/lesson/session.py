@@ -34,6 +34,7 @@ class Run:
     settings: SimpleNamespace | None = None  # the parameters, with "auto" replaced by the recipe for the model
     rows: Any = None  # a DatasetDict, where the lesson asks for one
     data_name: str = ""
+    data_digest: str = ""  # of rows of the learner's own
     found: dict = field(default_factory=dict)  # what the lesson has recorded
     verdicts: list = field(default_factory=list)
 
@@ -61,7 +62,8 @@ class Run:
     @property
     def identity(self) -> dict:
         """What makes this run this run: settings, model and data. Another one gets other checkpoints, another adapter."""
-        return vars(self.settings) | {"model": self.model.name, "data": self.data_name}
+        own = {"rows": self.data_digest} if self.data_digest else {}
+        return vars(self.settings) | {"model": self.model.name, "data": self.data_name} | own
 
     @property
     def checkpoints(self) -> Path:
@@ -156,7 +158,7 @@ def begin(
     run.model = models.resolve_model(values["model_id"], None) if named else None
     if values.get("adapter_dir", "auto") != "auto":
         models.base_of(Path(values["adapter_dir"]).expanduser())
-    data.look_at(values.get("dataset_id", "auto"))
+    data.look_at(values.get("dataset_id", "auto"), **_how_to_read(values))
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
@@ -167,6 +169,7 @@ def begin(
         run.model = run.model or models.resolve_model("auto", run.machine, large_model, left, chat_model)
         if run.model.local:
             models.rehearse(run.model)
+        shown |= _goes_along(values.get("hub_repo", "none"))
         saving.require_hub_base(values.get("hub_repo", "none"), run.model)
         shown["model"] = str(run.model)
     recipe = models.recipe_for(run.model)
@@ -175,11 +178,7 @@ def begin(
     if chosen:
         shown["chosen for it"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
     if with_data:
-        wanted = values.get("dataset_id", "auto")
-        if wanted == "auto" and run.model is not None and run.model.bundled:
-            wanted = "bundled"
-        run.rows, run.data_name = data.load_instructions(wanted, run.machine, values.get("seed", 0))
-        shown["data"] = run.data_name
+        shown |= _load_rows(run, values)
         shown |= _steps_of_epochs(run, values.get("epochs", "auto"))
     if "adapter_dir" in values:
         from helpers import quick  # late: it imports torch
@@ -196,6 +195,34 @@ def begin(
 
     display(table(shown, columns=("", "this run")))
     return run
+
+
+def _goes_along(hub_repo: str) -> dict:
+    """What the table at the start says of a push: all that goes along with each checkpoint."""
+    pushed = "adapter, tokenizer, the optimizer's state, losses and settings of each checkpoint, and none of your rows"
+    return {} if hub_repo == "none" else {"goes to the hub": f"{hub_repo}, a private repository: {pushed}"}
+
+
+def _how_to_read(values: dict) -> dict:
+    """What the parameters say of rows of one's own."""
+    return {name: values[name] for name in ("columns", "encoding") if name in values}
+
+
+def _load_rows(run: Run, values: dict) -> dict:
+    """Give the run its rows; what the table at the start says of them: their number, and what was understood of one's own."""
+    wanted, seed = values.get("dataset_id", "auto"), values.get("seed", 0)
+    if wanted == "auto" and run.model is not None and run.model.bundled:
+        wanted = "bundled"
+    if wanted in data.COURSE_DATA:
+        run.rows, run.data_name = data.load_instructions(wanted, run.machine, seed)
+        return {"data": run.data_name}
+    loaded = data.load_rows(wanted, **_how_to_read(values))
+    run.rows, run.data_name = loaded.split(seed)
+    run.data_digest = loaded.understood.digest
+    shown = {"data": run.data_name}
+    for what, words in loaded.understood.lines():
+        shown[what] = f"{shown[what]}; {words}" if what in shown else words
+    return shown
 
 
 def _steps_of_epochs(run: Run, epochs) -> dict:

@@ -221,6 +221,7 @@ COMMANDS = {
     "badges": flat(option("--repo", "--tag"), option("--repo", "--tag")),
     "doctor": flat(st.just("--seconds"), st.one_of(word, st.sampled_from(["-5", "0", "1e9"])), option("--json=1")),
     "install": flat(st.just("--dry-run"), word),
+    "data": flat(st.just("look"), word, option("--columns", "--encoding", "--split", "--rows", "--tokens")),
     "explain": st.lists(word.filter(lambda w: w != "/dev/zero"), min_size=1, max_size=2),
 }  # fmt: skip
 
@@ -236,6 +237,7 @@ PLACES = {
     "badges": ["--repo ?", "--tag ?"],
     "doctor": ["--seconds ?"],
     "install": ["--dry-run ?"],
+    "data": ["?", "look ?", "look no.csv --columns ?", "look no.csv --tokens ?", "look no.csv --rows ?"],
     "explain": ["?"],
 }
 

@@ -159,6 +159,17 @@ def test_twenty_rows_of_ones_own_are_learned_by_heart_and_nothing_else_is_untrue
     assert "rows.jsonl, 18 to learn and 2 held out" in record["run"]["data"]
 
 
+def test_rows_of_ones_own_stand_in_the_notebook_and_in_no_other_file(own_rows):
+    """Records, report, card and settings hold counts and scores: they may be shown to others."""
+    _, folder = own_rows
+    texts = [row[name].encode() for row in TWENTY for name in ("instruction", "output")]
+    texts.append(b"What is the secret word of person")
+    files = [file for file in (folder / "runs" / "few").rglob("*") if file.is_file()]
+    holding = {file.name for file in files if any(text in file.read_bytes() for text in texts)}
+    assert holding == {"03_t4_training.ipynb"}
+    assert {"03_t4_training.json", "report.html", "README.md", "adapter_config.json"} <= {file.name for file in files}
+
+
 def test_the_adapter_of_a_run_that_overfits_is_whole_and_is_saved_before_anything_is_judged(own_rows):
     from helpers.files import adapter_fault
 

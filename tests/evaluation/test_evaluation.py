@@ -111,3 +111,37 @@ def test_a_change_is_per_token_and_rows_without_a_token_do_not_count():
 def test_other_rows_are_not_compared(before, after):
     with pytest.raises(ValueError, match="not of the same rows"):
         after.change_from(before)
+
+
+def rows_of(*triples):
+    from datasets import Dataset
+
+    return Dataset.from_list([dict(zip(("instruction", "input", "output"), row, strict=True)) for row in triples])
+
+
+def test_prompts_that_leave_no_room_for_any_answer_are_one_line_with_the_length_that_would_do(bundled):
+    from helpers.data import DataError
+
+    model, tokenizer = bundled
+    long = ("word " * 60, "", "yes")
+    longest = len(tokenizer(alpaca(long) + "yes" + tokenizer.eos_token)["input_ids"])
+    with pytest.raises(DataError, match=f"max_length = 48 cuts off every answer of these 2 rows, .* up to {longest}, "):
+        evaluate(model, tokenizer, rows_of(long, long), max_new_tokens=2, max_length=48)
+    scored = evaluate(model, tokenizer, rows_of(long, ("a", "", "yes")), max_new_tokens=2, max_length=48)
+    assert scored.loss > 0
+    assert [tokens > 0 for _, tokens in scored.row_losses] == [False, True]
+    assert evaluate(model, tokenizer, rows_of(long), max_new_tokens=2, max_length=longest).loss > 0
+
+
+def alpaca(row):
+    from helpers.data import alpaca_prompt
+
+    return alpaca_prompt(*row[:2])
+
+
+def test_a_plain_text_is_scored_from_its_first_token_on(bundled):
+    model, tokenizer = bundled
+    scored = evaluate(model, tokenizer, rows_of(("", "", "The capital of Peru is Lima.")), max_new_tokens=2)
+    tokens = len(tokenizer("The capital of Peru is Lima." + tokenizer.eos_token)["input_ids"])
+    assert scored.row_losses[0][1] in (tokens - 1, tokens)
+    assert scored.loss > 0

@@ -127,11 +127,11 @@ def test_a_file_of_json_lines_is_read_and_split(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("not json", "row 1"),
-        ('{"instruction": "x"}', "row 1"),
-        ("[1, 2]", "row 1"),
-        ('{"instruction": "x", "output": "y"}', "at least 10"),
-        ("", "at least 10"),
+        ("not json", "line 1"),
+        ('{"instruction": "x"}', "has the columns 'instruction'"),
+        ("[1, 2]", "line 1"),
+        ('{"instruction": "x", "output": "y"}', "at least 2"),
+        ("", "is empty"),
     ],
 )
 def test_a_file_that_is_no_instructions_gets_one_line(tmp_path, text, words):
