@@ -12,7 +12,7 @@ from helpers.export.carried import Described, ExportError, describe
 from helpers.export.conversation import alpaca_template, begins_with, ends_of_answers, modelfile, take_apart
 from helpers.export.vocabulary import Vocabulary, read_vocabulary
 from helpers.export.weights import TYPES, plan_weights, write_weights
-from helpers.files import asks_for_code, finish_replacing, read_object
+from helpers.files import config_fault, finish_replacing, read_object
 from helpers.merging import MergeError, alone, check_sums, find_base, read_base
 
 
@@ -105,11 +105,11 @@ def _folder_of(model) -> Path:
         raise ExportError(f"{folder} is an adapter: merge it first, python -m helpers merge BASE {folder} MERGED")
     folder = find_base(model)
     try:
-        code = asks_for_code(folder)
+        fault = config_fault(folder)
     except ValueError as error:
         raise ExportError(f"{folder}: {error}") from error
-    if code:
-        raise ExportError(f"{folder}: {code}")
+    if fault:
+        raise ExportError(f"{folder}: {fault}")
     return folder
 
 

@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 
 if importlib.util.find_spec("xllamacpp") is None:
-    pytest.skip("pip install --no-deps xllamacpp", allow_module_level=True)
+    pytest.skip("needs the wheel xllamacpp", allow_module_level=True)
 
 # One thread, no GPU, everything but the weights in float32; the server's address goes to the standard output.
 SERVE = """
