@@ -36,6 +36,7 @@ FAST = [
     "test_tables",
     "test_measured",
     "test_measurements",
+    "test_claims",
     "test_allocator",
     "test_shapes",
     "test_sizes",
