@@ -113,8 +113,11 @@ def _row_in_words(row: dict) -> str:
 
 
 def in_words(evidence: dict) -> str:
-    """A piece of evidence as Markdown: what it shows, and where it is."""
-    side, value = weigh(evidence)
+    """A piece of evidence as Markdown: what it shows, and where it is. One that is gone gets a line that is never written."""
+    try:
+        side, value = weigh(evidence)
+    except NoEvidence as problem:
+        return f"Gone: {problem}"
     says = evidence["says"].format(found=value)
     if "row" in evidence:
         source = f"row of {_row_in_words(evidence['row'])}, `{evidence['row']['value']}`"
@@ -163,7 +166,7 @@ def claims_page() -> str:
     parts.append("| status | claims |\n|---|---:|\n" + "\n".join(f"| {name} | {n} |" for name, n in count.items()))
     for topic in dict.fromkeys(claim["topic"] for claim in claims):
         parts.append(f"## {topic}")
-        parts += [_entry(claim, where[claim["name"]]) for claim in claims if claim["topic"] == topic]
+        parts += [_entry(claim, where.get(claim["name"], [])) for claim in claims if claim["topic"] == topic]
     rows = [f"- `{name}`: {_row_in_words({'file': name})}" for name in named_rows()]
     parts += ["## Rows by their names", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,6 @@ import ledger  # noqa: E402
 CLAIMS = {claim["name"]: claim for claim in evidence.load("claims.toml")["claim"]}
 DECISIONS = {line["name"]: line for line in evidence.load("decisions.toml")["decision"]}
 TEXTS = evidence.load("paragraphs.toml")
-AGAIN = "run `python site/ledger.py`"
 
 
 @pytest.fixture
@@ -37,16 +36,19 @@ def forgetful():
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_status_of_a_claim_follows_from_its_evidence(name):
-    assert ledger.faults_of_claim(CLAIMS[name]) == []
+    faults = ledger.faults_of_claim(CLAIMS[name])
+    assert not faults, "; ".join(faults)
 
 
 @pytest.mark.parametrize("name", DECISIONS)
 def test_each_choice_of_a_decision_has_evidence_that_speaks_for_it(name):
-    assert ledger.faults_of_decision(DECISIONS[name]) == []
+    faults = ledger.faults_of_decision(DECISIONS[name])
+    assert not faults, "; ".join(faults)
 
 
 def test_every_paragraph_of_both_texts_is_mapped_and_every_claim_is_made_somewhere():
-    assert ledger.faults_of_mapping(list(CLAIMS.values()), TEXTS) == []
+    faults = ledger.faults_of_mapping(list(CLAIMS.values()), TEXTS)
+    assert not faults, "; ".join(faults)
 
 
 def stale(stored: str, made: str) -> list[str]:
@@ -60,8 +62,8 @@ def stale(stored: str, made: str) -> list[str]:
 
 @pytest.mark.parametrize("page", ledger.PAGES)
 def test_a_page_says_what_the_evidence_says_today(page):
-    stored = (evidence.SITE / page).read_text(encoding="utf-8")
-    assert stale(stored, ledger.PAGES[page]()) == [], AGAIN
+    names = stale((evidence.SITE / page).read_text(encoding="utf-8"), ledger.PAGES[page]())
+    assert not names, f"{page} is not up to date for {', '.join(names)}: run `python site/ledger.py`"
 
 
 @pytest.mark.parametrize("page", ledger.PAGES)
