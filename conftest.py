@@ -39,6 +39,7 @@ FAST = [
     "test_tables",
     "test_measured",
     "test_measurements",
+    "test_claims",
     "test_allocator",
     "test_shapes",
     "test_sizes",

@@ -1,0 +1,205 @@
+"""The ledger of claims and the decision page: tries all evidence of claims.toml and decisions.toml, and writes two pages.
+
+    python site/ledger.py
+
+claims.toml says of each claim of two texts whether it holds, and why; paragraphs.toml says which paragraph makes which claims;
+evidence.py weighs. A status follows from what the evidence shows, see STATUSES.
+"""
+
+import sys
+
+from evidence import KINDS, OURS, SITE, NoEvidence, load, named_rows, weigh
+
+from helpers.course import find_lesson
+from helpers.files import write_whole
+
+# What the evidence shows, and the status that follows from it.
+STATUSES = {
+    frozenset({"for"}): "holds",
+    frozenset({"for", "against"}): "holds with a limit",
+    frozenset({"against"}): "false today",
+    frozenset(): "not checkable here",
+}
+HELD = ("time", "method", "rank", "layers", "bits", "learning_rate")  # of a decision: what needs evidence
+UNKNOWN, NOTHING = "cannot tell yet", "-"  # how a choice begins that has no evidence, and where there is none to make
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def faults_of_claim(claim: dict) -> list[str]:
+    """What is wrong with a claim, in lines that begin with its name; [] if nothing is."""
+    sides, faults = [], []
+    for evidence in claim.get("evidence", []):
+        try:
+            sides.append((weigh(evidence)[0], next(kind for kind in KINDS if kind in evidence)))
+        except NoEvidence as problem:
+            faults.append(f"{problem}")
+    follows = STATUSES[frozenset(side for side, _ in sides if side != "note")]
+    if not faults and claim["status"] != follows:
+        shown = ", ".join(f"a {kind} {side}" for side, kind in sides) or "nothing"
+        faults.append(f"the status is {claim['status']!r}, and {follows!r} follows from the evidence: {shown}")
+    if (
+        not faults
+        and claim["status"] == "false today"
+        and not any(side == "against" and kind in OURS for side, kind in sides)
+    ):
+        faults.append("nothing is called false without evidence of this course's own")
+    if claim["status"] not in STATUSES.values():
+        faults.append(f"there is no status {claim['status']!r}")
+    faults += [f"{part} is missing" for part in ("claim", "topic", "today") if not claim.get(part)]
+    return [f"{claim['name']}: {fault}" for fault in faults]
+
+
+def faults_of_mapping(claims: list[dict], texts: dict) -> list[str]:
+    """Paragraphs without a word on them, claims that nobody makes, and names that nothing has."""
+    names = [claim["name"] for claim in claims]
+    faults = [f"{name}: there are two claims of this name" for name in set(names) if names.count(name) > 1]
+    made = set()
+    for letter, text in texts.items():
+        said = {key: value for key, value in text.items() if key.isdecimal()}
+        numbers_of = set(map(str, range(1, text["paragraphs"] + 1)))
+        faults += [
+            f"text {letter}, paragraph {n}: nothing says what it claims" for n in sorted(numbers_of - said.keys())
+        ]
+        faults += [f"text {letter} has no paragraph {n}" for n in sorted(said.keys() - numbers_of)]
+        for number, value in said.items():
+            if not value:
+                faults.append(f"text {letter}, paragraph {number}: nothing says what it claims")
+            listed = value if isinstance(value, list) else []  # a text says why there is no claim
+            made |= set(listed)
+            faults += [f"{name}: text {letter}, paragraph {number} names this claim, and there is none"
+                       for name in listed if name not in names]  # fmt: skip
+    return faults + [f"{name}: no paragraph makes this claim" for name in names if name not in made]
+
+
+def faults_of_decision(line: dict) -> list[str]:
+    """What is wrong with a line of the decision page: each choice needs evidence that speaks for it."""
+    supported, faults = set(), []
+    for evidence in line.get("evidence", []):
+        of = evidence.get("of", [])
+        try:
+            side, _ = weigh(evidence)
+        except NoEvidence as problem:
+            faults.append(f"{problem}")
+            continue
+        if side == "against":
+            faults.append(f"evidence speaks against {', '.join(of)}: {evidence['says']}")
+        supported |= set(of) if side == "for" else set()
+        faults += [f"there is no choice {name!r}" for name in of if name not in HELD]
+    for name in HELD:
+        chosen = line[name] != NOTHING and not line[name].startswith(UNKNOWN)
+        if chosen != (name in supported):
+            faults.append(f"{name} = {line[name]!r} {'has no evidence' if chosen else 'has evidence all the same'}")
+    return [f"{line['name']}: {fault}" for fault in faults]
+
+
+def faults() -> list[str]:
+    """All that is wrong with the ledger and the decisions."""
+    claims = load("claims.toml")["claim"]
+    found = [fault for claim in claims for fault in faults_of_claim(claim)]
+    found += faults_of_mapping(claims, load("paragraphs.toml"))
+    return found + [fault for line in load("decisions.toml")["decision"] for fault in faults_of_decision(line)]
+
+
+# --- the pages --------------------------------------------------------------------------------------------------------
+
+
+def _row_in_words(row: dict) -> str:
+    row = named_rows().get(row["file"], row)
+    path = row["file"] if "/" in row["file"] else f"measurements/{row['file']}"
+    where = ", ".join(f"{name} {value}" for name, value in row.get("where", {}).items())
+    return f"[{path.rpartition('/')[2]}](../{path}){f' with {where}' if where else ''}"
+
+
+def in_words(evidence: dict) -> str:
+    """A piece of evidence as Markdown: what it shows, and where it is. One that is gone gets a line that is never written."""
+    try:
+        side, value = weigh(evidence)
+    except NoEvidence as problem:
+        return f"Gone: {problem}"
+    says = evidence["says"].format(found=value)
+    if "row" in evidence:
+        source = f"row of {_row_in_words(evidence['row'])}, `{evidence['row']['value']}`"
+    elif "computed" in evidence:
+        source = f"computed: `{evidence['computed']}`"
+    elif "test" in evidence:
+        file, _, function = evidence["test"].partition("::")
+        source = f"test [`{function}`](../{file}){', on a GPU' if file.startswith('tests/gpu') else ''}"
+    elif "cell" in evidence:
+        cell = evidence["cell"]
+        stem = find_lesson(cell["lesson"]).stem
+        what = f'verdict "{cell["verdict"]}"' if "verdict" in cell else f"cell `{cell['tag']}`"
+        source = f"[lesson {cell['lesson']}](../notebooks/{stem}.ipynb), {what}"
+    else:
+        source = f"[cited]({evidence['citation']['link']}), {evidence['citation']['date']}"
+    return f"{ {'for': 'For', 'against': 'Against', 'note': 'Beside it'}[side] }: {says} ({source})"
+
+
+def _entry(claim: dict, where: list[str]) -> str:
+    lines = [f'<a id="{claim["name"]}"></a>**{claim["claim"]}** *{claim["status"].capitalize()}.* {claim["today"]}', ""]
+    lines += [f"- {in_words(evidence)}" for evidence in claim.get("evidence", [])]
+    return "\n".join([*lines, f"- Said in {', '.join(where)}."])
+
+
+def _where(texts: dict) -> dict[str, list[str]]:
+    """Claim -> the paragraphs that make it, such as "A 42"."""
+    found: dict[str, list[str]] = {}
+    for letter, text in texts.items():
+        for number, value in text.items():
+            for name in dict.fromkeys(value) if isinstance(value, list) else ():
+                found.setdefault(name, []).append(f"{letter.upper()} {number}")
+    return found
+
+
+def claims_page() -> str:
+    """site/claims.md."""
+    ledger, texts = load("claims.toml"), load("paragraphs.toml")
+    claims, where = ledger["claim"], _where(texts)
+    count = {status: sum(claim["status"] == status for claim in claims) for status in STATUSES.values()}
+    parts = [
+        "<!-- generated by `python site/ledger.py`: do not edit -->",
+        "# The ledger of claims",
+        ledger["about"].strip(),
+    ]
+    parts.append("\n".join(f"- Text {letter.upper()}: {text['title']}" for letter, text in texts.items()))
+    parts.append("| status | claims |\n|---|---:|\n" + "\n".join(f"| {name} | {n} |" for name, n in count.items()))
+    for topic in dict.fromkeys(claim["topic"] for claim in claims):
+        parts.append(f"## {topic}")
+        parts += [_entry(claim, where.get(claim["name"], [])) for claim in claims if claim["topic"] == topic]
+    rows = [f"- `{name}`: {_row_in_words({'file': name})}" for name in named_rows()]
+    parts += ["## Rows by their names", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def decisions_page() -> str:
+    """site/decide.md."""
+    page = load("decisions.toml")
+    parts = ["<!-- generated by `python site/ledger.py`: do not edit -->", "# What to choose", page["about"].strip()]
+    heads = ("GPU", "model", "to be learned", "time", "method", "rank", "layers", "bits", "learning rate", "why")
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for line in page["decision"]:
+        said = [line[name] for name in ("gpu", "model", "learn", *HELD)]
+        rows.append("| " + " | ".join([*said, f"[evidence](#{line['name']})"]) + " |")
+    parts += ["\n".join(rows), "## Evidence"]
+    for line in page["decision"]:
+        head = f'<a id="{line["name"]}"></a>**{line["gpu"]}; {line["model"]}; {line["learn"]}** {line["because"]}'
+        of = [(", ".join(e.get("of", [])).replace("_", " ") or "beside it", in_words(e)) for e in line["evidence"]]
+        parts.append("\n".join([head, "", *(f"- {names}. {words}" for names, words in of)]))
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {"claims.md": claims_page, "decide.md": decisions_page}
+
+
+def main() -> int:
+    if found := faults():
+        print(*found, sep="\n", file=sys.stderr)
+        return 1
+    for name, page in PAGES.items():
+        write_whole(SITE / name, page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
