@@ -170,7 +170,7 @@ for name, write in forms.items():
 from helpers.plots import bars, diagrams, show
 
 worst = min(shares, key=shares.get)
-title = f"The same questions in other forms: {shares['as in training']:.0%} right as in training, {shares[worst]:.0%} with '{worst}'"
+title = f"The same questions in other forms: {shares['as in training']:.0%} right as in training, {shares[worst]:.0%} in '{worst}'"
 percent = [100 * share for share in shares.values()]
 figure = bars(list(shares), percent, title, f"answered exactly (% of {len(asked)})", numbers="{:.0f}")
 show(
@@ -207,7 +207,7 @@ table(rows, answered="{:.30}", columns=("form", "its last three tokens", "answer
 # ## 3 A conversation
 #
 # A chat model brings its form along, its [chat template](../site/glossary.md#chat-template): a small program, kept with the tokenizer, that writes a conversation as text. `apply_chat_template` runs it.
-# The bundled model is no chat model and has none. Such a model can be given one, and the right one is the form that its adapter was trained in.
+# The bundled model is no chat model and has none. Such a model can be given one, and the right one is the form that its adapter was trained in. (`eos_token` marks the end of an answer; section 4 is about it.)
 
 # %% tags=["copy"]
 # Step 2: a conversation as text, in the tokenizer's own chat template where there is one
@@ -330,9 +330,12 @@ if usual:
 
 # %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
 print(f"the same as alone: {same_left:.0%} of {len(some)} padded on the left, {same_right:.0%} padded on the right")
-table(list(zip(alone, left, right))[:4], "{:.30}", columns=("alone", "padded on the left", "padded on the right"))
+headings = ("alone", "padded on the left", "padded on the right")
+table(list(zip(alone, left, right))[:4], padded_on_the_left="{!r}", padded_on_the_right="{!r}", columns=headings)
 
 # %% [markdown]
+# `''` is an empty answer: the first token that the model wrote was eos.
+#
 # > **Trap: padding on the right.** *What you will see:* empty or odd answers for the shorter prompts, and at most a warning of transformers in red. *Why:* a tokenizer is often saved with right padding, because
 # > training pads there. *The cure:* `tokenizer.padding_side = "left"` before you generate. (Right padding is not wrong in itself. Exercise 4 looks in the right place.)
 #
@@ -570,11 +573,11 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 #   ([its page on bitsandbytes](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md)), to NF4 with double quantization
 #   ([the loader](https://github.com/vllm-project/vllm/blob/0406fb9fb92d0e562d3c8201b7f1940e088be3f4/vllm/model_executor/model_loader/bitsandbytes_loader.py)). That is what this course trains with. If you trained with FP4, or without double
 #   quantization, name a base that was saved in 4 bits that way: vLLM reads how from its `config.json`.
-# - **The rank.** `--max-lora-rank` is 16 unless you say otherwise, and a higher one is refused: "LoRA rank 32 is greater than max_lora_rank 16"
+# - **The rank.** `--max-lora-rank` is 16 unless you say otherwise, and a higher one is refused: "LoRA rank 64 is greater than max_lora_rank 16"
 #   ([vllm#2847](https://github.com/vllm-project/vllm/issues/2847)). Allowed are 1, 8, 16, 32, 64, 128, 256, 320 and 512
 #   ([the configuration](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py)). Take the smallest that your adapters fit under: room for it is reserved
 #   ([vllm#22782](https://github.com/vllm-project/vllm/pull/22782)).
-# - **The kind of adapter.** Plain LoRA and rank-stabilized LoRA are read; DoRA and `modules_to_save` are refused
+# - **The kind of adapter.** Plain LoRA and rank-stabilized LoRA (`use_rslora=True`) are read. DoRA (`use_dora=True`, a variant that also trains the length of each weight vector) and layers that were trained whole (`modules_to_save`) are refused
 #   ([the reader](https://github.com/vllm-project/vllm/blob/02143692ba86a7ba6198a67e12982c5317c8bd2f/vllm/lora/peft_helper.py)). Merge such an adapter first (lesson 05).
 # - **The name.** A client asks for the adapter as if it were a model: `"model": "mine"`. Several may stand behind `--lora-modules`, and `--max-loras` says how many of them share one batch
 #   ([its page on LoRA](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md)).
@@ -658,7 +661,7 @@ found["rows cut at 16"] = row_faults(tokenizer, pairs[:1], 16)
 without_end = copy.deepcopy(tokenizer)
 without_end.eos_token = None
 found["no end"] = stop_faults(model, without_end)
-norm = model.get_base_model().get_decoder().norm.weight
+norm = [weight for weight in model.parameters() if weight.dim() == 1 and weight.is_floating_point()][-1]
 kept_weight, norm.data = norm.data, norm.data * float("nan")
 found["not a number"] = answer_faults(model, tokenizer, [prompts[0]])
 norm.data = kept_weight

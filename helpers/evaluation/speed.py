@@ -3,7 +3,7 @@
 import time
 
 
-def decode_times(model, sizes, turns: int = 3, new_tokens: int = 7) -> dict:
+def decode_times(model, sizes, turns: int = 5, new_tokens: int = 6) -> dict:
     """For each size (rows, tokens in a prompt): the shortest seconds to the first new token, and of each later one.
 
     Prompts are random tokens of equal lengths. Whatever else a computer does can only add to a time, so the shortest of
