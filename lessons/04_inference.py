@@ -246,7 +246,7 @@ def reply_to(messages, longest=64):
 # With which model? The adapter was trained in Alpaca's form. So if the model has a template of its own, the next cell talks with the base, and without one with the adapter. (If your adapter was
 # trained in the model's own template, set `with_adapter = True`.) For a real chat model, begin this lesson with `model_id = "qwen2.5-0.5b-instruct"`, another id of the hub, or a folder.
 
-# %% tags=["nbval-ignore-output", "talk"] reason="what a model says varies with the processor"
+# %% tags=["nbval-ignore-output"] reason="what a model says varies with the processor"
 from contextlib import nullcontext
 
 with_adapter = not has_own
@@ -392,7 +392,7 @@ model = PeftModel.from_pretrained(base, adapter, adapter_name="answers").eval()
 # A few good answers prove little. `evaluate` scores base and tuned model on the same held-out rows, as lesson 03 does: the loss on the expected answer, and
 # [exact match](../site/glossary.md#exact-match) with its interval. It follows the settings of this run: a row is cut at `max_length` tokens, as in training, and an answer at `max_new_tokens`. Lesson 05 scores merged models with it.
 
-# %%
+# %% tags=["score"]
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
 how = {"max_length": settings.max_length, "max_new_tokens": settings.max_new_tokens}
 how |= {"batch_size": 64 if run.model.bundled else 8}  # rows at once; logits of a large vocabulary take memory

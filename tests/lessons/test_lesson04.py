@@ -15,7 +15,7 @@ from helpers.data import alpaca_prompt, load_instructions
 from helpers.lesson import check
 from helpers.memory import CannotPredict, kv_cache_bytes, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS
-from tests.cells import solutions, stored
+from tests.cells import lesson_cell, solutions, stored
 from tests.lessons.test_lesson00 import REFUSE, run_script
 
 torch = pytest.importorskip("torch")
@@ -254,6 +254,23 @@ def test_a_template_of_its_own_is_used_and_what_begins_every_text_stands_there_o
     assert as_text(TALK) == "[user]One?</s>[assistant]1</s>[user]Two?</s>[assistant]"
     ids = tokenizer(as_text(TALK))["input_ids"]
     assert ids.count(tokenizer.bos_token_id) == 1 == ids[0]
+
+
+# Scores.
+
+
+def test_scores_follow_the_settings_of_the_run():
+    from contextlib import nullcontext
+
+    asked, names = [], {"tokenizer": None, "model": types.SimpleNamespace(disable_adapter=nullcontext)}
+    names["run"] = types.SimpleNamespace(
+        rows={"heldout": load_instructions("bundled")[0]["heldout"]}, model=types.SimpleNamespace(bundled=False)
+    )
+    names["settings"] = types.SimpleNamespace(max_length=77, max_new_tokens=5, eval_rows=3)
+    names["evaluate"] = lambda model, tokenizer, rows, **how: asked.append((len(rows), how))
+    exec(lesson_cell("04", "score").source, names)
+    assert asked == [(3, {"max_length": 77, "max_new_tokens": 5, "batch_size": 8})] * 2
+    assert LESSON.read_text(encoding="utf-8").count("max_new_tokens=settings.max_new_tokens") >= 3
 
 
 # Timings and the drawing.
