@@ -1,6 +1,7 @@
-"""How good a model is: answers, exact match, the loss on held-out rows, intervals."""
+"""How good a model is, and how fast: answers, exact match, the loss on held-out rows, intervals, seconds per token."""
 
 from helpers.evaluation.scores import Evaluation, answer, completion_loss, evaluate, exact_match, wilson_interval
+from helpers.evaluation.speed import decode_times
 
 __all__ = [
     "answer",  # greedy answers to prompts, in batches
@@ -9,4 +10,5 @@ __all__ = [
     "Evaluation",  # what evaluate found
     "completion_loss",  # the loss on the answers alone, in nats a token
     "wilson_interval",  # the 95% interval of a share
+    "decode_times",  # seconds to the first token, and of each later one
 ]

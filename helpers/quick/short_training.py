@@ -57,14 +57,22 @@ def _named(folder: Path, named: str, model: Model) -> Path:
     return folder
 
 
-def adapter_for(run) -> tuple[Path, bool]:
-    """(folder, made_now) of an adapter for run.model: what `find_adapter` finds, or a short training."""
-    found, _ = find_adapter(run)
+def adapter_for(run, task: str = "answers") -> tuple[Path, bool]:
+    """(folder, made_now) of an adapter for run.model: what `find_adapter` finds, or a short training.
+
+    The task "yes or no" is another one, and always trained anew: to say whether a prompt brings an input along.
+    """
+    found, _ = find_adapter(run) if task == "answers" else (None, "")
     if found is not None:
         return found, False
-    folder = _adapter_of_another_base(run) if run.adapter.exists() else run.adapter
     rows = (run.rows or load_instructions("bundled")[0])["train"]
     quantization = {name: v for name, v in vars(run.settings).items() if name in ("quant_type", "double_quant")}
+    if task == "yes or no":
+        folder = run.folder / "adapter-yes-or-no"
+        few = rows.select(range(min(128, len(rows)))).map(lambda row: {"output": "yes" if row["input"] else "no"})
+        train_adapter(run.model, run.machine, few, folder, 24, 8, run.settings.seed, batch_size=4, **quantization)
+        return folder, True
+    folder = _adapter_of_another_base(run) if run.adapter.exists() else run.adapter
     # For the bundled model many small steps give as many right answers for less work.
     small = {"steps": 60, "batch_size": 4} if run.model.bundled else {}
     lesson = f"lesson {run.lesson[:2]}, in a short training,"
