@@ -48,7 +48,7 @@ def test_tokens_show_lengths_template_and_what_is_learned(own, capsys):
     assert main(["data", "look", own, "--tokens", "bundled", "--max-length", "40"]) == 0
     out = capsys.readouterr().out
     assert "rows cut at max_length 40:" in out
-    assert "template: Alpaca's\n" in out
+    assert "template: Alpaca's, which base models get\n" in out
     assert "only read:  'Below is an instruction" in out
     assert "learned:    'word 0" in out
     from transformers import AutoTokenizer

@@ -53,7 +53,7 @@ def test_a_spreadsheet_of_ones_own_is_read_and_the_table_says_what_was_understoo
         ({"encoding": "auto"}, "mein.csv, line 2: the byte 0x96 is no UTF-8"),
         ({"columns": "prompt=Fragen,completion=Antwort"}, "did you mean 'Frage'?"),
         ({"columns": "auto"}, "has the columns 'Frage', 'Antwort', 'Kunde', 'Nr'"),
-        ({"dataset_id": "bundled"}, "columns and encoding are for rows of your own"),
+        ({"dataset_id": "bundled"}, "columns, encoding, split and revision are for rows of your own"),
     ],
 )
 def test_what_cannot_be_read_stops_there_in_one_line(tmp_path, table, values, words):
