@@ -4,6 +4,7 @@ A template is what transformers calls a chat template: a small Jinja program tha
 chat_template.jinja. A chat model brings its own. A base model gets Alpaca's, or one of the learner's choice.
 """
 
+import json
 from pathlib import Path
 
 from helpers.data.instructions import alpaca_prompt
@@ -18,8 +19,13 @@ def to_chat(row: dict) -> dict:
     """A row as TRL's conversational prompt and completion: the user asks, the assistant answers.
 
     The content of what is asked is the instruction, and the input after an empty line. Both stand beside it as well, for
-    Alpaca's template, which writes them under headings of their own.
+    Alpaca's template, which writes them under headings of their own. Of a conversation of several turns the prompt is all
+    that was said before the last answer.
     """
+    if row.get("messages"):
+        said = json.loads(row["messages"])
+        prompt = [message | {"instruction": message["content"], "input": ""} for message in said[:-1]]
+        return {"prompt": prompt, "completion": said[-1:]}
     asked = {"instruction": row["instruction"], "input": row["input"] or ""}
     content = "\n\n".join(filter(None, asked.values()))
     return {

@@ -24,11 +24,11 @@ ROWS = [
 TEXTS = [{"instruction": "", "input": "", "output": "It rained.\nThen it snowed."}]
 
 
-def trained_on(folder, tokenizer, rows) -> list[tuple[list, list]]:
+def trained_on(folder, tokenizer, rows, **settings) -> list[tuple[list, list]]:
     """(ids, labels) of each row as SFTTrainer has them."""
     from trl import SFTConfig, SFTTrainer
 
-    arguments = SFTConfig(str(folder / "out"), use_cpu=True, bf16=False, report_to="none", max_length=512)
+    arguments = SFTConfig(str(folder / "out"), use_cpu=True, bf16=False, report_to="none", max_length=512, **settings)
     trainer = SFTTrainer(
         str(folder / "model"), arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
@@ -196,6 +196,41 @@ def test_a_short_training_keeps_the_template_with_its_adapter(tmp_path):
     found = side_run(SimpleNamespace(machine=detect(), folder=tmp_path), "one", rows=4, steps=1, batch_size=2)
     kept = AutoTokenizer.from_pretrained(found["folder"])
     assert asked(kept) == "<s>" + alpaca_prompt("Name the capital.", "France")
+
+
+# --- conversations ------------------------------------------------------------------------------------------------
+
+TALK = ["be brief", ("user", "Hello"), ("assistant", "Good day"), ("user", "Who?"), ("assistant", "Nobody")]
+TURNS = [{"role": role, "content": text} for role, text in TALK[1:]]
+
+
+def test_of_several_turns_the_last_answer_is_learned_and_the_others_are_turns_of_the_prompt(chat, tmp_path):
+    from helpers.data import load_rows
+
+    (tmp_path / "talk.json").write_text(json.dumps([{"messages": [{"role": "system", "content": TALK[0]}, *TURNS]}]))
+    rows = load_rows(str(tmp_path / "talk.json")).rows
+    tokenizer = with_template(chat.tokenizer)
+    ((ids, labels),) = trained_on(chat.folder, tokenizer, list(map(to_chat, rows)))
+    assert tokenizer.decode(learned(ids, labels)).startswith("Nobody" + tokenizer.decode([chat.end]))
+    assert "Good day" not in tokenizer.decode(learned(ids, labels))
+    first = TURNS[0] | {"content": "be brief\n\nHello"}
+    assert ids == tokenizer.apply_chat_template([first, *TURNS[1:]])["input_ids"]
+
+
+def test_where_a_template_has_marks_all_answers_are_learned_and_where_not_each_answer_is_a_row(chat):
+    tokenizer, end = with_template(chat.tokenizer), chat.tokenizer.decode([chat.end])
+    if chat.template == makers.CHATML:  # for the others TRL has a template with marks
+        with pytest.raises(ValueError, match="template"):
+            trained_on(chat.folder, tokenizer, [{"messages": TURNS}], assistant_only_loss=True)
+    else:
+        ((ids, labels),) = trained_on(chat.folder, tokenizer, [{"messages": TURNS}], assistant_only_loss=True)
+        said = tokenizer.decode(learned(ids, labels))
+        assert "Good day" + end in said
+        assert "Nobody" + end in said
+        assert "Who" not in said
+    rows = [{"prompt": TURNS[:i], "completion": TURNS[i : i + 1]} for i in (1, 3)]
+    said = [tokenizer.decode(learned(*row)) for row in trained_on(chat.folder, tokenizer, rows)]
+    assert [text.strip() for text in said] == ["Good day" + end, "Nobody" + end]
 
 
 # --- the real one -------------------------------------------------------------------------------------------------
