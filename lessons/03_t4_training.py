@@ -913,7 +913,7 @@ from transformers import DataCollatorForLanguageModeling as PlainCollator
 common = AutoTokenizer.from_pretrained(run.model.path)
 common.pad_token = common.eos_token
 spoiled = PlainCollator(common, mlm=False)([{"input_ids": example["input_ids"]}])["labels"][0].tolist()
-verdict("with pad = eos, transformers' collator masks the eos", spoiled[-1] == -100)
+verdict("with pad = eos, transformers' collator masks the eos", common.eos_token_id not in spoiled)
 in_colour(example["input_ids"], spoiled)
 
 # %% [markdown]
