@@ -193,7 +193,8 @@ class Converter:
         return value
 
     def _conversation(self, messages, place: int) -> dict | None:
-        """The last answer of a conversation as output, what is asked for it as instruction, what went before as input."""
+        """The last answer of a conversation as output, what is asked for it as instruction, what went before as input; and
+        the turns themselves as JSON in "messages", where there are several that take turns as templates want it."""
         if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a table keeps them
             try:
                 messages = json.loads(messages)
@@ -228,8 +229,19 @@ class Converter:
             self.changed.add("that end with a question, which is not used", place)
         earlier = turns[: last - 1]
         if earlier:
-            self.changed.add("of several turns: the last answer is learned, what went before is input", place)
+            self.changed.add("of several turns: the last answer is learned, what went before is read", place)
         if system:
             self.changed.add("with a system message, which stands before the question", place)
         said = "\n".join(f"{'User' if role == 'user' else 'Assistant'}: {text}" for role, text in earlier)
-        return {"instruction": "\n\n".join([*system, turns[last - 1][1]]), "input": said, "output": turns[last][1]}
+        found = {"instruction": "\n\n".join([*system, turns[last - 1][1]]), "input": said, "output": turns[last][1]}
+        return found | {"messages": _turns(system, turns[: last + 1]) if earlier else ""}
+
+
+def _turns(system: list[str], turns: list[tuple[str, str]]) -> str:
+    """Turns as a JSON list of role and content, what the system says before the first question; "" where they do not
+    alternate. Not every template knows a system message, and many refuse two turns of one speaker."""
+    if any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns)):
+        return ""
+    said = [{"role": role, "content": text} for role, text in turns]
+    said[0]["content"] = "\n\n".join([*system, said[0]["content"]])
+    return json.dumps(said, ensure_ascii=False)

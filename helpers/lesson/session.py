@@ -113,6 +113,10 @@ class Run:
         settings = self.settings
         return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
 
+    def templated(self, tokenizer):
+        """The tokenizer with the run's template: what the parameter `template` says, "auto" where a lesson has none."""
+        return data.with_template(tokenizer, getattr(self.settings, "template", "auto"))
+
     def forget_side_runs(self) -> None:
         """Delete the folders of helpers.quick's side runs: they are for a look, and hold nothing that is used later."""
         from helpers import quick  # late: it imports torch
@@ -205,7 +209,7 @@ def _goes_along(hub_repo: str) -> dict:
 
 def _how_to_read(values: dict) -> dict:
     """What the parameters say of rows of one's own."""
-    return {name: values[name] for name in ("columns", "encoding") if name in values}
+    return {name: values[name] for name in ("columns", "encoding", "split", "revision") if name in values}
 
 
 def _load_rows(run: Run, values: dict) -> dict:

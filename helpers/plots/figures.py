@@ -88,6 +88,7 @@ def training_still(losses, samples, title: str, unit: str = "MB"):
     figure, (left, right) = axes(title, "", "", size=(8.2, 2.8), ncols=2)
     left.plot(*zip(*losses, strict=True) if losses else ([], []), color=COLOURS["blue"], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="training loss (nats per token)", yscale="log" if losses else "linear")
+    samples = list(samples)  # the monitor goes on adding to it in a thread of its own
     right.plot([s[0] for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=COLOURS["orange"])
     right.set(xlabel="seconds", ylabel=f"memory ({unit})", ylim=(0, None))
     return figure

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from helpers.data import load_instructions, to_prompt_completion
+from helpers.data import load_instructions, to_chat, with_template
 from helpers.files import whereabouts
 from helpers.models import Model, ModelError, base_of, recipe_for
 from helpers.quick.four_bits import load_4bit
@@ -100,6 +100,7 @@ def train_adapter(
 
     set_seed(seed)
     base, tokenizer = load_4bit(model, machine, **quantization)
+    with_template(tokenizer)  # it is saved with the adapter
     checkpoints = folder.with_name(f"{folder.name}-checkpoints")
     arguments = _arguments(
         recipe_for(model), machine, checkpoints, steps, seed, batch_size, learning_rate, heldout is not None, save_steps
@@ -170,4 +171,4 @@ def _prepared(rows):
     """Instructions as TRL trains on them; rows that hold tokens already, and None, as they are."""
     if rows is None or "input_ids" in rows.column_names:
         return rows
-    return rows.map(to_prompt_completion, remove_columns=rows.column_names)
+    return rows.map(to_chat, remove_columns=rows.column_names)
