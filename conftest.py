@@ -42,6 +42,7 @@ FAST = [
     "test_messages",
     "test_runs",
     "test_splits",
+    "test_class_page",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]

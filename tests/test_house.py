@@ -21,6 +21,7 @@ LAYERS = [
     {"training", "saving", "merging", "evaluation"},
     {"quick", "export"},
     {"doctor", "widgets", "lesson"},
+    {"workshop"},
     {"commands"},
 ]
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
