@@ -43,6 +43,7 @@ FAST = [
     "test_runs",
     "test_splits",
     "test_class_page",
+    "test_learner_notebooks",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]

@@ -3,11 +3,13 @@
 from helpers.workshop.class_files import Handed, Learner, read_class
 from helpers.workshop.class_page import write_class_page
 from helpers.workshop.hand_in import save_class_file
+from helpers.workshop.learner_notebooks import write_learner_notebooks
 
 __all__ = [
     "read_class",  # read the files of a class, and list those that cannot be believed
     "Handed",  # a folder that was read
     "Learner",  # all that came from one person
     "write_class_page",  # one page of it
+    "write_learner_notebooks",  # a lesson without outputs and solutions, and with solutions as cells
     "save_class_file",  # what a learner hands in, from the last cell of her notebook
 ]

@@ -5,13 +5,12 @@ import datetime
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from helpers import COURSE_ROOT, course, plots
+from helpers import course, plots
 from helpers.course import title
 from helpers.doctor import FAIL, OK, WARN
 from helpers.files import write_whole
 from helpers.workshop.class_files import LOSSES, SCORES, Handed, Learner, LessonRecord
-
-KIT = COURSE_ROOT / "site" / "workshop"  # the texts and templates of the workshop kit
+from helpers.workshop.sections import KIT
 
 
 def write_class_page(handed: Handed, file: Path) -> Path:
