@@ -30,6 +30,7 @@ FAST = [
     "test_habits",
     "test_static",
     "test_glossary",
+    "test_community",
     "test_readme",
     "test_parameters",
     "test_checks",
@@ -43,7 +44,6 @@ FAST = [
     "test_runs",
     "test_splits",
     "test_class_page",
-    "test_learner_notebooks",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]

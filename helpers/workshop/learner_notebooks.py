@@ -8,6 +8,7 @@ import ast
 import re
 import symtable
 from pathlib import Path
+from typing import Any
 
 from helpers import COURSE_ROOT, course
 from helpers.course import read_notebook, write_notebook
@@ -117,7 +118,7 @@ def _bare(lesson: Path, short: bool):
     return notebook
 
 
-def taught(pieces: list[tuple[str, object]]) -> list:
+def taught(pieces: list[tuple[str, Any]]) -> list:
     """The cells that are taught, and of the others the code that these need, folded away."""
     kept: list = []
     wanted: set[str] = set()

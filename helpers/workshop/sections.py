@@ -9,6 +9,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from helpers import COURSE_ROOT, CourseError, course
 
@@ -38,9 +39,10 @@ def plan() -> dict:
     return tomllib.loads((KIT / "plan.toml").read_text(encoding="utf-8"))
 
 
-def pieces(notebook) -> list[tuple[str, object]]:
+def pieces(notebook) -> list[tuple[str, Any]]:
     """(heading, cell) in order; a cell of prose in which a new section begins is cut in two there."""
-    found, heading = [], ""
+    found: list[tuple[str, Any]] = []
+    heading = ""
     for cell in notebook.cells:
         for part in _cut(cell):
             match = HEADING.match(part.source.partition("\n")[0]) if cell.cell_type == "markdown" else None
@@ -76,7 +78,7 @@ def kind_of(lesson: Path, heading: str, further: bool) -> str:
     return planned.get("kind", "read" if further else "teach")
 
 
-def with_kinds(lesson: Path, notebook) -> list[tuple[str, str, object]]:
+def with_kinds(lesson: Path, notebook) -> list[tuple[str, str, Any]]:
     """(heading, kind, cell) of the pieces of a lesson's notebook. Raises CourseError for a cell of two kinds."""
     found, further = [], False
     for heading, cell in pieces(notebook):

@@ -285,7 +285,7 @@ def test_a_learner_s_file_holds_how_far_she_came_and_none_of_her_data(tmp_path, 
     monkeypatch.chdir(tmp_path)
     runs = tmp_path / "runs"
     runs.mkdir()
-    secret = {"before": ["my row"], "run": {"parameters": {"dataset_id": "/home/me/my row.csv"}, "model": "my row"}}
+    secret = {"before": ["my row"], "run": {"parameters": {"dataset_id": "/srv/me/my row.csv"}, "model": "my row"}}
     said = training(0.0, 0.9, 9.0, 0.1, data="my row.csv, 90 to learn")
     (runs / "03_t4_training.json").write_bytes(text(said | {"run": said["run"] | secret["run"], "before": "my row"}))
     (runs / "04_inference.json").write_text("{")
