@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 
 from helpers import CourseError, course
-from helpers.workshop import WORKSHOP, write_learner_notebooks, write_pages
+from helpers.workshop import WORKSHOP, write_learner_notebooks, write_pages, write_slides
 
 
 def add_arguments(parser):
@@ -26,6 +26,7 @@ def main(arguments) -> int:
         raise CourseError("the pages need nbconvert: pip install -c constraints.txt -e '.[workshop]'")
     try:
         written = write_learner_notebooks(course.lessons(), arguments.short, arguments.out)
+        written += write_slides(course.lessons(), arguments.out)
         written += write_pages(arguments.out)
     except OSError as error:
         raise CourseError(
