@@ -33,6 +33,7 @@ FAST = [
     "test_habits",
     "test_static",
     "test_glossary",
+    "test_community",
     "test_readme",
     "test_parameters",
     "test_checks",
@@ -46,6 +47,7 @@ FAST = [
     "test_messages",
     "test_runs",
     "test_splits",
+    "test_class_page",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]

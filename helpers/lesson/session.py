@@ -43,6 +43,7 @@ class Run:
         """What a record says of the run itself, as far as it does not change while the run goes on."""
         source = COURSE_ROOT / "lessons" / f"{self.lesson}.py"
         return {
+            "lesson": self.lesson,
             "parameters": self.parameters,
             "machine": str(self.machine),
             "model": getattr(self.model, "name", None),
