@@ -1,6 +1,13 @@
 """The instructions that a lesson trains on, of the course or of one's own, and the template that they are written in."""
 
-from helpers.data.instructions import COURSE_DATA, alpaca_prompt, load_instructions, look_at, to_prompt_completion
+from helpers.data.instructions import (
+    COURSE_DATA,
+    alpaca_prompt,
+    licence_of_rows,
+    load_instructions,
+    look_at,
+    to_prompt_completion,
+)
 from helpers.data.layouts import parse_columns
 from helpers.data.own_rows import LoadedRows, Reading, load_rows
 from helpers.data.readers import DataError
@@ -20,6 +27,7 @@ __all__ = [
     "with_template",  # a tokenizer with the template that a run trains and asks with
     "ends_of_answers",  # the tokens that end an answer
     "COURSE_DATA",  # what dataset_id may say that is no rows of one's own
+    "licence_of_rows",  # of the rows that the course knows
     "parse_columns",  # the column of each role, from "prompt=Question,completion=Answer"
     "DataError",  # rows that cannot be read
 ]

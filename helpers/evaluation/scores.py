@@ -85,6 +85,10 @@ class Evaluation:
         low, high = self.interval
         return f"loss {self.loss:.3f}, exact match {self.exact_match:.1%} ({low:.1%} to {high:.1%})"
 
+    def numbers(self) -> dict:
+        """The score for a record, without the answers and the rows' losses: these may be a learner's own words."""
+        return {"loss": self.loss, "exact_match": self.exact_match, "interval": list(self.interval), "rows": self.rows}
+
     def change_from(self, before: "Evaluation", draws: int = 2000) -> tuple[float, tuple[float, float]]:
         """How much the loss changed since `before`, in nats per token, and its 95% interval: each row against itself.
 

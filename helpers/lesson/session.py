@@ -90,6 +90,64 @@ class Run:
         newest = max(rows, key=lambda row: row["date"])
         return newest["recorded"] | {name: newest[name] for name in ("device", "machine", "model", "date")}
 
+    def measurements(self, name: str) -> list[dict]:
+        """The rows of measurements/<name>.jsonl, in their order; [] where nobody has measured it yet."""
+        file = records.MEASUREMENTS / f"{name}.jsonl"
+        return records.read_rows(file) if file.is_file() else []
+
+    def held_out(self):
+        """The held-out rows that this run scores: settings.eval_rows of them, or all there are."""
+        rows = self.rows["heldout"]
+        return rows.select(range(min(self.settings.eval_rows, len(rows))))
+
+    @staticmethod
+    def prompts(rows) -> list[str]:
+        """The prompt of each row (instruction, input, output), as it is scored."""
+        return [data.to_prompt_completion(row)["prompt"] for row in rows]
+
+    def training_of(self, adapter: Path) -> dict:
+        """What lesson 03 recorded of training this adapter; {} where it did not train it, or recorded nothing."""
+        made_by = saving.about_adapter(adapter).get("made_by", "lesson 03")
+        return (
+            records.read_record(self.folder, "03_t4_training")
+            if (adapter, made_by) == (self.adapter, "lesson 03")
+            else {}
+        )
+
+    def usual(self, adapter: Path) -> bool:
+        """Whether claims on numbers can be made: the bundled model and rows, an adapter made by the recipe, 32 rows."""
+        settings: Any = self.settings
+        given = self.training_of(adapter).get("run", {}).get("parameters", {})
+        by_recipe = all(given.get(name, "auto") == "auto" for name in ("max_steps", "epochs", "learning_rate", "rank"))
+        own = settings.adapter_dir != "auto" or settings.dataset_id not in ("auto", "bundled")
+        return self.model.bundled and by_recipe and not own and settings.eval_rows >= 32
+
+    @property
+    def licences(self) -> dict:
+        """Of the base and of the rows, for a record: licence, licence_known, data_licence (None where it is not known)."""
+        known = self.model.bundled or self.model.download_bytes > 0  # of a preset; nobody told us that of other models
+        return {
+            "licence": self.model.licence,
+            "licence_known": known,
+            "data_licence": data.licence_of_rows(self.data_name),
+        }
+
+    def before_publishing(self) -> dict[str, str]:
+        """What to settle before others may see a model of this run, as rows for `table`."""
+        found, look = self.licences, "not known here: look it up, it may forbid publishing"
+        rows = {
+            "the base's licence": found["licence"] if found["licence_known"] else look,
+            "the data's licence": found["data_licence"] or look,
+        }
+        if rows["the data's licence"] == "CC BY-NC 4.0":
+            rows["the data's licence"] += ": attribution, and no commercial use"
+        if self.data_digest:
+            rows["WARNING: your own rows"] = (
+                "a model can repeat what it was trained on, names and addresses included. Publish only what every row may "
+                "show to anybody, and whose people have agreed; what is on the hub once is copied"
+            )
+        return rows
+
     def watch(self):
         """A MemoryMonitor that has begun to watch this process's memory, or the GPU's."""
         return machine.MemoryMonitor().start()
@@ -133,6 +191,13 @@ class Run:
     def bulky(self) -> Path:
         """Where gigabytes go that are not to be kept: `folder`, but this machine's disk when `folder` is on Drive."""
         return output_folder("auto") if on_drive(self.folder) else self.folder
+
+    @property
+    def merged(self) -> Path:
+        """Where a merged model goes: settings.merged_dir, or beside the rest, but never on Drive unless that is named."""
+        settings: Any = self.settings
+        named = settings.merged_dir
+        return (self.bulky if named == "auto" else output_folder(named, "merged_dir")) / "merged"
 
     def save(self) -> Path:
         """Write what was found so far to <folder>/<lesson>.json; returns that file."""

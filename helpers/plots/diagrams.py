@@ -1,6 +1,8 @@
 """Drawings in one visual language: what is frozen is blue, what is trained orange, what only passes through grey."""
 
 from helpers.plots.figures import COLOURS, axes
+from helpers.plots.survival import merge_lines as merge_lines
+from helpers.plots.survival import survival as survival
 
 FROZEN, TRAINED, PASSING, INK = COLOURS["blue"], COLOURS["orange"], "#8D9499", "#22272B"
 # What a training run holds, from what stays to what passes, and its colour.

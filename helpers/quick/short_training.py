@@ -80,6 +80,28 @@ def adapter_for(run, task: str = "answers") -> tuple[Path, bool]:
     return folder, True
 
 
+def two_adapters(run) -> dict[str, Path]:
+    """ "yours", which is adapter_for's, and "stopped early": a quarter of the steps at half the learning rate, trained now.
+
+    The second one is for lessons that need a small update; rank and layers are those of a short training.
+    """
+    yours, _ = adapter_for(run)
+    early = run.folder / "adapter-early"
+    quantization = {name: getattr(run.settings, name) for name in ("quant_type", "double_quant")}
+    given = run.training_of(yours).get("run", {}).get("parameters", {})
+    packed_as = {name: given.get(name, value) for name, value in quantization.items()}
+    if packed_as != quantization:
+        print(
+            f"Note: yours was trained with {packed_as}. Here the base is packed otherwise, and it never saw that one."
+        )
+    train_adapter(
+        run.model, run.machine, run.rows["train"], early, steps=16, batch_size=4, seed=run.settings.seed,
+        learning_rate=recipe_for(run.model)["learning_rate"] / 2, made_by=f"lesson {run.lesson[:2]}, stopped early",
+        data=run.data_name, **quantization,
+    )  # fmt: skip
+    return {"yours": yours, "stopped early": early}
+
+
 def train_adapter(
     model: Model, machine, rows, folder: Path, steps: int = 40, rank: int = 16, seed: int = 0, *,
     batch_size: int | None = None, lora_dropout: float = 0.0, heldout=None, save_steps: int = 0,

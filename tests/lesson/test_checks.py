@@ -364,13 +364,74 @@ MISTAKES = {
         (lambda W, A, B, rank, alpha: A @ B.T if len(A) == len(B) else A, "not A @ B"),
     ],
     "05.2": [
-        (lambda change, update: change.norm() / update.norm(), "ratio of the norms"),
-        (lambda change, update: (change * update).sum() / (change * change).sum(), "<C, C>"),
-        (lambda change, update: (change * update).sum() / (change.norm() * update.norm()), "cosine"),
+        (lambda before, trained, merged: ((merged - trained).norm() / trained.norm()).item(), "divides by the weights"),
+        (lambda before, trained, merged: (merged - trained).norm() / before.norm(), "divides by the weights"),
+        (lambda before, trained, merged: (merged - before).norm() / (trained - before).norm(), "size of the change"),
+        (lambda before, trained, merged: (trained - before).norm() / (merged - trained).norm(), "turn it round"),
+        (
+            lambda before, trained, merged: ((merged - trained) ** 2).sum() / ((trained - before) ** 2).sum(),
+            "square of it",
+        ),
+        (lambda before, trained, merged: (merged - trained).norm(), "divide it"),
+        (lambda before, trained, merged: merged - trained, "a number is asked for"),
     ],
-    "05.3": [(7_241_732_096, "two"), (4 * 7_241_732_096, "float32"), (3_620_866_048, "16 bits")],
-    "05.4": [("4-bit", "rounded away"), ("original", "rounded version"), ("none", "one of")],
-    "05.5": [("4-bit", "at once"), ("dequantized", "fall back"), ("none", "one of")],
+    "05.3": [
+        (lambda A, B, scale: (scale * (B @ A)).norm().item(), "rank times rank is enough"),
+        (lambda A, B, scale: ((B.T @ B) * (A @ A.T)).sum().sqrt(), "left out"),
+        (lambda A, B, scale: scale**2 * ((B.T @ B) * (A @ A.T)).sum(), "take the root"),
+        (lambda A, B, scale: (scale * ((B.T @ B) * (A @ A.T)).sum()).sqrt(), "outside of the root"),
+        (lambda A, B, scale: scale * A.norm() * B.norm(), "not the product of the norms"),
+        (lambda A, B, scale: scale * ((B.T @ B) * (A @ A.T)).sum().sqrt(), "never negative"),
+        (lambda A, B, scale: ..., "a number is asked for"),
+    ],
+    "05.4": [
+        (lambda weights, kind: weights * {"f16": 2, "q8_0": 1, "q4_0": 0.5}[kind], "codes alone"),
+        (
+            lambda weights, kind: weights * 4 if kind == "f16" else weights // 32 * {"q8_0": 34, "q4_0": 18}[kind],
+            "two bytes per",
+        ),
+        (
+            lambda weights, kind: weights * 2 if kind == "f16" else weights // 32 * {"q8_0": 36, "q4_0": 20}[kind],
+            "a float16",
+        ),
+        (lambda weights, kind: weights * 2 if kind == "f16" else weights // 32 * 34, "half a byte"),
+        (lambda weights, kind: ..., "a number of bytes"),
+    ],
+    "05.6": [
+        ({"A": "original", "B": "dequantized", "C": "original", "D": "original"}, "eight times"),
+        ({"A": "keep", "B": "original", "C": "original", "D": "original"}, "rounded ones"),
+        ({"A": "keep", "B": "dequantized", "C": "dequantized", "D": "original"}, "falls back"),
+        ({"A": "keep", "B": "dequantized", "C": "original", "D": "4-bit"}, "next to nothing"),
+        ({"A": "keep", "B": "dequantized", "C": "original", "D": "dequantized"}, "rounds twice"),
+        ({"A": ..., "B": ..., "C": ..., "D": ...}, "each is one of"),
+        ("keep", "a dictionary"),
+    ],
+    "05.7": [
+        (lambda names: [n for n in names if n.endswith((".pt", ".bin", ".pkl", ".csv", ".jsonl"))], ".env"),
+        (
+            lambda names: [
+                n for n in names if not (n[0] == "." or n.endswith((".pt", ".bin", ".pkl", ".csv", ".jsonl")))
+            ],
+            "return the others",
+        ),
+        (
+            lambda names: [
+                n for n in names if n[0] == "." or any(e in n for e in (".pt", ".bin", ".pkl", ".csv", ".jsonl"))
+            ],
+            "is a picture",
+        ),
+        (
+            lambda names: [n for n in names if n[0] == "." or n.endswith((".pt", ".bin", ".pkl", ".csv", ".jsonl"))],
+            "capitals",
+        ),
+        (
+            lambda names: sorted(
+                n for n in names if n[0] == "." or n.lower().endswith((".pt", ".bin", ".pkl", ".csv", ".jsonl"))
+            ),
+            "order",
+        ),
+        (lambda names: [n for n in names if n[0] == "." or n.endswith((".pt", ".pkl"))], "no place"),
+    ],
     "06.1": [("load_in_4bit", "refused"), ("BitsAndBytesConfig", "which argument"), ("torch_dtype", "section 3")],
     "06.2": [
         ({"max_seq_length": 256}, "old name"),
@@ -485,6 +546,40 @@ ALSO_RIGHT = {
     ],
     "03.5": [1.2, numpy.float32(1.35), 8.1 / 6.4],
     "03.6": [["B", "D"], "d, b", ("D", "B"), {"B", "D"}],
+    "05.1": [
+        lambda W, A, B, rank, alpha: (W.to(torch.float32) + alpha / rank * B.matmul(A)).half(),
+        lambda W, A, B, rank, alpha: torch.add(W.float(), B @ A, alpha=alpha / rank).to(W.dtype),
+    ],
+    "05.2": [
+        lambda before, trained, merged: (merged - trained).norm() / (trained - before).norm(),
+        lambda before, trained, merged: (
+            (((merged - trained) ** 2).sum() / ((trained - before) ** 2).sum()).sqrt().item()
+        ),
+        lambda before, trained, merged: numpy.linalg.norm(merged - trained) / numpy.linalg.norm(trained - before),
+    ],
+    "05.3": [
+        lambda A, B, scale: (scale**2 * torch.trace(B.T @ B @ A @ A.T)).sqrt(),
+        lambda A, B, scale: abs(scale) * float(((B.T @ B) * (A @ A.T)).sum()) ** 0.5,
+        lambda A, B, scale: (scale * torch.linalg.qr(B).R @ torch.linalg.qr(A.T).R.T).norm(),
+    ],
+    "05.4": [
+        lambda weights, kind: weights // 32 * {"f16": 64, "q8_0": 34, "q4_0": 18}[kind],
+        lambda weights, kind: weights * {"f16": 16, "q8_0": 8.5, "q4_0": 4.5}[kind] / 8,
+    ],
+    "05.6": [
+        {"A": "Keep", "B": "dequantized ", "C": "original", "D": "original"},
+        dict(zip("DCBA", ("original", "original", "dequantized", "keep"), strict=True)),
+    ],
+    "05.7": [
+        lambda names: [
+            n for n in names if n[0] == "." or n.lower().rpartition(".")[2] in ("pt", "bin", "pkl", "csv", "jsonl")
+        ],
+        lambda names: tuple(
+            n
+            for n in names
+            if n.startswith(".") or any(n.lower().endswith(e) for e in (".pt", ".bin", ".pkl", ".csv", ".jsonl"))
+        ),
+    ],
     "03.7": [
         lambda whole: next(
             (f"checkpoint-{n}" for n in sorted((int(k[11:]) for k in whole if whole[k]), reverse=True)), None
@@ -496,8 +591,8 @@ ALSO_RIGHT = {
 
 SOLUTIONS = solutions()
 # Lesson 01 has a test file of its own: its solutions need the functions that the lesson defines.
-# 00.2 and 04.4 need a running model: they are in tests/lessons/.
-ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name not in ("00.2", "04.4")]
+# 00.2, 04.4 and 05.5 need a running model: they are in tests/lessons/.
+ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name not in ("00.2", "04.4", "05.5")]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -525,10 +620,11 @@ def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
 
 
-@pytest.mark.parametrize("lesson", ["00", "02", "03", "04"])
+@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05"])
 def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
-    names = {name for name in SOLUTIONS if name.startswith(lesson)} - {"04.4"}  # it is in tests/lessons/
+    names = {name for name in SOLUTIONS if name.startswith(lesson)}
     assert len(names) >= 6
+    names -= {"04.4", "05.5"}  # their checks compare with what came out in a run: tests/lessons/
     assert {name for name in names if len(ALSO_RIGHT.get(name, [])) < 2 or len(MISTAKES.get(name, [])) < 3} == set()
 
 
