@@ -9,7 +9,7 @@ from helpers.data.instructions import (
     to_prompt_completion,
 )
 from helpers.data.layouts import parse_columns
-from helpers.data.own_rows import LoadedRows, Reading, load_rows
+from helpers.data.own_rows import Reading, load_rows
 from helpers.data.readers import DataError
 from helpers.data.splits import split_rows
 from helpers.data.templates import ends_of_answers, to_chat, with_template
@@ -17,7 +17,6 @@ from helpers.data.templates import ends_of_answers, to_chat, with_template
 __all__ = [
     "load_instructions",  # the rows that dataset_id means, split in two
     "load_rows",  # rows of one's own: a file, a folder or a data set on the hub
-    "LoadedRows",  # what load_rows returns
     "Reading",  # the same rows one by one, without a library that takes seconds
     "split_rows",  # rows to learn and rows held out, copies and groups on one side
     "look_at",  # whether dataset_id can be read, before anything heavy
