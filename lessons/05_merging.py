@@ -60,6 +60,7 @@ from helpers.quick import load_4bit, two_adapters
 adapters = two_adapters(run)
 packed_as = {"quant_type": settings.quant_type, "double_quant": settings.double_quant}
 base, tokenizer = load_4bit(run.model, run.machine, **packed_as)
+tokenizer = run.templated(tokenizer, adapters["yours"])  # ask as in training
 
 # %% [markdown]
 # To *merge* an adapter is to add it to the weights of its base, so that one model is left. PEFT, the library that trained it, does it in one call. Here are three models,
@@ -71,7 +72,7 @@ import warnings
 
 from peft import PeftModel
 
-from helpers.evaluation import evaluate
+from helpers.evaluation import evaluate, prompt_texts
 
 
 warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # PEFT says that rounding may change answers
@@ -558,10 +559,11 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 from helpers.export import Llama, export_gguf
 
 files, kinds = {}, ("f16", "q8_0", "q4_0") if done["bytes"] < 5e8 else ("q8_0",)
+written_as = "own" if (adapters["yours"] / "chat_template.jinja").is_file() else "alpaca"  # older adapters have none
 try:
     for kind in kinds:
         file = run.merged.with_name(f"model-{kind}.gguf")
-        export_gguf(run.merged, file, kind, template="alpaca", overwrite=True, progress=False)
+        export_gguf(run.merged, file, kind, template=written_as, overwrite=True, progress=False)
         files[kind] = file
 except OSError as error:  # one line: a missing package, a model that is not carried, no room
     print(f"left out: {error}")
@@ -577,7 +579,7 @@ by_llama = {}
 try:
     for kind in files if fits and len(files) > 1 else ():
         llama = Llama(files[kind], context=settings.max_length + settings.max_new_tokens)
-        by_llama[kind] = llama.answers(questions, settings.max_new_tokens)
+        by_llama[kind] = llama.answers(prompt_texts(tokenizer, questions), settings.max_new_tokens)
 except OSError as error:
     print(f"left out: {error}")
 
@@ -596,9 +598,9 @@ if by_llama and run.usual(adapters["yours"]):
 # %% [markdown]
 # Q4_0 is another kind of 4 bits than the one that you trained in, with evenly spaced levels, so section 6 applies: what it costs must be measured, as above. If even these answers are equal, mind that they are short, and that the model is sure of them. Long free text parts sooner, since each token that comes out differently changes all that follow.
 #
-# Beside each file lies a Modelfile for Ollama, with the template of training and the tokens that end an answer: `ollama create my-model -f model-q8_0.Modelfile`. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0 --template alpaca`.
+# Beside each file lies a Modelfile for Ollama, with the template of training and the tokens that end an answer: `ollama create my-model -f model-q8_0.Modelfile`. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
 #
-# > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* give the file the template that you trained with (`template="alpaca"` here; a chat model brings its own), and ask it the
+# > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* give the file the template that you trained with (lesson 03 kept it beside the adapter, and the merge carries it along), and ask it the
 # > questions that you scored.
 #
 # ## 8 Publish it
@@ -894,7 +896,7 @@ import subprocess
 import sys
 
 asked = {"folder": str(run.merged), "dtype": run.machine.dtype, "device_map": run.machine.device_map}
-asked |= {"prompt": run.prompts(heldout)[0], "new": settings.max_new_tokens}
+asked |= {"prompt": prompt_texts(tokenizer, heldout)[0], "new": settings.max_new_tokens}
 if fits:
     child = subprocess.run(
         [sys.executable, "-c", alone], input=json.dumps(asked), capture_output=True, text=True, check=True

@@ -1,10 +1,19 @@
 """How good a model is, and how fast: answers, exact match, the loss on held-out rows, intervals, seconds per token."""
 
-from helpers.evaluation.scores import Evaluation, answer, completion_loss, evaluate, exact_match, wilson_interval
+from helpers.evaluation.scores import (
+    Evaluation,
+    answer,
+    completion_loss,
+    evaluate,
+    exact_match,
+    prompt_texts,
+    wilson_interval,
+)
 from helpers.evaluation.speed import decode_times
 
 __all__ = [
     "answer",  # greedy answers to prompts, in batches
+    "prompt_texts",  # what rows ask, as text
     "exact_match",  # the share of answers that are right
     "evaluate",  # loss, exact match and its interval on held-out rows
     "Evaluation",  # what evaluate found

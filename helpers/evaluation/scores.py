@@ -56,6 +56,17 @@ def _templated(tokenizer):
         tokenizer.chat_template = before
 
 
+def prompt_texts(tokenizer, rows) -> list[str]:
+    """What each of `rows` (instruction, input, output) asks, as text in the template that `evaluate` asks in.
+
+    The token that the tokenizer puts in front of every text is left out: it would stand there twice.
+    """
+    with _templated(tokenizer):
+        texts = [_rendered(tokenizer, to_chat(row)["prompt"], True) for row in rows]
+    begin = tokenizer.decode(tokenizer("")["input_ids"])
+    return [text.removeprefix(begin) for text in texts]
+
+
 def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
     """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
     return _share_right(_answers(model, tokenizer, rows, max_new_tokens, batch_size), rows)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import urllib.request
 
-from helpers.data import to_prompt_completion
 from helpers.export.carried import ExportError
 
 # One thread, no GPU, everything but the weights in float32; the server's address goes to the standard output.
@@ -66,7 +65,6 @@ class Llama:
         asked = {"n_predict": most, "temperature": 0, "return_tokens": True, "cache_prompt": False}
         return self.ask("completion", prompt=prompt, **asked)
 
-    def answers(self, rows, max_new_tokens: int = 16) -> tuple[str, ...]:
-        """Greedy answers to rows (instruction, input, output), as helpers.evaluation.evaluate asks a model for them."""
-        prompts = [to_prompt_completion(row)["prompt"] for row in rows]
+    def answers(self, prompts: list[str], max_new_tokens: int = 16) -> tuple[str, ...]:
+        """Greedy answers to texts, stripped, as helpers.evaluation.answer gives them."""
         return tuple(self.completion(prompt, max_new_tokens)["content"].strip() for prompt in prompts)

@@ -100,11 +100,6 @@ class Run:
         rows = self.rows["heldout"]
         return rows.select(range(min(self.settings.eval_rows, len(rows))))
 
-    @staticmethod
-    def prompts(rows) -> list[str]:
-        """The prompt of each row (instruction, input, output), as it is scored."""
-        return [data.to_prompt_completion(row)["prompt"] for row in rows]
-
     def training_of(self, adapter: Path) -> dict:
         """What lesson 03 recorded of training this adapter; {} where it did not train it, or recorded nothing."""
         made_by = saving.about_adapter(adapter).get("made_by", "lesson 03")
@@ -172,9 +167,12 @@ class Run:
         settings = self.settings
         return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
 
-    def templated(self, tokenizer):
-        """The tokenizer with the run's template: what the parameter `template` says, "auto" where a lesson has none."""
-        return data.with_template(tokenizer, getattr(self.settings, "template", "auto"))
+    def templated(self, tokenizer, adapter: Path | None = None):
+        """The tokenizer with the run's template: what the parameter `template` says, "auto" where a lesson has none.
+
+        With `adapter`, the folder of one, it is the template that this adapter was trained with.
+        """
+        return data.with_template(tokenizer, getattr(self.settings, "template", "auto"), adapter)
 
     def forget_side_runs(self) -> None:
         """Delete the folders of helpers.quick's side runs: they are for a look, and hold nothing that is used later."""

@@ -74,7 +74,7 @@ def adapter_for(run, task: str = "answers") -> tuple[Path, bool]:
         return folder, True
     folder = _adapter_of_another_base(run) if run.adapter.exists() else run.adapter
     # For the bundled model many small steps give as many right answers for less work.
-    small = {"steps": 60, "batch_size": 4} if run.model.bundled else {}
+    small: dict = {"steps": 60, "batch_size": 4} if run.model.bundled else {}
     lesson = f"lesson {run.lesson[:2]}, in a short training,"
     train_adapter(run.model, run.machine, rows, folder, made_by=lesson, data=run.data_name, **small, **quantization)
     return folder, True
@@ -97,7 +97,7 @@ def two_adapters(run) -> dict[str, Path]:
     train_adapter(
         run.model, run.machine, run.rows["train"], early, steps=16, batch_size=4, seed=run.settings.seed,
         learning_rate=recipe_for(run.model)["learning_rate"] / 2, made_by=f"lesson {run.lesson[:2]}, stopped early",
-        data=run.data_name, **quantization,
+        data=run.data_name, like=yours, **quantization,
     )  # fmt: skip
     return {"yours": yours, "stopped early": early}
 
@@ -105,14 +105,15 @@ def two_adapters(run) -> dict[str, Path]:
 def train_adapter(
     model: Model, machine, rows, folder: Path, steps: int = 40, rank: int = 16, seed: int = 0, *,
     batch_size: int | None = None, lora_dropout: float = 0.0, heldout=None, save_steps: int = 0,
-    learning_rate: float | None = None, made_by: str = "a short training", data: str = "", **quantization,
+    learning_rate: float | None = None, made_by: str = "a short training", data: str = "",
+    like: Path | None = None, **quantization,
 ) -> dict:  # fmt: skip
     """Train as lesson 03 does, without its explanations, and save into `folder`; returns loss, seconds and history.
 
     `rows`: instructions, or rows of input_ids and labels that are fed as they are. `heldout` is scored eight times on
     the way. With `save_steps`, checkpoints go to <folder>-checkpoints, and a run that was killed goes on from there.
-    `learning_rate` None is the recipe's; `made_by` and `data` are noted beside the adapter; `quantization` (quant_type,
-    double_quant) goes to load_4bit.
+    `learning_rate` None is the recipe's; `made_by` and `data` are noted beside the adapter; the template is that of the
+    adapter `like`; `quantization` (quant_type, double_quant) goes to load_4bit.
     """
     import time
 
@@ -122,7 +123,7 @@ def train_adapter(
 
     set_seed(seed)
     base, tokenizer = load_4bit(model, machine, **quantization)
-    with_template(tokenizer)  # it is saved with the adapter
+    with_template(tokenizer, adapter=like)  # it is saved with the adapter
     checkpoints = folder.with_name(f"{folder.name}-checkpoints")
     arguments = _arguments(
         recipe_for(model), machine, checkpoints, steps, seed, batch_size, learning_rate, heldout is not None, save_steps

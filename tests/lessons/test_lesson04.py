@@ -438,7 +438,7 @@ def test_the_lesson_holds_for_a_chat_model_a_weak_adapter_and_two_rows_of_ones_o
     record = verdicts(run)
     assert not record["adapter_made_now"]
     assert record["rows"] == 2
-    assert record["chat_template"] == "its own"
+    assert record["chat_template"] == "kept with the adapter"
     assert "the tuned model ends its answer by itself" not in record["held"]
     assert "switched off, the model is its base, bit for bit; switched on, it is not" in record["held"]
     assert "every real cache has the predicted size, to the byte" in record["held"]
