@@ -1,4 +1,7 @@
-"""Turn lessons into notebooks and execute them on the CPU (make notebooks); --check only lists those that are out of date."""
+"""Turn lessons into notebooks and execute them on the CPU (make notebooks), and write the badges and the page of failures.
+
+--check writes nothing and only lists the notebooks that are out of date.
+"""
 
 import os
 import shutil
@@ -6,6 +9,8 @@ import time
 
 from helpers import COURSE_ROOT, course
 from helpers.course import carry_outputs, read_notebook, write_badges, write_notebook
+from helpers.failures import failures_page
+from helpers.files import write_whole
 
 
 def add_arguments(parser):
@@ -35,6 +40,7 @@ def main(arguments) -> int:
         print(f"{lesson.stem}: " + ("text changed" if kept else f"executed in {time.perf_counter() - begun:.0f} s"))
     if not arguments.check:
         write_badges()
+        write_whole(COURSE_ROOT / "site" / "failures.md", failures_page())
     return 1 if arguments.check and stale else 0
 
 
