@@ -114,7 +114,7 @@ provoke(lambda: trainer.train())  # returns "not-defined"
 #
 # ## 3 A name from an old text
 #
-# *Met by [many](https://github.com/huggingface/trl/issues/2162).* Most tutorials are older than the libraries that you have installed. TRL has renamed
+# *Met [here](https://github.com/huggingface/trl/issues/2162).* Most tutorials are older than the libraries that you have installed. TRL has renamed
 # the argument that takes the tokenizer:
 
 # %%
@@ -149,7 +149,7 @@ verdict("the new names of tokenizer and max_seq_length are found",
 #
 # ## 4 Four CUDA versions
 #
-# *Met by [everybody in Colab on one day](https://github.com/bitsandbytes-foundation/bitsandbytes/issues/934).* You ask which CUDA version you have, and
+# *Met by [users of Colab when it moved to another CUDA](https://github.com/bitsandbytes-foundation/bitsandbytes/issues/934).* You ask which CUDA version you have, and
 # get several answers. That is no fault: they are versions of different things.
 #
 # | what says it | what it is the version of | does it matter to you? |
@@ -287,7 +287,7 @@ verdict("gated, unknown, and no network are told apart", names == ["gated", "unk
 #
 # ## 6 The gradient scaler
 #
-# *Met by [everybody with a T4 and TRL](https://github.com/pytorch/pytorch/issues/127176).* float16 holds no number below $2^{-24}$, other than 0. So with
+# *Met [here](https://github.com/pytorch/pytorch/issues/127176).* float16 holds no number below $2^{-24}$, other than 0. So with
 # `fp16=True` the trainer multiplies the loss by a large number, the *scale*, and divides the gradients by it again before the step. What divides takes float32
 # gradients alone. TRL makes the adapters of a quantized model bfloat16. This is what a GPU said:
 
@@ -324,7 +324,7 @@ verdict("it is the sister, and in float32 the same step is taken",
 # %% [markdown]
 # ## 7 No gradient
 #
-# *Met by [many](https://github.com/huggingface/peft/issues/137).* You want to go on training the adapter that you saved. So load it, and take one step. To have an adapter, save the healthy one of
+# *Met [here](https://github.com/huggingface/peft/issues/137).* You want to go on training the adapter that you saved. So load it, and take one step. To have an adapter, save the healthy one of
 # section 1.
 
 # %%
@@ -360,7 +360,7 @@ verdict(
 #
 # ## 8 Out of memory
 #
-# *Met by [nearly everybody](https://github.com/meta-pytorch/torchtune/issues/665).* A GPU that was allowed a T4's memory said this, in a forward pass of too many rows:
+# *Met [in Colab](https://github.com/meta-pytorch/torchtune/issues/665).* A GPU that was allowed a T4's memory said this, in a forward pass of too many rows:
 
 # %% tags=["nbval-ignore-output"] reason="a recording, which may be made anew"
 import textwrap
@@ -493,7 +493,7 @@ verdict("the second cure saves most, and on a T4 it costs nothing", max(saved) =
 #
 # ## 9 A half-written checkpoint
 #
-# *Met by [people who resume](https://github.com/open-mmlab/mmdetection/issues/4835).* A kill, or a full disk, can hit while a checkpoint is being written. Then the folder with the highest
+# *Met by [people who resumed](https://github.com/open-mmlab/mmdetection/issues/4835).* A kill, or a full disk, can hit while a checkpoint is being written. Then the folder with the highest
 # number is there, and one of its files has no end. Train a tiny model for three steps, cut a file of the last checkpoint, and resume.
 
 # %%
@@ -571,7 +571,7 @@ check("06.1", diagnosis)
 #
 # ### B: the learning rate
 #
-# *Met by [somebody who had copied 1e-6](https://github.com/OpenBMB/MiniCPM-V/issues/141).* The loss goes up and down and falls nowhere, and the gradient is still strong at the end. So something pulls, and hardly anything follows:
+# *Met in [a run with a rate of 1e-6](https://github.com/OpenBMB/MiniCPM-V/issues/141).* The loss goes up and down and falls nowhere, and the gradient is still strong at the end. So something pulls, and hardly anything follows:
 # the steps are too small. The trainer logs the rate, so read it.
 
 # %%
@@ -653,7 +653,7 @@ table(grid, "{:.0%}", columns=("header", "newline at the end", f"right, of {len(
 #
 # ### D: the adapter that was not loaded
 #
-# *Met by [people who renamed nothing themselves](https://github.com/huggingface/peft/issues/2566).* The log is the healthy run's again, but the held-out loss is that of a model that was never trained. So what answered was not what was trained: the
+# *Met [here](https://github.com/huggingface/peft/issues/2566).* The log is the healthy run's again, but the held-out loss is that of a model that was never trained. So what answered was not what was trained: the
 # base model, without its adapter. That happens more easily than it sounds. A model that also sees images has its layers under another name. Rename the tensors of the
 # saved adapter so, and load the file.
 
