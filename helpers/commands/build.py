@@ -1,4 +1,6 @@
-"""Turn lessons into notebooks and execute them on the CPU (make notebooks); --learner makes those of a class instead.
+"""Turn lessons into notebooks and execute them on the CPU (make notebooks), and write the badges and the page of failures.
+
+--check writes nothing and only lists the notebooks that are out of date. --learner makes those of a class instead:
 
 python -m helpers build --learner            workshop/learner/NN.ipynb without outputs and solutions, and
                                              workshop/solutions/NN.ipynb with each solution in a cell
@@ -11,6 +13,8 @@ import time
 
 from helpers import COURSE_ROOT, CourseError, course
 from helpers.course import carry_outputs, read_notebook, write_badges, write_notebook
+from helpers.failures import failures_page
+from helpers.files import write_whole
 from helpers.workshop import write_learner_notebooks
 
 
@@ -45,6 +49,7 @@ def main(arguments) -> int:
         print(f"{lesson.stem}: " + ("text changed" if kept else f"executed in {time.perf_counter() - begun:.0f} s"))
     if not arguments.check:
         write_badges()
+        write_whole(COURSE_ROOT / "site" / "failures.md", failures_page())
     return 1 if arguments.check and stale else 0
 
 

@@ -1,6 +1,8 @@
 """Drawings in one visual language: what is frozen is blue, what is trained orange, what only passes through grey."""
 
 from helpers.plots.figures import COLOURS, axes
+from helpers.plots.memory_left import holes as holes
+from helpers.plots.memory_left import ladder as ladder
 from helpers.plots.survival import merge_lines as merge_lines
 from helpers.plots.survival import survival as survival
 

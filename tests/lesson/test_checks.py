@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from math import comb
 
 import numpy
@@ -157,6 +158,42 @@ def first_stop(tokens, stops):
 
 
 # For each exercise at least two mistakes that people make, with a word that the hint must hold.
+WARD = {"A": "template", "B": "learning rate", "C": "padding", "D": "adapter not loaded", "E": "number format"}
+NEW = {
+    "max_length": 256,
+    "eval_strategy": "no",
+    "warmup_steps": 0.1,
+    "fp16": True,
+    "bf16": False,
+    "learning_rate": 2e-4,
+}
+
+
+def died(log):
+    """Exercise 06.5, forwards."""
+    dead = None
+    for entry in log:
+        alive = float(entry["grad_norm"]) == float(entry["grad_norm"])
+        dead = None if alive else entry["step"] if dead is None else dead
+    return dead
+
+
+def halve(rows, accumulation, up=True):
+    """Exercise 06.6, rounded up or down."""
+    if rows < 2:
+        return rows, accumulation
+    times = rows * accumulation / (rows // 2)
+    return rows // 2, math.ceil(times) if up else int(times)
+
+
+def difference(a, b):
+    """Exercise 06.8, counted with a loop."""
+    place = 0
+    while a[place : place + 1] == b[place : place + 1] != "":
+        place += 1
+    return place if a != b else None
+
+
 MISTAKES = {
     "00.1": [
         (7, "function"),
@@ -432,20 +469,68 @@ MISTAKES = {
         ),
         (lambda names: [n for n in names if n[0] == "." or n.endswith((".pt", ".pkl"))], "no place"),
     ],
-    "06.1": [("load_in_4bit", "refused"), ("BitsAndBytesConfig", "which argument"), ("torch_dtype", "section 3")],
-    "06.2": [
-        ({"max_seq_length": 256}, "old name"),
-        ({"max_length": 256, "eval_strategy": "no", "warmup_steps": 0.1, "fp16": True}, "by itself"),
-        ({"max_length": 256, "eval_strategy": "no", "warmup_steps": 0.1, "bf16": False}, "float16"),
-        ({"max_length": 512, "eval_strategy": "no", "warmup_steps": 0.1, "fp16": True, "bf16": False}, "256"),
+    "06.1": [
+        (WARD | {"A": "too few rows"}, "right form"),
+        (WARD | {"B": "training mode"}, "training mode: then"),
+        (WARD | {"A": "adapter not loaded", "D": "template"}, "3 of 5"),
+        (WARD | {"E": "learning rate", "B": "number format"}, "follows"),
+        (WARD | {"C": "the tokenizer"}, "none of the seven"),
+        ({"A": "template"}, "five letters"),
+        ("template", "could not be checked"),
     ],
-    "06.3": [((4, 2), "half as many"), ((8, 4), "as many rows at once"), ((8, 1), "fills the memory")],
+    "06.2": [
+        (lambda asked, has, allocated: "holes", "15 GiB never fit"),
+        (lambda asked, has, allocated: "full" if allocated + asked >= has else "holes", "exactly"),
+        (lambda asked, has, allocated: "full" if allocated + asked > 14.56 else "holes", "no others"),
+        (lambda asked, has, allocated: "full", "one piece"),
+        (lambda asked, has, allocated: True, "yours says True"),
+    ],
+    "06.3": [
+        (lambda old: old, "old name"),
+        (lambda old: NEW | {"bf16": True, "fp16": True}, "no bfloat16"),
+        (lambda old: {k: v for k, v in NEW.items() if k != "bf16"}, "asks for bfloat16"),
+        (lambda old: NEW | {"fp16": False}, "float32"),
+        (lambda old: NEW | {"warmup_steps": 10}, "0.1"),
+        (lambda old: NEW | {"optimiser": "adamw_torch"}, "does not take it"),
+        (lambda old: {k: v for k, v in NEW.items() if k != "learning_rate"}, "kept its name"),
+    ],
     "06.4": [
         (lambda labels, eos: any(eos in row for row in labels), "every row"),
         (lambda labels, eos: all(2 in row for row in labels), "use the argument"),
         (lambda labels, eos: None, "True is right"),
+        (lambda labels, eos: all(row[-1] == eos for row in labels), "both keep"),
     ],
-    "06.5": [({"gated model"}, "message"), ({"wrong template"}, "3 more"), ({"wrong base"}, "none of the six")],
+    "06.5": [
+        (
+            lambda log: next((e["step"] for e in log if str(e["grad_norm"]) == "nan"), None),
+            "one skipped step at the start",
+        ),
+        (lambda log: next((e["step"] for e in log if e["grad_norm"] == float("nan")), None), "10 is right"),
+        (lambda log: next((e["step"] for e in log if float(e["loss"]) == 0), None), "10 is right"),
+        (lambda log: log[-1]["step"] if str(log[-1]["grad_norm"]) == "nan" else None, "10 is right"),
+        (lambda log: died(log) if log else 0, "an empty log"),
+    ],
+    "06.6": [
+        (lambda rows, accumulation: (rows // 2, accumulation * 2), "cannot be halved"),
+        (lambda rows, accumulation: (rows // 2, accumulation), "16 in a step"),
+        (lambda rows, accumulation: (max(1, rows // 2), accumulation * 2), "cannot be halved"),
+        (lambda rows, accumulation: halve(rows, accumulation, up=False), "would see fewer"),
+    ],
+    "06.7": [(9.1, "a quarter of all"), (36, "less:"), (5.0, "more:"), ("some", "number of GiB")],
+    "06.8": [
+        (
+            lambda a, b: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None),
+            "beginning of the other",
+        ),
+        (lambda a, b: None if a == b else a.find(b), "9 is right"),
+        (
+            lambda a, b: next(
+                (i for i, (x, y) in enumerate(zip(a.lower(), b.lower(), strict=False)) if x != y), min(len(a), len(b))
+            ),
+            "same text",
+        ),
+        (lambda a, b: a == b, "None is right"),
+    ],
 }
 
 
@@ -586,6 +671,37 @@ ALSO_RIGHT = {
         ),
         lambda whole: ([None] + sorted((k for k in whole if whole[k]), key=lambda k: (len(k), k)))[-1],
     ],
+    "06.1": [list(WARD.items()), {name.lower(): f" {fault.upper()} " for name, fault in WARD.items()}],
+    "06.2": [
+        lambda asked, has, allocated: ["full", "holes"][asked + allocated <= has],
+        lambda asked, has, allocated: "Full" if has - allocated < asked else "Holes",
+    ],
+    "06.3": [
+        lambda old: NEW,
+        lambda old: (
+            {k: v for k, v in NEW.items() if k in ("fp16", "bf16")}
+            | {
+                "learning_rate": old["learning_rate"],
+                "max_length": old["max_seq_length"],
+                "eval_strategy": old["evaluation_strategy"],
+                "warmup_steps": old["warmup_ratio"],
+            }
+        ),
+    ],
+    "06.4": [
+        lambda labels, eos: not [row for row in labels if eos not in row],
+        lambda labels, eos: sum(eos in row for row in labels) == len(labels),
+    ],
+    "06.5": [died, lambda log: died(list(log))],
+    "06.6": [halve, lambda rows, accumulation: list(halve(rows, accumulation))],
+    "06.7": [15.1, numpy.float32(14.2)],
+    "06.8": [
+        difference,
+        lambda a, b: next(
+            (i for i in range(max(len(a), len(b))) if a[i : i + 1] != b[i : i + 1]),
+            None,
+        ),
+    ],
 }
 
 
@@ -620,7 +736,7 @@ def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
 
 
-@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05"])
+@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05", "06"])
 def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
     names = {name for name in SOLUTIONS if name.startswith(lesson)}
     assert len(names) >= 6
