@@ -72,7 +72,7 @@ import warnings
 
 from peft import PeftModel
 
-from helpers.evaluation import evaluate, prompt_texts
+from helpers.evaluation import evaluate
 
 
 warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # PEFT says that rounding may change answers
@@ -579,7 +579,7 @@ by_llama = {}
 try:
     for kind in files if fits and len(files) > 1 else ():
         llama = Llama(files[kind], context=settings.max_length + settings.max_new_tokens)
-        by_llama[kind] = llama.answers(prompt_texts(tokenizer, questions), settings.max_new_tokens)
+        by_llama[kind] = llama.answers(run.prompts(tokenizer, questions), settings.max_new_tokens)
 except OSError as error:
     print(f"left out: {error}")
 
@@ -896,7 +896,7 @@ import subprocess
 import sys
 
 asked = {"folder": str(run.merged), "dtype": run.machine.dtype, "device_map": run.machine.device_map}
-asked |= {"prompt": prompt_texts(tokenizer, heldout)[0], "new": settings.max_new_tokens}
+asked |= {"prompt": run.prompts(tokenizer, heldout)[0], "new": settings.max_new_tokens}
 if fits:
     child = subprocess.run(
         [sys.executable, "-c", alone], input=json.dumps(asked), capture_output=True, text=True, check=True

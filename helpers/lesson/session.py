@@ -100,6 +100,13 @@ class Run:
         rows = self.rows["heldout"]
         return rows.select(range(min(self.settings.eval_rows, len(rows))))
 
+    @staticmethod
+    def prompts(tokenizer, rows) -> list[str]:
+        """What each of `rows` (instruction, input, output) asks, as text in the tokenizer's template."""
+        from helpers.evaluation import prompt_texts  # late: it imports torch
+
+        return prompt_texts(tokenizer, rows)
+
     def training_of(self, adapter: Path) -> dict:
         """What lesson 03 recorded of training this adapter; {} where it did not train it, or recorded nothing."""
         made_by = saving.about_adapter(adapter).get("made_by", "lesson 03")
