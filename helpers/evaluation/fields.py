@@ -60,7 +60,7 @@ class FieldScores:
 
 
 def score_fields(answers, wanted, lenient=LENIENT) -> FieldScores:
-    """Score answers against `wanted`, one dictionary of the same fields per row, in the same order; ValueError if their numbers differ."""
+    """Score answers against `wanted`, one dictionary of the same fields per row; ValueError if their numbers differ."""
     answers, wanted = list(answers), list(wanted)
     if len(answers) != len(wanted) or not answers:
         raise ValueError(f"{len(answers)} answers for {len(wanted)} rows: there must be one for each")
