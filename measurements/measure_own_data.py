@@ -97,7 +97,7 @@ def train(model, tokenizer, rows, steps: int, batch: int, learning_rate: float, 
         output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=batch, learning_rate=learning_rate,
         lr_scheduler_type="cosine", warmup_steps=0.03, max_grad_norm=0.3, optim="adamw_torch", max_length=256,
         use_cpu=HERE.device == "cpu", fp16=HERE.dtype == "float16", bf16=HERE.dtype == "bfloat16",
-        activation_checkpointing=False, gradient_checkpointing=None, train_sampling_strategy="group_by_length",
+        activation_checkpointing=False, gradient_checkpointing=None,
         save_strategy="no", logging_steps=4, report_to="none", disable_tqdm=True, seed=seed,
     )  # fmt: skip
     adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
