@@ -45,6 +45,8 @@ FAST = [
     "test_shapes",
     "test_sizes",
     "test_messages",
+    "test_workshop_messages",
+    "test_fields",
     "test_runs",
     "test_splits",
     "test_class_page",

@@ -1,5 +1,6 @@
-"""How good a model is, and how fast: answers, exact match, the loss on held-out rows, intervals, seconds per token."""
+"""How good a model is, and how fast: answers, exact match, fields of JSON answers, held-out loss, intervals, seconds per token."""
 
+from helpers.evaluation.fields import FieldScores, fields_right, json_object, score_fields
 from helpers.evaluation.scores import (
     Evaluation,
     answer,
@@ -18,6 +19,10 @@ __all__ = [
     "evaluate",  # loss, exact match and its interval on held-out rows
     "Evaluation",  # what evaluate found
     "completion_loss",  # the loss on the answers alone, in nats a token
+    "score_fields",  # answers that are JSON objects: valid, each field, every field
+    "FieldScores",  # what score_fields found
+    "fields_right",  # which fields of one answer are right
+    "json_object",  # the object that an answer is, or None
     "wilson_interval",  # the 95% interval of a share
     "decode_times",  # seconds to the first token, and of each later one
 ]

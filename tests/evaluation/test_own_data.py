@@ -1,0 +1,69 @@
+"""What measures the messages: settings are chosen without the held-out files, and rows say what their answers score."""
+
+import importlib.util
+import json
+
+import pytest
+
+from helpers import COURSE_ROOT
+from helpers.evaluation import score_fields
+from helpers.records import read_rows
+
+ROWS = COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("own_data", COURSE_ROOT / "measurements" / "measure_own_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(script):
+    for name, rows in (("messages", 960), ("heldout", 240), ("by_hand", 60)):
+        answers = [script.to_row(row)["completion"][0]["content"] for row in script.rows_of(name)]
+        scores = score_fields(answers, map(script.wanted, script.rows_of(name)))
+        assert (len(answers), scores.whole, scores.valid) == (rows, 1, 1)
+        assert any('"time":null' in answer for answer in answers)
+        assert not any("\\u" in answer for answer in answers)
+
+
+def test_settings_are_chosen_by_training_rows_whose_sentences_are_not_learned(script):
+    learn, choose = script.validation()
+    assert len(learn) + len(choose) == 960
+    assert 96 < len(choose) < 240
+    assert {row["Message"] for row in learn + choose} == {row["Message"] for row in script.rows_of("messages")}
+
+    def masked(row):
+        text = row["Message"].casefold()
+        for field in ("Name", "Place", "Day"):
+            text = text.replace(row[field].casefold(), "#") if row[field] else text
+        return text
+
+    assert not {masked(row) for row in learn} & {masked(row) for row in choose}
+
+
+def test_scoring_takes_answers_in_the_order_of_the_rows(script, monkeypatch):
+    rows = script.rows_of("heldout")[:7]
+    right = [json.dumps(script.wanted(row)) for row in rows]
+    monkeypatch.setattr(script, "answers", lambda model, tokenizer, asked: [*right[:5], "no", "{}"])
+    found = script.score(None, None, rows)
+    assert (found["rows"], found["right"], found["valid"]) == (7, 5 / 7, 6 / 7)
+    assert found["low"] < found["right"] < found["high"]
+
+
+@pytest.mark.skipif(not ROWS.is_file(), reason="nothing was measured yet")
+def test_the_recorded_shares_are_those_of_the_recorded_answers(script):
+    files = {
+        "held out, before training": "heldout",
+        "held out, after training": "heldout",
+        "by hand, after training": "by_hand",
+    }
+    rows = read_rows(ROWS)
+    assert {row["what"] for row in rows} == {"result", "curve"}
+    for row in rows:
+        asked = script.rows_of(files[row["scored"]])[: row["rows"]]
+        scores = score_fields(row["answers"], map(script.wanted, asked))
+        assert (scores.whole, scores.valid, scores.fields) == (row["right"], row["valid"], row["fields"])
+    assert sorted(row["learned"] for row in rows if row["what"] == "curve") == list(script.SIZES)
