@@ -1,4 +1,4 @@
-"""How good a model is, and how fast: answers, exact match, fields of JSON answers, held-out loss, intervals, seconds per token."""
+"""How good a model is, and how fast: answers, exact match, fields of JSON answers, loss, intervals, seconds per token."""
 
 from helpers.evaluation.fields import FieldScores, fields_right, json_object, score_fields
 from helpers.evaluation.scores import (
