@@ -22,7 +22,7 @@
 #
 # **Time:** 40 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
 # adapter. Another Colab notebook is another machine and does not have it, unless both lessons began with `output_dir="drive"`. Without one, this
-# lesson trains a small one first. The table below the fourth cell says which it takes.
+# lesson trains a small one first. The table under the cell that begins with `run = begin(` says which it takes.
 
 # %% tags=["parameters"]
 model_id = (
@@ -55,7 +55,7 @@ settings = run.settings
 # ## 1 Base and tuned, side by side
 #
 # Two adapters are used below. The first is lesson 03's, which answers questions. The second does something else on the same base: it says whether a question
-# brings an input along, yes or no. Section 6 needs it. It is trained here in a few seconds, and so is the first one if there is none. (Training loads a base of its own
+# brings an input along (some rows have one, such as a name of a month), yes or no. Section 6 needs it. It is trained here in a few seconds, and so is the first one if there is none. (Training loads a base of its own
 # and lets it go, so it comes first.) The last three lines name what is loaded next; in a notebook of your own you would type such names.
 
 # %%
@@ -169,7 +169,7 @@ for name, write in forms.items():
 from helpers.plots import bars, diagrams, show
 
 worst = min(shares, key=shares.get)
-title = f"The same questions in other forms: {shares['as in training']:.0%} right as in training, {shares[worst]:.0%} in '{worst}'"
+title = f"Other forms of the same questions: {shares['as in training']:.0%} right as in training, {shares[worst]:.0%} at worst"
 percent = [100 * share for share in shares.values()]
 figure = bars(list(shares), percent, title, f"answered exactly (% of {len(asked)})", numbers="{:.0f}")
 show(
@@ -184,7 +184,7 @@ if usual:
             shares["a space at the end"] <= min(0.75 * shares["as in training"], shares["no header"]))  # fmt: skip
 
 # %% [markdown]
-# The header is the obvious guess: it is the largest change that a reader sees. Look at the tokens at the end of each prompt instead. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
+# A chat format that the model never saw costs the most, as one might guess. But a whole missing sentence at the top costs less than one space at the end. Look at the tokens at the end of each prompt. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
 
 
 # %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
@@ -200,7 +200,7 @@ table(rows, answered="{:.30}", columns=("form", "its last three tokens", "answer
 # > a space at its end the prompt ends in a token that stood there in no row of the training, and the model must go on from a place where it has never been. Two newlines
 # > are one other token as well. *The cure:* write the form once, in one function, and call that function in training and at use.
 #
-# How much each of the small changes costs differs from one training to the next: with another seed some bars move far. Nothing in the training decided what happens there, so do not
+# How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers means nothing; section 7 shows why.) Nothing in the training decided what happens there, so do not
 # rely on it.
 #
 # ## 3 A conversation
@@ -254,7 +254,7 @@ for row in asked.select(range(min(3, len(asked)))):
 print("tokens in the conversation after each answer:", lengths)
 
 # %% [markdown]
-# Each answer makes the next prompt longer. The conversation must fit into what the model was trained to read, and long before that each answer becomes slower: section 8 shows why. Exercise 7 is about what
+# Each answer makes the next prompt longer. The conversation must fit into what the model can read, and long before that each answer becomes slower: section 8 shows why. And an adapter that was trained on single questions, like this one, never saw a second turn: what it makes of one is luck. Exercise 7 is about what
 # to leave out when it becomes too long.
 #
 # ## 4 When to stop
@@ -280,11 +280,11 @@ print("without a stop:  ", repr(tokenizer.decode(endless)))
 #
 # > **Trap: it never stops.** *What you will see:* the right answer, then nonsense up to `max_new_tokens`. *Why:* either the model never learned to write eos (lesson 03 shows how labels hide it), or
 # > `generate` waits for another token than the one that was trained: a chat model may end its turns with `<|im_end|>` and its texts with `<|endoftext|>`. *The cure:* look at
-# > `model.generation_config.eos_token_id`, which may be a list, and at the last token of a training row. Section 11 has a check that does so.
+# > `model.generation_config.eos_token_id`, which may be a list, and at the last token of a training row. Section 11 has a check of the first.
 #
 # ## 5 Many questions at once
 #
-# The prompts of a batch have different lengths, so the short ones are filled up with [padding](../site/glossary.md#padding). Attention does not look at padding. But generation goes on from the last place of each row. Which token stands
+# The prompts of a batch have different lengths, so the short ones are filled up with [padding](../site/glossary.md#padding). No token looks at padding. But the next token is read off the last place of each row. Which token stands
 # there, if the padding is on the left, and which if it is on the right?
 
 
@@ -384,7 +384,7 @@ model = PeftModel.from_pretrained(base, adapter, adapter_name="answers").eval()
 # ## 7 Better or not?
 #
 # A few good answers prove little. `evaluate` scores base and tuned model on the same held-out rows, as lesson 03 does: the loss on the expected answer, and
-# [exact match](../site/glossary.md#exact-match) with its interval. It follows the settings of this run: a row is cut at `max_length` tokens, as in training, and an answer at `max_new_tokens`. Lesson 05 scores merged models with it.
+# [exact match](../site/glossary.md#exact-match) with its interval. (Exact match asks for form and stop too: whoever knows the answer and goes on talking is wrong here. For the loss of the bundled model there is a yardstick: who guesses blindly among its 3,072 tokens scores $\ln 3072 = 8.0$.) It follows the settings of this run: a row is cut at `max_length` tokens, as in training, and an answer at `max_new_tokens`. Lesson 05 scores merged models with it.
 
 # %% tags=["score"]
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
@@ -406,7 +406,7 @@ table(rows, "{:.1%}", held_out_loss="{:.3f}", columns=headings)
 # The rows are a sample of all the questions that could be asked. Another sample would give another share. The [interval](../site/glossary.md#confidence-interval) holds the true shares that go well with what was seen.
 #
 # The formula that most people know is the share $p$, plus and minus two standard errors: $p \pm 1.96 \sqrt{p (1 - p) / n}$ for $n$ rows. Say that 32 of 32 answers are right. What does it give? $p (1 - p)$ is zero, so the
-# interval has no width: it claims to *know* that the model is always right, from 32 rows. Wilson (1927) asked the other way round, which true shares would make the result likely:
+# interval has no width: it claims to *know* that the model is always right, from 32 rows. Wilson (1927) asked the other way round, for which true shares this result is no surprise. (1.96 marks the middle 95% of a bell curve, in standard errors.)
 #
 # $$\frac{1}{1 + z^2/n} \left( p + \frac{z^2}{2n} \pm z \sqrt{\frac{p (1 - p)}{n} + \frac{z^2}{4 n^2}} \right), \qquad z = 1.96$$
 
@@ -453,7 +453,7 @@ held = {n: (holds_the_truth(usual_interval, n), holds_the_truth(wilson, n)) for 
 table(held, "{:.1%}", columns=("rows", "the usual formula holds the truth", "Wilson's does"))
 
 # %% [markdown]
-# 95% were promised. With 32 rows the usual formula does not even hold the truth half of the time, and Wilson's keeps its word. With 512 rows the two hardly differ. So the choice matters where rows are few and the model is
+# 95% were promised. With 32 rows the usual formula does not even hold the truth half of the time, and Wilson's comes close to what it promises, here and on average; for a truth still nearer to 100% it falls short as well. With 512 rows the two hardly differ. So the choice matters where rows are few and the model is
 # good, and that is how a fine-tuned model is often judged.
 #
 # And how many rows do you need? The width goes with one over the square root of their number: four times the rows, half the width.
@@ -461,7 +461,7 @@ table(held, "{:.1%}", columns=("rows", "the usual formula holds the truth", "Wil
 # %%
 spans = {n: wilson(round(0.9 * n), n) for n in (8, 32, 128, 512, 2048)}
 rows = [(n, low, high, high - low) for n, (low, high) in spans.items()]
-table(rows, "{:.1%}", columns=("rows", "nine in ten right: from", "to", "width"))
+table(rows, "{:.1%}", columns=("rows", "about nine in ten right: from", "to", "width"))
 
 # %% [markdown]
 # Two models that answer the *same* rows can be told apart with fewer of them: look only at the rows where one is right and the other is wrong. That is McNemar's test, and exercise 3.
@@ -481,7 +481,7 @@ def greedy(ids, new_tokens):
     while len(made) < new_tokens:
         out = model(made[-1], cache=out.cache, use_cache=True)  # decode: one token
         made.append(out.logits[:, -1:].argmax(-1))
-    return torch.cat(made, dim=1), out.cache
+    return torch.cat(made, dim=1), out.cache  # older releases of transformers say past_key_values
 
 
 # %%
@@ -516,8 +516,8 @@ headings = ("rows", "prompt tokens", "first token (ms)", "each later token (ms)"
 table(rows, "{:,.0f}", each_later_token_ms="{:.1f}", columns=headings)
 
 # %% [markdown]
-# A decode step goes through all the weights, for one row or for many, so more rows make more tokens per second. It is no gift: each row for itself gets its tokens no faster, and often slower. The milliseconds hold for
-# this machine and this model. On a T4, mind trap 2 of lesson 03 with long prompts.
+# A decode step goes through all the weights, for one row or for many. To fetch them from memory takes most of its time on a GPU, which is said as: decoding is limited by memory bandwidth. So more rows make more tokens per second. Prefill fetches the weights once for all tokens of the prompt; it is limited by arithmetic. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The milliseconds hold for
+# this machine and this model. On a T4, mind trap 2 of lesson 03 with long prompts: attention that falls back to a slow kernel.
 #
 # ## 9 The KV cache
 #
@@ -548,13 +548,13 @@ rows = [(name, kv_cache_bytes(name, 1), kv_cache_bytes(name, 4096, 8) / 1e9) for
 table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "bytes per token", "eight rows of 4,096 tokens (GB)"))  # fmt: skip
 
 # %% [markdown]
-# The size of a model says little about its cache. Qwen2.5-7B has 28 query heads in a layer and 4 key-value heads, which they share; Mistral-7B and Llama-3.1-8B have 8. Without this sharing, called
+# The size of a model says little about its cache. Qwen2.5-7B has 28 query heads in a layer and 4 key-value heads, which they share; Mistral-7B and Llama-3.1-8B have 8 for 32. For Llama that gives $2 \cdot 32 \cdot 8 \cdot 128 \cdot 2 = 131{,}072$ bytes per token. Without this sharing, called
 # [grouped-query attention](../site/glossary.md#grouped-query-attention), their caches would be four to seven times as large. "Further down" shows how many rows fit on a T4 beside the weights.
 #
 # ## 10 Serving it to many
 #
 # Everything above used one process and one batch at a time. A server gets requests at any moment, of any length, for several adapters. Engines are made for that, and now you know what they are about: they batch whatever is
-# waiting, since a pass through the weights costs the same for many rows, and they cut the KV cache into small pages, since it decides how many rows fit. vLLM is a widely used one.
+# waiting, since a decode step costs little more for many rows than for one, and they cut the KV cache into small pages, since it decides how many rows fit. vLLM is a widely used one.
 #
 # To serve your adapter *without merging it*, on the 4-bit base that it was trained on, vLLM needs:
 #
@@ -583,7 +583,7 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 #
 # ## 11 Three checks before your next training
 #
-# A wrong token or a wrong form shows itself after hours of training, or in a few seconds before it. Each of these functions takes what the trainer will take, looks for one kind of fault, and returns a list of what it found. They
+# A row that is cut into other tokens than at use, or an end that is never learned, shows itself after hours of training, or in a few seconds before it. Each of these functions takes what the trainer will take, looks for one kind of fault, and returns a list of what it found. They
 # need nothing of this course: copy them in front of a training of your own. The first looks at your rows, as pairs of prompt and completion.
 
 
@@ -682,7 +682,7 @@ record(
 # Put your answer in place of the dots and run the cell: it is checked at once. The dots after the minutes say how hard it is. The solutions are folded away.
 #
 # **1. Write** (5 minutes, •). Write `kv_bytes(layers, heads, size, tokens, rows, window=None)`: the bytes of a KV cache in float16. `heads` are key-value heads, `size` is the number of values in one. A model with a
-# sliding `window` keeps no more than the last `window - 1` tokens of each row.
+# sliding `window` keeps no more than the last `window - 1` tokens of each row: the newest token is itself the last of the window.
 
 
 # %%
@@ -786,6 +786,7 @@ check("04.4", next_token_logits if next_token_logits is ... else (next_token_log
 #     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
 #     with torch.no_grad():
 #         logits = model(**batch).logits
+#     tokenizer.padding_side = "left"  # as it was
 #     last = batch["attention_mask"].sum(dim=1) - 1
 #     return logits[torch.arange(len(prompts)), last]
 #
@@ -833,7 +834,7 @@ check("04.6", served)
 # </details>
 #
 # **7. Write** (10 minutes, •••). A conversation has become too long. Write `fit(messages, count, room)`: `count(messages)` says how many tokens a list of messages takes, and at most `room` may be used. Return a list with the newest messages, as
-# many as fit. It must begin with a message of the user. If the first message is of the role `"system"`, keep it in front, whatever else goes.
+# many as fit. What is kept must begin with a message of the user. If the first message is of the role `"system"`, keep it in front, whatever else goes.
 
 
 # %%
@@ -863,7 +864,7 @@ check("04.7", fit)
 # ## What you did
 #
 # You used one base with an adapter, without it, and with another, and saw that one character in the form of a question can cost more than a whole sentence. You measured how sure a score is, and you know why a prompt is read fast, an answer
-# is made slowly, and a batch is made nearly for nothing. You have three checks for your next training, and you know what a server needs.
+# is made slowly, and more rows at once cost little more. You have three checks for your next training, and you know what a server needs.
 #
 # Next: [05 Merging](05_merging.ipynb) makes one model of base and adapter, without losing what was learned.
 #
@@ -879,6 +880,7 @@ check("04.7", fit)
 
 # %%
 def sampled(temperature, top_k):
+    tokenizer.padding_side = "left"
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     drawing = {"do_sample": True, "temperature": temperature, "top_k": top_k}
     torch.manual_seed(settings.seed)
@@ -1012,7 +1014,7 @@ if run.machine.device == "cpu":
             1 < layer_ms[1][1] / layer_ms[1][0] > layer_ms[256][1] / layer_ms[256][0])  # fmt: skip
 
 # %% [markdown]
-# On a CPU, as it is used here, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual. That is the same work for one token as for many, so it weighs most on decoding, and less the longer the prompt.
+# On a CPU, with the short cut of step 1 switched off, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual. That is the same work for one token as for many, so it weighs most on decoding, and less the longer the prompt.
 #
 # That is how these kernels work, and no law. On a GPU bitsandbytes has kernels that unpack while they multiply, for one row since
 # [0.40](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.40.0) and for small batches since

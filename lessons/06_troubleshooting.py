@@ -228,7 +228,10 @@ import bitsandbytes as bnb
 weights = torch.randn(64, 64, device=run.machine.device)
 error = bnb.functional.dequantize_4bit(*bnb.functional.quantize_4bit(weights, quant_type="nf4")) - weights
 there = library_for(torch.version.cuda or "13.0").exists()
-verdict("without the variable, the file is there and bitsandbytes quantizes", there and 0 < error.norm() < 0.2 * weights.norm())
+verdict(
+    "without the variable, the file is there and bitsandbytes quantizes",
+    there and 0 < error.norm() < 0.2 * weights.norm(),
+)
 
 # %% [markdown]
 # ## 5 A page that is locked
