@@ -140,7 +140,7 @@ show(figure, alt="One weight on its number line: a small update lies within the 
 
 # %% [markdown]
 # The blue marks are the levels, and the pale band is everything that rounds back to the level in it. An update that stays inside of the band is erased, and one that leaves it
-# becomes a whole jump, larger than what was learned. (The last diamond may stand a little beside its mark: if the largest weight of the block has changed, so have all its levels.)
+# becomes a whole jump, which may be larger or smaller than what was learned. (The last diamond may stand a little beside its mark: if the largest weight of the block has changed, so have all its levels.)
 #
 # So the size of the update decides. The rest of the lesson takes this apart: one layer by hand, then sizes, then the ways that keep the training, and shipping.
 #
@@ -199,7 +199,7 @@ verdict("and so in 4 bits: PEFT has the same codes and the same absmax",
         torch.equal(codes, theirs.data) and torch.equal(state.absmax, theirs.quant_state.absmax))  # fmt: skip
 
 # %% [markdown]
-# Six weights on their way through it, from the adapter that was stopped early. Compare the last column with the first.
+# Six weights on their way through it, from the adapter that was stopped early. Compare the last column with the first. (A weight that got next to no update may move as well: if the largest weight of its block has changed, so have all the levels there.)
 
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
 update = layers["stopped early"][layer.name].update
@@ -233,7 +233,7 @@ def random_case(seed, rank=16):
 
 
 # %% [markdown]
-# The half is looked for, not read off a line between two points: halve the interval again and again, and measure in the middle each time.
+# To find the half, halve the interval again and again, and measure in the middle each time.
 
 
 # %%
@@ -254,7 +254,7 @@ print(f"half of the update is kept if its size is {half:.1f}% of the weights")
 # %%
 others = [size_with_half_kept(random_case(seed=1)), size_with_half_kept(random_case(seed=2, rank=64))]
 print(f"two other matrices: {others[0]:.1f}% and {others[1]:.1f}%")
-verdict("the size at which half is kept is the same for other matrices, to a quarter of a per cent",
+verdict("the size at which half is kept is the same for other matrices, to a quarter of a percentage point",
         max(abs(other - half) for other in others) < 0.25)  # fmt: skip
 
 # %% [markdown]
@@ -315,7 +315,7 @@ means["SmolLM2, recorded"] = 100 * of_smollm2.mean(axis=0)
 table(means, "{:.2f}", columns=("adapter", "size of the update (%)", "kept in 4 bits (%)"))
 
 # %% [markdown]
-# Look at the recorded rows once more. The updates of the real chat model are a small fraction of a per cent of its weights. They helped a lot, and the merge into 4 bits gave back the base.
+# Look at the recorded rows once more. The updates of the real chat model are a small fraction of a per cent of its weights. With them the loss on the held-out rows falls by more than half, though few answers are right word for word, and the merge into 4 bits gives back the base. (The chat model starts with a high loss because it never saw this form of question.)
 #
 # What does that say of a 7B model? The curve depends on the 16 levels and on how weights lie among them, so it should be much the same. Where a real 7B adapter lies on it is **not known here**: nobody has measured one for this course. Lesson 03 gives
 # it the learning rate and the number of steps of SmolLM2's run, so the left end would be no surprise. Measure yours: set `adapter_dir` and `model_id`, and the table above has its row.
@@ -327,7 +327,7 @@ table(means, "{:.2f}", columns=("adapter", "size of the update (%)", "kept in 4 
 # - **Keep** the adapter beside the 4-bit base. This is the model that you trained, so it is the yardstick.
 # - **Into the 4-bit base**, as above.
 # - **Into the original base**, as it was before quantization. Many guides say so. Those weights are better ones, but the adapter never saw them.
-# - **Dequantize, then merge.** `dequantize()` turns the 4-bit weights into ordinary ones with their rounding kept. These are the numbers that the adapter was trained on, in a form that takes any update.
+# - **Dequantize, then merge.** `dequantize()` turns the 4-bit weights into ordinary ones with their rounding kept. These are the numbers that the adapter was trained on, in a form that takes any update. Name the same `quant_type` and `double_quant` as in training, or they are other numbers.
 
 
 # %%
@@ -398,7 +398,7 @@ table(rows_of_ways, "{:.0%}", kept="{:.1%}", error="{:.2g}", loss="{:.3f}", colu
 # %% [markdown]
 # Read the column "exact match" first, for your adapter alone. With the bundled model all four ways look alike there, and one would stop. Then read the rows of the adapter that was stopped early.
 #
-# "Into the original base" keeps the whole update, and its error is larger than the update. That is the rounding of lesson 01, undone. It points in no direction of the task, so it often does no harm, and may do good: compare the losses.
+# "Into the original base" keeps the whole update, and its error is of the size of the update, or several times as large where the update is small. That is the rounding of lesson 01, undone. It points in no direction of the task. Here it does no harm: compare the losses. Section 6 names a model that it ruins.
 # It is not the model that you evaluated, though.
 
 # %%
@@ -424,7 +424,7 @@ print(f"bfloat16's rounding error is {ratio:.0f} times float16's")
 
 # %% [markdown]
 # So this lesson writes float16, on every machine. Its largest number is 65,504, and the weights of a language model are far below it. The risk lies elsewhere: the *activations* of a model that was made in bfloat16 may go beyond 65,504 while
-# it computes, and then its answers are not numbers. The file does not decide that. Who loads it does, with `dtype=torch.bfloat16`. Look at both, for this model:
+# it computes, and then its answers are not numbers. The file does not decide that. Who loads it does, with `dtype=torch.bfloat16`, and then the last digits are rounded away again. Look at both, for this model:
 
 
 # %%
@@ -445,8 +445,8 @@ print(f"largest weight {largest_weight:.1f}, largest output of a layer {largest_
 # %% [markdown]
 # ## 5 A whole model, in little memory
 #
-# A 7B model in 16 bits is larger than the main memory of a free Colab. Merging does not need all of it there: a model's files are lists of tensors, and each tensor is merged on its own. `merge_adapter` of this course holds a few megabytes at a
-# time. It also checks that adapter and base belong together, refuses NaN, broken and pickled files, asks whether the disk has room, and its folder is there complete or not at all. It can merge into the dequantized weights too.
+# A 7B model in 16 bits is larger than the main memory of a free Colab. Merging does not need all of it there: a model's files are lists of tensors, and each tensor is merged on its own. `merge_adapter` of this course holds a piece of one tensor and one product $B A$ at
+# a time. It also checks that adapter and base belong together, refuses NaN, broken and pickled files, asks whether the disk has room, and its folder is there complete or not at all. It can merge into the dequantized weights too.
 #
 # From a shell it is `python -m helpers merge BASE ADAPTER OUT --base-weights dequantized`.
 
@@ -456,16 +456,17 @@ done = merge_adapter(run.model.path, adapters["yours"], run.merged, "dequantized
 print(f"{done['merged']} of {done['tensors']} tensors merged, {done['bytes'] / 1e6:,.1f} MB")
 
 # %% [markdown]
-# Does it hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor. (A GPU adds up in another order, so there a weight on the border may take the other level now and then.)
+# Does it hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor. (A GPU adds up $B A$ in another order, so there a sum may round to the neighbouring number of 16 bits now and then.)
 
 # %%
 if fits:
     theirs = into_dequantized(adapters["yours"], torch.float16).state_dict()
     ours = AutoModelForCausalLM.from_pretrained(run.merged, dtype=torch.float16).state_dict()
     moved = sum((ours[key] != theirs[key].half().cpu()).sum().item() for key in theirs)
-    print(f"{moved} of {unpacked // run.machine.torch_dtype.itemsize:,} numbers differ")
+    numbers = unpacked // run.machine.torch_dtype.itemsize
+    print(f"{moved} of {numbers:,} numbers differ")
     if W.dtype == torch.float16:  # from bfloat16, the two ways to float16 may differ in the last bit
-        verdict("merge_adapter and PEFT hold the same tensors", moved == 0 or (on_gpu and moved < 1e-3 * unpacked))
+        verdict("merge_adapter and PEFT hold the same tensors", moved == 0 or (on_gpu and moved < 1e-3 * numbers))
 
 # %% [markdown]
 # And a large model? This was recorded with the shape of Mistral-7B and random weights, with no GPU, on two cores that others used as well (`measurements/measure_merge.py`). Memory is what the process held at most, above what Python itself takes; beside the time stands how long it takes to copy
@@ -480,7 +481,7 @@ for row in run.measurements("cpu_merges"):
 table(merges, "{:.0f}", base_GB="{:.1f}", memory_GB="{:.2f}")
 
 # %% [markdown]
-# The bytes and the seconds grow with the layers, and the memory stays: at no time does the process hold more than some rows and one product $B A$. So the whole model, which needs 29 GB of disk for both folders, should take no more memory than a part of it.
+# The bytes and the seconds grow with the layers. The memory of a merge into the original base stays: at no time does the process hold more than some rows and one product $B A$. So the whole model, which needs 29 GB of disk for both folders, should take no more memory than a part of it. (The way over dequantized weights takes more at a time, and was recorded with four layers alone.)
 #
 # ## 6 After the merge
 #
@@ -537,13 +538,13 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 
 # %% [markdown]
 # The dequantized weights stand *on* their levels, in the middle of the pale band of the first picture, so a small update leaves nearly all of them inside of it, and they fall back together. The original weights lie anywhere between two levels. The update carries some of
-# them over a border, the more the larger it is: each weight is as rough as ever, and their sum holds the update.
+# them over a border, the more the larger it is. Those few weights jump by a whole level, and on average the jumps add up to the update. So the column "kept" decides here; the error of single weights is large either way.
 #
 # ### Which one, then?
 #
 # - **You serve with transformers, PEFT and bitsandbytes:** keep the adapter beside its 4-bit base. It is small, it is the model that you measured, and several adapters share one base.
 # - **You want one 16-bit model that does what you measured:** dequantize, then merge, and save in float16.
-# - **You will quantize the merged model to 4 bits:** merge into the original base, unless your update lies far to the right on the curve. Measure what comes out.
+# - **You will quantize the merged model to 4 bits:** merge into the original base. (If your update lies far to the right on the curve, either base keeps it.) Measure what comes out.
 # - **Into the 4-bit base:** only after measuring how much is kept.
 #
 # These are numbers of one small model and one kind of 4 bits. In 16 bits, original or dequantized hardly mattered here. For others it did: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and

@@ -7,6 +7,7 @@ python -m helpers build --learner            workshop/learner/NN.ipynb without o
 python -m helpers build --learner --short    the same with the sections that are taught in class alone
 """
 
+import base64
 import os
 import shutil
 import time
@@ -50,7 +51,16 @@ def main(arguments) -> int:
     if not arguments.check:
         write_badges()
         write_whole(COURSE_ROOT / "site" / "failures.md", failures_page())
+        write_whole(COURSE_ROOT / "site" / "figures" / "three_ways.png", readme_picture())
     return 1 if arguments.check and stale else 0
+
+
+def readme_picture() -> bytes:
+    """The README's figure, as a PNG: the one that lesson 00's notebook shows with its cell "to-scale" or soon after."""
+    cells = read_notebook(course.NOTEBOOKS / "00_start_here.ipynb").cells
+    begin = next(place for place, cell in enumerate(cells) if "to-scale" in cell.metadata.get("tags", []))
+    shown = (out.get("data", {}).get("image/png") for cell in cells[begin:] for out in cell.get("outputs", []))
+    return base64.b64decode(next(filter(None, shown)))
 
 
 def for_a_class(chosen, arguments) -> int:
