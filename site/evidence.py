@@ -201,7 +201,8 @@ TEXT = {
     "upcast_non_quantized": True,
 }
 NAMES = {
-    "measured": measured, "smi_bytes": smi_bytes, "beyond_tensors": beyond_tensors, "run": run, "full": full, "numbers": numbers, "paging_share": paging_share,
+    "measured": measured, "smi_bytes": smi_bytes, "beyond_tensors": beyond_tensors,
+    "run": run, "full": full, "numbers": numbers, "paging_share": paging_share,
     "in_linear_layers": in_linear_layers, "needed_by": needed_by, "installed_files": installed_files,
     "found_in": found_in, "shown": shown, "shape": lambda name: shape_of(SHAPES[name]), "fits": fits, "GPUS": GPUS,
     "weight_bytes": weight_bytes, "adapter_bytes": adapter_bytes, "state_bytes": state_bytes, "PRESETS": PRESETS,

@@ -111,8 +111,10 @@ def _anchor(name: str) -> str:
     return f"row-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
 
 
-def _named(names) -> str:
-    return ", ".join(f"[`{name}`](claims.md#{_anchor(name)})" for name in names)
+def _named(names: list[str]) -> str:
+    return f"row{'s' if len(names) > 1 else ''} " + ", ".join(
+        f"[`{name}`](claims.md#{_anchor(name)})" for name in names
+    )
 
 
 def _row_in_words(row: dict) -> str:
@@ -130,11 +132,12 @@ def in_words(evidence: dict) -> str:
     says = evidence["says"].format(found=value)
     if "row" in evidence:
         row = evidence["row"]
-        which = f"row {_named([row['file']])}" if row["file"] in named_rows() else f"row of {_row_in_words(row)}"
+        which = _named([row["file"]]) if row["file"] in named_rows() else f"row of {_row_in_words(row)}"
         source = f"{which}, `{row['value']}`"
     elif "computed" in evidence:
-        names = [name for name in named_rows() if f"'{name}'" in evidence["computed"]]
-        source = f"[computed](claims.md#computed): `{evidence['computed']}`{f', row {_named(names)}' if names else ''}"
+        read = re.findall(r"(?:measured|smi_bytes)\('([^']+)'", evidence["computed"])
+        names = [name for name in named_rows() if name in read]
+        source = f"[computed](claims.md#computed): `{evidence['computed']}`{f', {_named(names)}' if names else ''}"
     elif "test" in evidence:
         file, _, function = evidence["test"].partition("::")
         source = f"test [`{function}`](../{file}){', on a GPU' if file.startswith('tests/gpu') else ''}"

@@ -259,7 +259,8 @@ def test_a_choice_without_evidence_is_noticed(name, parts, said):
         ("cpu-form", 3, {"bound": 8}, "evidence speaks against rank"),
         ("t4-14b", 0, {"of": ["method", "bits"]}, "rank = '16' has no evidence"),
         ("t4-14b", 0, {"of": ["method", "rank", "layers", "bits", "colour"]}, "there is no choice 'colour'"),
-        ("t4-24b", 0, {"computed": "measured('24B, 1,024 tokens', 'peak_reserved') + GPUS['t4'].context_bytes"}, "speaks against"),
+        ("t4-24b", 0, {"computed": "GPUS['t4'].context_bytes + measured('24B, 1,024 tokens', 'peak_reserved')"},
+         "speaks against"),
         ("24gb-32b", 0, {"computed": "fits(run('32B', 'l4', batch_size=4, seq_len=1024, **BFLOAT16), 'l4')"}, "speaks against"),
     ],
 )  # fmt: skip
@@ -269,6 +270,21 @@ def test_evidence_that_speaks_against_a_choice_is_noticed(name, place, parts, sa
     faults = ledger.faults_of_decision(line)
     assert any(said in fault for fault in faults)
     assert all(fault.startswith(f"{name}: ") for fault in faults)
+
+
+# --- what a line says ---------------------------------------------------------------------------------------------------
+
+
+def test_a_computed_line_leads_to_the_rows_that_it_reads_and_to_no_shape_of_the_same_name():
+    piece = {
+        "computed": "measured('24B', 'peak_reserved') - measured('14B', 'peak_reserved')",
+        "says": "{found}",
+        "note": True,
+    }
+    assert "rows [`14B`](claims.md#row-14b), [`24B`](claims.md#row-24b))" in ledger.in_words(piece)
+    piece["computed"] = "run('14B', 'l4').peak_allocated"
+    assert "row" not in ledger.in_words(piece)
+    assert len({*map(ledger._anchor, evidence.named_rows())}) == len(evidence.named_rows())
 
 
 # --- how figures are judged -------------------------------------------------------------------------------------------
