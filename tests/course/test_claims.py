@@ -1,5 +1,7 @@
 """The ledger of claims and the decision page: every status follows from evidence that is there, and both pages are up to date."""
 
+import ast
+import builtins
 import copy
 import json
 import re
@@ -285,6 +287,21 @@ def test_a_computed_line_leads_to_the_rows_that_it_reads_and_to_no_shape_of_the_
     piece["computed"] = "run('14B', 'l4').peak_allocated"
     assert "row" not in ledger.in_words(piece)
     assert len({*map(ledger._anchor, evidence.named_rows())}) == len(evidence.named_rows())
+
+
+def test_every_name_in_a_computed_line_is_explained_on_the_page():
+    pieces = [
+        e for entry in (*CLAIMS.values(), *DECISIONS.values()) for e in entry.get("evidence", []) if "computed" in e
+    ]
+    used = {
+        node.id
+        for e in pieces
+        for node in ast.walk(ast.parse(e["computed"], mode="eval"))
+        if isinstance(node, ast.Name)
+    }
+    ours = (used & evidence.NAMES.keys()) - {*dir(builtins), "numpy"}
+    assert len(ours) > 15
+    assert ours <= set(re.findall(r"`(\w+)", evidence.load("claims.toml")["computed"]))
 
 
 # --- how figures are judged -------------------------------------------------------------------------------------------
