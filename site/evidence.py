@@ -83,6 +83,17 @@ def measured(file: str, value: str, **where):
     return _look_up(chosen[0], value)
 
 
+def smi_bytes(file: str) -> float:
+    """What nvidia-smi showed at the end of a measured run, in bytes."""
+    return float(measured(file, "nvidia_smi").split()[0]) * 2**20
+
+
+def beyond_tensors() -> list[float]:
+    """By which share nvidia-smi showed more than the peak of the tensors, for every measured run in which it was asked."""
+    runs = [row["measured"] for row in _read("h200_earlier_rows.jsonl") if row["measured"]["nvidia_smi"]]
+    return [float(run["nvidia_smi"].split()[0]) * 2**20 / run["peak_allocated"] - 1 for run in runs]
+
+
 def _is(row: dict, name: str, wanted) -> bool:
     try:
         found = _look_up(row, name)
@@ -136,12 +147,17 @@ def installed_files(package: str, pattern: str) -> list[str]:
     return [found[1] for name in names if (found := re.search(pattern, name))]
 
 
-def saved_files(stem: str, tag: str) -> list[str]:
-    """The first word of each line that a cell of a stored notebook shows."""
-    notebook = json.loads((COURSE_ROOT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8"))
-    (cell,) = [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", ())]
-    texts = ["".join(out.get("data", {}).get("text/plain", "")) for out in cell["outputs"]]
-    return [line.split()[0] for text in texts for line in text.splitlines()[1:] if line.strip()]
+def shown(lesson: str, words: str, pattern: str) -> list[str]:
+    """What the pattern finds in the output of the one cell of a lesson's stored notebook that has these words."""
+    file = COURSE_ROOT / "notebooks" / f"{find_lesson(lesson).stem}.ipynb"
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    chosen = [cell for cell in cells if words in "".join(cell["source"]) and cell.get("outputs")]
+    if len(chosen) != 1:
+        raise NoEvidence(f"{len(chosen)} cells of {file.name} show something and have the words {words!r}; one should")
+    texts = [
+        "".join(out.get("data", out).get(key, "")) for out in chosen[0]["outputs"] for key in ("text", "text/plain")
+    ]
+    return re.findall(pattern, "\n".join(texts), re.MULTILINE)
 
 
 def found_in(package: str, file: str, pattern: str) -> str:
@@ -185,12 +201,13 @@ TEXT = {
     "upcast_non_quantized": True,
 }
 NAMES = {
-    "measured": measured, "run": run, "full": full, "numbers": numbers, "paging_share": paging_share,
+    "measured": measured, "smi_bytes": smi_bytes, "beyond_tensors": beyond_tensors,
+    "run": run, "full": full, "numbers": numbers, "paging_share": paging_share,
     "in_linear_layers": in_linear_layers, "needed_by": needed_by, "installed_files": installed_files,
-    "found_in": found_in, "saved_files": saved_files, "shape": lambda name: shape_of(SHAPES[name]), "fits": fits, "GPUS": GPUS,
+    "found_in": found_in, "shown": shown, "shape": lambda name: shape_of(SHAPES[name]), "fits": fits, "GPUS": GPUS,
     "weight_bytes": weight_bytes, "adapter_bytes": adapter_bytes, "state_bytes": state_bytes, "PRESETS": PRESETS,
     "RECIPES": RECIPES,
-    "BFLOAT16": BFLOAT16, "QKVO": QKVO, "ALL": ALL, "TEXT": TEXT, "numpy": numpy, "sum": sum, "min": min, "max": max,
+    "BFLOAT16": BFLOAT16, "QKVO": QKVO, "ALL": ALL, "TEXT": TEXT, "numpy": numpy, "sum": sum, "min": min, "max": max, "len": len,
     "abs": abs, "int": int, "float": float, "all": all, "str": str, "sorted": sorted,
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The ledger of claims and the decision page: every status follows from evidence that is there, and both pages are up to date."""
 
+import ast
+import builtins
 import copy
 import json
 import re
@@ -68,13 +70,13 @@ def test_a_page_says_what_the_evidence_says_today(page):
 
 @pytest.mark.parametrize("page", ledger.PAGES)
 def test_links_of_a_page_lead_somewhere(page):
-    text = (evidence.SITE / page).read_text(encoding="utf-8")
+    text = re.sub(r"`[^`]*`", "", (evidence.SITE / page).read_text(encoding="utf-8"))  # code has brackets of its own
     targets = re.findall(r"\]\((?!https:)([^)#\s]*)#?([^)\s]*)\)", text)
     assert len(targets) > 10
     for file, anchor in targets:
         target = evidence.SITE / (file or page)
         assert target.exists(), f"{page} links to {file}"
-        if anchor:
+        if anchor and file != "glossary.md":  # tests/course/test_glossary.py looks at these
             assert f'<a id="{anchor}">' in target.read_text(encoding="utf-8"), f"{page} links to {file}#{anchor}"
 
 
@@ -154,7 +156,20 @@ CHANGES = {
     "mistral-in-4-bits": (f"{ROWS}/h200_earlier_rows.jsonl", "4130416640", "3620000000", "'holds' follows"),
     "adapters-in-float16": (f"{ROWS}/h200_failures.json", '"unscale-fp16"', '"unscaled"', "0 rows"),
     "slow-by-mixed-types": (f"{ROWS}/h200_failures.json", "10.158", "1.062", "'false today' follows"),
-    "quantization-error-tiny": (f"{ROWS}/smollm2_quality.json", "0.093573", "0.005", "'holds' follows"),
+    "quantization-error-tiny": (
+        "notebooks/01_quantization_basics.ipynb",
+        "NF4             9.2%",
+        "NF4             0.2%",
+        "'holds' follows",
+    ),
+    "libcudart-path": (f"{ROWS}/h200_failures.json", "LD_LIBRARY_PATH", "PATH", "'false today' follows"),
+    "prepare-is-required": (
+        f"{ROWS}/h200_earlier_rows.jsonl",
+        '"error": null',
+        '"error": "x"',
+        "'holds with a limit' follows",
+    ),
+    "buffer-20-percent": (f"{ROWS}/h200_earlier_rows.jsonl", "8205 MiB", "7900 MiB", "'holds' follows"),
     "nf4-better-than-fp4": (f"{ROWS}/smollm2_quality.json", "21.929", "15.0", "'holds with a limit' follows"),
     "loss-imperceptible": (
         "assets/base_model/training.json",
@@ -184,7 +199,9 @@ def test_a_changed_row_that_leaves_the_status_makes_the_page_stale(monkeypatch, 
     ("name", "parts", "said"),
     [
         ("trainable-8388608", {"bound": 6_815_744}, "'holds' follows"),
-        ("footprint-3.89", {"bound": "4.01"}, "'holds with a limit' follows"),
+        ("footprint-3.89", {"bound": "4.54"}, "'holds with a limit' follows"),
+        ("base-3.9gb", {"bound": "3.7"}, "'false today' follows"),
+        ("quantization-error-tiny", {"computed": "float(shown('01', 'x', 'NF4')[0])"}, "cells of 01_quantization"),
         ("double-saves-3.2gb", {"bound": "4.2"}, "'false today' follows"),
         ("t4-16gb", {"op": "is"}, "op is 'is'"),
         ("t4-16gb", {"computed": "GPUS['t5'].total_bytes"}, "cannot be computed"),
@@ -244,6 +261,8 @@ def test_a_choice_without_evidence_is_noticed(name, parts, said):
         ("cpu-form", 3, {"bound": 8}, "evidence speaks against rank"),
         ("t4-14b", 0, {"of": ["method", "bits"]}, "rank = '16' has no evidence"),
         ("t4-14b", 0, {"of": ["method", "rank", "layers", "bits", "colour"]}, "there is no choice 'colour'"),
+        ("t4-24b", 0, {"computed": "GPUS['t4'].context_bytes + measured('24B, 1,024 tokens', 'peak_reserved')"},
+         "speaks against"),
         ("24gb-32b", 0, {"computed": "fits(run('32B', 'l4', batch_size=4, seq_len=1024, **BFLOAT16), 'l4')"}, "speaks against"),
     ],
 )  # fmt: skip
@@ -253,6 +272,36 @@ def test_evidence_that_speaks_against_a_choice_is_noticed(name, place, parts, sa
     faults = ledger.faults_of_decision(line)
     assert any(said in fault for fault in faults)
     assert all(fault.startswith(f"{name}: ") for fault in faults)
+
+
+# --- what a line says ---------------------------------------------------------------------------------------------------
+
+
+def test_a_computed_line_leads_to_the_rows_that_it_reads_and_to_no_shape_of_the_same_name():
+    piece = {
+        "computed": "measured('24B', 'peak_reserved') - measured('14B', 'peak_reserved')",
+        "says": "{found}",
+        "note": True,
+    }
+    assert "rows [`14B`](claims.md#row-14b), [`24B`](claims.md#row-24b))" in ledger.in_words(piece)
+    piece["computed"] = "run('14B', 'l4').peak_allocated"
+    assert "row" not in ledger.in_words(piece)
+    assert len({*map(ledger._anchor, evidence.named_rows())}) == len(evidence.named_rows())
+
+
+def test_every_name_in_a_computed_line_is_explained_on_the_page():
+    pieces = [
+        e for entry in (*CLAIMS.values(), *DECISIONS.values()) for e in entry.get("evidence", []) if "computed" in e
+    ]
+    used = {
+        node.id
+        for e in pieces
+        for node in ast.walk(ast.parse(e["computed"], mode="eval"))
+        if isinstance(node, ast.Name)
+    }
+    ours = (used & evidence.NAMES.keys()) - {*dir(builtins), "numpy"}
+    assert len(ours) > 15
+    assert ours <= set(re.findall(r"`(\w+)", evidence.load("claims.toml")["computed"]))
 
 
 # --- how figures are judged -------------------------------------------------------------------------------------------
