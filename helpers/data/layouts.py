@@ -36,15 +36,22 @@ SHOWN = 3  # places that a note names
 
 @dataclass
 class Notes:
-    """In how many rows something was met, and in which first: {what: (count, first places, last place)}."""
+    """In how many rows something was met, and in which first: {what: (count, first places, last row)}.
+
+    Several rows may have one place, as those of a JSON array that is one line. So rows are counted: say `next_row`.
+    """
 
     unit: str = "line"
     met: dict = field(default_factory=dict)
+    row: int = 0
+
+    def next_row(self) -> None:
+        self.row += 1
 
     def add(self, what: str, place: int) -> None:
         count, places, last = self.met.get(what, (0, [], None))
-        if place != last:  # once a row
-            self.met[what] = (count + 1, [*places, place] if len(places) < SHOWN else places, place)
+        if self.row != last:  # once a row
+            self.met[what] = (count + 1, places if place in places else [*places, place][: SHOWN + 1], self.row)
 
     @property
     def total(self) -> int:
@@ -54,9 +61,9 @@ class Notes:
         """One line for each, such as "3 with an empty answer (lines 2, 9, 11)"."""
         found = []
         for what, (count, places, _) in self.met.items():
-            more = ", ..." if count > len(places) else ""
-            unit = self.unit + ("s" if count > 1 else "")
-            found.append(f"{count:,} {what} ({unit} {', '.join(f'{place:,}' for place in places)}{more})")
+            more = ", ..." if len(places) > SHOWN else ""
+            unit = self.unit + ("s" if len(places) > 1 else "")
+            found.append(f"{count:,} {what} ({unit} {', '.join(f'{place:,}' for place in places[:SHOWN])}{more})")
         return found
 
 
@@ -146,6 +153,8 @@ class Converter:
     def __call__(self, row: dict, place: int) -> dict | None:
         """The row as text in instruction, input, output and group, or None; DataError for what can be no text."""
         roles = self.layout.roles
+        self.changed.next_row()
+        self.left_out.next_row()
         found: dict | None
         if "messages" in roles:
             found = self._conversation(row.get(roles["messages"]), place)

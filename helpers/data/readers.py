@@ -335,5 +335,6 @@ def _parquet(file: RowFile) -> Iterator[tuple[int, dict]]:
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row
+                pyarrow.default_memory_pool().release_unused()
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{file.path.name} is no readable Parquet file: cut off or damaged") from error

@@ -498,3 +498,12 @@ def ends_well(file, content: bytes) -> None:
     for row in found:
         assert row["output"].strip()
         "".join(row.values()).encode()  # no half of a character is left
+
+
+def test_rows_that_stand_in_one_line_are_counted_one_by_one(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([{"question": "", "answer": "a"}] * 3 + [{"question": "q", "answer": "a"}] * 2))
+    reading = Reading(str(file))
+    assert len(list(reading)) == 2
+    (left_out,) = reading.understood.left_out
+    assert left_out.lines() == ["3 without a question (line 1)"]

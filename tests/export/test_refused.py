@@ -148,6 +148,7 @@ def part_merges(merges: list) -> None:
     [
         (lambda t: t["model"]["merges"].pop(), "no merge for every two tokens that make"),
         (lambda t: part_merges(t["model"]["merges"]), "do not stand together"),
+        (lambda t: t["model"]["vocab"].update({"a\0": len(t["model"]["vocab"])}), "a token with a zero byte"),
         (lambda t: t["model"]["vocab"].pop("<0x0A>"), "no token for the byte <0x0A>"),
         (lambda t: t.update(normalizer={"type": "NFKC"}), "cuts a text in a way that is not known here.*NFKC"),
         (lambda t: t["model"].update(fuse_unk=False), "cuts a text in a way that is not known here"),

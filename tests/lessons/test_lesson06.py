@@ -293,8 +293,10 @@ def test_what_is_marked_to_be_copied_runs_without_the_course(tmp_path):
     program = "import sys\nsys.modules['helpers'] = None\n" + "\n\n".join(cells)
     program += (
         "\n\nimport pathlib, torch\nplace = pathlib.Path(sys.argv[1])\n"
-        "for number in (9, 10):\n    (place / f'checkpoint-{number}').mkdir()\n"
+        "for number in (9, 10, 11):\n    (place / f'checkpoint-{number}').mkdir()\n"
+        "    (place / f'checkpoint-{number}' / 'trainer_state.json').write_text('{}')\n"
         "    torch.save({'a': 1}, place / f'checkpoint-{number}' / 'optimizer.pt')\n"
+        "(place / 'checkpoint-11' / 'optimizer.pt').unlink()\n"
         "cut = place / 'checkpoint-10' / 'optimizer.pt'\ncut.write_bytes(cut.read_bytes()[:-30])\n"
         "print([path.name for path in whole_checkpoints(place)], arguments_with('b', lambda a, bc: 0))"
     )
