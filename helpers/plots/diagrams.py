@@ -1,17 +1,16 @@
 """Drawings in one visual language: what is frozen is blue, what is trained orange, what only passes through grey."""
 
-from helpers.plots.figures import COLOURS, axes
+from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
 from helpers.plots.memory_left import holes as holes
 from helpers.plots.memory_left import ladder as ladder
 from helpers.plots.survival import merge_lines as merge_lines
 from helpers.plots.survival import survival as survival
 
-FROZEN, TRAINED, PASSING, INK = COLOURS["blue"], COLOURS["orange"], "#8D9499", "#22272B"
 # What a training run holds, from what stays to what passes, and its colour.
 HELD = {
     "frozen weights": FROZEN,
     "trained weights": TRAINED,
-    "gradients": "#F2C35C",
+    "gradients": GRADIENTS,
     "optimizer states": "#F8E3B0",
     "activations": PASSING,
 }

@@ -10,6 +10,8 @@ COLOURS = {
     "yellow": "#F0E442", "black": "#000000", "grey": "#D0D0D0",
 }  # fmt: skip
 PALETTE = tuple(COLOURS.values())
+# Of drawings: what is frozen, what is trained, its gradients, what only passes through, and words.
+FROZEN, TRAINED, GRADIENTS, PASSING, INK = COLOURS["blue"], COLOURS["orange"], "#F2C35C", "#8D9499", "#22272B"
 OF_PHASE = {  # of a training run, the same in every figure
     "other": "grey", "load": "black", "evaluate": "green", "prepare": "purple", "forward": "sky", "loss": "orange",
     "backward": "blue", "step": "red", "between steps": "yellow",

@@ -1,8 +1,6 @@
 """Drawings of a GPU's memory that ran out: what is allocated, what lies in holes, and what each cure leaves."""
 
-from helpers.plots.figures import COLOURS, axes, bars
-
-FROZEN, RESERVED, INK = COLOURS["blue"], "#F2C35C", "#22272B"
+from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, axes, bars
 
 
 def holes(cases: dict, title: str):
@@ -10,7 +8,7 @@ def holes(cases: dict, title: str):
     import matplotlib.patches as patches
 
     figure, ax = axes(title, "GiB", "", size=(7.2, 1.7 + 0.75 * len(cases)))
-    kinds = {"allocated to tensors": FROZEN, "reserved, in holes": RESERVED, "not reserved": "#ECEFF1"}
+    kinds = {"allocated to tensors": FROZEN, "reserved, in holes": GRADIENTS, "not reserved": "#ECEFF1"}
     for row, case in enumerate(cases.values()):
         sizes = (case["allocated"], case["holes"], case["has"] - case["allocated"] - case["holes"])
         for start, size, colour in zip((0, sizes[0], sizes[0] + sizes[1]), sizes, kinds.values(), strict=True):

@@ -1,8 +1,8 @@
 """Drawings of what a merge into few levels keeps: weights on their number line, and the share of an update that survives."""
 
-from helpers.plots.figures import COLOURS, axes
+from helpers.plots.figures import COLOURS, FROZEN, INK, TRAINED, axes
 
-FROZEN, TRAINED, INK, PALE = COLOURS["blue"], COLOURS["orange"], "#22272B", "#E3EDF4"
+PALE = "#E3EDF4"  # what rounds back to the old level
 
 
 def merge_lines(levels, moves: dict, title: str):
