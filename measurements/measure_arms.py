@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,7 +25,17 @@ from pathlib import Path
 COURSE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(COURSE), str(COURSE / "measurements")]
 
-from quality_rows import DESIGN, chosen_rate, compare, design_of, faults, rates, read_design, spoken  # noqa: E402
+from quality_rows import (  # noqa: E402
+    DESIGN,
+    arms_in_lines,
+    chosen_rate,
+    compare,
+    design_of,
+    faults,
+    rates,
+    read_design,
+    spoken,
+)
 
 ROWS, ADAPTERS, SMOKE_SEED = "quality_rows.jsonl", "adapters", 900
 
@@ -39,8 +50,8 @@ def all_jobs(design: dict, with_chat: bool) -> list[dict]:
     arms = {name: sorted(task["arms"], key=lambda arm: arm != "lora") for name, task in tasks.items()}
     searches = [
         {"phase": "search", "task": task, "arm": arm, "seed": seed, "learning_rate": rate}
-        for seed in design["search_seeds"]
-        for task in tasks
+        for task, of in tasks.items()
+        for seed in of["search_seeds"]
         for arm in arms[task]
         for rate in rates(design, task, arm)
     ]
@@ -55,12 +66,19 @@ def all_jobs(design: dict, with_chat: bool) -> list[dict]:
 
 def to_try(design: dict, steps: int) -> dict:
     """The design with a seed of its own, one learning rate, few steps, and few rows to score."""
-    small = {"seeds": [SMOKE_SEED], "steps": steps, "few": 12, "windows": [2, 128], "compared_rows": 4}
+    small = {
+        "seeds": [SMOKE_SEED],
+        "search_seeds": [SMOKE_SEED],
+        "steps": steps,
+        "few": 12,
+        "windows": [2, 128],
+        "compared_rows": 4,
+    }
     tasks = {
         name: task | small | {"rates": {kind: some[:1] for kind, some in task["rates"].items()}}
         for name, task in design["tasks"].items()
     }
-    return design | {"search_seeds": [SMOKE_SEED], "tasks": tasks}
+    return design | {"tasks": tasks}
 
 
 def key(row: dict) -> tuple:
@@ -85,7 +103,8 @@ def ready(job: dict, rows: list[dict], design: dict, adapters: Path, busy: list[
 
 
 def worker(pipe, design: dict, chat: str | None, adapters: Path, threads: int) -> None:
-    """Do the runs that come through the pipe, until it ends: it ends with the process that holds its other end, too."""
+    """Do the runs that come through the pipe, until it ends, or the process ends that began this one."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     import logging
     import warnings
 
@@ -108,6 +127,11 @@ def worker(pipe, design: dict, chat: str | None, adapters: Path, threads: int) -
         begun = time.perf_counter()
         row = quality_run.run(design, quality_run.Job(**job), chat, adapters)
         pipe.send(row | {"run_seconds": time.perf_counter() - begun})
+
+
+def end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 class Pool:
@@ -190,13 +214,20 @@ def run(asked) -> int:
             if row is not None and not job.get("reference"):
                 rows.append(row | note)
                 append(file, rows[-1])
-            name = " ".join(str(value) for value in job.values())
-            said = "FAILED" if row is None else f"score {row['score']:.3f}, loss {row['loss']:.3f}" if "score" in row else ""
-            print(f"{time.monotonic() - begun:6.0f} s  {name}  {said}", flush=True)
+            print(f"{time.monotonic() - begun:6.0f} s  {line(job, row)}", flush=True)
     unfinished = len(left) + sum(not job.get("reference") for _, job in pool.busy.values())
     pool.end()
     print(f"{len(rows)} rows, {unfinished} runs are left, {failed} failed")
     return int(failed > 0)
+
+
+def line(job: dict, row: dict | None) -> str:
+    """What there is to say of a run that is over."""
+    name = " ".join(str(value) for value in job.values())
+    if row is None:
+        return f"{name}  FAILED"
+    scored = f"  score {row['score']:.3f}, loss {row['loss']:.3f}" if "score" in row else ""
+    return f"{name}{scored}, {row['run_seconds']:.1f} s, of which {row['train_seconds']:.1f} of training"
 
 
 def next_job(left: list[dict], rows: list[dict], design: dict, adapters: Path, pool: Pool) -> dict | None:
@@ -230,7 +261,7 @@ def main() -> int:
     wrong = faults(rows, design, design_of(asked.design))
     print("\n".join(wrong) if wrong else f"{len(rows)} rows agree with the design and with themselves")
     if asked.what == "compare" and not wrong:
-        print("\n".join(map(spoken, compare(rows, design))))
+        print("\n".join([*arms_in_lines(rows, design), *map(spoken, compare(rows, design))]))
     return int(bool(wrong))
 
 

@@ -12,6 +12,8 @@ import quality_tasks
 
 DESIGN = Path(__file__).with_name("quality_design.toml")
 BEFORE = ("loss_before", "recall_before", "perplexity_before", "answers_distance_before", "text_distance_before")
+AFTER = ("recall_after", "perplexity_after", "answers_distance_after", "text_distance_after", "train_seconds")
+MEANS = ("score", "loss", *BEFORE, *AFTER)
 
 
 def read_design(file: Path = DESIGN) -> dict:
@@ -34,7 +36,7 @@ def chosen_rate(rows: list[dict], design: dict, task: str, arm: str) -> float | 
     for row in rows:
         if (row["phase"], row["task"], row["arm"]) == ("search", task, arm):
             losses[row["learning_rate"]].append(row["loss"])
-    if any(len(found) < len(design["search_seeds"]) for found in losses.values()):
+    if any(len(found) < len(design["tasks"][task]["search_seeds"]) for found in losses.values()):
         return None
     return min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
 
@@ -73,7 +75,7 @@ def _faults_of(row: dict, rows: list[dict], design: dict, design_sha256: str) ->
         return ["the design has no such arm"]
     task, hits, nats = design["tasks"][row["task"]], hits_of(row), nats_of(row)
     searched = row["phase"] == "search"
-    seeds = design["search_seeds"] if searched else task["seeds"]
+    seeds = task["search_seeds"] if searched else task["seeds"]
     rate = chosen_rate(rows, design, row["task"], row["arm"])
     tried = rates(design, row["task"], row["arm"])
     own = quality_tasks.rows_of_task(row["task"], row["phase"])
@@ -81,7 +83,7 @@ def _faults_of(row: dict, rows: list[dict], design: dict, design_sha256: str) ->
         "it was a try of the script": not row.get("smoke"),
         f"it was measured by design {row['design_sha256']}": row["design_sha256"] == design_sha256,
         "it was trained or scored on other rows": row["rows_sha256"] == own.sha256 and row["rows"] == len(own.score),
-        f"it has {row['steps']} steps of {row['batch']}": (row["steps"], row["batch"]) == (task["steps"], task["batch"]),
+        f"it has {row['steps']} steps of {row['batch']}": all(row[name] == task[name] for name in ("steps", "batch")),
         "its seed is not in the design": row["seed"] in seeds,
         f"its rate is {row['learning_rate']:g}": row["learning_rate"] in (tried if searched else [rate]),
         "a hit for each row is missing": len(row["hits"]) == math.ceil(row["rows"] / 4) and len(nats) == row["rows"],
@@ -162,6 +164,20 @@ def compare(rows: list[dict], design: dict) -> list[dict]:
                     scored["nats"] = difference(rows, design, task, one["arm"], one["other"], nats_of)
                 found.append({"name": one["name"]} | scored)
     return found
+
+
+def arms_in_lines(rows: list[dict], design: dict) -> list[str]:
+    """A line for each arm of each task: its rate, and the means over its seeds."""
+    lines = []
+    for task, of in design["tasks"].items():
+        for arm in of["arms"]:
+            runs = [row for row in rows if (row["phase"], row["task"], row["arm"]) == ("runs", task, arm)]
+            rate, tried = chosen_rate(rows, design, task, arm), rates(design, task, arm)
+            edge = ", the edge of what was tried" if rate in (tried[0], tried[-1]) else ""
+            means = {name: sum(row[name] for row in runs) / len(runs) for name in MEANS if runs and name in runs[0]}
+            said = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+            lines.append(f"{task} {arm}: rate {rate or 'not chosen yet'}{edge}; {len(runs)} seeds: {said}")
+    return lines
 
 
 def spoken(found: dict) -> str:

@@ -137,7 +137,10 @@ class Bench:
             quantization = BitsAndBytesConfig(load_in_8bit=True)
         elif bits != "16":
             quantization = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type=bits, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+                load_in_4bit=True,
+                bnb_4bit_quant_type=bits,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
             )
         model = AutoModelForCausalLM.from_pretrained(
             self.path, quantization_config=quantization, dtype=dtype, device_map=self.machine.device_map
@@ -210,6 +213,7 @@ def adapters(arm: dict):
 def train(model, here: Bench, arm: dict, job: Job):
     """(trained model, its training's seconds, losses of its steps)."""
     from datasets import Dataset
+    from peft import get_peft_model
     from transformers import PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
@@ -224,12 +228,15 @@ def train(model, here: Bench, arm: dict, job: Job):
         gradient_checkpointing=None, save_strategy="no", logging_steps=max(1, steps // 10), report_to="none",
         disable_tqdm=True, seed=job.seed,
     )  # fmt: skip
-    trainer = adapters_to_float32(
-        SFTTrainer(
-            model=model, args=arguments, processing_class=here.tokenizer, peft_config=adapters(arm),
-            train_dataset=Dataset.from_list(here.in_order(job.seed, steps)),
-        )
-    )  # fmt: skip
+    if (config := adapters(arm)) is not None:
+        model = get_peft_model(model, config)
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    rows = Dataset.from_list(here.in_order(job.seed, steps))
+    trainer = SFTTrainer(model=model, args=arguments, processing_class=here.tokenizer, train_dataset=rows)
+    adapters_to_float32(trainer)
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:  # TRL has rounded the adapters of a quantized model to bfloat16: all arms begin alike
+            weight.data.copy_(start[name])
     trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     trainer.train()
@@ -329,6 +336,7 @@ def run(design: dict, job: Job, folder: str | None, references: Path) -> dict:
         found |= scores(model, here)
     del model
     gc.collect()
+    torch.cuda.empty_cache()
     return about(here, job) | found
 
 

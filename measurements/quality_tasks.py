@@ -19,9 +19,8 @@ import make_corpus as mc  # noqa: E402
 
 COUNTRIES, RELATIONS = 80, ("capital", "currency", "language")
 HELDOUT_ROWS, CHOOSE_SHARE, KNOWN, TEXT_SEED = 480, 0.12, 512, 1007
-BEGINNINGS = "b br ch d dr f fl g gr h k kl l m n p pr r s sh st t tr v z".split()
-VOWELS = "a e i o u ai ea oo".split()
-ENDS = "l m n r s t nd rk sk lm".split()
+BEGINNINGS = (*"bdfghklmnprstvz", "br", "ch", "dr", "fl", "gr", "kl", "pr", "sh", "st", "tr")
+VOWELS, ENDS = (*"aeiou", "ai", "ea", "oo"), (*"lmnrst", "nd", "rk", "sk", "lm")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,9 @@ def invented(part: str) -> list[tuple[str, dict[str, str]]]:
 
     for _ in range(2 * COUNTRIES):
         country, capital, currency, language = (name() for _ in range(4))
-        found.append((country.title(), dict(zip(RELATIONS, (capital.title(), currency, language.title()), strict=True))))
+        found.append(
+            (country.title(), dict(zip(RELATIONS, (capital.title(), currency, language.title()), strict=True)))
+        )
     return found[:COUNTRIES] if part == "runs" else found[COUNTRIES:]
 
 
@@ -118,7 +119,11 @@ def messages(part: str) -> Rows:
     def chat(row: dict) -> dict:
         pair = to_row(row)
         said = pair["prompt"] + pair["completion"]
-        return {"messages": json.dumps(said, ensure_ascii=False), "output": said[-1]["content"], "group": row["Message"]}
+        return {
+            "messages": json.dumps(said, ensure_ascii=False),
+            "output": said[-1]["content"],
+            "group": row["Message"],
+        }
 
     return Rows([chat(row) for row in learn], [chat(row) for row in score])
 

@@ -32,7 +32,8 @@ def made_up(right=None, seeds=(0, 1, 2), task="facts"):
     for number, arm in enumerate(DESIGN["tasks"][task]["arms"]):
         for rate in quality.rates(DESIGN, task, arm):
             loss = abs(numpy.log(rate / quality.rates(DESIGN, task, arm)[number % 4])) + 0.5
-            found.append(one_row(task, "search", arm, DESIGN["search_seeds"][0], rate, 0.5, loss))
+            for seed in DESIGN["tasks"][task]["search_seeds"]:
+                found.append(one_row(task, "search", arm, seed, rate, 0.5, loss))
         rate = quality.rates(DESIGN, task, arm)[number % 4]
         found += [one_row(task, "runs", arm, seed, rate, right.get(arm, 0.5), 0.5) for seed in seeds]
     return found
@@ -60,7 +61,7 @@ def test_what_is_held_out_is_neither_learned_nor_used_to_choose_a_rate():
         asked = [{json.dumps(row) for row in rows} for rows in (runs.learn, runs.score, search.learn, search.score)]
         assert not asked[1] & (asked[0] | asked[2] | asked[3])
         assert len(asked[1]) == len(runs.score) >= (400 if settings["model"] == "bundled" else 240)
-        assert not set(settings["seeds"]) & set(DESIGN["search_seeds"])
+        assert not set(settings["seeds"]) & set(settings["search_seeds"])
     learned, scored = ({row["group"] for row in rows} for rows in vars(tasks.rows_of_task("form", "runs")).values())
     assert not learned & scored  # whole entities
 
