@@ -17,8 +17,7 @@ sys.path[:0] = [str(COURSE), str(COURSE / "assets"), str(COURSE / "measurements"
 
 import make_corpus as mc  # noqa: E402
 
-COUNTRIES, RELATIONS = 80, ("capital", "currency", "language")
-HELDOUT_ROWS, CHOOSE_SHARE, KNOWN, TEXT_SEED = 480, 0.12, 512, 1007
+COUNTRIES, FORM_ROWS, CHOOSE_SHARE, KNOWN, TEXT_SEED = 48, 480, 0.12, 512, 1007
 BEGINNINGS = (*"bdfghklmnprstvz", "br", "ch", "dr", "fl", "gr", "kl", "pr", "sh", "st", "tr")
 VOWELS, ENDS = (*"aeiou", "ai", "ea", "oo"), (*"lmnrst", "nd", "rk", "sk", "lm")
 
@@ -53,7 +52,7 @@ def form(part: str) -> Rows:
         if (fact.relation.subject, fact.entity) in asked
         for row in _ways_to_ask(fact, chance)
     ]
-    return Rows([_row(row) for row in learn], chance.sample(score, HELDOUT_ROWS))
+    return Rows([_row(row) for row in learn], chance.sample(score, FORM_ROWS))
 
 
 def _ways_to_ask(fact, chance) -> list[dict]:
@@ -72,7 +71,7 @@ def _row(row: dict) -> dict:
 
 
 def facts(part: str) -> Rows:
-    """Invented countries, each with a capital, a currency and a language that no text has: three facts of each are learned.
+    """Invented countries, of which no text says anything: capital, currency and language of each are learned.
 
     Each fact is learned in one question and in one task, and is asked for in others, which the base knows from real
     countries. Learning rates are chosen on another set of invented countries.
@@ -86,27 +85,31 @@ def facts(part: str) -> Rows:
             questions = [{"instruction": mc.fill(words, fact), "input": ""} for words in relation.questions]
             tasks = [{"instruction": words, "input": country} for words in relation.tasks]
             learn += [_row(about | asked) for asked in (questions[0], tasks[0])]
-            score += [_row(about | asked) for asked in (questions[1 + len(score) // 2 % 2], tasks[1])]
+            score += [_row(about | asked) for asked in (questions[1], questions[2], tasks[1])]
     return Rows(learn, score)
 
 
 def invented(part: str) -> list[tuple[str, dict[str, str]]]:
-    """(country, its facts), the same each time; no name stands in the course's facts, and none comes twice."""
+    """(country, its facts), the same each time. Countries and capitals are invented, and no name comes twice.
+
+    Currencies and languages are real ones, so that a model of five million parameters can learn them in seconds; of these
+    each is drawn as often as any other, so that there is little to guess.
+    """
     taken = {word for fact in mc.load_facts() for text in (fact.answer, fact.shown) for word in text.casefold().split()}
+    real = {name: sorted({row[name] for row in mc.table("countries")} - {""}) for name in ("currency", "language")}
     chance, found = random.Random(TEXT_SEED), []
 
-    def name() -> str:
+    def name(syllables: int) -> str:
         while True:
-            word = "".join(chance.choice(BEGINNINGS) + chance.choice(VOWELS) for _ in range(2)) + chance.choice(ENDS)
+            word = "".join(chance.choice(BEGINNINGS) + chance.choice(VOWELS) for _ in range(syllables))
+            word += chance.choice(ENDS)
             if word not in taken:
                 taken.add(word)
-                return word
+                return word.title()
 
     for _ in range(2 * COUNTRIES):
-        country, capital, currency, language = (name() for _ in range(4))
-        found.append(
-            (country.title(), dict(zip(RELATIONS, (capital.title(), currency, language.title()), strict=True)))
-        )
+        answers = {"capital": name(1)} | {kind: chance.choice(listed) for kind, listed in real.items()}
+        found.append((name(2), answers))
     return found[:COUNTRIES] if part == "runs" else found[COUNTRIES:]
 
 
