@@ -29,7 +29,7 @@ class Rows:
     learn: list[dict]
     score: list[dict]
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         text = json.dumps([self.learn, self.score], ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

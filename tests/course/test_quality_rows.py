@@ -62,7 +62,8 @@ def test_what_is_held_out_is_neither_learned_nor_used_to_choose_a_rate():
         assert not asked[1] & (asked[0] | asked[2] | asked[3])
         assert len(asked[1]) == len(runs.score) >= (400 if settings["model"] == "bundled" else 240)
         assert not set(settings["seeds"]) & set(settings["search_seeds"])
-    learned, scored = ({row["group"] for row in rows} for rows in vars(tasks.rows_of_task("form", "runs")).values())
+    form = tasks.rows_of_task("form", "runs")
+    learned, scored = ({row["group"] for row in rows} for rows in (form.learn, form.score))
     assert not learned & scored  # whole entities
 
 
