@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -18,6 +19,8 @@ from helpers.workshop import schedules as room
 from helpers.workshop.kit_pages import SYSTEMS, asked
 from helpers.workshop.schedules import late, schedules
 from helpers.workshop.sections import KIT, sections
+from tests.workshop.made_up import doctor as doctor_file
+from tests.workshop.made_up import write_class
 
 LESSONS = course.lessons()
 # What lesson 06's notes leave to be looked up when it strikes.
@@ -290,6 +293,34 @@ def test_minutes_as_a_clock():
 
 
 # --- the command --------------------------------------------------------------------------------------------------
+
+REFUSED = """
+import sys
+for name in ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "papermill", "pandas"):
+    sys.modules[name] = None
+from helpers.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_kit_and_the_page_of_a_class_need_nothing_that_the_lessons_need(tmp_path):
+    """README says so: an instructor's own machine installs three packages, and no torch."""
+    readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8").partition("## Teaching it tomorrow")[2]
+    assert "-m pip install -c constraints.txt nbconvert jupytext matplotlib\n" in readme
+    write_class(tmp_path / "class")
+    for words in (["workshop", "--out", str(tmp_path / "kit")], ["class", str(tmp_path / "class")]):
+        done = subprocess.run([sys.executable, "-c", REFUSED, *words], capture_output=True, text=True, cwd=COURSE_ROOT)
+        assert done.returncode == 0, done.stderr
+    made = {file.relative_to(tmp_path / "kit").parts[0] for file in (tmp_path / "kit").rglob("*")}
+    assert {"index.html", "learner", "solutions", "slides", "schedules.html"} <= made
+    assert "data:image/png" in (tmp_path / "class" / "class.html").read_text(encoding="utf-8")
+
+
+def test_one_learner_is_not_called_learners(tmp_path, capsys):
+    (tmp_path / "ana.json").write_text(json.dumps(doctor_file()))
+    (tmp_path / "notes.txt").write_text("no json")
+    assert main(["class", str(tmp_path)]) == 0
+    assert "1 learner, 1 file not counted: " in capsys.readouterr().out
 
 
 def test_without_nbconvert_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):
