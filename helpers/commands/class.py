@@ -28,5 +28,7 @@ def main(arguments) -> int:
         raise CourseError(f"{str(file)!r} cannot be written ({error.strerror}): name another with --out") from error
     for name, what, cure in handed.faults:
         print(f"not counted: {name}: {what}; {cure}")
-    print(f"{len(handed.learners)} learners, {len(handed.faults)} files not counted: {file}")
+    learners, faults = (f"{len(found)} {word}{'s' * (len(found) != 1)}" for found, word in
+                        ((handed.learners, "learner"), (handed.faults, "file")))  # fmt: skip
+    print(f"{learners}, {faults} not counted: {file}")
     return 0

@@ -15,7 +15,7 @@ HEAD = """\
 Search this page for a few words of your message, without your own paths and numbers. In a notebook of the course the same
 explanation appears under the traceback by itself, and `python -m helpers explain < log.txt` finds it in a log. {number} failures
 are known. A name in angle brackets stands for what the message says there.
-[Lesson 06](../notebooks/06_troubleshooting.ipynb) provokes twelve of them and cures them.
+[Lesson 06](../notebooks/06_troubleshooting.ipynb) provokes more than twelve of them and cures them.
 """
 RENAMES = """\
 ### renamed names

@@ -26,12 +26,17 @@ def holes(cases: dict, title: str):
     return figure
 
 
-def ladder(held: dict, fitting: list, limit: float, title: str):
-    """Memory after each cure, in GiB, a bar a cure: green where it fits, orange where not; `limit` is what the GPU has."""
-    colours = [COLOURS["green" if enough else "orange"] for enough in fitting]
+def ladder(held: dict, tensors: dict, limit: float, title: str):
+    """Memory after each cure, in GiB, a bar a cure: green where it fits, orange where not; `limit` is what the GPU has.
+
+    `held` is what the run holds, `tensors` what its tensors alone take: a tick on each bar.
+    """
+    colours = [COLOURS["green" if size <= limit else "orange"] for size in held.values()]
     figure = bars(list(held), list(held.values()), title, "GiB held on the GPU, predicted", colours, "{:.1f}",
-                  (8.2, 4.6), limit, "a T4 has")  # fmt: skip
+                  (8.2, 4.8), limit, "a T4 has")  # fmt: skip
     (ax,) = figure.axes
+    ax.plot([tensors[name] for name in held], range(len(held)), "|", color=INK, ms=22, mew=2.2)
+    ax.scatter([], [], marker="|", s=90, lw=2.2, color=INK, label="tensors alone")
     for colour, meaning in {"orange": "does not fit", "green": "fits"}.items():
         ax.scatter([], [], marker="s", color=COLOURS[colour], label=meaning)
     ax.legend(frameon=False, loc="lower right")

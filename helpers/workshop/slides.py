@@ -1,8 +1,8 @@
 """Slides of a lesson, by nbconvert and reveal.js, in one file that needs no network.
 
-They are made from the executed notebook: its title, of each section that is taught its first figure, or how it begins, every
-cell that carries the tag `slide`, the questions for the room, and the lesson's close. The speaker's notes come from the
-instructor's file. reveal.js lies in site/workshop/reveal, under its own licence.
+They are made from the executed notebook: its title, of each section that is taught its first figure and its first small table,
+or how it begins, every cell that carries the tag `slide`, the questions for the room, and the lesson's close. The speaker's notes
+come from the instructor's file. reveal.js lies in site/workshop/reveal, under its own licence.
 """
 
 import base64
@@ -18,7 +18,8 @@ from helpers.workshop.sections import KIT, with_kinds
 
 AT_MOST = 18  # slides of a lesson
 CLOSE = ("What you have now", "What you did", "What you saw")
-LONGEST = 560  # characters of a paragraph on a slide
+LONGEST, BESIDE = 560, 330  # characters of a paragraph on a slide, and of one above a table
+LARGEST = (8, 8, 480)  # rows, columns and characters of a table on a slide
 
 
 def write_slides(lessons: list[Path], folder: Path = WORKSHOP) -> list[Path]:
@@ -33,7 +34,7 @@ def write_slides(lessons: list[Path], folder: Path = WORKSHOP) -> list[Path]:
 
 
 def slides_of(lesson: Path) -> list[tuple[str, str]]:
-    """(markdown of a slide, the speaker's notes), at most AT_MOST: slides of mere text are left out first, from the end."""
+    """(markdown of a slide, the speaker's notes), at most AT_MOST: tables beside a figure go first, then mere text."""
     notebook, notes = filled(lesson), instructor_notes(lesson)
     parts: dict[str, list] = {}
     for heading, kind, cell in with_kinds(lesson, notebook):
@@ -46,23 +47,30 @@ def slides_of(lesson: Path) -> list[tuple[str, str]]:
     rooms = [question_slide(question, place) for place, question in enumerate(asked().get(lesson.stem[:2], []))]
     middle = [(heading, *slide) for heading, cells in parts.items() for slide in section_slides(heading, cells)]
     room_left = AT_MOST - len(begin) - len(rooms) - len(end)
-    mere_text = [one for one in middle if one[2] == "text"]
-    for one in mere_text[::-1][: max(0, len(middle) - room_left)]:
-        middle.remove(one)
+    for least in ("table too", "text", "table"):
+        for one in [one for one in middle if one[2] == least][::-1][: max(0, len(middle) - room_left)]:
+            middle.remove(one)
     return begin + [(text, of_section(notes, heading)) for heading, text, _ in middle[:room_left]] + rooms + end
 
 
 def section_slides(heading: str, cells: list) -> list[tuple[str, str]]:
-    """(markdown, what it shows) of a section: what is tagged, else the first figure, else, with a number, how it begins."""
+    """(markdown, what it shows) of a section: what is tagged, else its first figure and table, else how it begins.
+
+    Of a section without a number mere prose is no slide, and a list is one.
+    """
     head = f"## {re.sub(r'^[0-9]+ ', '', heading)}"
     tagged = [cell for cell in cells if "slide" in cell.metadata.get("tags", [])]
     if tagged:
         return [(f"{head}\n\n{_shown(cell)}", "tagged") for cell in tagged]
-    found = [figure for cell in cells for figure in figures(cell)]
-    if found:
-        return [(f"{head}\n\n{found[0]}", "figure")]
+    found = [(f"{head}\n\n{figure}", "figure") for cell in cells for figure in figures(cell)][:1]
     words = paragraph(cells, opening=True)
-    return [(f"{head}\n\n{words}", "text")] if words and re.match(r"\d", heading) else []
+    above = f"{words}\n\n" if words and not found and len(words) <= BESIDE else ""
+    kind = "table too" if found else "table"
+    found += [(f"{head}\n\n{above}{table}", kind) for cell in cells for table in tables(cell)][:1]
+    if found:
+        return found
+    words = f"{words}\n\n{items(cells)}".strip()
+    return [(f"{head}\n\n{words}", "text")] if words and (re.match(r"\d", heading) or words[:2] == "- ") else []
 
 
 def _shown(cell) -> str:
@@ -84,6 +92,44 @@ def figures(cell) -> list[str]:
     return found
 
 
+def tables(cell) -> list[str]:
+    """The tables that a cell showed in its run, as HTML, if they are small enough for a slide."""
+    shown = [out.get("data", {}).get("text/html", "") for out in cell.get("outputs", [])]
+    found = [match[0] for page in shown for match in re.finditer(r"<table>.*?</table>", page, re.DOTALL)]
+    small = []
+    for table in found:
+        rows, columns = table.count("<tr>") - 1, table.partition("</tr>")[0].count("<th")
+        said = re.sub(r"<[^>]*>", "", table)
+        if (
+            all(size <= most for size, most in zip((rows, columns, len(said)), LARGEST, strict=True))
+            and "$" not in said
+        ):
+            small.append(re.sub(r"\n\s*\n", "\n", table))  # a blank line would end it in Markdown
+    return small
+
+
+def items(cells: list) -> str:
+    """The list with which a section begins, or which follows on its first paragraph: of each item the first sentence."""
+    prose = next((cell.source for cell in cells if cell.cell_type == "markdown"), "")
+    blocks = [text.strip() for text in prose.split("\n\n") if text.strip() and text.strip()[0] != "#"]
+    listed = next((block for block in blocks[:2] if block.startswith("- ")), "")
+    said = [" ".join(item.split()) for item in re.split(r"^- ", listed, flags=re.MULTILINE) if item.strip()]
+    firsts = [re.split(r"(?<=[.?])(?:\*\*)? (?=[A-Z`(])", item)[0] for item in said]
+    whole = [first + "**" * (first.count("**") % 2) for first in firsts]  # a bold beginning that is cut is closed again
+    return "\n".join(f"- {_unlinked(item)}" for item in whole) if len(whole) <= LARGEST[0] else ""
+
+
+def _unlinked(text: str) -> str:
+    return re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text)  # a link leads a class away
+
+
+def _to_the_point(text: str) -> str:
+    """A paragraph without sentences in brackets, and without one about lines that the slide does not show."""
+    text = re.sub(r"\s*\((?=[A-Z`])[^()]*\.\)", "", " ".join(text.split()))
+    sentences = re.split(r"(?<=[.?!]) (?=[A-Z`*])", text)
+    return " ".join(one for one in sentences if not re.search(r"\b(?:first|last|next|two|three) lines\b", one))
+
+
 def paragraph(cells: list, opening: bool = False) -> str:
     """The first paragraph that stands alone on a slide, without table, list, box or formula; "" for none.
 
@@ -93,12 +139,12 @@ def paragraph(cells: list, opening: bool = False) -> str:
     texts = [
         text.strip() for source in prose for text in source.split("\n\n") if text.strip() and text.strip()[0] != "#"
     ]
-    for plain in texts[:1] if opening else texts:
+    for plain in map(_to_the_point, texts[:1] if opening else texts):
         leans = plain.endswith(":") or re.search(
             r"\bcells?\b|\b[Hh]ere (?:is|are)\b", plain
         )  # on what the slide does not show
-        if plain[0] not in "|-*>!`<[(1" and "$" not in plain and not leans and len(plain) <= LONGEST:
-            return re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", plain)  # a link leads a class away
+        if plain and plain[0] not in "|-*>!`<[(1" and "$" not in plain and not leans and len(plain) <= LONGEST:
+            return _unlinked(plain)
     return ""
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from math import comb
 
 import numpy
@@ -167,6 +168,32 @@ NEW = {
     "bf16": False,
     "learning_rate": 2e-4,
 }
+
+
+def reason(message, mebi=1024, others=sum, has=None):
+    """Exercise 06.2: a size in MiB is divided by `mebi`; `others` makes one number of what other processes hold."""
+
+    def of(pattern):
+        sizes = re.findall(pattern.replace("SIZE", r"([\d.]+) ([MG])iB"), message)
+        return [float(number) / (mebi if unit == "M" else 1) for number, unit in sizes]
+
+    has = has or of("capacity of SIZE")[0]
+    wanted = of("allocate SIZE")[0] + of("SIZE is allocated")[0]
+    return "full" if wanted > has else "others" if wanted > has - others(of(r"Process \d+ has SIZE")) else "holes"
+
+
+def by_words(message):
+    """Exercise 06.2 without patterns: each size by the words around it."""
+    words = message.split()
+    sizes = [i for i, word in enumerate(words) if word.rstrip(".") in ("MiB", "GiB")]
+    held = {"allocate": 0.0, "of": 0.0, "memory": 0.0, "has": 0.0}
+    for i in sizes:
+        size = float(words[i - 1]) / (1 if words[i].startswith("G") else 2**10)
+        before = words[i - 2] if words[i - 3] != "process" else ""  # "this process has"
+        if before in held and (before != "of" or words[i - 3] == "capacity"):
+            held[before] += size
+    asked, has, allocated, others = held.values()
+    return "full" if asked + allocated > has else "others" if asked + allocated + others > has else "holes"
 
 
 def died(log):
@@ -479,11 +506,14 @@ MISTAKES = {
         ("template", "could not be checked"),
     ],
     "06.2": [
-        (lambda asked, has, allocated: "holes", "15 GiB never fit"),
-        (lambda asked, has, allocated: "full" if allocated + asked >= has else "holes", "exactly"),
-        (lambda asked, has, allocated: "full" if allocated + asked > 14.56 else "holes", "no others"),
-        (lambda asked, has, allocated: "full", "one piece"),
-        (lambda asked, has, allocated: True, "yours says True"),
+        (lambda message: "holes", "15 GiB never fit"),
+        (lambda message: "full", "one piece"),
+        (lambda message: reason(message, mebi=1), "half a GiB"),
+        (lambda message: reason(message, others=lambda sizes: 0), "another leaves"),
+        (lambda message: reason(message, others=lambda sizes: sizes[0] if sizes else 0), "every other process"),
+        (lambda message: "others" if "Process " in message else reason(message), "would fit beside"),
+        (lambda message: reason(message, has=14.56), "more than a T4"),
+        (lambda message: True, "yours says True"),
     ],
     "06.3": [
         (lambda old: old, "old name"),
@@ -672,10 +702,7 @@ ALSO_RIGHT = {
         lambda whole: ([None] + sorted((k for k in whole if whole[k]), key=lambda k: (len(k), k)))[-1],
     ],
     "06.1": [list(WARD.items()), {name.lower(): f" {fault.upper()} " for name, fault in WARD.items()}],
-    "06.2": [
-        lambda asked, has, allocated: ["full", "holes"][asked + allocated <= has],
-        lambda asked, has, allocated: "Full" if has - allocated < asked else "Holes",
-    ],
+    "06.2": [reason, lambda message: reason(message).upper(), by_words],
     "06.3": [
         lambda old: NEW,
         lambda old: (

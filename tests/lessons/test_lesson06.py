@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.colors
 import pytest
 import torch
 
@@ -35,6 +36,7 @@ TWELVE = [
     "half-checkpoint",
 ]
 SILENT = ["stuck-loss", "nan-loss", "never-stops", "wrong-template", "adapter-keys-missing"]
+HIDDEN = ["all-masked", "no-rows"]  # met on the way
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_markdown_takes_nothing_of_a_failure_for_a_mark():
 def test_each_failure_names_the_section_that_meets_it(notebook):
     said = sections(notebook)
     met = [it for it in FAILURES if it.lesson]
-    assert {it.name for it in met} >= {*TWELVE, *SILENT}
+    assert {it.name for it in met} >= {*TWELVE, *SILENT, *HIDDEN}
     assert len(TWELVE) + len(SILENT) == 12
     for it in met:
         where = said[it.lesson]
@@ -107,10 +109,35 @@ def test_each_failure_names_the_section_that_meets_it(notebook):
 
 
 def test_each_of_the_twelve_was_met_by_somebody_and_the_lesson_links_the_thread():
-    for name in (*TWELVE, *SILENT):
+    for name in (*TWELVE, *SILENT, "all-masked", "host-memory"):
         link = failure(name).link
         assert link.startswith("https://github.com/"), name
         assert f"({link})" in SOURCE, f"{name}: the lesson does not link {link}"
+
+
+def test_an_error_s_own_line_is_shown_before_it_is_explained(notebook):
+    """What a reader will see in a notebook of her own comes first, and what it means after it."""
+    for number in range(2, 8):
+        shown = [
+            str(out.get("text", ""))
+            for cell, where in zip(notebook.cells, section_of_cells(notebook), strict=True)
+            for out in cell.get("outputs", [])
+            if where == number
+        ]
+        explained = re.findall(r"(.*)\nIt means ", "".join(shown))
+        assert explained or number == 3 or not shown, f"section {number} explains nothing"
+        for line in explained:
+            assert re.match(r"(?:\w+\.)*\w+Error: \S", line), f"section {number}: {line!r} stands before an explanation"
+
+
+def section_of_cells(notebook) -> list[int]:
+    """The number of the section that each cell stands in."""
+    numbers, now = [], 0
+    for cell in notebook.cells:
+        heads = re.findall(r"(?m)^## (\d+) ", cell.source) if cell.cell_type == "markdown" else []
+        now = int(heads[-1]) if heads else now
+        numbers.append(now)
+    return numbers
 
 
 def test_a_failure_outside_of_the_lesson_points_to_its_part_of_the_page():
@@ -185,6 +212,48 @@ def test_the_trainer_logs_a_number_in_place_of_nan(tmp_path):
     assert all(map(math.isnan, logs[False]))
 
 
+def test_with_every_label_masked_the_trainer_logs_zeros_and_trl_leaves_such_rows_out(notebook):
+    """Section 10: 0 and 0 in the log of a plain Trainer; SFTTrainer drops what max_length cut before its answer."""
+    said = tagged(notebook, "all-masked").outputs[0]["text"]
+    assert "every label of these batches is -100" in re.sub(r"\s+", " ", said)
+    left = tagged(notebook, "nothing-left").outputs[-1]["text"]
+    rows = {int(length): int(number) for length, number in re.findall(r"(\d+): (\d+)", left)}
+    assert list(rows) == [64, 10, 4]
+    assert rows[64] == 256 > rows[10] > rows[4] == 0
+
+
+def test_a_merged_model_is_saved_in_files_larger_than_colab_s_memory(notebook):
+    """Section 9: the sizes, and that nothing in them is typed."""
+    from helpers.models import PRESETS
+
+    said = tagged(notebook, "while-saving").outputs[0]["text"]
+    assert f"{PRESETS['mistral-7b'].download_bytes / 1e9:.1f} GB, in files of up to 50GB" in said
+    assert PRESETS["mistral-7b"].download_bytes > 12.7e9
+    assert "max_shard_size" in said
+
+
+def test_safetensors_copies_a_gpu_s_tensors_and_keeps_the_copies_until_the_file_is_written():
+    """Section 9 says so of a save from the GPU: it takes as much of the computer's memory as the file is large."""
+    import safetensors.torch
+
+    class Elsewhere:
+        """As much of a tensor on a GPU as is asked for before it is copied."""
+
+        def __init__(self):
+            self.copies = []
+            self.device, self.shape, self.dtype = torch.device("cuda"), torch.Size([4]), torch.float32
+
+        def to(self, device):
+            assert device == "cpu"
+            self.copies.append(torch.ones(4))
+            return self.copies[-1]
+
+    there = Elsewhere()
+    array, kept = safetensors.torch._to_ndarray(there)
+    assert kept is there.copies[0], "the copy is kept, as long as the file is written"
+    assert array.ctypes.data == kept.data_ptr()
+
+
 # --- out of memory -------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +288,36 @@ def test_the_ladder_begins_where_several_cures_are_needed_and_ends_where_it_fits
     assert all(good[good.index(True) :])
     names = list(found["cures"])
     assert [n for n in names if "rank" in n or "max_length" in n] == names[-2:], "what changes the result comes last"
+
+
+def test_the_ladder_draws_what_is_held_and_a_tick_where_the_tensors_end():
+    from helpers.plots import diagrams
+    from helpers.plots.figures import COLOURS
+
+    figure = diagrams.ladder(
+        {"all": 16.0, "less": 15.0, "least": 9.0}, {"all": 15.0, "less": 13.5, "least": 8.0}, 14.5, "t"
+    )
+    (ax,) = figure.axes
+    assert [bar.get_width() for bar in ax.patches] == [16.0, 15.0, 9.0]
+    colours = [COLOURS["orange"], COLOURS["orange"], COLOURS["green"]]
+    assert [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in ax.patches] == [c.lower() for c in colours]
+    ticks = next(line for line in ax.lines if line.get_marker() == "|")
+    assert list(zip(ticks.get_xdata(), ticks.get_ydata(), strict=True)) == [(15.0, 0), (13.5, 1), (8.0, 2)]
+
+
+def test_two_runs_of_the_ladder_would_fit_if_tensors_alone_counted(notebook):
+    """As the text below the figure says."""
+    found: dict = {"PRESETS": PRESETS}
+    exec(lesson_cell("06", "ladder").source, found)
+    spec = RunSpec(rank=64, batch_size=8, seq_len=2048, optimizer="adamw_torch", double_quant=False,
+                   upcast_non_quantized=True, attention_kernels="t4")  # fmt: skip
+    between = 0
+    for change in found["cures"].values():
+        spec = dataclasses.replace(spec, **change)
+        prediction = predict(PRESETS["mistral-7b"].shape, spec, "t4")
+        between += not fits(prediction, "t4") and prediction.peak_allocated < 14.56 * 2**30
+    assert between == 2
+    assert "in two of the orange bars the tick lies below the line" in SOURCE.replace("\n# ", " ")
 
 
 def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_live_advice():

@@ -5,19 +5,26 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
 
 from helpers import COURSE_ROOT, CourseError, course, doctor
 from helpers.__main__ import main
+from helpers.evaluation import wilson_interval
+from helpers.memory import kv_cache_bytes
 from helpers.workshop import kit_pages, write_pages
 from helpers.workshop import schedules as room
 from helpers.workshop.kit_pages import SYSTEMS, asked
 from helpers.workshop.schedules import late, schedules
-from helpers.workshop.sections import KIT
+from helpers.workshop.sections import KIT, sections
+from tests.workshop.made_up import doctor as doctor_file
+from tests.workshop.made_up import write_class
 
 LESSONS = course.lessons()
+# What lesson 06's notes leave to be looked up when it strikes.
+LOOKED_UP = {"4 Four CUDA versions", "5 A page that is locked"}
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +161,8 @@ def test_a_question_without_its_misconception_is_noticed():
     assert faults_of([first]) == ["1 questions"]
 
 
-def test_lessons_00_to_03_have_questions_and_the_right_answer_stands_in_changing_places(pages):
-    assert list(asked())[:4] == ["00", "01", "02", "03"]
+def test_every_lesson_has_questions_and_the_right_answer_stands_in_changing_places(pages):
+    assert list(asked()) == [lesson.stem[:2] for lesson in LESSONS]
     places = re.findall(
         r'<b class="ok">([A-D]) is right', "".join(pages[f"questions-{number}.html"] for number in asked())
     )
@@ -172,6 +179,12 @@ def test_the_numbers_in_the_questions_are_so():
     assert round(8 / 64 + 32 / (64 * 256), 3) == 0.127
     assert 32 / 64 == 0.5
     assert "0.127 bits per weight in place of 0.5" in text
+    assert int(100 * wilson_interval(32, 32)[0]) == 89
+    assert "89% or more" in text
+    qwen, mistral = (kv_cache_bytes(name, 1) for name in ("qwen2.5-7b", "mistral-7b"))
+    assert (qwen, mistral) == (28 * 4 * 128 * 2 * 2, 32 * 8 * 128 * 2 * 2)
+    assert 2 < mistral / qwen < 2.5
+    assert "It has 8 key-value heads in each of 32 layers, Qwen has 4 in each of 28." in text
 
 
 # --- schedules ----------------------------------------------------------------------------------------------------
@@ -180,8 +193,38 @@ def test_the_numbers_in_the_questions_are_so():
 def test_there_is_a_schedule_for_an_hour_two_half_a_day_a_day_and_five_evenings():
     assert [(one.name, one.minutes) for one in schedules()] == [
         ("One hour", 60), ("Two hours", 120), ("Half a day", 210), ("A day", 450), ("Five evenings", 450),
+        ("A second day", 450), ("Five more evenings", 450),
     ]  # fmt: skip
-    assert len(schedules()[-1].sessions) == 5
+    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5]
+
+
+def lessons_of(schedule) -> set[str]:
+    """The numbers of the lessons that a schedule goes through."""
+    return {words[:2] for words, _ in schedule.runs}
+
+
+def test_every_lesson_is_taught_in_two_days_and_in_ten_evenings():
+    by_name = {one.name: lessons_of(one) for one in schedules()}
+    every = {lesson.stem[:2] for lesson in LESSONS}
+    assert by_name["A day"] | by_name["A second day"] == every
+    assert by_name["Five evenings"] | by_name["Five more evenings"] == every
+
+
+def test_the_ten_evenings_teach_every_section_that_is_taught():
+    steps = [
+        step
+        for one in schedules()
+        if "vening" in one.name
+        for session in one.sessions
+        for step in session.steps
+        if step.kind == "teach"
+    ]
+    done = {(step.where[:2], step.what) for step in steps}
+    assert len(done) == len(steps), "no section is taught twice"
+    for lesson in LESSONS[4:]:
+        wanted = {part.heading for part in sections(lesson) if part.kind == "teach" and part.minutes}
+        left = {heading for heading in wanted if (lesson.stem[:2], heading) not in done}
+        assert left <= LOOKED_UP, f"{lesson.stem}: {left}"
 
 
 def test_the_minutes_of_every_session_add_up_to_what_it_promises():
@@ -250,6 +293,34 @@ def test_minutes_as_a_clock():
 
 
 # --- the command --------------------------------------------------------------------------------------------------
+
+REFUSED = """
+import sys
+for name in ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "papermill", "pandas"):
+    sys.modules[name] = None
+from helpers.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_kit_and_the_page_of_a_class_need_nothing_that_the_lessons_need(tmp_path):
+    """README says so: an instructor's own machine installs three packages, and no torch."""
+    readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8").partition("## Teaching it tomorrow")[2]
+    assert "-m pip install -c constraints.txt nbconvert jupytext matplotlib\n" in readme
+    write_class(tmp_path / "class")
+    for words in (["workshop", "--out", str(tmp_path / "kit")], ["class", str(tmp_path / "class")]):
+        done = subprocess.run([sys.executable, "-c", REFUSED, *words], capture_output=True, text=True, cwd=COURSE_ROOT)
+        assert done.returncode == 0, done.stderr
+    made = {file.relative_to(tmp_path / "kit").parts[0] for file in (tmp_path / "kit").rglob("*")}
+    assert {"index.html", "learner", "solutions", "slides", "schedules.html"} <= made
+    assert "data:image/png" in (tmp_path / "class" / "class.html").read_text(encoding="utf-8")
+
+
+def test_one_learner_is_not_called_learners(tmp_path, capsys):
+    (tmp_path / "ana.json").write_text(json.dumps(doctor_file()))
+    (tmp_path / "notes.txt").write_text("no json")
+    assert main(["class", str(tmp_path)]) == 0
+    assert "1 learner, 1 file not counted: " in capsys.readouterr().out
 
 
 def test_without_nbconvert_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):

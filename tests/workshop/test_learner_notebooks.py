@@ -11,8 +11,8 @@ import pytest
 from helpers import COURSE_ROOT, CourseError, course
 from helpers.__main__ import main
 from helpers.workshop import write_learner_notebooks
-from helpers.workshop.learner_notebooks import filled, learner_notebook, names, solutions_notebook, taught
-from helpers.workshop.sections import KINDS, plan, sections, with_kinds
+from helpers.workshop.learner_notebooks import SOLUTION, filled, learner_notebook, names, solutions_notebook, taught
+from helpers.workshop.sections import KINDS, exercises_in, pieces, plan, sections, with_kinds
 from tests.cells import solutions, tagged
 
 LESSONS, SOLUTIONS = course.lessons(), solutions()
@@ -135,8 +135,8 @@ def test_a_cell_s_own_tag_goes_before_its_section_s_kind():
         ("markdown", "dropped"),
         ("code", "print(1)", "skip"),
     ]
-    pieces = [(kind, cell) for _, kind, cell in with_kinds(LESSONS[0], notebook_of(*HEAD, *own))]
-    assert [cell.source for cell in taught(pieces)][4:] == ["kept"]
+    of_kinds = [(kind, cell) for _, kind, cell in with_kinds(LESSONS[0], notebook_of(*HEAD, *own))]
+    assert [cell.source for cell in taught(of_kinds)][4:] == ["kept"]
 
 
 def test_a_cell_of_two_kinds_is_refused():
@@ -165,8 +165,8 @@ def test_a_cell_of_two_kinds_is_refused():
 )
 def test_code_between_is_kept_folded_if_what_is_taught_needs_it(between, after, kept):
     own = [("code", between, "read"), ("markdown", "words", "read"), ("code", after)]
-    pieces = [(kind, cell) for _, kind, cell in with_kinds(LESSONS[0], notebook_of(*HEAD, *own))]
-    cells = taught(pieces)[4:]
+    of_kinds = [(kind, cell) for _, kind, cell in with_kinds(LESSONS[0], notebook_of(*HEAD, *own))]
+    cells = taught(of_kinds)[4:]
     assert [between in cell.source for cell in cells] == ([True, False] if kept else [False])
     assert cells[0].metadata.get("cellView") == ("form" if kept else None)
 
@@ -179,33 +179,82 @@ def test_a_cell_of_prose_is_cut_where_a_section_begins_and_not_in_a_fence():
 
 # --- the plan of sections ------------------------------------------------------------------------------------------
 
-PLANNED = [lesson for lesson in LESSONS if lesson.stem in plan()["lessons"]]
+
+def test_every_lesson_is_planned_and_no_other():
+    assert list(plan()["lessons"]) == [lesson.stem for lesson in LESSONS]
 
 
-def test_lessons_00_to_03_are_planned():
-    assert [lesson.stem[:2] for lesson in PLANNED][:4] == ["00", "01", "02", "03"]
-    assert set(plan()["lessons"]) <= {lesson.stem for lesson in LESSONS}
-
-
-@pytest.mark.parametrize("lesson", PLANNED, ids=lambda lesson: lesson.stem)
+@OF_A_LESSON
 def test_the_plan_has_each_section_of_the_lesson_and_no_other(lesson):
     found = [section.heading for section in sections(lesson)]
     planned = plan()["lessons"][lesson.stem]["sections"]
     assert [heading for heading in planned if heading not in found] == []
     above = found[: found.index("Further down")] if "Further down" in found else found
     assert [heading for heading in above if heading not in planned] in (
-        [], ["Exercises", "What you have now"], ["Exercises", "What you did"], ["What you have now"],
+        [], ["Exercises", "What you have now"], ["Exercises", "What you did"], ["Exercises", "What you saw"],
+        ["What you have now"],
     )  # fmt: skip
     assert all(each.get("kind", "teach") in KINDS and each["minutes"] > 0 for each in planned.values())
 
 
-@pytest.mark.parametrize("lesson", PLANNED, ids=lambda lesson: lesson.stem)
-def test_the_minutes_of_the_sections_are_those_in_the_instructor_s_notes(lesson):
-    notes = lesson.with_suffix(".instructor.md").read_text(encoding="utf-8")
-    teach, exercises = map(int, re.search(r"(\d+) to teach, (\d+) for the\s+(?:\w+\s+)?exercises", notes).groups())
+# --- minutes: the notes, the head of the lesson and its exercises say the same ------------------------------------------
+
+
+def minutes_of_notes(notes: str) -> tuple[int, int]:
+    """(to teach, for the exercises), as each instructor's file says it."""
+    found = re.findall(r"(\d+) to teach, (\d+) for the\s+(?:\w+\s+)?exercises", notes)
+    assert len(found) == 1, f"{len(found)} times 'N to teach, N for the exercises'"
+    return int(found[0][0]), int(found[0][1])
+
+
+def minutes_of_head(first_cell: str) -> tuple[int, int]:
+    """(to read, for the exercises) as the first cell of a lesson says it, in a sentence or in a table."""
+    in_words = re.search(r"\*\*Time:\*\* (\d+) minutes to read, (\d+) for the exercises", first_cell)
+    in_table = re.search(r"\| to read \| (\d+) minutes\b.*\n\| exercises[\w ]* \| (\d+) minutes \|", first_cell)
+    found = in_words or in_table
+    assert found, "the head does not say how long it takes to read, and how long the exercises take"
+    return int(found[1]), int(found[2])
+
+
+def reading_minutes(lesson) -> float:
+    """200 words of prose in a minute, and twelve lines of code, without exercises and "Further down"; an estimate."""
+    words = lines = 0
+    for heading, cell in pieces(course.to_notebook(lesson)):
+        if heading in ("Exercises", "Further down") or exercises_in(cell.source):
+            if heading == "Further down":
+                break
+            continue
+        if cell.cell_type == "markdown":
+            words += len(SOLUTION.sub("", cell.source).split())
+        elif not {"bootstrap", "parameters"} & set(cell.metadata.get("tags", [])) and "check(" not in cell.source:
+            lines += len([line for line in cell.source.splitlines() if line.strip()])
+    return words / 200 + lines / 12
+
+
+@OF_A_LESSON
+def test_the_minutes_of_sections_and_exercises_are_those_in_the_instructor_s_notes(lesson):
     found = sections(lesson)
-    assert sum(section.minutes for section in found) == teach
-    assert sum(sum(section.exercises.values()) for section in found) == exercises
+    exercises = sum(sum(section.exercises.values()) for section in found)
+    notes = lesson.with_suffix(".instructor.md").read_text(encoding="utf-8")
+    assert minutes_of_notes(notes) == (sum(section.minutes for section in found), exercises)
+
+
+@OF_A_LESSON
+def test_the_head_of_a_lesson_says_the_minutes_of_its_exercises_and_of_reading_it(lesson):
+    to_read, for_exercises = minutes_of_head(course.to_notebook(lesson).cells[0].source)
+    assert for_exercises == sum(sum(section.exercises.values()) for section in sections(lesson))
+    assert 0.75 <= to_read / reading_minutes(lesson) <= 1.25, f"{reading_minutes(lesson):.0f} minutes by its words"
+
+
+def test_an_exercise_whose_minutes_nobody_added_is_noticed():
+    text = "**1. Write** (5 minutes, •). Write.\n\n**2. Repair** (10 minutes, ••). Repair.\n\n**3.** *Decide*, 5 minutes, •."
+    assert exercises_in(text) == {1: 5, 2: 10, 3: 5}
+
+
+@pytest.mark.parametrize("words", ["45 to read, 60 for the exercises", "45 to teach, sixty for the exercises", ""])
+def test_notes_in_other_words_are_noticed(words):
+    with pytest.raises(AssertionError, match="0 times"):
+        minutes_of_notes(f"- **Minutes:** {words}.")
 
 
 # --- the command, and a run ----------------------------------------------------------------------------------------

@@ -33,21 +33,39 @@ def diagnosis(answer):
     return None
 
 
-@exercise("06.2", takes="asked, has and allocated")
-def kind_of_full(answer):
-    cases = [  # asked, has, allocated, what it is, and why
-        (2.0, 14.56, 11.06, "holes", "13.06 GiB would have fitted into 14.56, in one piece"),
-        (2.0, 14.56, 13.0, "full", "15 GiB never fit into 14.56, holes or not"),
-        (0.5, 14.56, 14.06, "holes", "what fits exactly does fit"),
-        (3.0, 8.0, 6.0, "full", "the numbers of the arguments count, and no others"),
-    ]
-    for asked, has, allocated, right, why in cases:
-        given = answer(asked, has, allocated)
+@exercise("06.2", takes="a message")
+def why_full(answer):
+    for asked, has, others, allocated, right, why in FULL:
+        given = answer(_out_of_memory(asked, has, others, allocated))
         if given is ...:
             return "put your answer in place of the dots"
         if str(given).strip().lower() != right:
-            return f"asked {asked}, has {has}, allocated {allocated}: {right!r} is right, for {why}; yours says {given!r:.40}"
+            said = f"{asked} asked for, {has} in all, {allocated} allocated, others {' and '.join(others) or 'hold nothing'}"
+            return f"{said}: {right!r} is right, for {why}; yours says {given!r:.40}"
     return None
+
+
+# Asked for, the GPU has, other processes hold, allocated: what it is, and why.
+FULL = [
+    ("2.00 GiB", "14.56 GiB", [], "11.06 GiB", "holes", "13.06 GiB would have fitted into 14.56 in one piece"),
+    ("2.00 GiB", "14.56 GiB", [], "13.00 GiB", "full", "15 GiB never fit into 14.56, with holes or without"),
+    ("512.00 MiB", "14.56 GiB", [], "13.80 GiB", "holes", "512 MiB are half a GiB, and 14.3 GiB fit into 14.56"),
+    ("900.00 MiB", "14.56 GiB", [], "13.90 GiB", "full", "900 MiB are 0.88 GiB, and 14.78 do not fit"),
+    ("2.00 GiB", "14.56 GiB", ["3.50 GiB"], "9.80 GiB", "others", "11.8 GiB fit the GPU, but not the 11.06 that another leaves"),
+    ("1.00 GiB", "14.56 GiB", ["1.50 GiB", "710.00 MiB"], "11.50 GiB", "others", "every other process counts, those in MiB too"),
+    ("224.00 MiB", "14.56 GiB", ["2.31 GiB"], "11.90 GiB", "holes", "12.12 GiB would fit beside the other process"),
+    ("3.00 GiB", "23.65 GiB", [], "19.00 GiB", "holes", "this GPU has more than a T4: read its capacity out of the message"),
+]  # fmt: skip
+
+
+def _out_of_memory(asked: str, has: str, others: list, allocated: str) -> str:
+    """What torch says when a GPU is full; `others` are what other processes hold."""
+    held = "".join(f"Process {440 + number} has {size} memory in use. " for number, size in enumerate(others))
+    return (
+        f"CUDA out of memory. Tried to allocate {asked}. GPU 0 has a total capacity of {has} of which 92.75 MiB is free. "
+        f"{held}Including non-PyTorch memory, this process has 14.31 GiB memory in use. Of the allocated memory "
+        f"{allocated} is allocated by PyTorch, and 96.40 MiB is reserved by PyTorch but unallocated."
+    )
 
 
 @exercise("06.3", takes="the old settings")
