@@ -445,7 +445,11 @@ def revised(tmp_path_factory):
             there = [("rows", "Some/OwnRows", commits[-1])]
             if word == "new":
                 there += [(how, "Some/OwnRows", "nope") for how in ("rows", "look")]
-                there += [("rows", "Some/OwnRows", "auto"), ("look", "Some/OwnRows", "main"), ("look", "no/thing", "auto")]
+                there += [
+                    ("rows", "Some/OwnRows", "auto"),
+                    ("look", "Some/OwnRows", "main"),
+                    ("look", "no/thing", "auto"),
+                ]
                 there += [(how, "alpaca", r) for how in ("look", "course") for r in ("main", "nope")]
             found = dict(zip(there, answers_of(ask(REVISIONS, json.dumps(there), hub=hub, home=home)), strict=True))
         gone = [("rows", "Some/OwnRows", r) for r in ("auto", "main", "nope", *commits)]
@@ -485,7 +489,9 @@ def test_without_the_hub_no_other_revision_than_the_one_asked_for_is_taken(revis
     assert said.endswith(f"and the newest in the cache is the commit {new}")
     assert said.startswith(f"Some/OwnRows: revision '{old}' cannot be had (")
     for revision in ("main", "nope"):  # a name's commit cannot be looked up
-        assert f"revision '{revision}' cannot be had (" in error_line(gone["rows", "Some/OwnRows", revision], "DataError")
+        assert f"revision '{revision}' cannot be had (" in error_line(
+            gone["rows", "Some/OwnRows", revision], "DataError"
+        )
     assert "revision 'nope' cannot be had" in error_line(gone["course", "alpaca", "nope"], "DataError")
     assert gone["course", "alpaca", "auto"]["name"].startswith("tatsu-lab/alpaca")
 
