@@ -395,7 +395,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, form):
     A row begins with what is quick to compare, and goes on, where it is not compared, with what cannot be packed.
     """
     peaks = []
-    for rows in (1_000, 4_000):
+    for rows in (2_000, 5_000):
         file = tmp_path / f"{rows}.{form}"
         answers = ("a " * (splits.LETTERS // 2) + noise(8_000) for n in range(rows))
         write_many(file, ({"question": f"{n} of {rows}?", "answer": answer} for n, answer in enumerate(answers)))
