@@ -334,7 +334,7 @@ def _parquet(file: RowFile) -> Iterator[tuple[int, dict]]:
         with parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as opened:
             number = 0
             for group in range(opened.num_row_groups):  # over all at once pyarrow keeps what it has read
-                for batch in opened.iter_batches(batch_size=256, row_groups=[group]):
+                for batch in opened.iter_batches(batch_size=256, row_groups=[group], use_threads=False):
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row
