@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from helpers import COURSE_ROOT
@@ -20,6 +20,38 @@ from helpers.data.instructions import BUNDLED_INSTRUCTIONS
 
 SAID = [("user", "q"), ("assistant", "a")]
 ROWS = [{"instruction": f"say {n}", "input": "", "output": f"word {n}"} for n in range(12)]
+
+
+FORMS = ("jsonl", "json", "csv", "tsv", "parquet")
+PACKED_TOO = (*FORMS, *(f"{form}.gz" for form in FORMS))
+
+
+def as_table(rows, delimiter) -> str:
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue()
+
+
+def as_bytes(form: str, rows: list[tuple], encoding: str = "utf-8") -> bytes:
+    """The same pairs in a format, such as "csv" or "json.gz"."""
+    if form.endswith(".gz"):
+        return gzip.compress(as_bytes(form.removesuffix(".gz"), rows, encoding))
+    objects = [{"question": q, "answer": a} for q, a in rows]
+    if form == "parquet":
+        return as_parquet(objects)
+    if form in ("csv", "tsv"):
+        return as_table([("question", "answer"), *rows], "\t" if form == "tsv" else ",").encode(encoding)
+    lines = [json.dumps(row, ensure_ascii=False) for row in objects]
+    return (f"[{', '.join(lines)}]" if form == "json" else "\n".join(lines)).encode(encoding)
+
+
+def as_parquet(rows: list[dict]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
 
 
 def written(tmp_path, rows, name="mine.jsonl", encoding="utf-8", **how):
@@ -67,22 +99,33 @@ def test_the_bundled_rows_and_their_split_are_those_of_the_files_in_their_order(
 # --- what was reported ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", PACKED_TOO)
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
-def test_a_line_separator_inside_a_text_is_part_of_the_text(tmp_path, mark):
-    rows = [*ROWS[:11], {"instruction": f"a{mark}b", "output": "x"}]
-    found, _ = read(written(tmp_path, rows, ensure_ascii=False))
-    assert found[11]["instruction"] == f"a{mark}b"
-    (tmp_path / "mine.csv").write_text(f'question,answer\n"a{mark}b",x\n', encoding="utf-8")
-    assert read(tmp_path / "mine.csv")[0] == [{"instruction": f"a{mark}b", "input": "", "output": "x"}]
+def test_a_line_separator_inside_a_text_is_part_of_the_text(tmp_path, mark, form):
+    """As the mark itself and not as an escape; the row after it stands in the next line."""
+    rows = [*((f"say {n}", f"word {n}") for n in range(11)), (f"a{mark}b", f"x{mark}y"), ("", "z")]
+    (tmp_path / f"mine.{form}").write_bytes(as_bytes(form, rows))
+    found, understood = read(tmp_path / f"mine.{form}")
+    assert found[11] == {"instruction": f"a{mark}b", "input": "", "output": f"x{mark}y"}
+    assert len(found) == 12
+    place = {"json": "line 1", "jsonl": "line 13", "parquet": "row 13"}.get(form.removesuffix(".gz"), "line 14")
+    assert f"1 without a question ({place})" in said(understood)
 
 
+@pytest.mark.parametrize("form", [form for form in PACKED_TOO if not form.startswith("parquet")])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
-    file = written(tmp_path, [{"instruction": "Grüße?", "output": "日本"}], encoding=encoding, ensure_ascii=False)
-    assert read(file)[0] == [{"instruction": "Grüße?", "input": "", "output": "日本"}]
-    (tmp_path / "mine.csv").write_bytes("question;answer\nGrüße?;日本\n".encode(encoding))
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, form):
+    (tmp_path / f"mine.{form}").write_bytes(as_bytes(form, [("Grüße?", "日本")], encoding))
+    found, understood = read(tmp_path / f"mine.{form}")
+    assert found == [{"instruction": "Grüße?", "input": "", "output": "日本"}]
+    assert {"utf-8-sig": "UTF-8 with a byte order mark"}.get(encoding, encoding) in understood.format
+    assert ("packed with gzip" in understood.format) == form.endswith(".gz")
+
+
+def test_cells_between_semicolons_after_a_byte_order_mark_are_told_apart(tmp_path):
+    (tmp_path / "mine.csv").write_bytes("question;answer\nGrüße, Anna?;日本\n".encode("utf-8-sig"))
     found, understood = read(tmp_path / "mine.csv")
-    assert found[0] == {"instruction": "Grüße?", "input": "", "output": "日本"}
+    assert found == [{"instruction": "Grüße, Anna?", "input": "", "output": "日本"}]
     assert "cells between ';'" in understood.format
 
 
@@ -105,13 +148,17 @@ def test_line_ends_of_windows_are_no_part_of_a_text(tmp_path):
     assert read(tmp_path / "mine.jsonl")[0] == ROWS
 
 
-def test_half_of_an_emoji_is_replaced_and_counted(tmp_path):
-    (tmp_path / "mine.jsonl").write_text(
-        '{"instruction":"hi \\ud83d","output":"x"}\n{"instruction":"a","output":"b"}\n'
-    )
-    loaded = load_rows(str(tmp_path / "mine.jsonl"))
-    assert loaded.rows[0]["instruction"] == "hi \ufffd"
-    assert "1 with half of a character (a lone surrogate), which becomes \ufffd (line 1)" in str(loaded)
+@pytest.mark.parametrize("form", ["jsonl", "json", "jsonl.gz", "json.gz"])  # what JSON alone can write, as \\ud83d
+def test_half_of_an_emoji_is_replaced_and_counted_and_a_look_lets_it_pass(tmp_path, form):
+    rows = [{"instruction": "hi \ud83d", "output": "x"}, {"instruction": "a", "output": "b \ude00"}]
+    text = (
+        json.dumps(rows) if form.startswith("json.") or form == "json" else "\n".join(map(json.dumps, rows))
+    ).encode()
+    (tmp_path / f"mine.{form}").write_bytes(gzip.compress(text) if form.endswith("gz") else text)
+    look_at(str(tmp_path / f"mine.{form}"))
+    loaded = load_rows(str(tmp_path / f"mine.{form}"))
+    assert [(row["instruction"], row["output"]) for row in loaded.rows] == [("hi \ufffd", "x"), ("a", "b \ufffd")]
+    assert "2 with half of a character (a lone surrogate), which becomes \ufffd (line" in str(loaded)
 
 
 def test_numbers_become_text_and_empty_answers_are_left_out_and_both_are_counted(tmp_path):
@@ -448,37 +495,36 @@ anything = st.recursive(
 )
 columns_of = st.sampled_from(["question", "answer", "messages", "text", "role", "x"])
 odd_rows = st.lists(st.dictionaries(columns_of, anything, max_size=4) | anything, max_size=5)
+# A column of a Parquet file is of one kind, and any of its values may be missing.
+whole_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.none() | whole_text}
+)
+of_one_kind = st.sampled_from(
+    [
+        whole_text,
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(),
+        st.booleans(),
+        st.binary(max_size=6),
+        st.dates(),
+        st.datetimes(),
+        st.times(),
+        st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-1000, max_value=1000),
+        st.lists(whole_text, max_size=3),
+        st.lists(turns, max_size=4),
+        st.fixed_dictionaries({"x": whole_text}),
+        st.none(),
+    ]
+)
+columns_of_one_kind = st.dictionaries(columns_of, of_one_kind, min_size=1, max_size=4).flatmap(
+    lambda kinds: st.lists(
+        st.fixed_dictionaries({name: st.none() | values for name, values in kinds.items()}), min_size=1, max_size=5
+    )
+)
 
 
-def as_table(rows, delimiter):
-    out = io.StringIO(newline="")
-    csv.writer(out, delimiter=delimiter).writerows(rows)
-    return out.getvalue()
-
-
-def as_bytes(form: str, rows: list[tuple]) -> bytes:
-    """The same pairs in a format."""
-    if form == "parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        out = io.BytesIO()
-        parquet.write_table(
-            pyarrow.Table.from_pylist([dict(zip(("question", "answer"), r, strict=True)) for r in rows]), out
-        )
-        return out.getvalue()
-    if form in ("csv", "tsv"):
-        return as_table([("question", "answer"), *rows], "\t" if form == "tsv" else ",").encode()
-    objects = [{"question": q, "answer": a} for q, a in rows]
-    return (
-        json.dumps(objects) if form == "json" else "\n".join(json.dumps(o, ensure_ascii=False) for o in objects)
-    ).encode()
-
-
-FORMS = ("jsonl", "json", "csv", "tsv", "parquet")
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PACKED_TOO)
 def test_generated_texts_come_back_as_they_were(tmp_path, form):
     @quietly
     @given(pairs)
@@ -492,45 +538,57 @@ def test_generated_texts_come_back_as_they_were(tmp_path, form):
     check()
 
 
-@pytest.mark.parametrize("form", [*FORMS, "jsonl.gz"])
+@pytest.mark.parametrize("form", PACKED_TOO)
 def test_generated_damage_ends_well_or_in_one_line(tmp_path, form):
+    """Bytes are changed in the file as it is, so in a packed one mostly its packing breaks; or in what is packed."""
+
     @quietly
-    @given(pairs, st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4), st.integers(0, 10**6))
-    def check(rows, changes, end):
-        content = bytearray(as_bytes(form.removesuffix(".gz"), rows))
-        content = bytearray(gzip.compress(content)) if form.endswith("gz") else content
+    @given(
+        pairs,
+        st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+        st.integers(0, 10**6),
+        st.booleans(),
+    )
+    def check(rows, changes, end, inside):
+        inner = inside and form.endswith(".gz")
+        content = bytearray(as_bytes(form.removesuffix(".gz") if inner else form, rows))
         for place, byte in changes:
             content[place % len(content)] = byte
-        ends_well(tmp_path / f"mine.{form}", bytes(content[: 1 + end % len(content)] if end % 2 else content))
+        content = bytes(content[: 1 + end % len(content)] if end % 2 else content)
+        ends_well(tmp_path / f"mine.{form}", gzip.compress(content) if inner else content)
+        tried.append(rows)
 
+    tried: list = []
     check()
+    assert len(tried) >= 150
 
 
-@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("form", PACKED_TOO)
 def test_generated_values_of_any_kind_end_well_or_in_one_line(tmp_path, form):
+    kind = form.removesuffix(".gz")
+
     @quietly
-    @given(odd_rows)
+    @given(columns_of_one_kind if kind == "parquet" else odd_rows)
     def check(rows):
-        if form in ("csv", "tsv"):
-            cells = [row if isinstance(row, list) else [row] for row in rows]
-            content = as_table([("question", "answer"), *cells], "\t" if form == "tsv" else ",").encode(
-                "utf-8", "replace"
-            )
-        elif form == "parquet":
-            import pyarrow
-            from pyarrow import parquet
-
-            out = io.BytesIO()
+        if kind == "parquet":
             try:
-                parquet.write_table(pyarrow.Table.from_pylist([row for row in rows if isinstance(row, dict)]), out)
-            except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError):
-                return  # what no Parquet file can hold
-            content = out.getvalue()
+                content = as_parquet(rows)
+            except (pyarrow.ArrowException, OverflowError):
+                assume(False)  # what no Parquet file can hold
+        elif kind in ("csv", "tsv"):
+            cells = [row if isinstance(row, list) else [row] for row in rows]
+            table = as_table([("question", "answer"), *cells], "\t" if kind == "tsv" else ",")
+            content = table.encode("utf-8", "replace")
         else:
-            content = (json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))).encode()
-        ends_well(tmp_path / f"mine.{form}", content)
+            content = (json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))).encode()
+        ends_well(tmp_path / f"mine.{form}", gzip.compress(content) if form.endswith(".gz") else content)
+        tried.append(rows)
 
+    import pyarrow
+
+    tried: list = []
     check()
+    assert len(tried) >= 150
 
 
 def ends_well(file, content: bytes) -> None:
