@@ -151,10 +151,8 @@ def _check_encoding(encoding: str) -> None:
 def _encoding(path: Path, head: bytes, asked: str) -> str:
     """The encoding: the file's byte order mark decides, then what was asked, then UTF-8; it is never guessed."""
     marked = next((name for mark, name in MARKS if head.startswith(mark)), None)
-    if marked and asked in ("auto", "utf-8", "utf8", "UTF-8", "utf-16", marked):
-        return marked
-    if asked != "auto":
-        return asked
+    if marked or asked != "auto":
+        return marked or asked
     if head[:1000].count(0) > len(head[:1000]) / 3:
         raise DataError(
             f'{path.name} is full of zero bytes, as UTF-16 is: say encoding="utf-16-le", or save it as UTF-8'

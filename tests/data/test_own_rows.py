@@ -129,6 +129,13 @@ def test_cells_between_semicolons_after_a_byte_order_mark_are_told_apart(tmp_pat
     assert "cells between ';'" in understood.format
 
 
+@pytest.mark.parametrize("asked", ["utf-8", "utf-16-le", "cp1252"])
+def test_a_byte_order_mark_decides_whatever_is_asked(tmp_path, asked):
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "mine.csv").write_bytes(as_bytes("csv", [("Grüße?", "ja")], encoding))
+        assert read(tmp_path / "mine.csv", encoding=asked)[0][0]["instruction"] == "Grüße?"
+
+
 def test_another_encoding_is_asked_for_and_never_guessed(tmp_path):
     (tmp_path / "mine.csv").write_bytes("question,answer\nhow,so\nCaf\xe9?,ja\n".encode("cp1252"))
     line = told(tmp_path / "mine.csv")
@@ -307,6 +314,45 @@ def test_a_folder_is_its_files_and_those_for_tests_are_left_out_and_named(tmp_pa
     assert "files left out:   test.jsonl" in said(understood)
     written(tmp_path, ROWS, "more.csv")
     assert "several formats" in told(tmp_path)
+
+
+def test_hidden_files_of_a_folder_are_no_rows(tmp_path):
+    """As notebooks and operating systems leave them: .ipynb_checkpoints/, ._mine.jsonl."""
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    written(tmp_path, ROWS)
+    for hidden in (".ipynb_checkpoints/mine-checkpoint.jsonl", "._mine.jsonl"):
+        written(tmp_path, ROWS, hidden)
+    found, understood = read(tmp_path)
+    assert found == ROWS
+    assert understood.files_left_out == []
+
+
+def test_files_of_a_folder_have_the_same_columns(tmp_path):
+    written(tmp_path, ROWS, "a.jsonl")
+    written(tmp_path, [{"text": "It rained."}], "b.jsonl")
+    assert "b.jsonl has other columns than the file before it: text" in told(tmp_path)
+
+
+def test_a_file_called_json_may_hold_lines_or_one_object_with_the_rows(tmp_path):
+    (tmp_path / "mine.json").write_text("\n".join(map(json.dumps, ROWS)))
+    assert read(tmp_path / "mine.json")[0] == ROWS
+    (tmp_path / "mine.json").write_text(json.dumps({"version": 2, "data": ROWS}, indent=1))
+    assert read(tmp_path / "mine.json")[0] == ROWS
+    talk = {"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(talk, indent=1))
+    assert [plain(row) for row in read(tmp_path / "mine.json")[0]] == [{"instruction": "q", "input": "", "output": "a"}]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_what_stands_between_cells_is_what_parts_all_rows_alike(tmp_path, delimiter):
+    rows = [("question", "answer"), ("a, b; c | d", "x"), ("e", "f;g,h,i")]
+    (tmp_path / "mine.csv").write_text(as_table(rows, delimiter))
+    assert [(row["instruction"], row["output"]) for row in read(tmp_path / "mine.csv")[0]] == rows[1:]
+
+
+def test_a_line_without_an_end_is_given_up_in_one_line(tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes(b'{"question": "' + b"a" * 64_000_000)
+    assert told(tmp_path / "mine.jsonl") == "mine.jsonl, line 1: it has more than 64,000,000 characters"
 
 
 def test_what_is_no_file_of_rows_is_told_what_is_taken(tmp_path):
