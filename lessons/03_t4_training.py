@@ -532,7 +532,7 @@ table(
     columns=headings,
 )
 
-# %%
+# %% tags=["better"]
 usual = (
     run.model.bundled
     and settings.dataset_id in ("auto", "bundled")

@@ -28,6 +28,7 @@ from helpers.saving import CheckpointError, checkpoint_folder, require_login
 from helpers.training import Cures, OutOfMemory, explained, plan_training
 from helpers.training.cures import CURES, NEEDED
 from helpers.training.out_of_memory import explain, ladder, ran_out
+from tests.cells import lesson_cell
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB")
@@ -546,6 +547,35 @@ def test_what_another_folder_variable_says_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
     prepare_reports("tensorboard", tmp_path)
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"
+
+
+# --- better or not ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bundled_model", "dataset_id", "answers", "claims"),
+    [
+        (True, "bundled", ["a", "b"], ["exact match rose", "at least 95%"]),
+        (True, "mine.csv", ["a", "b"], ["the loss on all held-out rows is lower"]),
+        (False, "bundled", ["a", "b"], ["the loss on all held-out rows is lower"]),
+        (True, "mine.csv", ["a", "a"], []),  # who has only learned to say "a" is not called better
+    ],
+    ids=["the lesson's own run", "rows of one's own", "another model", "answers that are all the same"],
+)
+def test_what_is_called_better_depends_on_model_and_rows(bundled_model, dataset_id, answers, claims):
+    said = []
+    settings = {"dataset_id": dataset_id, "template": "auto", "max_steps": 40, "rank": 16}
+    names = {
+        "run": SimpleNamespace(model=SimpleNamespace(bundled=bundled_model)),
+        "settings": SimpleNamespace(**settings),
+        "used_rows": {"completion": [[{"role": "assistant", "content": answer}] for answer in answers]},
+        "before": SimpleNamespace(loss=3.0, interval=(0.0, 0.1)),
+        "after": SimpleNamespace(loss=1.0, interval=(0.9, 1.0), exact_match=1.0, rows=256),
+        "verdict": lambda claim, holds, look_at="": said.append((claim, holds)),
+    }
+    exec(lesson_cell("03", "better").source, names)
+    assert [holds for _, holds in said] == [True] * len(claims)
+    assert all(claim.startswith(begin) for (claim, _), begin in zip(said, claims, strict=True))
 
 
 # --- side runs -----------------------------------------------------------------------------------------------------------
