@@ -2,6 +2,8 @@
 
 import base64
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
@@ -302,6 +304,48 @@ def test_conversations_of_several_turns_give_their_last_answer_and_say_so(tmp_pa
         'messages\n"[{""role"":""user"",""content"":""q""},{""role"":""assistant"",""content"":""a""}]"\n'
     )
     assert plain(read(tmp_path / "mine.csv")[0][0]) == {"instruction": "q", "input": "", "output": "a"}
+
+
+@pytest.mark.parametrize("speaker", ["gpt", "GPT", "assistant", "chatgpt", "model", "bot"])
+@pytest.mark.parametrize("asker", ["human", "user", "User"])
+def test_who_speaks_has_many_names(tmp_path, asker, speaker):
+    talk = {"conversations": [{"from": asker, "value": "q"}, {"from": speaker, "value": "a"}]}
+    assert [plain(row) for row in read(written(tmp_path, [talk]))[0]] == [
+        {"instruction": "q", "input": "", "output": "a"}
+    ]
+
+
+def test_calls_of_tools_are_left_out_and_parts_of_a_text_are_one_text(tmp_path):
+    asked = {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    rows = [{"messages": [asked, {"role": "assistant", "content": "a"}]}, {"messages": [asked, called]}]
+    found, understood = read(written(tmp_path, rows))
+    assert [plain(row) for row in found] == [{"instruction": "one two", "input": "", "output": "a"}]
+    assert "1 with tools, which lessons do not teach (line 2)" in said(understood)
+
+
+def test_dates_and_decimal_numbers_become_text_and_what_is_not_a_number_is_empty(tmp_path):
+    days = [datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 3, 4), decimal.Decimal("1.50"), float("nan")]
+    texts = ["2026-01-02", "2026-01-02 03:04:00", "1.50"]
+    for n, (day, text) in enumerate(zip(days, [*texts, None], strict=True)):
+        (tmp_path / f"{n}.parquet").write_bytes(as_parquet([{"question": "when", "answer": day}]))
+        if text is None:
+            assert "1 with an empty answer (row 1)" in told(tmp_path / f"{n}.parquet")
+            continue
+        found, understood = read(tmp_path / f"{n}.parquet")
+        assert found[0]["output"] == text
+        assert "1 with a date or a decimal number, which is written as text (row 1)" in said(understood)
+
+
+def test_a_group_may_be_named_alone_and_of_two_spellings_the_first_counts(tmp_path):
+    (tmp_path / "mine.csv").write_text("Question,question,answer,Kunde\na,b,c,7\n")
+    found, _ = read(tmp_path / "mine.csv", columns="group=Kunde")
+    assert found == [{"instruction": "a", "input": "", "output": "c", "group": "7"}]
+
+
+def test_answers_that_differ_in_white_space_alone_are_all_the_same(tmp_path):
+    rows = [row | {"output": "yes" + " " * n} for n, row in enumerate(ROWS)]
+    assert "all are 'yes': a model can only learn to say that" in said(read(written(tmp_path, rows))[1])
 
 
 def test_a_folder_is_its_files_and_those_for_tests_are_left_out_and_named(tmp_path):
