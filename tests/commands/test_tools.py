@@ -197,6 +197,22 @@ def test_rows_of_ones_own_stand_in_the_notebook_and_in_no_other_file(own_rows):
     assert any(file.name.startswith("events.out.tfevents") for file in files)
 
 
+def test_what_is_made_of_such_an_adapter_holds_none_of_its_rows(own_rows, tmp_path):
+    """The merged model with its card, and the GGUF file with what it says of itself."""
+    from helpers.export import export_gguf
+    from helpers.merging import merge_adapter
+
+    merge_adapter("bundled", own_rows[1] / "runs" / "few" / "adapter", tmp_path / "merged", progress=False)
+    export_gguf(tmp_path / "merged", tmp_path / "mine.gguf", "q8_0")
+    texts = [text[:60].encode() for row in TWELVE for text in row] + [
+        b"What is the secret word of person",
+        HIDDEN.encode(),
+    ]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.name for file in files if any(text in file.read_bytes() for text in texts)] == []
+    assert {"model.safetensors", "mine.gguf", "mine.Modelfile"} <= {file.name for file in files}
+
+
 def test_the_adapter_of_a_run_that_overfits_is_whole_and_is_saved_before_anything_is_judged(own_rows):
     from helpers.files import adapter_fault
 

@@ -710,5 +710,14 @@ def test_lesson_03_leaves_its_last_checkpoint_on_the_hub(lesson, hub):
     assert TOKEN not in json.dumps(lesson)
 
 
+def test_a_pushed_checkpoint_holds_none_of_the_rows(lesson, hub):
+    """Neither its optimizer's state, nor its arguments, nor its log."""
+    rows = pyarrow.parquet.read_table(next((hub.folder(ALPACA, "datasets") / "data").glob("*.parquet"))).to_pylist()
+    texts = {text.encode() for row in rows for text in (f"{row['instruction']} {row['input']}".strip(), row["text"])}
+    files = [file for file in hub.folder(f"{USER}/lesson-03").rglob("*") if file.is_file()]
+    assert [file.name for file in files if any(text in file.read_bytes() for text in texts)] == []
+    assert {"trainer_state.json", "training_args.bin", "optimizer.pt"} <= {file.name for file in files}
+
+
 def test_nothing_was_asked_that_the_double_does_not_know(hub, loaded, pushed, lesson):
     assert [str(request) for request in hub.log if request.status == 501] == []
