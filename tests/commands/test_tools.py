@@ -395,6 +395,18 @@ def test_a_report_shows_a_failure_and_escapes_what_it_says(tmp_path):
     assert "failed</span>" in page
 
 
+def test_a_report_does_not_say_what_an_error_quotes_of_a_learners_rows(tmp_path):
+    from helpers.data import DataError, load_rows
+
+    (tmp_path / "mine.csv").write_text(f"{HIDDEN},yes\nand this,no\n")  # a table without a heading
+    with pytest.raises(DataError, match=HIDDEN[:30]) as error:
+        load_rows(str(tmp_path / "mine.csv"))
+    result = {"lesson": "03_t4_training", "seconds": 1.0, "untrue": [], "notebook": tmp_path / "none.ipynb"}
+    page = _report.write_report(tmp_path, [result | {"error": f"cell 4 (run = begin(): DataError: {error.value}"}])
+    assert HIDDEN[:30] not in page.read_text()
+    assert "cell 4 (run = begin(): DataError: what it says may quote your rows" in page.read_text()
+
+
 def test_badges_move_the_whole_course_to_another_address(tmp_path):
     clone = tmp_path / "clone"
     ignored = shutil.ignore_patterns(".venv", "runs", ".git", "base_model", "__pycache__", ".gpu")

@@ -240,6 +240,19 @@ def test_other_columns_are_named_and_a_group_is_kept(tmp_path):
     assert "chosen" in told(written(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}]))
 
 
+def test_a_table_without_a_heading_and_one_of_many_columns_are_told_in_little(tmp_path):
+    (tmp_path / "mine.csv").write_text(f"{'word ' * 300},{'more ' * 300}\na,b\n")
+    for columns in ("auto", "prompt=a,completion=b"):
+        line = told(tmp_path / "mine.csv", columns=columns)
+        assert len(line) < 250
+        assert "'word word word word" in line
+    heading = ",".join(["question", "answer", *(f"column {n}" for n in range(500))])
+    (tmp_path / "mine.csv").write_text(f"{heading}\n{'x,' * 501}x\n")
+    (line,) = [line for line in said(read(tmp_path / "mine.csv")[1]).splitlines() if "not used" in line]
+    assert line.startswith("columns not used: column 0, column 1, ")
+    assert len(line) < 250
+
+
 def test_words_that_pandas_takes_for_nothing_are_words(tmp_path):
     (tmp_path / "mine.csv").write_text("question,answer\nNA,None\nnull,nan\nnumber,007\n")
     found = [(row["instruction"], row["output"]) for row in read(tmp_path / "mine.csv")[0]]
@@ -374,7 +387,7 @@ def test_hidden_files_of_a_folder_are_no_rows(tmp_path):
 def test_files_of_a_folder_have_the_same_columns(tmp_path):
     written(tmp_path, ROWS, "a.jsonl")
     written(tmp_path, [{"text": "It rained."}], "b.jsonl")
-    assert "b.jsonl has other columns than the file before it: text" in told(tmp_path)
+    assert "b.jsonl has other columns than the file before it: 'text'" in told(tmp_path)
 
 
 def test_a_file_called_json_may_hold_lines_or_one_object_with_the_rows(tmp_path):
