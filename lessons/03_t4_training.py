@@ -31,7 +31,7 @@
 # %% tags=["parameters"]
 model_id = "auto"  # the bundled model on a CPU, a 7B model on a GPU; or a preset, a folder, a hub id
 dataset_id = "auto"  # or rows of your own: a file or a folder (JSON, CSV, TSV, Parquet), or owner/name on the hub
-columns = "auto"  # or which of its columns is which: "prompt=Question,completion=Answer"
+columns = "auto"  # or which of its columns is which: section 1 shows how
 encoding = "auto"  # of a file that is not UTF-8, such as "cp1252"
 split = "auto"  # of a data set on the hub: "train", or another
 revision = "auto"  # of a data set on the hub: a branch, a tag or a commit
@@ -172,7 +172,7 @@ in_colour(example["input_ids"], example["labels"])
 #
 # For each number that is trained, its [gradient](../site/glossary.md#gradient) says how the loss changes with it. The *optimizer* moves the number the other way, and the learning rate says how far. One such *step* looks at
 # `batch_size` times `gradient_accumulation` rows. An *epoch* is one pass over all rows. You may set either `max_steps` or `epochs`, and the other one follows; both at once are refused. A row with more than `max_length` tokens loses its end, and with
-# it the eos, so it does not teach the model to stop. Choose `max_length` by the lengths of your own rows.
+# it the eos, so it does not teach the model to stop. If its question alone is that long, it teaches nothing. Choose `max_length` by the lengths of your own rows.
 
 # %%
 rows_per_step = settings.batch_size * settings.gradient_accumulation
@@ -437,14 +437,24 @@ cures.after_building(trainer)
 trainer.model.print_trainable_parameters()
 
 # %% [markdown]
-# Does the trainer learn from the tokens that you coloured above?
+# Does the trainer learn from the tokens that you built by hand? TRL cuts a row at `max_length`, and leaves out a row of which no answer is left then. So compare the first row that has
+# one left.
+
+
+# %%
+def as_trained(row):
+    "The ids and labels of a row, cut at max_length."
+    return {name: values[: settings.max_length] for name, values in tokens_and_labels(row).items()}
+
+
+by_hand = next(filter(lambda row: max(row["labels"]) >= 0, map(as_trained, used_rows)))
 
 # %%
 batch = trainer.data_collator([trainer.train_dataset[0]])
-of_trainer = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-by_hand = example["input_ids"][: settings.max_length], example["labels"][: settings.max_length]
-verdict("the trainer's tokens and labels are those built by hand", all(
-    theirs[: len(ours)] == ours for theirs, ours in zip(of_trainer, by_hand)))  # fmt: skip
+ids, labels = (batch[name][0].tolist() for name in ("input_ids", "labels"))
+n = len(by_hand["input_ids"])  # behind it there may be padding
+verdict("the trainer's tokens and labels are those built by hand",
+        (ids[:n], labels[:n]) == (by_hand["input_ids"], by_hand["labels"]))  # fmt: skip
 
 # %% [markdown]
 # Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. While it trains, a panel shows memory, loss, tokens per
@@ -522,7 +532,7 @@ table(
     columns=headings,
 )
 
-# %%
+# %% tags=["better"]
 usual = (
     run.model.bundled
     and settings.dataset_id in ("auto", "bundled")
@@ -872,14 +882,14 @@ for i in answers_at:
 # ### Padding, or packing?
 #
 # The rows of a batch are filled up to the longest with padding, which costs time and teaches nothing. Packing puts several rows into one, with
-# `SFTConfig(packing=True)`. Then one row must not see the other. Is that so without flash attention?
+# `SFTConfig(packing=True)`. Then one row must not see the other. Is that so without flash attention? (Here, too, a row is cut at `max_length`.)
 
 # %%
 import torch
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-four = used_rows.select(range(min(4, used))).map(tokens_and_labels, remove_columns=["prompt", "completion"])
+four = used_rows.select(range(min(4, used))).map(as_trained, remove_columns=["prompt", "completion"])
 pack = pack_dataset(four, 4 * settings.max_length)[0]
 together = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([pack])
 ids, positions = (together[name].to(model.device) for name in ("input_ids", "position_ids"))

@@ -36,6 +36,7 @@ def _lesson(folder: Path, result: dict) -> dict:
     peak = about.get("peak_resident_bytes")
     return result | {
         "title": title(course.find_lesson(result["lesson"])),
+        "error": _without_rows(result["error"]),
         "verdicts": verdicts,
         "held": sum(v["holds"] for v in verdicts),
         "peak": f"{peak / 1e9:.2f} GB" if peak else "-",
@@ -43,6 +44,12 @@ def _lesson(folder: Path, result: dict) -> dict:
         "figures": figures(result["notebook"]),
         "about": about,
     }
+
+
+def _without_rows(error: str | None) -> str | None:
+    """A failure as a report shows it: what a DataError says may quote a learner's rows, which stand in her notebook alone."""
+    where, mark, _ = (error or "").partition(": DataError: ")
+    return f"{where}{mark}what it says may quote your rows, so it stands in the notebook alone" if mark else error
 
 
 def figures(notebook: Path) -> list[dict]:

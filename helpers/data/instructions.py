@@ -46,10 +46,11 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
 
     "auto" is tatsu-lab/alpaca on a GPU with a network and a model other than the bundled one, else the bundled
     instructions. Rows of one's own are split 9 to 1, copies and groups on one side; `own` are load_rows's columns,
-    encoding, split and revision. Raises DataError, one line.
+    encoding, split and revision, of which Alpaca takes the revision. Raises DataError, one line.
     """
     from datasets import DatasetDict
 
+    _check_own(dataset_id, **own)
     if dataset_id == "auto":
         if machine is None or machine.device == "cpu":
             return load_instructions("bundled")
@@ -67,23 +68,38 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
         return rows, f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
     if dataset_id not in COURSE_DATA:
         return load_rows(dataset_id, **own).split(seed)
-    parts = from_hub("tatsu-lab/alpaca").train_test_split(test_size=0.1, seed=seed)
+    revision = _revision(**own)
+    parts = from_hub("tatsu-lab/alpaca", revision=revision)[0].train_test_split(test_size=0.1, seed=seed)
     rows = DatasetDict({"train": parts["train"], "heldout": parts["test"]})
-    name = "tatsu-lab/alpaca (CC BY-NC 4.0)"
+    name = "tatsu-lab/alpaca (CC BY-NC 4.0)" + (f", revision {revision}" if revision else "")
     return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
 
 
 def look_at(dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto") -> None:
     """Raise DataError, one line, for rows that cannot be trained on; imports nothing heavy. Looks at the first 20,000."""
+    _check_own(dataset_id, columns, encoding, split, revision)
+    asked = _revision(revision=revision)
     if dataset_id in COURSE_DATA:
-        if (columns, encoding, split, revision) != ("auto",) * 4:
-            how = "columns, encoding, split and revision"
-            raise DataError(f"{how} are for rows of your own, and dataset_id is {dataset_id!r}")
+        if asked:
+            look_at_hub("tatsu-lab/alpaca", asked)
     elif is_hub_id(dataset_id):
-        look_at_hub(dataset_id)
+        look_at_hub(dataset_id, asked)
     else:
         for _ in Reading(dataset_id, columns, encoding, split, revision, LOOKED_AT):
             pass
+
+
+def _check_own(dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto") -> None:
+    """Raise DataError, one line, where rows of the course are told how to be read; Alpaca alone has revisions."""
+    on_hub = dataset_id in ("alpaca", "tatsu-lab/alpaca")
+    told = (columns, encoding, split, "auto" if on_hub else revision)
+    if dataset_id in COURSE_DATA and told != ("auto",) * 4:
+        how = "columns, encoding and split" if on_hub else "columns, encoding, split and revision"
+        raise DataError(f"{how} are for rows of your own, and dataset_id is {dataset_id!r}")
+
+
+def _revision(revision="auto", **_) -> str | None:
+    return None if revision == "auto" else revision
 
 
 def _read_json_lines(file: Path):

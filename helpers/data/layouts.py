@@ -98,12 +98,18 @@ def recognise(columns: list[str], asked="auto", name: str = "the data") -> Layou
         found = {role: column for role, column in roles.items() if column is not None}
         if found.keys() | {"input"} >= wanted.keys():
             return _layout(layout, found | group, columns)
-    there = ", ".join(map(repr, columns[:12])) + (", ..." if len(columns) > 12 else "")
+    there = in_words(columns)
     if {"chosen", "rejected"} <= set(by_name):
         raise DataError(
             f"{name} has pairs of answers to choose from (chosen, rejected), and lessons learn one answer: {NEEDED}"
         )
     raise DataError(f"{name} has the columns {there or '(none)'}: say which is asked and which is the answer, {NEEDED}")
+
+
+def in_words(columns: list[str]) -> str:
+    """The first twelve columns, each in at most forty characters: a table without a heading has texts in its place."""
+    names = [repr(column if len(column) <= 40 else f"{column[:37]}...") for column in columns[:12]]
+    return ", ".join(names) + (", ..." if len(columns) > 12 else "")
 
 
 def _layout(name: str, roles: dict, columns: list[str]) -> Layout:
@@ -138,7 +144,7 @@ def _asked(columns: list[str], asked, name: str) -> dict[str, str]:
         if not same:
             close = difflib.get_close_matches(column, columns, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"{name} has no column {column!r}{hint} There are: {', '.join(map(repr, columns[:12]))}")
+            raise DataError(f"{name} has no column {column!r}{hint} There are: {in_words(columns)}")
         found[role] = same[0]
     return found
 

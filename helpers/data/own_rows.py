@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.data.layouts import Converter, Layout, Notes, recognise
+from helpers.data.layouts import Converter, Layout, Notes, in_words, recognise
 from helpers.data.readers import KINDS, DataError, files_of, opened
 from helpers.data.splits import split_rows
 
@@ -50,7 +50,7 @@ class Understood:
         layout = self.layout or Layout("", {})
         found = [("format", self.format), ("columns", str(layout))]
         if layout.unused:
-            found.append(("columns not used", ", ".join(map(str, layout.unused))))
+            found.append(("columns not used", shorten(", ".join(map(str, layout.unused)), 200)))
         unread = f" (only the first {self.stopped_at:,} were looked at)" if self.stopped_at else ""
         out = self.read - self.used
         found.append(
@@ -113,7 +113,7 @@ class Reading:
             converter = Converter(recognise(columns, self.columns, name), name, unit)
             told.layout = told.layout or converter.layout
             if told.layout.roles.keys() != converter.layout.roles.keys():
-                raise DataError(f"{name} has other columns than the file before it: {', '.join(columns[:8])}")
+                raise DataError(f"{name} has other columns than the file before it: {in_words(columns)}")
             told.changed.append(converter.changed)
             told.left_out.append(converter.left_out)
             for place, row in itertools.chain(ahead, rows):

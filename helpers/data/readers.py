@@ -1,7 +1,8 @@
 """Files of rows, read one row at a time: what each holds, and in which line it stands.
 
 The libraries' own readers name no line, guess encodings and types, and stop at a column of two kinds. So JSON and CSV
-are read here, and only as much of a file is in memory as one row takes (of a JSON array, its text). Parquet is pyarrow's.
+are read here, and only as much of a file is in memory as one row takes (of a JSON array, its text). Parquet is pyarrow's,
+which keeps a page of each column (1 MB, as most programs write them), and 256 rows.
 """
 
 import codecs
@@ -28,7 +29,7 @@ MARKS = (  # of the longest first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 LONGEST_LINE = 64_000_000  # characters of a row
-LARGEST_ARRAY = 500_000_000  # bytes of a JSON array, which is read whole
+LARGEST_ARRAY = 500_000_000  # bytes of a JSON array, or of a Parquet file packed with gzip: these are read whole
 NO_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that is no UTF-8
 
 
@@ -150,10 +151,8 @@ def _check_encoding(encoding: str) -> None:
 def _encoding(path: Path, head: bytes, asked: str) -> str:
     """The encoding: the file's byte order mark decides, then what was asked, then UTF-8; it is never guessed."""
     marked = next((name for mark, name in MARKS if head.startswith(mark)), None)
-    if marked and asked in ("auto", "utf-8", "utf8", "UTF-8", "utf-16", marked):
-        return marked
-    if asked != "auto":
-        return asked
+    if marked or asked != "auto":
+        return marked or asked
     if head[:1000].count(0) > len(head[:1000]) / 3:
         raise DataError(
             f'{path.name} is full of zero bytes, as UTF-16 is: say encoding="utf-16-le", or save it as UTF-8'
@@ -327,14 +326,28 @@ def _parquet(file: RowFile) -> Iterator[tuple[int, dict]]:
     import pyarrow
     from pyarrow import parquet
 
+    source = io.BytesIO(_unpacked(file)) if _packed(file.path) else file.path
     try:
-        with parquet.ParquetFile(io.BytesIO(_bytes(file.path).read()) if _packed(file.path) else file.path) as opened:
+        # Without these two pyarrow reads a whole row group ahead, and many files have only one.
+        with parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as opened:
             number = 0
             for group in range(opened.num_row_groups):  # over all at once pyarrow keeps what it has read
-                for batch in opened.iter_batches(batch_size=256, row_groups=[group]):
+                for batch in opened.iter_batches(batch_size=256, row_groups=[group], use_threads=False):
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row
                 pyarrow.default_memory_pool().release_unused()
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{file.path.name} is no readable Parquet file: cut off or damaged") from error
+
+
+def _unpacked(file: RowFile) -> bytes:
+    """A packed Parquet file's content: such a file is read from its end, and a packed one only from its beginning."""
+    with _bytes(file.path) as packed:
+        content = packed.read(LARGEST_ARRAY + 1)
+    if len(content) > LARGEST_ARRAY:
+        raise DataError(
+            f"{file.path.name} holds more than {LARGEST_ARRAY / 1e6:.0f} MB, which would be read whole: unpack it (gunzip), "
+            "and its size does not matter; Parquet is packed inside"
+        )
+    return content

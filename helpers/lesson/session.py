@@ -289,7 +289,7 @@ def _load_rows(run: Run, values: dict) -> dict:
     if wanted == "auto" and run.model is not None and run.model.bundled:
         wanted = "bundled"
     if wanted in data.COURSE_DATA:
-        run.rows, run.data_name = data.load_instructions(wanted, run.machine, seed)
+        run.rows, run.data_name = data.load_instructions(wanted, run.machine, seed, **_how_to_read(values))
         return {"data": run.data_name}
     loaded = data.load_rows(wanted, **_how_to_read(values))
     run.rows, run.data_name = loaded.split(seed)

@@ -1,6 +1,7 @@
 """`python -m helpers data look FILE`: all that is understood, in two seconds, without a library that takes longer."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from helpers import COURSE_ROOT
 from helpers.__main__ import main
+from tests.export import makers
 
 ROWS = [{"question": f"say {n}", "answer": "" if n == 3 else f"word {n}", "id": n} for n in range(300)]
 
@@ -62,6 +64,30 @@ def test_tokens_show_lengths_template_and_what_is_learned(own, capsys):
     out = capsys.readouterr().out
     assert "template: question\n" in out
     assert r"only read:  '<s>say 0\nAnswer:\n'" in out
+
+
+def test_rows_that_are_too_long_are_counted_by_what_they_lose(tmp_path, capsys):
+    """Of forty rows two lose their end, a third one all of its answer."""
+    rows = [{"question": "say it", "answer": "it"}] * 37 + [{"question": "say it", "answer": "it " * 300}] * 2
+    rows += [{"question": "say it " * 300, "answer": "it"}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "look", str(tmp_path / "long.jsonl"), "--tokens", "bundled", "--max-length", "100"]) == 0
+    out = capsys.readouterr().out
+    assert "rows cut at max_length 100: 3, which lose their end; 1 of them lose the whole answer" in out
+    median, at_95, longest = (
+        int(n.replace(",", "")) for n in re.findall(r"(\d[\d,]*) (?:in|at) the", out.partition("rows: ")[2])
+    )
+    assert median < 100 < at_95 < longest
+
+
+def test_a_chat_models_own_template_is_called_so(tmp_path, own, capsys):
+    tokenizer = makers.of_smollm(pad_token="<|im_end|>")
+    tokenizer.chat_template = makers.CHATML
+    makers.make_model(tmp_path / "chat", "llama", tokenizer, eos_token_id=tokenizer.eos_token_id)
+    assert main(["data", "look", own, "--tokens", str(tmp_path / "chat")]) == 0
+    out = capsys.readouterr().out
+    assert "template: the model's own\n" in out
+    assert "learned:    'word 0<|im_end|>" in out
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,19 @@ def test_bad_words_get_one_line_and_a_non_zero_exit(words, line, tmp_path):
 
 # Answers by chance: they can be learned by heart, and nothing of them helps with a row that was held out.
 CHANCE = random.Random(0)
-TWENTY = [
-    {
-        "instruction": f"What is the secret word of person {n}?",
-        "output": " ".join(CHANCE.choice(["one", "two", "three", "four", "five", "six", "seven"]) for _ in range(4)),
-    }
-    for n in range(20)
+TWELVE = [
+    (
+        f"What is the secret word of person {n}?",
+        " ".join(CHANCE.choice(["one", "two", "three", "four", "five", "six", "seven"]) for _ in range(4)),
+    )
+    for n in range(12)
 ]
+# The two that come first in lesson 03: one is so long that training leaves nothing of its answer, one of its answer's end.
+FIRST, SECOND = 6, 3
+LONG = " ".join(CHANCE.choice(["red", "green", "blue"]) for _ in range(500))
+TWELVE[FIRST] = f"{LONG} {TWELVE[FIRST][0]}", TWELVE[FIRST][1]
+TWELVE[SECOND] = TWELVE[SECOND][0], f"{TWELVE[SECOND][1]} {LONG}"
+HIDDEN = "nobody must read this customer's name"  # in a column that is not used
 # The verdicts of lesson 03 that say that it learned something which helps with held-out rows.
 OF_LEARNING = {
     "the held-out loss fell, and did not rise again",
@@ -77,21 +83,28 @@ OF_LEARNING = {
 
 @pytest.fixture(scope="module")
 def own_rows(tmp_path_factory):
-    """Lessons 00 and 03 from a learner's own folder, with spaces and umlauts, a data file, and a helpers.py of her own.
+    """Lessons 00 and 03 from a learner's own folder, with spaces and umlauts, a table, and a helpers.py of her own.
 
-    Lesson 03 has parameters of hers, and too few rows for them: it overfits. Returns the finished process and the folder.
+    Lesson 03 has parameters of hers, and too few rows for them: it overfits. Two rows are longer than its max_length. The
+    table is as a spreadsheet writes it. Returns the finished process and the folder.
     """
     folder = tmp_path_factory.mktemp("own") / "meine Übung 1"
     folder.mkdir()
     (folder / "helpers.py").write_text("def mine():\n    return 1\n")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TWENTY))
-    words = ["-p", "dataset_id", "rows.jsonl", "-p", "max_steps", "60", "-p", "batch_size", "8", "-p", "rank", "4"]
+    lines = ["question;answer;Kunde", *(f"{asked};{answer};{HIDDEN}" for asked, answer in TWELVE)]
+    (folder / "rows.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    for kept in ("tmp", "home"):  # what is written there on the way is looked at as well
+        (folder / kept).mkdir()
+    words = ["-p", "dataset_id", "rows.csv", "-p", "max_steps", "60", "-p", "batch_size", "8", "-p", "rank", "4"]
+    words += ["-p", "report_to", "tensorboard"]
     # Python's -P keeps her helpers.py from being the one that is run.
     command = [PYTHON, "-P", "-m", "helpers", "run", "00", "03", "--name", "few", *words]
     surroundings = os.environ | {
         "PYTHONPATH": str(COURSE_ROOT),
         "COURSE_RUNS": str(folder / "runs"),
         "COURSE_STRICT": "0",
+        "TMPDIR": str(folder / "tmp"),
+        "HF_HOME": str(folder / "home"),
     }
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=surroundings)
     return done, folder
@@ -150,24 +163,54 @@ def test_the_report_opens_in_a_browser_without_a_network(own_rows):
         browser.close()
 
 
-def test_twenty_rows_of_ones_own_are_learned_by_heart_and_nothing_else_is_untrue(own_rows):
+def test_twelve_rows_of_ones_own_are_learned_by_heart_and_nothing_else_is_untrue(own_rows):
     _, folder = own_rows
     record = json.loads((folder / "runs" / "few" / "03_t4_training.json").read_text())
     untrue = [verdict["claim"] for verdict in record["verdicts"] if not verdict["holds"]]
     assert "the held-out loss fell, and did not rise again" in untrue
     assert set(untrue) <= OF_LEARNING
-    assert "rows.jsonl, 18 to learn and 2 held out" in record["run"]["data"]
+    assert "rows.csv, 10 to learn and 2 held out" in record["run"]["data"]
+
+
+def test_rows_that_are_longer_than_max_length_make_no_verdict_untrue(own_rows):
+    """Neither a row that loses the end of its answer, nor one that loses all of it and is left out of training."""
+    _, folder = own_rows
+    record = json.loads((folder / "runs" / "few" / "03_t4_training.json").read_text())
+    holds = {verdict["claim"]: verdict["holds"] for verdict in record["verdicts"]}
+    assert holds["the trainer's tokens and labels are those built by hand"]
+    assert holds["packed rows do not see each other"]
+    shown = json.dumps(nbformat.read(folder / "runs" / "few" / "03_t4_training.ipynb", as_version=4))
+    assert re.search(r"rows of \[96, 96, \d+, \d+\] tokens became one row", shown), "the two long rows come first"
+    assert "2 (max_length is 96)" in shown
 
 
 def test_rows_of_ones_own_stand_in_the_notebook_and_in_no_other_file(own_rows):
-    """Records, report, card and settings hold counts and scores: they may be shown to others."""
+    """Records, report, curves, card and settings hold counts and scores: they may be shown to others. Nothing is left in the
+    folders for temporary and for downloaded files."""
     _, folder = own_rows
-    texts = [row[name].encode() for row in TWENTY for name in ("instruction", "output")]
-    texts.append(b"What is the secret word of person")
-    files = [file for file in (folder / "runs" / "few").rglob("*") if file.is_file()]
+    texts = [text.encode() for row in TWELVE for text in row]
+    texts += [b"What is the secret word of person", LONG[:60].encode(), HIDDEN.encode()]
+    files = [file for part in ("runs/few", "tmp", "home") for file in (folder / part).rglob("*") if file.is_file()]
     holding = {file.name for file in files if any(text in file.read_bytes() for text in texts)}
     assert holding == {"03_t4_training.ipynb"}
     assert {"03_t4_training.json", "report.html", "README.md", "adapter_config.json"} <= {file.name for file in files}
+    assert any(file.name.startswith("events.out.tfevents") for file in files)
+
+
+def test_what_is_made_of_such_an_adapter_holds_none_of_its_rows(own_rows, tmp_path):
+    """The merged model with its card, and the GGUF file with what it says of itself."""
+    from helpers.export import export_gguf
+    from helpers.merging import merge_adapter
+
+    merge_adapter("bundled", own_rows[1] / "runs" / "few" / "adapter", tmp_path / "merged", progress=False)
+    export_gguf(tmp_path / "merged", tmp_path / "mine.gguf", "q8_0")
+    texts = [text[:60].encode() for row in TWELVE for text in row] + [
+        b"What is the secret word of person",
+        HIDDEN.encode(),
+    ]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file.name for file in files if any(text in file.read_bytes() for text in texts)] == []
+    assert {"model.safetensors", "mine.gguf", "mine.Modelfile"} <= {file.name for file in files}
 
 
 def test_the_adapter_of_a_run_that_overfits_is_whole_and_is_saved_before_anything_is_judged(own_rows):
@@ -232,7 +275,7 @@ def test_a_relative_path_means_what_it_meant_where_the_command_was_typed(own_row
     _, folder = own_rows
     shutil.copytree(folder / "runs" / "few" / "adapter", folder / "mein adapter", dirs_exist_ok=True)
     notebook = nbformat.read(course.NOTEBOOKS / "04_inference.ipynb", as_version=4)
-    lesson = {"dataset_id": "rows.jsonl", "adapter_dir": "mein adapter", "output_dir": "pm", "model_id": "bundled"}
+    lesson = {"dataset_id": "rows.csv", "adapter_dir": "mein adapter", "output_dir": "pm", "model_id": "bundled"}
     notebook.cells = notebook.cells[:4]
     nbformat.write(notebook, folder / "kurz.ipynb")
     words = [word for name, value in lesson.items() for word in ("-p", name, value)]
@@ -241,7 +284,7 @@ def test_a_relative_path_means_what_it_meant_where_the_command_was_typed(own_row
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=surroundings)
     assert done.returncode == 0, done.stderr[-2000:]
     shown = nbformat.read(folder / "out.ipynb", as_version=4).cells[4].outputs[-1].data["text/plain"]
-    assert "rows.jsonl" in shown
+    assert "rows.csv" in shown
     assert "adapter_dir = 'mein adapter'" in shown
 
 
@@ -350,6 +393,18 @@ def test_a_report_shows_a_failure_and_escapes_what_it_says(tmp_path):
     page = _report.write_report(tmp_path, [result]).read_text()
     assert "cell 3: &lt;script&gt;" in page
     assert "failed</span>" in page
+
+
+def test_a_report_does_not_say_what_an_error_quotes_of_a_learners_rows(tmp_path):
+    from helpers.data import DataError, load_rows
+
+    (tmp_path / "mine.csv").write_text(f"{HIDDEN},yes\nand this,no\n")  # a table without a heading
+    with pytest.raises(DataError, match=HIDDEN[:30]) as error:
+        load_rows(str(tmp_path / "mine.csv"))
+    result = {"lesson": "03_t4_training", "seconds": 1.0, "untrue": [], "notebook": tmp_path / "none.ipynb"}
+    page = _report.write_report(tmp_path, [result | {"error": f"cell 4 (run = begin(): DataError: {error.value}"}])
+    assert HIDDEN[:30] not in page.read_text()
+    assert "cell 4 (run = begin(): DataError: what it says may quote your rows" in page.read_text()
 
 
 def test_badges_move_the_whole_course_to_another_address(tmp_path):

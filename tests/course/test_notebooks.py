@@ -9,6 +9,7 @@ import re
 
 import nbformat
 import pytest
+from papermill.translators import PythonTranslator
 
 from helpers.course import disk as course
 
@@ -143,11 +144,27 @@ def loses_a_table(notebook, lesson):
     return complaints
 
 
+def hides_a_parameter(notebook, lesson):
+    """papermill reads names out of the cell's lines: it lists and takes without a warning what is in a line with one "="."""
+    cell = next(cell for cell in notebook.cells if "parameters" in tags(cell))
+    listed = [parameter.name for parameter in PythonTranslator.inspect(cell)]
+    return sorted(set(course.lesson_parameters(lesson)) ^ set(listed))
+
+
 def sources(notebook, kind):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind)
 
 
-RULES = [differs_from_lesson, not_executed, stale, too_much_ignored, unclean, breaks_the_contract, loses_a_table]
+RULES = [
+    differs_from_lesson,
+    not_executed,
+    stale,
+    too_much_ignored,
+    unclean,
+    breaks_the_contract,
+    loses_a_table,
+    hides_a_parameter,
+]
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=IDS)
@@ -169,6 +186,12 @@ def test_every_lesson_has_teaching_notes():
 
 
 # --- planted faults: each rule must notice -------------------------------------------------------------------------
+
+
+def example_beside_a_parameter(nb):
+    nb.cells[2].source = nb.cells[2].source.replace(
+        'output_dir = "auto"', 'output_dir = "auto"  # or output_dir = "drive"'
+    )
 
 
 def shown_cell(notebook):
@@ -276,6 +299,7 @@ PLANTED = [
     (breaks_the_contract, second_parameters_cell),
     (breaks_the_contract, other_bootstrap),
     (breaks_the_contract, no_alt),
+    (hides_a_parameter, example_beside_a_parameter),
 ]
 
 

@@ -1,23 +1,59 @@
 """Rows of a learner's own: what was reported from files that people have, each with its right value; and generated files."""
 
+import base64
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from helpers import COURSE_ROOT
-from helpers.data import DataError, Reading, load_instructions, load_rows, look_at
+from helpers.data import DataError, Reading, load_instructions, load_rows, look_at, splits
 from helpers.data.instructions import BUNDLED_INSTRUCTIONS
 
 SAID = [("user", "q"), ("assistant", "a")]
 ROWS = [{"instruction": f"say {n}", "input": "", "output": f"word {n}"} for n in range(12)]
+
+
+FORMS = ("jsonl", "json", "csv", "tsv", "parquet")
+PACKED_TOO = (*FORMS, *(f"{form}.gz" for form in FORMS))
+
+
+def as_table(rows, delimiter) -> str:
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue()
+
+
+def as_bytes(form: str, rows: list[tuple], encoding: str = "utf-8") -> bytes:
+    """The same pairs in a format, such as "csv" or "json.gz"."""
+    if form.endswith(".gz"):
+        return gzip.compress(as_bytes(form.removesuffix(".gz"), rows, encoding))
+    objects = [{"question": q, "answer": a} for q, a in rows]
+    if form == "parquet":
+        return as_parquet(objects)
+    if form in ("csv", "tsv"):
+        return as_table([("question", "answer"), *rows], "\t" if form == "tsv" else ",").encode(encoding)
+    lines = [json.dumps(row, ensure_ascii=False) for row in objects]
+    return (f"[{', '.join(lines)}]" if form == "json" else "\n".join(lines)).encode(encoding)
+
+
+def as_parquet(rows: list[dict]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
 
 
 def written(tmp_path, rows, name="mine.jsonl", encoding="utf-8", **how):
@@ -65,23 +101,41 @@ def test_the_bundled_rows_and_their_split_are_those_of_the_files_in_their_order(
 # --- what was reported ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", PACKED_TOO)
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
-def test_a_line_separator_inside_a_text_is_part_of_the_text(tmp_path, mark):
-    rows = [*ROWS[:11], {"instruction": f"a{mark}b", "output": "x"}]
-    found, _ = read(written(tmp_path, rows, ensure_ascii=False))
-    assert found[11]["instruction"] == f"a{mark}b"
-    (tmp_path / "mine.csv").write_text(f'question,answer\n"a{mark}b",x\n', encoding="utf-8")
-    assert read(tmp_path / "mine.csv")[0] == [{"instruction": f"a{mark}b", "input": "", "output": "x"}]
+def test_a_line_separator_inside_a_text_is_part_of_the_text(tmp_path, mark, form):
+    """As the mark itself and not as an escape; the row after it stands in the next line."""
+    rows = [*((f"say {n}", f"word {n}") for n in range(11)), (f"a{mark}b", f"x{mark}y"), ("", "z")]
+    (tmp_path / f"mine.{form}").write_bytes(as_bytes(form, rows))
+    found, understood = read(tmp_path / f"mine.{form}")
+    assert found[11] == {"instruction": f"a{mark}b", "input": "", "output": f"x{mark}y"}
+    assert len(found) == 12
+    place = {"json": "line 1", "jsonl": "line 13", "parquet": "row 13"}.get(form.removesuffix(".gz"), "line 14")
+    assert f"1 without a question ({place})" in said(understood)
 
 
+@pytest.mark.parametrize("form", [form for form in PACKED_TOO if not form.startswith("parquet")])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
-    file = written(tmp_path, [{"instruction": "Grüße?", "output": "日本"}], encoding=encoding, ensure_ascii=False)
-    assert read(file)[0] == [{"instruction": "Grüße?", "input": "", "output": "日本"}]
-    (tmp_path / "mine.csv").write_bytes("question;answer\nGrüße?;日本\n".encode(encoding))
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, form):
+    (tmp_path / f"mine.{form}").write_bytes(as_bytes(form, [("Grüße?", "日本")], encoding))
+    found, understood = read(tmp_path / f"mine.{form}")
+    assert found == [{"instruction": "Grüße?", "input": "", "output": "日本"}]
+    assert {"utf-8-sig": "UTF-8 with a byte order mark"}.get(encoding, encoding) in understood.format
+    assert ("packed with gzip" in understood.format) == form.endswith(".gz")
+
+
+def test_cells_between_semicolons_after_a_byte_order_mark_are_told_apart(tmp_path):
+    (tmp_path / "mine.csv").write_bytes("question;answer\nGrüße, Anna?;日本\n".encode("utf-8-sig"))
     found, understood = read(tmp_path / "mine.csv")
-    assert found[0] == {"instruction": "Grüße?", "input": "", "output": "日本"}
+    assert found == [{"instruction": "Grüße, Anna?", "input": "", "output": "日本"}]
     assert "cells between ';'" in understood.format
+
+
+@pytest.mark.parametrize("asked", ["utf-8", "utf-16-le", "cp1252"])
+def test_a_byte_order_mark_decides_whatever_is_asked(tmp_path, asked):
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "mine.csv").write_bytes(as_bytes("csv", [("Grüße?", "ja")], encoding))
+        assert read(tmp_path / "mine.csv", encoding=asked)[0][0]["instruction"] == "Grüße?"
 
 
 def test_another_encoding_is_asked_for_and_never_guessed(tmp_path):
@@ -103,13 +157,17 @@ def test_line_ends_of_windows_are_no_part_of_a_text(tmp_path):
     assert read(tmp_path / "mine.jsonl")[0] == ROWS
 
 
-def test_half_of_an_emoji_is_replaced_and_counted(tmp_path):
-    (tmp_path / "mine.jsonl").write_text(
-        '{"instruction":"hi \\ud83d","output":"x"}\n{"instruction":"a","output":"b"}\n'
-    )
-    loaded = load_rows(str(tmp_path / "mine.jsonl"))
-    assert loaded.rows[0]["instruction"] == "hi \ufffd"
-    assert "1 with half of a character (a lone surrogate), which becomes \ufffd (line 1)" in str(loaded)
+@pytest.mark.parametrize("form", ["jsonl", "json", "jsonl.gz", "json.gz"])  # what JSON alone can write, as \\ud83d
+def test_half_of_an_emoji_is_replaced_and_counted_and_a_look_lets_it_pass(tmp_path, form):
+    rows = [{"instruction": "hi \ud83d", "output": "x"}, {"instruction": "a", "output": "b \ude00"}]
+    text = (
+        json.dumps(rows) if form.startswith("json.") or form == "json" else "\n".join(map(json.dumps, rows))
+    ).encode()
+    (tmp_path / f"mine.{form}").write_bytes(gzip.compress(text) if form.endswith("gz") else text)
+    look_at(str(tmp_path / f"mine.{form}"))
+    loaded = load_rows(str(tmp_path / f"mine.{form}"))
+    assert [(row["instruction"], row["output"]) for row in loaded.rows] == [("hi \ufffd", "x"), ("a", "b \ufffd")]
+    assert "2 with half of a character (a lone surrogate), which becomes \ufffd (line" in str(loaded)
 
 
 def test_numbers_become_text_and_empty_answers_are_left_out_and_both_are_counted(tmp_path):
@@ -182,6 +240,19 @@ def test_other_columns_are_named_and_a_group_is_kept(tmp_path):
     assert "chosen" in told(written(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}]))
 
 
+def test_a_table_without_a_heading_and_one_of_many_columns_are_told_in_little(tmp_path):
+    (tmp_path / "mine.csv").write_text(f"{'word ' * 300},{'more ' * 300}\na,b\n")
+    for columns in ("auto", "prompt=a,completion=b"):
+        line = told(tmp_path / "mine.csv", columns=columns)
+        assert len(line) < 250
+        assert "'word word word word" in line
+    heading = ",".join(["question", "answer", *(f"column {n}" for n in range(500))])
+    (tmp_path / "mine.csv").write_text(f"{heading}\n{'x,' * 501}x\n")
+    (line,) = [line for line in said(read(tmp_path / "mine.csv")[1]).splitlines() if "not used" in line]
+    assert line.startswith("columns not used: column 0, column 1, ")
+    assert len(line) < 250
+
+
 def test_words_that_pandas_takes_for_nothing_are_words(tmp_path):
     (tmp_path / "mine.csv").write_text("question,answer\nNA,None\nnull,nan\nnumber,007\n")
     found = [(row["instruction"], row["output"]) for row in read(tmp_path / "mine.csv")[0]]
@@ -248,6 +319,48 @@ def test_conversations_of_several_turns_give_their_last_answer_and_say_so(tmp_pa
     assert plain(read(tmp_path / "mine.csv")[0][0]) == {"instruction": "q", "input": "", "output": "a"}
 
 
+@pytest.mark.parametrize("speaker", ["gpt", "GPT", "assistant", "chatgpt", "model", "bot"])
+@pytest.mark.parametrize("asker", ["human", "user", "User"])
+def test_who_speaks_has_many_names(tmp_path, asker, speaker):
+    talk = {"conversations": [{"from": asker, "value": "q"}, {"from": speaker, "value": "a"}]}
+    assert [plain(row) for row in read(written(tmp_path, [talk]))[0]] == [
+        {"instruction": "q", "input": "", "output": "a"}
+    ]
+
+
+def test_calls_of_tools_are_left_out_and_parts_of_a_text_are_one_text(tmp_path):
+    asked = {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    rows = [{"messages": [asked, {"role": "assistant", "content": "a"}]}, {"messages": [asked, called]}]
+    found, understood = read(written(tmp_path, rows))
+    assert [plain(row) for row in found] == [{"instruction": "one two", "input": "", "output": "a"}]
+    assert "1 with tools, which lessons do not teach (line 2)" in said(understood)
+
+
+def test_dates_and_decimal_numbers_become_text_and_what_is_not_a_number_is_empty(tmp_path):
+    days = [datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 3, 4), decimal.Decimal("1.50"), float("nan")]
+    texts = ["2026-01-02", "2026-01-02 03:04:00", "1.50"]
+    for n, (day, text) in enumerate(zip(days, [*texts, None], strict=True)):
+        (tmp_path / f"{n}.parquet").write_bytes(as_parquet([{"question": "when", "answer": day}]))
+        if text is None:
+            assert "1 with an empty answer (row 1)" in told(tmp_path / f"{n}.parquet")
+            continue
+        found, understood = read(tmp_path / f"{n}.parquet")
+        assert found[0]["output"] == text
+        assert "1 with a date or a decimal number, which is written as text (row 1)" in said(understood)
+
+
+def test_a_group_may_be_named_alone_and_of_two_spellings_the_first_counts(tmp_path):
+    (tmp_path / "mine.csv").write_text("Question,question,answer,Kunde\na,b,c,7\n")
+    found, _ = read(tmp_path / "mine.csv", columns="group=Kunde")
+    assert found == [{"instruction": "a", "input": "", "output": "c", "group": "7"}]
+
+
+def test_answers_that_differ_in_white_space_alone_are_all_the_same(tmp_path):
+    rows = [row | {"output": "yes" + " " * n} for n, row in enumerate(ROWS)]
+    assert "all are 'yes': a model can only learn to say that" in said(read(written(tmp_path, rows))[1])
+
+
 def test_a_folder_is_its_files_and_those_for_tests_are_left_out_and_named(tmp_path):
     (tmp_path / "data").mkdir()
     for part, rows in (("train-1", ROWS[:5]), ("train-2", ROWS[5:]), ("test", ROWS[:1])):
@@ -258,6 +371,45 @@ def test_a_folder_is_its_files_and_those_for_tests_are_left_out_and_named(tmp_pa
     assert "files left out:   test.jsonl" in said(understood)
     written(tmp_path, ROWS, "more.csv")
     assert "several formats" in told(tmp_path)
+
+
+def test_hidden_files_of_a_folder_are_no_rows(tmp_path):
+    """As notebooks and operating systems leave them: .ipynb_checkpoints/, ._mine.jsonl."""
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    written(tmp_path, ROWS)
+    for hidden in (".ipynb_checkpoints/mine-checkpoint.jsonl", "._mine.jsonl"):
+        written(tmp_path, ROWS, hidden)
+    found, understood = read(tmp_path)
+    assert found == ROWS
+    assert understood.files_left_out == []
+
+
+def test_files_of_a_folder_have_the_same_columns(tmp_path):
+    written(tmp_path, ROWS, "a.jsonl")
+    written(tmp_path, [{"text": "It rained."}], "b.jsonl")
+    assert "b.jsonl has other columns than the file before it: 'text'" in told(tmp_path)
+
+
+def test_a_file_called_json_may_hold_lines_or_one_object_with_the_rows(tmp_path):
+    (tmp_path / "mine.json").write_text("\n".join(map(json.dumps, ROWS)))
+    assert read(tmp_path / "mine.json")[0] == ROWS
+    (tmp_path / "mine.json").write_text(json.dumps({"version": 2, "data": ROWS}, indent=1))
+    assert read(tmp_path / "mine.json")[0] == ROWS
+    talk = {"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(talk, indent=1))
+    assert [plain(row) for row in read(tmp_path / "mine.json")[0]] == [{"instruction": "q", "input": "", "output": "a"}]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_what_stands_between_cells_is_what_parts_all_rows_alike(tmp_path, delimiter):
+    rows = [("question", "answer"), ("a, b; c | d", "x"), ("e", "f;g,h,i")]
+    (tmp_path / "mine.csv").write_text(as_table(rows, delimiter))
+    assert [(row["instruction"], row["output"]) for row in read(tmp_path / "mine.csv")[0]] == rows[1:]
+
+
+def test_a_line_without_an_end_is_given_up_in_one_line(tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes(b'{"question": "' + b"a" * 64_000_000)
+    assert told(tmp_path / "mine.jsonl") == "mine.jsonl, line 1: it has more than 64,000,000 characters"
 
 
 def test_what_is_no_file_of_rows_is_told_what_is_taken(tmp_path):
@@ -352,34 +504,84 @@ print(len(loaded.rows), max(peaks) - before)
 """
 
 
+def peak_of(code: str, file: Path) -> tuple[int, int]:
+    """(rows, bytes that a process with this code held at its peak beyond what its libraries take)."""
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=COURSE_ROOT)
+    assert done.returncode == 0, done.stderr
+    count, peak = map(int, done.stdout.split())
+    return count, peak
+
+
+CHANCE = random.Random(0)
+
+
+def noise(size: int) -> str:
+    """Letters that no packing makes smaller than three quarters."""
+    return base64.b64encode(CHANCE.randbytes(size * 3 // 4)).decode()
+
+
+def write_many(file: Path, many) -> None:
+    """The rows as a file; Parquet in a single row group, as pandas and pyarrow write up to a million rows."""
+    if file.suffix == ".jsonl":
+        with open(file, "w") as out:
+            out.writelines(json.dumps(row) + "\n" for row in many)
+    elif file.suffix == ".csv":
+        with open(file, "w", newline="") as out:
+            table = csv.DictWriter(out, ["question", "answer"])
+            table.writeheader()
+            table.writerows(many)
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(list(many)), file)
+        assert parquet.ParquetFile(file).num_row_groups == 1
+
+
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path, form):
-    """Twenty thousand rows more, 44 MB, take less than 20 MB more: what allocators keep, and not the rows."""
-    peaks = []
-    for rows in (4_000, 24_000):
-        file = tmp_path / f"{rows}.{form}"
-        many = ({"question": f"{n} of {rows}?", "answer": f"{n} " * 400} for n in range(rows))
-        if form == "jsonl":
-            with open(file, "w") as out:
-                out.writelines(json.dumps(row) + "\n" for row in many)
-        elif form == "csv":
-            with open(file, "w", newline="") as out:
-                table = csv.DictWriter(out, ["question", "answer"])
-                table.writeheader()
-                table.writerows(many)
-        else:
-            import pyarrow
-            from pyarrow import parquet
+    """Three thousand rows more, 36 MB, take less than 20 MB more: what allocators keep, and not the rows.
 
-            with parquet.ParquetWriter(file, pyarrow.schema([("question", "string"), ("answer", "string")])) as out:
-                for _ in range(rows // 1000):
-                    out.write_table(pyarrow.Table.from_pylist([next(many) for _ in range(1000)]), row_group_size=1000)
-        done = subprocess.run([sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, cwd=COURSE_ROOT)
-        assert done.returncode == 0, done.stderr
-        count, peak = map(int, done.stdout.split())
+    A row begins with what is quick to compare, and goes on, where it is not compared, with what cannot be packed.
+    """
+    peaks = []
+    for rows in (2_000, 5_000):
+        file = tmp_path / f"{rows}.{form}"
+        answers = ("a " * (splits.LETTERS // 2) + noise(8_000) for n in range(rows))
+        write_many(file, ({"question": f"{n} of {rows}?", "answer": answer} for n, answer in enumerate(answers)))
+        assert file.stat().st_size > 6_000 * rows
+        count, peak = peak_of(PEAK, file)
         assert count == rows
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 20_000_000, peaks
+
+
+READ = PEAK.replace(
+    "loaded = load_rows(sys.argv[1])\nparts, name = loaded.split()\n", "rows = list(map(len, Reading(sys.argv[1])))\n"
+)
+READ = READ.replace("load_rows\n", "Reading\n").replace("loaded.rows", "rows")
+
+
+def test_a_parquet_file_of_several_hundred_mb_in_one_row_group_is_read_in_little_memory(tmp_path):
+    peaks = []
+    for rows in (1_000, 20_000):
+        file = tmp_path / f"{rows}.parquet"
+        write_many(file, ({"question": f"{n}?", "answer": noise(16_000)} for n in range(rows)))
+        count, peak = peak_of(READ, file)
+        assert count == rows
+        peaks.append(peak)
+    assert file.stat().st_size > 240_000_000
+    assert peaks[1] < peaks[0] + 40_000_000, peaks
+
+
+def test_a_packed_parquet_file_is_read_whole_only_up_to_a_size(tmp_path, monkeypatch):
+    from helpers.data import readers
+
+    content = as_bytes("parquet", [("a", "b")])
+    (tmp_path / "mine.parquet.gz").write_bytes(gzip.compress(content))
+    assert read(tmp_path / "mine.parquet.gz")[0] == [{"instruction": "a", "input": "", "output": "b"}]
+    monkeypatch.setattr(readers, "LARGEST_ARRAY", len(content) - 1)
+    assert "which would be read whole: unpack it (gunzip)" in told(tmp_path / "mine.parquet.gz")
 
 
 # --- generated files --------------------------------------------------------------------------------------------
@@ -396,37 +598,36 @@ anything = st.recursive(
 )
 columns_of = st.sampled_from(["question", "answer", "messages", "text", "role", "x"])
 odd_rows = st.lists(st.dictionaries(columns_of, anything, max_size=4) | anything, max_size=5)
+# A column of a Parquet file is of one kind, and any of its values may be missing.
+whole_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.none() | whole_text}
+)
+of_one_kind = st.sampled_from(
+    [
+        whole_text,
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(),
+        st.booleans(),
+        st.binary(max_size=6),
+        st.dates(),
+        st.datetimes(),
+        st.times(),
+        st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-1000, max_value=1000),
+        st.lists(whole_text, max_size=3),
+        st.lists(turns, max_size=4),
+        st.fixed_dictionaries({"x": whole_text}),
+        st.none(),
+    ]
+)
+columns_of_one_kind = st.dictionaries(columns_of, of_one_kind, min_size=1, max_size=4).flatmap(
+    lambda kinds: st.lists(
+        st.fixed_dictionaries({name: st.none() | values for name, values in kinds.items()}), min_size=1, max_size=5
+    )
+)
 
 
-def as_table(rows, delimiter):
-    out = io.StringIO(newline="")
-    csv.writer(out, delimiter=delimiter).writerows(rows)
-    return out.getvalue()
-
-
-def as_bytes(form: str, rows: list[tuple]) -> bytes:
-    """The same pairs in a format."""
-    if form == "parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        out = io.BytesIO()
-        parquet.write_table(
-            pyarrow.Table.from_pylist([dict(zip(("question", "answer"), r, strict=True)) for r in rows]), out
-        )
-        return out.getvalue()
-    if form in ("csv", "tsv"):
-        return as_table([("question", "answer"), *rows], "\t" if form == "tsv" else ",").encode()
-    objects = [{"question": q, "answer": a} for q, a in rows]
-    return (
-        json.dumps(objects) if form == "json" else "\n".join(json.dumps(o, ensure_ascii=False) for o in objects)
-    ).encode()
-
-
-FORMS = ("jsonl", "json", "csv", "tsv", "parquet")
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PACKED_TOO)
 def test_generated_texts_come_back_as_they_were(tmp_path, form):
     @quietly
     @given(pairs)
@@ -440,45 +641,57 @@ def test_generated_texts_come_back_as_they_were(tmp_path, form):
     check()
 
 
-@pytest.mark.parametrize("form", [*FORMS, "jsonl.gz"])
+@pytest.mark.parametrize("form", PACKED_TOO)
 def test_generated_damage_ends_well_or_in_one_line(tmp_path, form):
+    """Bytes are changed in the file as it is, so in a packed one mostly its packing breaks; or in what is packed."""
+
     @quietly
-    @given(pairs, st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4), st.integers(0, 10**6))
-    def check(rows, changes, end):
-        content = bytearray(as_bytes(form.removesuffix(".gz"), rows))
-        content = bytearray(gzip.compress(content)) if form.endswith("gz") else content
+    @given(
+        pairs,
+        st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+        st.integers(0, 10**6),
+        st.booleans(),
+    )
+    def check(rows, changes, end, inside):
+        inner = inside and form.endswith(".gz")
+        content = bytearray(as_bytes(form.removesuffix(".gz") if inner else form, rows))
         for place, byte in changes:
             content[place % len(content)] = byte
-        ends_well(tmp_path / f"mine.{form}", bytes(content[: 1 + end % len(content)] if end % 2 else content))
+        content = bytes(content[: 1 + end % len(content)] if end % 2 else content)
+        ends_well(tmp_path / f"mine.{form}", gzip.compress(content) if inner else content)
+        tried.append(rows)
 
+    tried: list = []
     check()
+    assert len(tried) >= 150
 
 
-@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("form", PACKED_TOO)
 def test_generated_values_of_any_kind_end_well_or_in_one_line(tmp_path, form):
+    kind = form.removesuffix(".gz")
+
     @quietly
-    @given(odd_rows)
+    @given(columns_of_one_kind if kind == "parquet" else odd_rows)
     def check(rows):
-        if form in ("csv", "tsv"):
-            cells = [row if isinstance(row, list) else [row] for row in rows]
-            content = as_table([("question", "answer"), *cells], "\t" if form == "tsv" else ",").encode(
-                "utf-8", "replace"
-            )
-        elif form == "parquet":
-            import pyarrow
-            from pyarrow import parquet
-
-            out = io.BytesIO()
+        if kind == "parquet":
             try:
-                parquet.write_table(pyarrow.Table.from_pylist([row for row in rows if isinstance(row, dict)]), out)
-            except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError):
-                return  # what no Parquet file can hold
-            content = out.getvalue()
+                content = as_parquet(rows)
+            except (pyarrow.ArrowException, OverflowError):
+                assume(False)  # what no Parquet file can hold
+        elif kind in ("csv", "tsv"):
+            cells = [row if isinstance(row, list) else [row] for row in rows]
+            table = as_table([("question", "answer"), *cells], "\t" if kind == "tsv" else ",")
+            content = table.encode("utf-8", "replace")
         else:
-            content = (json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))).encode()
-        ends_well(tmp_path / f"mine.{form}", content)
+            content = (json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))).encode()
+        ends_well(tmp_path / f"mine.{form}", gzip.compress(content) if form.endswith(".gz") else content)
+        tried.append(rows)
 
+    import pyarrow
+
+    tried: list = []
     check()
+    assert len(tried) >= 150
 
 
 def ends_well(file, content: bytes) -> None:

@@ -38,6 +38,55 @@ def test_rows_that_ask_the_same_stay_on_one_side_whatever_their_case_and_spaces(
         assert told.startswith("40 copies and 0 near copies")
 
 
+def test_width_and_composition_of_characters_make_no_other_question():
+    wide = "".join(chr(ord(letter) + 0xFEE0) for letter in "whatisa?")  # as East Asian keyboards write Latin letters
+    alike = ["whatisa?", wide, "Grüße", "Gru\u0308ße", "Grüsse", "ﬁnd it", "find it"]
+    families = families_of(dataset([*alike, "another one"]))
+    assert families.copies == 4
+    first = families.of_row.tolist()
+    assert (first[0] == first[1], first[2] == first[3] == first[4], first[5] == first[6]) == (True, True, True)
+
+
+def test_plain_texts_are_copies_by_what_they_say():
+    chance = random.Random(6)
+    texts = [sentence(chance) for _ in range(40)]
+    learn, held, told = split_rows(dataset([""] * 50, [*texts, *texts[:10]]))
+    assert told.startswith("10 copies and 0 near copies")
+    assert {normalised(text) for text in learn["output"]} & {normalised(text) for text in held["output"]} == set()
+    assert 1 <= len(held) <= 5
+
+
+def test_near_copies_of_an_input_stay_on_one_side_too():
+    chance = random.Random(7)
+    inputs = [sentence(chance, 30) for _ in range(40)]
+    inputs += [text + " again" for text in inputs[:10]]
+    rows = Dataset.from_dict({"instruction": ["Sum up."] * 50, "input": inputs, "output": [str(n) for n in range(50)]})
+    families = families_of(rows)
+    assert families.near >= 9
+    assert families.note == ""
+
+
+def test_rows_that_have_half_of_their_words_in_common_are_no_near_copies():
+    chance = random.Random(10)
+    begun = [sentence(chance, 10) for _ in range(40)]
+    asked = [f"{text} {sentence(chance, 4)}" for text in begun for _ in range(2)]
+    one, other = (set(_grams({"instruction": text, "input": "", "output": ""}).tolist()) for text in asked[:2])
+    assert 0.45 < len(one & other) / len(one | other) < 0.65
+    assert families_of(dataset(asked, [str(n) for n in range(80)])).near <= 2  # an estimate from 64 minima
+
+
+def test_a_long_form_is_left_out_of_the_comparison_and_what_is_beside_it_is_compared():
+    """The form is most of each row: with it in, all rows would be near copies, and with it out those of one message are."""
+    chance = random.Random(8)
+    form = "Read the following message of a customer and name the department. " + sentence(random.Random(9), 120)
+    messages = [sentence(chance, 12) for _ in range(60)]
+    messages += [text + " soon" for text in messages[:10]]
+    families = families_of(dataset([f"{form} {message}" for message in messages], ["sales"] * 70))
+    assert families.note == ""
+    assert 8 <= families.near <= 10
+    assert len(set(families.of_row.tolist())) == 70 - families.near
+
+
 def test_twenty_rows_of_which_two_differ_are_held_out_whole():
     learn, held, _ = split_rows(dataset(["what is a?", "what is b?"] * 10, ["x", "y"] * 10))
     assert (len(learn), len(held)) == (10, 10)

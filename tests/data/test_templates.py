@@ -158,6 +158,13 @@ def test_a_base_model_gets_the_template_of_choice_and_it_ends_with_eos(tmp_path,
         assert asked(with_template(bundled)) == text, "what was chosen stays"
 
 
+def test_answers_end_at_every_token_that_tokenizer_template_or_generation_config_names(bundled):
+    eos = bundled.eos_token_id
+    assert ends_of_answers(bundled) == ends_of_answers(bundled, {"eos_token_id": None}) == [eos]
+    assert ends_of_answers(bundled, {"eos_token_id": 7}) == [eos, 7]
+    assert ends_of_answers(bundled, {"eos_token_id": [7, eos, 9]}) == [eos, 7, 9]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -1,7 +1,11 @@
 """The harness that says better or not: its loss is the trainer's, its interval the published one."""
 
+import ast
+import re
+
 import pytest
 
+from helpers.course import disk as course
 from helpers.evaluation import Evaluation, completion_loss, evaluate, wilson_interval
 from helpers.models import BUNDLED_MODEL
 
@@ -131,6 +135,29 @@ def test_prompts_that_leave_no_room_for_any_answer_are_one_line_with_the_length_
     assert scored.loss > 0
     assert [tokens > 0 for _, tokens in scored.row_losses] == [False, True]
     assert evaluate(model, tokenizer, rows_of(long), max_new_tokens=2, max_length=longest).loss > 0
+
+
+def test_prompts_of_five_hundred_tokens_are_scored_where_max_length_leaves_room_for_their_answers(bundled):
+    model, tokenizer = bundled
+    rows = rows_of(*(("word " * 500, "", f"yes {n}") for n in range(4)))
+    (asked, *_) = (len(tokenizer(alpaca((row["instruction"], "")))["input_ids"]) for row in rows)
+    assert 512 < asked < 1000
+    scored = evaluate(model, tokenizer, rows, max_new_tokens=2, max_length=1024)
+    assert scored.loss > 0
+    assert all(tokens > 1 for _, tokens in scored.row_losses)
+
+
+@pytest.mark.parametrize("lesson", course.lessons(), ids=lambda lesson: lesson.stem)
+def test_lessons_score_with_the_lengths_of_their_run(lesson):
+    """Every call of evaluate unpacks a dictionary that holds settings.max_length and settings.max_new_tokens."""
+    source = ast.unparse(ast.parse(lesson.read_text(encoding="utf-8")))
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    for call in calls:
+        if getattr(call.func, "id", None) == "evaluate":
+            (given,) = [keyword.value.id for keyword in call.keywords if keyword.arg is None]
+            (made,) = re.findall(rf"^{given} = ({{.*}})$", source, re.MULTILINE)
+            assert "'max_length': settings.max_length" in made
+            assert "'max_new_tokens': settings.max_new_tokens" in made
 
 
 def alpaca(row):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
 import sqlite3
@@ -12,6 +13,7 @@ import weakref
 from types import SimpleNamespace
 from unittest import mock
 
+import papermill
 import pytest
 import torch
 from trl import SFTConfig
@@ -28,6 +30,7 @@ from helpers.saving import CheckpointError, checkpoint_folder, require_login
 from helpers.training import Cures, OutOfMemory, explained, plan_training
 from helpers.training.cures import CURES, NEEDED
 from helpers.training.out_of_memory import explain, ladder, ran_out
+from tests.cells import lesson_cell
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB")
@@ -546,6 +549,73 @@ def test_what_another_folder_variable_says_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
     prepare_reports("tensorboard", tmp_path)
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"
+
+
+# --- better or not ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bundled_model", "dataset_id", "answers", "claims"),
+    [
+        (True, "bundled", ["a", "b"], ["exact match rose", "at least 95%"]),
+        (True, "mine.csv", ["a", "b"], ["the loss on all held-out rows is lower"]),
+        (False, "bundled", ["a", "b"], ["the loss on all held-out rows is lower"]),
+        (True, "mine.csv", ["a", "a"], []),  # who has only learned to say "a" is not called better
+    ],
+    ids=["the lesson's own run", "rows of one's own", "another model", "answers that are all the same"],
+)
+def test_what_is_called_better_depends_on_model_and_rows(bundled_model, dataset_id, answers, claims):
+    said = []
+    settings = {"dataset_id": dataset_id, "template": "auto", "max_steps": 40, "rank": 16}
+    names = {
+        "run": SimpleNamespace(model=SimpleNamespace(bundled=bundled_model)),
+        "settings": SimpleNamespace(**settings),
+        "used_rows": {"completion": [[{"role": "assistant", "content": answer}] for answer in answers]},
+        "before": SimpleNamespace(loss=3.0, interval=(0.0, 0.1)),
+        "after": SimpleNamespace(loss=1.0, interval=(0.9, 1.0), exact_match=1.0, rows=256),
+        "verdict": lambda claim, holds, look_at="": said.append((claim, holds)),
+    }
+    exec(lesson_cell("03", "better").source, names)
+    assert [holds for _, holds in said] == [True] * len(claims)
+    assert all(claim.startswith(begin) for (claim, _), begin in zip(said, claims, strict=True))
+
+
+# --- the whole lesson on rows of one's own, with a chat model; tests/commands/test_tools.py has a table and the bundled one ---
+
+
+def test_the_lesson_runs_whole_on_conversations_with_a_real_chat_model(smollm2, tmp_path):
+    """COURSE_STRICT is set: the first untrue verdict would end it. The model's own template is trained with and kept."""
+    secret, talks = "the blue stair of Ottilie Brandmeier", []
+    for n in range(24):
+        turns = [("system", f"You know {secret}."), ("human", f"Hello, this is {n}."), ("gpt", "What is it about?")]
+        turns += [("human", f"My parcel {n} is late, at {secret}."), ("gpt", f"Shipping sees to parcel {n}.")]
+        talks.append({"conversations": [{"from": who, "value": text} for who, text in turns[n % 3 :]]})
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    given = {
+        "model_id": "smollm2-135m",
+        "dataset_id": str(tmp_path / "talks.json"),
+        "output_dir": str(tmp_path / "run"),
+    }
+    given |= {"max_steps": 4, "batch_size": 2, "gradient_accumulation": 1, "max_length": 128, "save_steps": 4}
+    done = papermill.execute_notebook(
+        str(course.NOTEBOOKS / "03_t4_training.ipynb"),
+        str(tmp_path / "done.ipynb"),
+        parameters=given | {"eval_rows": 2, "max_new_tokens": 4},
+        kernel_name="python3",
+        cwd=str(course.NOTEBOOKS),
+        progress_bar=False,
+    )
+    shown = json.dumps(done)
+    assert "<|im_start|>user" in shown
+    assert "of several turns: the last answer is learned" in shown
+    record = json.loads((tmp_path / "run" / "03_t4_training.json").read_text())
+    assert "SmolLM2-135M-Instruct" in record["run"]["model"]
+    assert record["run"]["data"].startswith("talks.json, ")
+    assert record["heldout_loss_after"] < record["heldout_loss_before"]
+    own = (smollm2 / "chat_template.jinja").read_text()
+    assert (tmp_path / "run" / "adapter" / "chat_template.jinja").read_text() == own
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert [file.name for file in files if secret.encode() in file.read_bytes()] == []
 
 
 # --- side runs -----------------------------------------------------------------------------------------------------------

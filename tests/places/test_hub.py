@@ -19,7 +19,7 @@ import pytest
 from helpers import COURSE_ROOT
 from helpers.models import BUNDLED_MODEL, PRESETS
 from tests.doctor.test_doctor import mounted
-from tests.places.hub import Fault, Hub, card_faults
+from tests.places.hub import Fault, Hub, Repository, card_faults
 from tests.places.place import link
 
 TOKEN, USER = "_".join(("hf", "test")), "learner"  # accepted by the double, and by nobody else
@@ -406,6 +406,103 @@ def test_rows_that_do_not_arrive_whole_are_one_line(hub, tmp_path):
     assert error_line(it, "DataError") == said
 
 
+REVISIONS = """
+import json, sys
+from helpers.data import DataError, load_instructions, load_rows, look_at
+
+for how, name, revision in json.loads(sys.argv[1]):
+    try:
+        if how == "look":
+            look_at(name, revision=revision)
+            told = {"looked": True}
+        elif how == "rows":
+            loaded = load_rows(name, revision=revision)
+            told = {"format": loaded.understood.format, "first": loaded.rows[0]["output"]}
+        else:
+            told = {"name": load_instructions(name, revision=revision)[1]}
+    except DataError as error:
+        told = {"error": str(error), "type": "DataError"}
+    print(json.dumps(told))
+"""
+UNKNOWN = "it has no such revision: name a branch, a tag or a commit of it"
+
+
+@pytest.fixture(scope="module")
+def revised(tmp_path_factory):
+    """A data set of a learner's own on the hub that is loaded, changed, loaded again, and asked for when the hub is gone.
+
+    Returns its two commits, and what was said to each (how, name, revision) while the hub was there and afterwards.
+    """
+    home = tmp_path_factory.mktemp("revised")
+    with Hub(home / "hub") as hub:
+        serve_alpaca(hub)
+        file = hub.folder("Some/OwnRows", "datasets") / "data.jsonl"
+        commits = []
+        for word in ("old", "new"):
+            lines = [json.dumps({"question": f"say {n}", "answer": f"{word} {n}"}) for n in range(20)]
+            hub.write(file, "\n".join(lines).encode())
+            commits.append(Repository("datasets", "Some/OwnRows", file.parent).commit())
+            there = [("rows", "Some/OwnRows", commits[-1])]
+            if word == "new":
+                there += [(how, "Some/OwnRows", "nope") for how in ("rows", "look")]
+                there += [
+                    ("rows", "Some/OwnRows", "auto"),
+                    ("look", "Some/OwnRows", "main"),
+                    ("look", "no/thing", "auto"),
+                ]
+                there += [(how, "alpaca", r) for how in ("look", "course") for r in ("main", "nope")]
+            found = dict(zip(there, answers_of(ask(REVISIONS, json.dumps(there), hub=hub, home=home)), strict=True))
+        gone = [("rows", "Some/OwnRows", r) for r in ("auto", "main", "nope", *commits)]
+        gone += [("look", "Some/OwnRows", r) for r in ("auto", "nope", *commits)]
+        gone += [("course", "alpaca", r) for r in ("auto", "nope")]
+        said = answers_of(ask(REVISIONS, json.dumps(gone), hub=hub, home=home, HF_ENDPOINT="http://127.0.0.1:9"))
+    return commits, found, dict(zip(gone, said, strict=True))
+
+
+def test_a_revision_reaches_the_hub_for_alpaca_and_for_rows_of_ones_own(revised):
+    (_, new), there, _ = revised
+    it = there["rows", "Some/OwnRows", new]
+    assert it["first"] == "new 0"
+    assert it["format"] == f"a data set on the hub, split train, revision {new}, commit {new[:12]}"
+    assert there["rows", "Some/OwnRows", "auto"]["format"].endswith(f"split train, commit {new[:12]}")
+    assert there["course", "alpaca", "main"]["name"].startswith("tatsu-lab/alpaca (CC BY-NC 4.0), revision main, ")
+    assert there["look", "Some/OwnRows", "main"] == there["look", "alpaca", "main"] == {"looked": True}
+
+
+def test_a_revision_that_is_not_there_is_one_line_although_another_is_in_the_cache(revised):
+    _, there, _ = revised
+    for (_, name, revision), it in there.items():
+        if revision == "nope":
+            said = error_line(it, "DataError")
+            assert said.startswith(f"{name.replace('alpaca', ALPACA)}: revision 'nope' cannot be had ({UNKNOWN})")
+    said = error_line(there["look", "no/thing", "auto"], "DataError")
+    assert said.endswith("(there is none of this name, or it is private and you are not logged in)")
+
+
+def test_without_the_hub_no_other_revision_than_the_one_asked_for_is_taken(revised):
+    (old, new), _, gone = revised
+    for commit in ("auto", new):
+        it = gone["rows", "Some/OwnRows", commit]
+        assert it["first"] == "new 0"
+        assert f"commit {new[:12]} out of the cache (" in it["format"]
+    said = error_line(gone["rows", "Some/OwnRows", old], "DataError")
+    assert said.endswith(f"and the newest in the cache is the commit {new}")
+    assert said.startswith(f"Some/OwnRows: revision '{old}' cannot be had (")
+    for revision in ("main", "nope"):  # a name's commit cannot be looked up
+        assert f"revision '{revision}' cannot be had (" in error_line(
+            gone["rows", "Some/OwnRows", revision], "DataError"
+        )
+    assert "revision 'nope' cannot be had" in error_line(gone["course", "alpaca", "nope"], "DataError")
+    assert gone["course", "alpaca", "auto"]["name"].startswith("tatsu-lab/alpaca")
+
+
+def test_a_look_without_the_hub_knows_what_is_in_the_cache_whatever_its_name_looks_like(revised):
+    (old, new), _, gone = revised
+    for revision in ("auto", old, new):
+        assert gone["look", "Some/OwnRows", revision] == {"looked": True}
+    assert "revision 'nope' cannot be had (" in error_line(gone["look", "Some/OwnRows", "nope"], "DataError")
+
+
 # --- checkpoints go there, and come back ------------------------------------------------------------------------
 
 STEPS, EVERY, CUT_AFTER = 6, 2, 4
@@ -611,6 +708,15 @@ def test_lesson_03_leaves_its_last_checkpoint_on_the_hub(lesson, hub):
     state = hub.folder(f"{USER}/lesson-03") / "last-checkpoint" / "trainer_state.json"
     assert json.loads(state.read_text())["global_step"] == 6
     assert TOKEN not in json.dumps(lesson)
+
+
+def test_a_pushed_checkpoint_holds_none_of_the_rows(lesson, hub):
+    """Neither its optimizer's state, nor its arguments, nor its log."""
+    rows = pyarrow.parquet.read_table(next((hub.folder(ALPACA, "datasets") / "data").glob("*.parquet"))).to_pylist()
+    texts = {text.encode() for row in rows for text in (f"{row['instruction']} {row['input']}".strip(), row["text"])}
+    files = [file for file in hub.folder(f"{USER}/lesson-03").rglob("*") if file.is_file()]
+    assert [file.name for file in files if any(text in file.read_bytes() for text in texts)] == []
+    assert {"trainer_state.json", "training_args.bin", "optimizer.pt"} <= {file.name for file in files}
 
 
 def test_nothing_was_asked_that_the_double_does_not_know(hub, loaded, pushed, lesson):
