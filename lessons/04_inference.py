@@ -483,28 +483,31 @@ def mcnemar(only_first, only_second):
 table({n: (mcnemar(n, 0),) for n in range(3, 9)}, "{:.3f}", columns=("rows that differ, all to one side", "p"))
 
 # %% [markdown]
-# Six do, however many rows were asked in all. Now the models of this lesson: adapter and base on the rows that were just scored, and then the adapter in the form of its training beside each other form of section 2. The column "overlap" says whether the two intervals do. What does the test say where they do?
+# Six do, however many rows were asked in all. Now the models of this lesson: adapter and base on the rows that were just scored, and then the adapter in the form of its training beside each other form of section 2. The last two pairs are invented: both have 90 and 96 right of 100. The column "overlap" says whether the two intervals do.
 
 
 # %%
 def compared(first, second):
     only = sum(map(gt, first, second)), sum(map(lt, first, second))  # right in one of the two alone
     (low, high), (least, most) = wilson(sum(first), len(first)), wilson(sum(second), len(second))
-    overlap = "yes" if low <= most and least <= high else "no"
-    return len(first), sum(first), sum(second), *only, overlap, mcnemar(*only)
+    return len(first), sum(first), sum(second), *only, low <= most and least <= high, mcnemar(*only)
 
 
 pairs = {"adapter, base": compared(scored["tuned"].right, scored["base"].right)}
 for name, answers in list(said.items())[1:]:
     pairs[f"as in training, {name}"] = compared(rights(said["as in training"]), rights(answers))
+pairs["invented: 90 of 100, and the same ones and 6 more"] = compared([1] * 90 + [0] * 10, [1] * 96 + [0] * 4)
+pairs["invented: 90 of 100, and 96 with other ones wrong"] = compared([1] * 90 + [0] * 10, [0] * 4 + [1] * 96)
 headings = ("first, second", "rows", "right: first", "second", "only first", "only second", "overlap", "p")
 table(pairs, p="{:.2g}", columns=headings)
 
 # %% [markdown]
-# Where the intervals overlap and $p$ is small all the same, the test sees what the intervals cannot: the two models did not get *different* rows, they got the same ones, and nearly every row that differs goes one way. Where $p$ is large, these rows do not tell the two apart. That does not show that they are equal; more rows might part them.
+# Look at the invented pairs first. Their shares are the same, and so are their intervals, which overlap. The test tells the first pair apart, where the second model has all that the first one has and six more. It does not tell the second pair apart, where each has some that the other has not. So keep which rows were right, not only how many.
 #
-# Two things to mind. A $p$ of 0.05 is no law: of twenty pairs that are equally good, about one comes out below it. So who tests six forms, or ten checkpoints, should ask for 0.05 divided by their number. And the test is of right and wrong. For losses, `change_from` of lesson 03 compares row by row, and exercise 3 makes a test for any numbers.
-# In code of your own, `scored["tuned"].paired_p(scored["base"])` does what you just wrote.
+# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, about one comes out below 0.05 by chance. So who tests six forms, or ten checkpoints, should ask for 0.05 divided by their number, here
+# {{f"{0.05 / (len(said) - 1):.3f}"}}. "The question alone" has {{f"{pairs['as in training, the question alone'][-1]:.2g}"}}.
+#
+# The test is of right and wrong. For losses, `change_from` of lesson 03 compares row by row, and exercise 3 makes a test for any numbers. In code of your own, `scored["tuned"].paired_p(scored["base"])` does what you just wrote.
 #
 # ## 8 What a token costs
 #
@@ -545,7 +548,7 @@ if run.model.bundled:  # another model's generation_config.json may ask for more
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
 sizes = [(1, 32), (1, 128), (1, 512), (4, 128), (16, 128)]
-times = decode_times(model, sizes)
+times = decode_times(model, sizes, turns=8)
 gain = 16 * times[1, 128][1] / times[16, 128][1]
 verdict("reading a token of the prompt costs less than making a token", times[1, 512][0] / 512 < times[1, 512][1])
 verdict("16 rows make more than twice the tokens per second of one row", gain > 2)
@@ -1042,7 +1045,7 @@ at_once = (1, 4, 16, 64, 256)
 layer_ms = {}
 for number in at_once:
     x = torch.randn(number, 4096, dtype=dtype, device=model.device)
-    layer_ms[number] = [min(milliseconds(call, x) for _ in range(5)) for call in work.values()]
+    layer_ms[number] = [min(milliseconds(call, x) for _ in range(10)) for call in work.values()]
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
 rows = [(number, four_bit / plain, unpacked / four_bit) for number, (plain, four_bit, unpacked) in layer_ms.items()]

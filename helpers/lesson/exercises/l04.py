@@ -89,8 +89,6 @@ def sign_flips(answer):
         )
     if abs(answer([-one for one in DIFFERENCES]) - right) > 1e-9:
         return "the two models must be treated alike: with all signs turned round the value is the same"
-    if abs(answer([0.1, 0.2, 0.3, -0.6]) - 1) > 1e-9:
-        return "0.1 + 0.2 + 0.3 - 0.6 is not quite zero for a computer: allow for 1e-9 when you compare"
     if abs(answer([0.2, -0.3, 0.2, 0.0, 0.1]) - _flips([0.2, -0.3, 0.2, 0.0, 0.1])) > 1e-9:
         return "two sums that are equal on paper may differ in their last digits: allow for 1e-9 when you compare"
     return None
