@@ -355,9 +355,9 @@ batch = tokenizer([prompts[0]] * 3, return_tensors="pt").to(model.device)
 with torch.no_grad():
     made = model.generate(**batch, max_new_tokens=settings.max_new_tokens, do_sample=False, adapter_names=list(three))
 mixed = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-table(zip(three, mixed), in_one_batch="{:.60}", columns=("adapter of the row", "in one batch"))
 if usual:
     verdict("in a mixed batch each row answers as its adapter does alone", [m.strip() for m in mixed[:2]] == [tuned[0], other[0]])  # fmt: skip
+table(zip(three, mixed), in_one_batch="{:.60}", columns=("adapter of the row", "in one batch"))
 
 # %% [markdown]
 # What does another adapter cost? A layer's weights grow with the square of its width, and an adapter only with the width itself. The larger the model, the smaller is the share of an adapter: the table "How many rows fit on a
@@ -504,8 +504,8 @@ table(pairs, p="{:.2g}", columns=headings)
 # %% [markdown]
 # Look at the invented pairs first. Their shares are the same, and so are their intervals, which overlap. The test tells the first pair apart, where the second model has all that the first one has and six more. It does not tell the second pair apart, where each has some that the other has not. So keep which rows were right, not only how many.
 #
-# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, about one comes out below 0.05 by chance. So who tests six forms, or ten checkpoints, should ask for 0.05 divided by their number, here
-# {{f"{0.05 / (len(said) - 1):.3f}"}}. "The question alone" has {{f"{pairs['as in training, the question alone'][-1]:.2g}"}}.
+# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, about one comes out below 0.05 by chance. So who tests six forms, or ten checkpoints, should ask
+# for 0.05 divided by their number. Which of the forms above pass that, and which would you have counted before?
 #
 # The test is of right and wrong. For losses, `change_from` of lesson 03 compares row by row, and exercise 3 makes a test for any numbers. In code of your own, `scored["tuned"].paired_p(scored["base"])` does what you just wrote.
 #

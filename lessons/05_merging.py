@@ -269,7 +269,7 @@ verdict("the size at which half is kept is the same for other matrices, to a qua
         max(abs(other - half) for other in others) < 0.25)  # fmt: skip
 
 # %% [markdown]
-# Why just there? An update moves a weight to another level if it reaches over half the gap between two levels. How wide the gaps are is what the *quantization error* says: how far the weights move when
+# Why just there? A weight ends on another level if its update reaches over the middle of the gap between the two. How wide the gaps are is what the *[quantization error](../site/glossary.md#quantization-error)* says: how far the weights move when
 # they are first put on their levels (lesson 01). So divide it by the update, both as norms. Is this ratio the same at the half for FP4, whose levels lie elsewhere?
 
 # %%
@@ -348,10 +348,10 @@ table(
 )
 
 # %% [markdown]
-# Look at the recorded rows once more. The updates of the real chat model are a small fraction of a per cent of its weights. With them the loss on the held-out rows falls by more than half, though few answers are right word for word, and the merge into 4 bits gives back the base. (The chat model starts with a high loss because it never saw this form of question.)
+# Look at the recorded row once more. The updates of the real chat model are a small fraction of a per cent of its weights, so a merge into 4 bits keeps nearly nothing of them, and the quantization error is many times as large. What that does to its answers stands in section 4.
 #
 # What does that say of a 7B model? The curve depends on the 16 levels and on how weights lie among them, so it should be much the same. Where a real 7B adapter lies on it is **not known here**: nobody has measured one for this course. Lesson 03 gives
-# it the learning rate and the number of steps of SmolLM2's run, so the left end would be no surprise. Measure yours: set `adapter_dir` and `model_id`, and the table above has its row.
+# it the learning rate, the steps and the rows of SmolLM2's run, so the left end would be no surprise. Measure yours: set `adapter_dir` and `model_id`, and the table above has its row.
 #
 # ## 4 Four ways
 #
@@ -429,7 +429,15 @@ table(rows_of_ways, "{:.0%}", kept="{:.1%}", error="{:.2g}", loss="{:.3f}", p="{
 #
 # "Into the original base" keeps the whole update, and its error is of the size of the update, or several times as large where the update is small. It is the quantization error per update of section 3: the rounding of lesson 01, undone. It points in no direction of the task. Here it does no harm: compare the losses, and the p-values, which do
 # not tell these answers from those of the adapter. (A large p-value does not prove that two models are equal. It says that these rows do not tell them apart.) Section 6 names a model that it ruins. It is not the model that you evaluated, though.
-#
+
+# %%
+for name in adapters if fits and run.machine.dtype == "float32" else ():  # 16 bits have errors of their own
+    errors = {way: results[name, way][1] for way in ways if way != "keep the adapter"}
+    nearest = min(errors, key=errors.get)
+    verdict(f"{name}: dequantize, then merge is ten times nearer to what was trained than any other merge",
+            nearest == "dequantize, then merge" and 10 * errors.pop(nearest) < min(errors.values()))  # fmt: skip
+
+# %% [markdown]
 # And the real chat model of section 3? These rows are recorded. The change is that of the loss against the adapter beside its base, each held-out row compared with itself, with its 95% interval.
 
 # %%
@@ -440,14 +448,10 @@ for way, score in recorded["scores"].items():
 headings = ("SmolLM2, recorded", "loss", "right", "change of the loss", "from", "to")
 table(rows, "{:+.3f}", loss="{:.3f}", right="{:.0%}", columns=headings)
 
-# %%
-for name in adapters if fits and run.machine.dtype == "float32" else ():  # 16 bits have errors of their own
-    errors = {way: results[name, way][1] for way in ways if way != "keep the adapter"}
-    nearest = min(errors, key=errors.get)
-    verdict(f"{name}: dequantize, then merge is ten times nearer to what was trained than any other merge",
-            nearest == "dequantize, then merge" and 10 * errors.pop(nearest) < min(errors.values()))  # fmt: skip
-
 # %% [markdown]
+# Small as the update is, the loss falls to less than a third with it. A merge into 4 bits gives back the untrained base, but for little. Dequantized and merged, the model is the trained one. And the merge into the original base changes the weights many times as much as the training did (the last column of section 3's table says how many times), and is here
+# a little *better* than the model that was trained: the whole interval of its change lies below zero. The quantization error was a damage, and this merge takes it away. That is one model, one training and a few rows, and what is called original here went through another kind of 4 bits once. With another model it may go the other way, so measure.
+#
 # ### Which 16 bits?
 #
 # A merged model is stored in 16 bits, which rounds once more. Of its 16 bits float16 spends 10 on the digits, and bfloat16 only 7. For an update that is small beside its weight this matters. What do you expect the rounding error of
@@ -464,9 +468,7 @@ print(f"bfloat16's rounding error is {ratio:.0f} times float16's")
 # %% [markdown]
 # So this lesson writes float16, on every machine. Its largest number is 65,504, and the weights of a language model are far below it. The risk lies elsewhere: the *activations* of a model that was made in bfloat16 may go beyond 65,504 while
 # it computes, and then its answers are not numbers. The file does not decide that. Who loads it does, with `dtype=torch.bfloat16`, and then the last digits are rounded away again. ("Further down" looks for the largest activation of this model.)
-
-
-# %% [markdown]
+#
 # ## 5 A whole model, in little memory
 #
 # A 7B model in 16 bits is larger than the main memory of a free Colab. Merging does not need all of it there: a model's files are lists of tensors, and each tensor is merged on its own. `merge_adapter` of this course holds a piece of one tensor and one product $B A$ at
@@ -491,22 +493,20 @@ if fits:
         verdict("merge_adapter and PEFT hold the same tensors", moved == 0 or (on_gpu and moved < 1e-3 * numbers))
 
 # %% [markdown]
-# And a large model? This was recorded with the shape of Mistral-7B and random weights, with no GPU, on two cores that others used as well (`measurements/measure_merge.py`): parts of the model, and all of it. Memory is what the process held at most, above what Python itself takes. The last column says how many times as long the merge took as a copy
+# And a large model? This was recorded with the shape of Mistral-7B and random weights, with no GPU, on two cores that others used as well (`measurements/measure_merge.py`): parts of the model, and all of it. Memory is what the process held at most, above what Python itself takes. "Copies" says how many times as long the merge took as a copy
 # of the same files, both in one run. Go down the rows: what grows with the layers, and what does not?
 
 # %%
-recorded_merges = sorted(run.measurements("cpu_merges"), key=lambda row: (row["base_weights"], row["layers"]))
 merges = []
-for row in recorded_merges:
+for row in sorted(run.measurements("cpu_merges"), key=lambda row: (row["base_weights"], row["layers"])):
     merges.append({"into": row["base_weights"], "layers": f"{row['layers']} of {row['layers_of_the_whole']}",
                    "base (GB)": row["base_bytes"] / 1e9, "memory (GB)": row["above_bare_python_bytes"] / 1e9,
-                   "copies": row["merge_seconds"] / row["copy_seconds"], "date": row["date"]})  # fmt: skip
-table(merges, "{:.1f}", memory_GB="{:.2f}")
-whole = [row for row in recorded_merges if row["layers"] == row["layers_of_the_whole"]][0]
+                   "merge (s)": row["merge_seconds"], "copies": row["merge_seconds"] / row["copy_seconds"],
+                   "date": row["date"]})  # fmt: skip
+table(merges, "{:.1f}", memory_GB="{:.2f}", merge_s="{:.0f}")
 
 # %% [markdown]
-# The whole model has {{f"{whole['base_bytes'] / 1e9:.1f}"}} GB of weights, and merging it into the original base held {{f"{whole['above_bare_python_bytes'] / 1e9:.2f}"}} GB of memory, no more than a part of the model did: at no time does the process hold more than some rows and one product $B A$. That machine took {{f"{whole['merge_seconds']:.0f}"}} seconds for it. Both folders together
-# need twice the disk of one. (The way over dequantized weights takes more memory at a time and was recorded with four layers alone.)
+# The last row is the whole model. Its files grow with the layers, and the memory does not: at no time does the process hold more than some rows and one product $B A$. The seconds are what that machine took, no more. (Both folders together need twice the disk of one. The way over dequantized weights takes more memory at a time and was recorded with four layers alone.)
 #
 # ## 6 After the merge
 #
@@ -627,10 +627,10 @@ compared = {}
 for kind, answers in {"transformers": reference, **by_llama}.items():
     same, right = np.array(answers) == np.array(reference), np.array(answers) == np.array(list(questions["output"]))
     compared[kind] = (f"{same.sum()} of {len(same)}", f"{right.sum()} of {len(right)}")
-table(compared, columns=("asked", "answers equal to transformers'", "right"))
 if by_llama and run.usual(adapters["yours"]):
     verdict("the F16 file answers as transformers does, but for at most one answer in forty",
             sum(a != b for a, b in zip(by_llama["f16"], reference, strict=True)) <= len(reference) / 40)  # fmt: skip
+table(compared, columns=("asked", "answers equal to transformers'", "right"))
 
 # %% [markdown]
 # Q4_0 is another kind of 4 bits than the one that you trained in, with evenly spaced levels, so section 6 applies: what it costs must be measured, as above. If even these answers are equal, mind that they are short, and that the model is sure of them. Long free text parts sooner, since each token that comes out differently changes all that follow.
@@ -991,7 +991,7 @@ print(f"largest weight {largest_weight:.1f}, largest output of a layer {largest_
 import timeit
 
 piece, best = torch.randn(2048, 2048), {"rounded to 16 bits": 9e9, "quantized and dequantized": 9e9}
-for _ in range(3):
+for _ in range(10):
     for name, work in zip(best, (piece.half, lambda: rounded(piece))):
         best[name] = min(best[name], timeit.timeit(work, number=1))
 ratio = best["quantized and dequantized"] / best["rounded to 16 bits"]

@@ -220,7 +220,7 @@ def test_what_the_lesson_says_of_the_first_measured_update_is_in_the_row():
     loss = {way: score["loss"] for way, score in row["scores"].items()}
     change = {way: score["change"] for way, score in row["scores"].items()}
     trained = loss["adapter beside the base"]
-    assert trained < loss["base"] / 2
+    assert trained < loss["base"] / 3
     assert loss["into the 4-bit base"] == pytest.approx(loss["base"], rel=0.05)
     for faithful in ("into the original base", "dequantize, then merge"):
         assert loss[faithful] - trained == pytest.approx(change[faithful][0], abs=1e-4)
