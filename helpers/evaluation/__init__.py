@@ -7,6 +7,7 @@ from helpers.evaluation.scores import (
     completion_loss,
     evaluate,
     exact_match,
+    mcnemar,
     prompt_texts,
     wilson_interval,
 )
@@ -24,5 +25,6 @@ __all__ = [
     "fields_right",  # which fields of one answer are right
     "json_object",  # the object that an answer is, or None
     "wilson_interval",  # the 95% interval of a share
+    "mcnemar",  # do two models differ on the same rows? the p-value of the exact test
     "decode_times",  # seconds to the first token, and of each later one
 ]

@@ -69,7 +69,8 @@ def prompt_texts(tokenizer, rows) -> list[str]:
 
 def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
     """The share of `rows` (instruction, input, output) whose greedy answer equals the output, from 0 to 1."""
-    return _share_right(_answers(model, tokenizer, rows, max_new_tokens, batch_size), rows)
+    right = _right(_answers(model, tokenizer, rows, max_new_tokens, batch_size), rows)
+    return sum(right) / len(right)
 
 
 def _answers(model, tokenizer, rows, max_new_tokens: int, batch_size: int) -> list[str]:
@@ -77,8 +78,8 @@ def _answers(model, tokenizer, rows, max_new_tokens: int, batch_size: int) -> li
         return answer(model, tokenizer, [to_chat(row)["prompt"] for row in rows], max_new_tokens, batch_size)
 
 
-def _share_right(answers: list[str], rows) -> float:
-    return sum(a == row["output"].strip() for a, row in zip(answers, rows, strict=True)) / len(answers)
+def _right(answers: list[str], rows) -> tuple[bool, ...]:
+    return tuple(a == row["output"].strip() for a, row in zip(answers, rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Evaluation:
     rows: int
     answers: tuple[str, ...] = ()  # what it answered, in the rows' order
     row_losses: tuple[tuple[float, int], ...] = ()  # of each row: nats in all, and completion tokens
+    right: tuple[bool, ...] = ()  # of each row: is the answer exactly the expected one?
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -99,6 +101,10 @@ class Evaluation:
     def numbers(self) -> dict:
         """The score for a record, without the answers and the rows' losses: these may be a learner's own words."""
         return {"loss": self.loss, "exact_match": self.exact_match, "interval": list(self.interval), "rows": self.rows}
+
+    def paired_p(self, other: "Evaluation") -> float:
+        """The p-value of `mcnemar` for exact match: how easily chance alone would part the two; of the same rows."""
+        return mcnemar(self.right, other.right)
 
     def change_from(self, before: "Evaluation", draws: int = 2000) -> tuple[float, tuple[float, float]]:
         """How much the loss changed since `before`, in nats per token, and its 95% interval: each row against itself.
@@ -132,11 +138,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     answers = _answers(model, tokenizer, rows, max_new_tokens, batch_size)
-    share = _share_right(answers, rows)
+    right = _right(answers, rows)
+    share = sum(right) / len(right)
     losses = _row_losses(model, tokenizer, rows, batch_size, max_length)
     model.train(was_training)
-    interval = wilson_interval(round(share * len(rows)), len(rows))
-    return Evaluation(_per_token(losses), share, interval, len(rows), tuple(answers), tuple(losses))
+    interval = wilson_interval(sum(right), len(rows))
+    return Evaluation(_per_token(losses), share, interval, len(rows), tuple(answers), tuple(losses), right)
 
 
 def completion_loss(model, tokenizer, rows, batch_size: int = 64, max_length: int = 512) -> float:
@@ -203,3 +210,20 @@ def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[floa
     centre = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(first, second) -> float:
+    """The p-value of McNemar's exact test, from 0 to 1. `first` and `second` say of the same rows whether each was right.
+
+    Only rows on which the two differ count. The p-value is the chance that tosses of a coin share these rows at least as
+    unevenly, to either side (McNemar 1947, Psychometrika 12, 153-157; exact, from the binomial distribution). ValueError
+    if there is not one value for each row in both, or none at all.
+    """
+    pairs = list(zip(first, second, strict=True))
+    if not pairs:
+        raise ValueError("there is no row to compare")
+    only_first = sum(bool(a) and not b for a, b in pairs)
+    only_second = sum(bool(b) and not a for a, b in pairs)
+    differ = only_first + only_second
+    tail = sum(math.comb(differ, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**differ)

@@ -13,13 +13,26 @@ HUB_LICENCES = {  # as the hub writes them; others are given in words
     "Apache-2.0": "apache-2.0",
     "MIT": "mit",
     "CC BY-NC 4.0": "cc-by-nc-4.0",
+    "Llama 3.1 Community License": "llama3.1",
 }
+FREE = ("apache-2.0", "mit")  # what the other licence forbids is all that is forbidden
 
 
-def hub_licence(of_base: str, of_data: str | None) -> str | None:
-    """What the head of a card says: both licences hold, so the narrower one; None where that cannot be said in one word."""
+def hub_licence(of_base: str, of_data: str | None) -> dict[str, str]:
+    """The licence in the head of a card, as arguments of ModelCardData. Both licences hold, so the narrower one stands there.
+
+    {} where the base's is not known. Where each forbids something of its own, one word cannot say it: "other", with a name
+    that has both ([the hub's rules](https://huggingface.co/docs/hub/model-cards), read 2026-11-26). Rows whose licence
+    nobody knows are the owner's own to judge; `model_card` says that it is not known.
+    """
     base, data = HUB_LICENCES.get(of_base), HUB_LICENCES.get(of_data or "")
-    return data if base and data == "cc-by-nc-4.0" else base
+    if base is None:
+        return {}
+    if data is None or data in FREE or data == base:
+        return {"license": base}
+    if base in FREE:
+        return {"license": data}
+    return {"license": "other", "license_name": f"{base}-and-{data}"}
 
 
 def model_card(folder: Path):
@@ -44,7 +57,7 @@ def model_card(folder: Path):
     ]
     about = ModelCardData(
         base_model=base if "/" in base else None,
-        license=hub_licence(found["licence"] if found["licence_known"] else "", found.get("data_licence")),
+        **hub_licence(found["licence"] if found["licence_known"] else "", found.get("data_licence")),
         datasets=on_hub,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -74,13 +87,13 @@ def _text(found: dict, training: dict) -> str:
     of_data = found.get("data_licence") or "not known here, look it up before you publish"
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     trained = f" Trained on {training['run']['machine']}." if training else " How it was trained was not recorded."
-    limits = found.get("scored_with", {})
+    limits, size = found.get("scored_with", {}), f"{found['merged_bytes'] / 1e6:,.1f} MB"
     cut = "".join(f"{name}: {value}. " for name, value in limits.items())
     return f"""A LoRA adapter, trained on {run["model"]} in 4 bits (QLoRA), merged into {kept[found["base_weights"]]}.
 
 - **Base:** {run["model"]}, licence: {licence}. The base's licence holds for this model too.
 - **Data:** {run["data"]}. Licence: {of_data}. What the data's licence says of models that are trained on them holds as well.
-- **Files:** {found["merged_bytes"] / 1e6:,.1f} MB of weights in {found["dtype"]}. No PEFT and no bitsandbytes needed.
+{_both(found)}- **Files:** {size} of weights in {found["dtype"]}. No PEFT and no bitsandbytes needed.
 
 ## Training
 
@@ -102,6 +115,16 @@ Nothing but the above was measured. In 4 bits again it is another model: measure
 
 Made with {versions}.
 """
+
+
+def _both(found: dict) -> str:
+    """A line of the card for two licences that differ, with its end; "" where they do not differ."""
+    base, data = found["licence"] if found["licence_known"] else "", found.get("data_licence")
+    named = hub_licence(base, data).get("license")
+    if not named or not data or data == base:
+        return ""
+    which = "names the narrower one" if named != "other" else "says `other`, since no single word says both"
+    return f"- **Two licences:** base and data have different ones, and both hold. The head of this card {which}.\n"
 
 
 def _recipe(training: dict) -> dict:

@@ -49,22 +49,26 @@ def _one_line(ax, y: float, name: str, levels, before: float, trained: float, af
 
 
 def survival(curve, crossing: float, layers: dict, title: str, unknown: str = ""):
-    """The share of an update that a merge keeps, over the update's size; both in per cent.
+    """The share of an update that a merge keeps, over the update's size on a logarithmic axis; both in per cent.
 
-    `curve`: (sizes, shares). `crossing`: the size at which half is kept. `layers` maps an adapter's name to the (sizes,
-    shares) of its layers, a dot for each. `unknown`: what nobody has measured, in words.
+    `curve`: (sizes, shares), sizes above zero. `crossing`: the size at which half is kept. `layers` maps an adapter's name
+    to the (sizes, shares) of its layers, a dot for each. `unknown`: what nobody has measured, in words. Both labels stand
+    at the left above the middle, where a curve that climbs leaves room.
     """
-    x, y = "size of the update (% of the weights)", "kept by a merge into 4 bits (%)"
+    x, y = "size of the update (% of the weights, logarithmic)", "kept by a merge into 4 bits (%)"
     figure, ax = axes(title, x, y, size=(7.6, 4.3))
     for (name, (sizes, shares)), colour, mark in zip(
         layers.items(), ("orange", "purple", "green", "sky"), "o^sv", strict=False
     ):
         ax.plot(sizes, shares, mark, color=COLOURS[colour], markersize=4.5, alpha=0.75, label=name, linestyle="none")
     ax.plot(*curve, color=FROZEN, linewidth=1.8, label="a random matrix", zorder=1)
-    ax.plot([0, crossing, crossing], [50, 50, 0], color=INK, linestyle=":", linewidth=1.2)
-    ax.annotate(f"half is kept at {crossing:.1f}%", (crossing, 50), (8, -14), textcoords="offset points", color=INK)
-    if unknown:
-        ax.text(0.98, 0.05, unknown, transform=ax.transAxes, ha="right", va="bottom", color="#5B6166", fontsize=9.5)
-    ax.set(xlim=(0, max(curve[0])), ylim=(-3, 105))
+    left, right = min(curve[0]), max(curve[0])
+    ax.plot([left, crossing, crossing], [50, 50, -3], color=INK, linestyle=":", linewidth=1.2, zorder=1)
+    ax.text(left, 52, f" half is kept at {crossing:.1f}%", ha="left", va="bottom", color=INK)
+    ax.text(left, 92, f" {unknown}", ha="left", va="bottom", color="#5B6166", fontsize=9.5)
+    ax.set(xscale="log", xlim=(left, right), ylim=(-3, 105))
+    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if left <= tick <= right]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
     figure.legend(frameon=False, ncols=2, loc="outside lower center")
     return figure

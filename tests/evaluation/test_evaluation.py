@@ -1,12 +1,13 @@
 """The harness that says better or not: its loss is the trainer's, its interval the published one."""
 
 import ast
+import itertools
 import re
 
 import pytest
 
 from helpers.course import disk as course
-from helpers.evaluation import Evaluation, completion_loss, evaluate, wilson_interval
+from helpers.evaluation import Evaluation, completion_loss, evaluate, exact_match, mcnemar, wilson_interval
 from helpers.models import BUNDLED_MODEL
 
 
@@ -72,6 +73,46 @@ def test_wilson_interval_as_published():
 def test_no_share_no_interval(right, of):
     with pytest.raises(ValueError, match="is no share"):
         wilson_interval(right, of)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (3, 3), (0, 5), (0, 6), (6, 0), (2, 7), (5, 1)])
+def test_the_paired_test_counts_the_tosses_that_part_the_rows_as_unevenly(only_first, only_second):
+    """Against its definition: every way in which coins can fall, counted."""
+    first = [True] * only_first + [False] * only_second + [True, True, False]  # the last three say nothing
+    second = [False] * only_first + [True] * only_second + [True, True, False]
+    falls = list(itertools.product((1, -1), repeat=only_first + only_second))
+    uneven = [fall for fall in falls if abs(sum(fall)) >= abs(only_first - only_second)]
+    assert mcnemar(first, second) == pytest.approx(len(uneven) / len(falls))
+
+
+def test_the_paired_test_as_a_table_of_the_binomial_distribution_has_it():
+    only = [True] * 121 + [False] * 59, [False] * 121 + [True] * 59
+    assert mcnemar(*only) == pytest.approx(4.4344e-6, rel=1e-4)
+    assert mcnemar([1, 0], [1, 0]) == 1.0
+    with pytest.raises(ValueError, match="no row"):
+        mcnemar([], [])
+    with pytest.raises(ValueError, match="argument 2"):
+        mcnemar([True], [True, False])
+
+
+def test_a_score_knows_which_rows_are_right_and_is_told_from_another_by_them():
+    first = Evaluation(1.0, 1.0, (0.5, 1.0), 8, right=(True,) * 8)
+    then = Evaluation(1.0, 0.25, (0.0, 0.6), 8, right=(True, True) + (False,) * 6)
+    assert first.paired_p(then) == then.paired_p(first) == 2 / 2**6
+    assert "right" not in first.numbers()
+
+
+def test_right_are_the_rows_whose_answer_is_the_expected_one(bundled, heldout):
+    model, tokenizer = bundled
+    answers = evaluate(model, tokenizer, heldout.select(range(3)), max_new_tokens=4).answers
+    rows = rows_of(
+        ("a", "", "no such answer"), *((heldout[i]["instruction"], heldout[i]["input"], answers[i]) for i in (1, 2))
+    )
+    scored = evaluate(model, tokenizer, rows, max_new_tokens=4)
+    assert scored.right == tuple(answer == row["output"] for answer, row in zip(scored.answers, rows, strict=True))
+    assert scored.right[0] is False
+    assert any(scored.right)
+    assert sum(scored.right) / 3 == scored.exact_match == exact_match(model, tokenizer, rows, max_new_tokens=4)
 
 
 def test_the_losses_of_the_rows_add_up_to_the_loss(bundled, heldout):

@@ -2,9 +2,9 @@
 
 import csv
 import io
+import itertools
 import math
 import re
-from math import comb
 
 import numpy
 import pytest
@@ -102,24 +102,42 @@ def kv_bytes_in(window_keeps):
     return size_of
 
 
-def mcnemar_with(sides=2, of_all=False, least=lambda k: 0, smaller=min, most=1.0):
-    """McNemar's test for exercise 04.3, as it is and with mistakes."""
+def flips_with(far=lambda total, seen: abs(total) >= abs(seen) - 1e-9, share=lambda count, ways: count / ways):
+    """The test of exercise 04.3 that flips signs, as it is and with mistakes."""
 
-    def test(first, second):
-        a, b = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((first, second), (second, first)))
-        n, k = len(first) if of_all else a + b, smaller(a, b)
-        return min(most, sides * sum(comb(n, i) for i in range(least(k), k + 1)) / 2**n)
+    def test(differences):
+        signs = list(itertools.product((1, -1), repeat=len(differences)))
+        sums = [sum(s * d for s, d in zip(way, differences, strict=True)) for way in signs]
+        return share(sum(far(total, sum(differences)) for total in sums), len(signs))
 
     return test
 
 
-def every_split(first, second):
-    """The same test by adding up every share of the questions that is at least as uneven."""
-    won = [a for a, b in zip(first, second, strict=True) if a != b]
-    uneven = abs(2 * sum(won) - len(won))
-    return numpy.float64(
-        sum(comb(len(won), i) for i in range(len(won) + 1) if abs(2 * i - len(won)) >= uneven) / 2 ** len(won)
-    )
+def flips_by_sums(differences):
+    """The same test by the distribution of the sums, one row after the other."""
+    sums = numpy.zeros(1)
+    for one in differences:
+        sums = numpy.concatenate([sums + one, sums - one])
+    return (numpy.abs(sums) >= abs(sum(differences)) - 1e-9).mean()
+
+
+def flips_at_random(differences):
+    signs = numpy.random.default_rng(0).choice([-1, 1], size=(5000, len(differences)))
+    return (numpy.abs(signs @ differences) >= abs(sum(differences)) - 1e-9).mean()
+
+
+def extracted(merged, base, rank, powers=(0, 1), kept=None):
+    """Exercise 05.1: (A, B) from a singular value decomposition, with the singular values to these powers."""
+    U, S, V = torch.linalg.svd(merged.float() - base.float(), full_matrices=False)
+    kept = kept or slice(rank)
+    return S[kept, None] ** powers[0] * V[kept], U[:, kept] * S[kept] ** powers[1]
+
+
+def by_projection(merged, base, rank):
+    """The same without a decomposition into singular values: project on the directions of the largest eigenvalues."""
+    added = merged.float() - base.float()
+    directions = torch.linalg.eigh(added @ added.T).eigenvectors[:, -rank:]
+    return directions.T @ added, directions
 
 
 SERVED = {"customers": "adapters", "laptop": "merged", "DoRA": "merged", "trial": "adapters"}
@@ -394,13 +412,15 @@ MISTAKES = {
         (lambda tokens, stops: [], "before the first one"),
     ],
     "04.3": [
-        (mcnemar_with(sides=1), "one side"),
-        (mcnemar_with(of_all=True), "where the two differ"),
-        (mcnemar_with(least=lambda k: k), "exactly k"),
-        (mcnemar_with(smaller=max, most=float("inf")), "gives 1.99"),
-        (mcnemar_with(smaller=max), "smaller of the two"),
-        (mcnemar_with(smaller=lambda a, b: a), "treated alike"),
-        (mcnemar_with(most=float("inf")), "1 at most"),
+        (flips_with(lambda total, seen: total >= seen - 1e-9), "one side"),
+        (flips_with(lambda total, seen: abs(total) > abs(seen) + 1e-9), "at least as far"),
+        (flips_with(lambda total, seen: abs(total) >= abs(seen)), "allow for 1e-9"),
+        (flips_with(share=lambda count, ways: count), "how many ways"),
+        (flips_with(share=lambda count, ways: 1 - count / ways), "nearer to zero"),
+        (lambda differences: 1.0, "leaves their sum"),
+        (flips_at_random, "drawn at random"),
+        (lambda differences: 0.5, "is right for"),
+        (lambda differences: flips_by_sums(differences) if sum(differences) > 0 else 0.0, "treated alike"),
     ],
     "04.5": [(4, "small part"), (1, "more"), (2, "less"), (1.2, "more"), ("long", "a number")],
     "04.6": [
@@ -421,11 +441,16 @@ MISTAKES = {
         (uncounted_system, "takes room as well"),
     ],
     "05.1": [
-        (lambda W, A, B, rank, alpha: (W.float() + B @ A).to(W.dtype), "not scaled"),
-        (lambda W, A, B, rank, alpha: (W.float() + (B @ A) * (rank / alpha)).to(W.dtype), "other way"),
-        (lambda W, A, B, rank, alpha: W + ((B @ A) * (alpha / rank)).to(W.dtype), "round on the way"),
-        (lambda W, A, B, rank, alpha: W + (B @ A) * (alpha / rank), "round at the end"),
-        (lambda W, A, B, rank, alpha: A @ B.T if len(A) == len(B) else A, "not A @ B"),
+        (lambda merged, base, rank: extracted(merged, base, rank)[::-1], "comes first"),
+        (lambda merged, base, rank: extracted(merged, base, 8), "rank x inputs"),
+        (lambda merged, base, rank: extracted(merged, base, rank)[0], "two tensors"),
+        (lambda merged, base, rank: [one.half() for one in extracted(merged, base, rank)], "return float32"),
+        (lambda merged, base, rank: extracted(merged, base, rank, powers=(0, 0)), "left out"),
+        (lambda merged, base, rank: extracted(merged, base, rank, powers=(1, 1)), "in both"),
+        (lambda merged, base, rank: extracted(merged, 0 * base, rank), "merged matrix itself"),
+        (lambda merged, base, rank: extracted(base, merged, rank), "the sign"),
+        (lambda merged, base, rank: extracted(merged, base, rank, kept=slice(-4, None)), "smallest parts"),
+        (lambda merged, base, rank: (torch.ones(rank, 32), torch.ones(48, rank)), "not the nearest"),
     ],
     "05.2": [
         (lambda before, trained, merged: ((merged - trained).norm() / trained.norm()).item(), "divides by the weights"),
@@ -623,7 +648,11 @@ ALSO_RIGHT = {
         first_stop,
         lambda tokens, stops: tokens[: next((i for i, t in enumerate(tokens) if t in stops), len(tokens))],
     ],
-    "04.3": [mcnemar_with(), every_split],
+    "04.3": [
+        flips_with(),
+        flips_by_sums,
+        lambda differences: numpy.float64(flips_with()(numpy.array(differences))),
+    ],
     "04.5": [1.33, numpy.float64(6 / 4.5), 1.4],
     "04.6": [SERVED | {"laptop": " Merged"}, dict(reversed(SERVED.items()))],
     "04.7": [
@@ -662,8 +691,9 @@ ALSO_RIGHT = {
     "03.5": [1.2, numpy.float32(1.35), 8.1 / 6.4],
     "03.6": [["B", "D"], "d, b", ("D", "B"), {"B", "D"}],
     "05.1": [
-        lambda W, A, B, rank, alpha: (W.to(torch.float32) + alpha / rank * B.matmul(A)).half(),
-        lambda W, A, B, rank, alpha: torch.add(W.float(), B @ A, alpha=alpha / rank).to(W.dtype),
+        lambda merged, base, rank: extracted(merged, base, rank, powers=(0.5, 0.5)),
+        lambda merged, base, rank: list(extracted(merged.double(), base.double(), rank, powers=(1, 0))),
+        by_projection,
     ],
     "05.2": [
         lambda before, trained, merged: (merged - trained).norm() / (trained - before).norm(),

@@ -3,6 +3,9 @@
 import ast
 import copy
 import json
+import math
+import operator
+import random
 import re
 import textwrap
 import types
@@ -12,6 +15,7 @@ import pytest
 from helpers.commands.run import run_lesson
 from helpers.course import disk as course
 from helpers.data import alpaca_prompt, load_instructions
+from helpers.evaluation import mcnemar, wilson_interval
 from helpers.lesson import check
 from helpers.memory import CannotPredict, kv_cache_bytes, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS
@@ -271,6 +275,36 @@ def test_scores_follow_the_settings_of_the_run():
     exec(lesson_cell("04", "score").source, names)
     assert asked == [(3, {"max_length": 77, "max_new_tokens": 5, "batch_size": 8})] * 2
     assert LESSON.read_text(encoding="utf-8").count("max_new_tokens=settings.max_new_tokens") >= 3
+
+
+def test_the_paired_test_of_the_lesson_is_the_one_of_the_course():
+    names = {"wilson": wilson_interval, "comb": math.comb, "gt": operator.gt, "lt": operator.lt}
+    for cell in CELLS:
+        if cell.source.startswith(("from operator", "def compared")):
+            functions = [node for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
+            exec(compile(ast.Module(functions, []), "lesson 04", "exec"), names)
+    generator = random.Random(0)
+    for rows in (4, 11, 40):
+        first, second = ([generator.random() < share for _ in range(rows)] for share in (0.9, 0.6))
+        n, ones, twos, only_first, only_second, overlap, p = names["compared"](first, second)
+        assert (n, ones, twos) == (rows, sum(first), sum(second))
+        assert p == pytest.approx(mcnemar(first, second))
+        assert only_first - only_second == ones - twos
+        spans = wilson_interval(ones, rows), wilson_interval(twos, rows)
+        assert overlap is (max(low for low, _ in spans) <= min(high for _, high in spans))
+    assert [n for n in range(3, 9) if names["mcnemar"](n, 0) < 0.05] == [6, 7, 8]  # as the lesson says
+
+
+def test_the_shown_notebook_has_two_invented_pairs_of_which_the_test_parts_one():
+    (text,) = [
+        str(out["data"]["text/plain"])
+        for cell in stored("04").cells
+        for out in cell.get("outputs", [])
+        if cell.source.startswith("def compared")
+    ]
+    same, other = (line.split() for line in text.splitlines() if line.startswith("invented"))
+    assert same[-2:-1] == other[-2:-1] == ["True"]
+    assert float(same[-1]) < 0.05 < float(other[-1])
 
 
 # Timings and the drawing.

@@ -1,6 +1,6 @@
 """Checks of the exercises of lesson 04."""
 
-from math import comb
+from itertools import product
 
 from helpers.lesson.checks import exercise
 
@@ -57,34 +57,40 @@ def cut(answer):
     return None if whole == [7, 8] else "an answer that hit max_new_tokens has no end token: return all of it"
 
 
-def _p(n: int, k: int) -> float:
-    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
+DIFFERENCES = [0.3, 0.1, -0.25, 0.5, 0.45, 0.2, -0.05]
 
 
-def _won(first: int, second: int, both: int = 4) -> tuple[list[bool], list[bool]]:
-    """Two lists of rights and wrongs: `first` rows that only the first has right, `second` only the second."""
-    ones = [True] * first + [False] * second + [True] * both + [False] * 2
-    return ones, [False] * first + [True] * second + [True] * both + [False] * 2
+def _flips(differences, far=lambda total, seen: abs(total) >= abs(seen) - 1e-9) -> float:
+    """The share of all ways to choose the signs whose sum is as far from zero as the sum that was seen."""
+    ways = list(product((1, -1), repeat=len(differences)))
+    sums = [sum(sign * one for sign, one in zip(signs, differences, strict=True)) for signs in ways]
+    return sum(far(total, sum(differences)) for total in sums) / len(ways)
 
 
-@exercise("04.3", takes="first and second")
-def mcnemar(answer):
-    if answer([True], [True]) is ...:
+@exercise("04.3", takes="differences")
+def sign_flips(answer):
+    given = answer(list(DIFFERENCES))
+    if given is ...:
         return DOTS
-    given = answer(*_won(1, 7))
+    right = _flips(DIFFERENCES)
     hints = {
-        _p(8, 1) / 2: "that is one side: twice as much, since either model might have been the better one",
-        _p(14, 1): "only the questions where the two differ count: those that both have right or wrong say nothing",
-        2 * comb(8, 1) / 2**8: "that is exactly k heads; at most k are asked for: add up from 0",
-        _p(8, 7): "take the smaller of the two counts as k",
-    }
-    if abs(given - _p(8, 1)) > 1e-9:
+        _flips(DIFFERENCES, lambda total, seen: total >= seen - 1e-9): "that is one side: sums as far below zero count too",
+        _flips(DIFFERENCES, lambda total, seen: abs(total) > abs(seen) + 1e-9): "the signs that were seen are one of the ways: "
+        "at least as far is asked for, not farther",
+        1 - right: "that is the share of the ways that are nearer to zero: the others are asked for",
+        right * 2 ** len(DIFFERENCES): "that is how many ways there are: divide by all 2 ** n of them",
+        1.0: "changing the order of the differences leaves their sum as it is: change the signs",
+    }  # fmt: skip
+    if abs(given - right) > 1e-9:
         close = next((hint for value, hint in hints.items() if abs(given - value) < 1e-9), None)
-        return close or f"one question won to seven: {_p(8, 1):.4f} is right, and your function gives {given:.4f}"
-    if abs(answer(*_won(7, 1)) - given) > 1e-9:
-        return "the two models must be treated alike: seven to one is as uneven as one to seven"
-    if not 0 <= answer(*_won(3, 3)) <= 1 or not 0 <= answer(*_won(0, 0)) <= 1:
-        return "an even share gives more than 1: a p-value is 1 at most"
+        drawn = "that looks like signs drawn at random: with so few rows, go through all 2 ** n ways"
+        return close or (
+            drawn if abs(given - right) < 0.03 else f"{right:.4f} is right for {DIFFERENCES}, not {given:.4f}"
+        )
+    if abs(answer([-one for one in DIFFERENCES]) - right) > 1e-9:
+        return "the two models must be treated alike: with all signs turned round the value is the same"
+    if abs(answer([0.2, -0.3, 0.2, 0.0, 0.1]) - _flips([0.2, -0.3, 0.2, 0.0, 0.1])) > 1e-9:
+        return "two sums that are equal on paper may differ in their last digits: allow for 1e-9 when you compare"
     return None
 
 

@@ -3,35 +3,60 @@
 from helpers.lesson.checks import exercise
 
 
-@exercise("05.1", takes="W, A, B, rank and alpha")
-def merge(answer):
+@exercise("05.1", takes="merged, base and rank")
+def extract(answer):
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    W = torch.randn(48, 32, generator=generator).half()
-    A, B = torch.randn(4, 32, generator=generator) / 8, torch.randn(48, 4, generator=generator) / 8
-    product = B @ A
-    given = answer(W.clone(), A.clone(), B.clone(), 4, 12)
+    base = torch.randn(48, 32, generator=generator).half()
+    A, B = torch.randn(8, 32, generator=generator), torch.randn(48, 8, generator=generator) / 8
+    merged = (base.float() + B @ A).half()
+    given = answer(merged.clone(), base.clone(), 4)
     if given is ...:
         return "put your answer in place of the dots"
-    if not isinstance(given, torch.Tensor) or given.shape != W.shape:
-        return f"a tensor of W's shape {tuple(W.shape)} is asked for: B @ A, not A @ B"
-    if given.dtype != W.dtype:
-        return f"the merged weights are {given.dtype}, and W is {W.dtype}: round at the end"
-    if torch.equal(given, (W.float() + product * 3).to(W.dtype)):
+    if (
+        not isinstance(given, tuple | list)
+        or len(given) != 2
+        or not all(isinstance(one, torch.Tensor) for one in given)
+    ):
+        return "two tensors are asked for, A and B"
+    shapes = tuple(given[0].shape), tuple(given[1].shape)
+    if shapes == ((48, 4), (4, 32)):
+        return "that is (B, A): A, which has the inputs, comes first"
+    if shapes != ((4, 32), (48, 4)):
+        return f"their shapes are {shapes[0]} and {shapes[1]}: here ((4, 32), (48, 4)) is right, rank x inputs and outputs x rank"
+    if any(one.dtype != torch.float32 for one in given):
+        return f"A is {given[0].dtype} and B {given[1].dtype}: return float32"
+    return _not_nearest(given[1] @ given[0], base, merged)
+
+
+def _not_nearest(found, base, merged) -> str | None:
+    """None if `found` is the nearest matrix of rank 4 to merged - base, else what it is."""
+    import torch
+
+    def cut(matrix, power=1):
+        U, S, V = torch.linalg.svd(matrix.float(), full_matrices=False)
+        return U[:, :4] * S[:4] ** power @ V[:4]
+
+    added = merged.float() - base.float()
+    if (found - added).norm() <= 1.01 * (cut(added) - added).norm():
         return None
+    U, S, V = torch.linalg.svd(added, full_matrices=False)
     mistakes = {
-        "the product is not scaled: times alpha / rank": product,
-        "the scale is the other way round: alpha / rank": product / 3,
-        "that is alpha alone: divide it by the rank": product * 12,
-        "that is the update alone: add it to W": product * 3 - W.float(),
+        "the singular values are left out: one of the two has to carry them": cut(added, 0),
+        "the singular values stand in both: B @ A has them squared. Give them to one, or their roots to both": cut(
+            added, 2
+        ),
+        "that is the merged matrix itself: take what was added, merged - base": cut(merged),
+        "the sign: what was added is merged - base": cut(-added),
+        "those are the smallest parts: the first columns of U and the first rows of V are the largest": U[:, -4:]
+        * S[-4:]
+        @ V[-4:],
     }
-    for hint, update in mistakes.items():
-        if torch.allclose(given.float(), W.float() + update, atol=2e-2):
+    for hint, wrong in mistakes.items():
+        if (found - wrong).norm() < 0.01 * wrong.norm():
             return hint
-    if torch.allclose(given.float(), W.float() + product * 3, atol=2e-2):
-        return "nearly: you round on the way. Add in 32 bits and round once, at the end"
-    return "W plus alpha / rank times B @ A"
+    return "B @ A is not the nearest matrix of that rank to merged - base: cut its singular value decomposition after rank parts"
 
 
 @exercise("05.2", takes="before, trained and merged")
