@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import sys
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -22,11 +24,16 @@ def frame(name):
     return pandas.read_csv(MESSAGES / f"{name}.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
-def names_of(tag, **given):
-    """The names that a cell of the lesson defines."""
-    names = {"json": json} | given
-    exec(tagged(NOTEBOOK, tag).source, names)
+def names_of(*tags, bundled=False, **given):
+    """The names that cells of the lesson define."""
+    run = SimpleNamespace(model=SimpleNamespace(bundled=bundled))
+    names = {"json": json, "run": run, "frame": frame("messages")} | given
+    for tag in tags:
+        exec(tagged(NOTEBOOK, tag).source, names)
     return names
+
+
+ROWS = ("to-row", "write-and-read", "rows")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def to_row():
-    return names_of("to-row")["to_row"]
+    return names_of(*ROWS)["to_row"]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -59,6 +66,24 @@ def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(to_ro
     assert score_fields(answers, wanted).whole == 1
     assert any('"time":null' in answer for answer in answers)
     assert "\\u" not in "".join(answers)
+
+
+def test_the_bundled_model_is_asked_for_one_word_and_scored_like_the_others():
+    names = names_of(*ROWS, bundled=True)
+    rows = frame("heldout").to_dict("records")
+    said = [names["to_row"](row)["completion"][0]["content"] for row in rows]
+    assert set(said) == {"none", *(row["Day"] for row in rows if row["Day"])}
+    wanted = [names["note"](row) for row in rows]
+    assert score_fields(map(names["read"], said), wanted).whole == 1
+    assert score_fields([names["read"]("Sometime")], wanted[:1]).whole == 0
+
+
+def test_the_bundled_model_has_read_no_brace():
+    """The lesson's reason for a smaller task."""
+    sys.path.insert(0, str(COURSE_ROOT / "assets"))
+    import make_corpus
+
+    assert not any(set("{}[]") & set(text) for text in make_corpus.documents(5000))
 
 
 def test_by_default_pandas_takes_words_for_empty_cells(tmp_path):
@@ -98,9 +123,9 @@ def test_the_template_that_the_lesson_gives_has_what_exercise_5_asks_for(capsys)
     ],
 )  # fmt: skip
 def test_the_lessons_own_score_forgives_a_name_and_no_wrong_time(answer, right):
-    names = names_of("to-row")
+    names = names_of("to-row", "write-and-read")
     row = {"Message": "x", "Name": "Mei", "Request": "book", "Place": "", "Day": "Friday", "Time": "09:00"}
-    score = names_of("own-score", note=names["note"], after=[""], held_records=[row])["score"]
+    score = names_of("own-score", note=names["note"], read=names["read"], after=[""], held_records=[row])["score"]
     assert score(answer, row) == pytest.approx(right)
 
 
