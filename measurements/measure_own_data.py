@@ -6,9 +6,10 @@
 
 FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" scores a part of the
 training rows, those with one in five of the sentences that say what is wanted. It trains on the rest and never looks at the
-held-out files: settings are chosen by it. "result" then trains on all training rows and scores the held-out files, once.
-What it trained is kept in runs/own-data, and is taken from there if scoring was broken off. "curve" trains on the first 50,
-100, 200 and 400 rows, each with the same steps, and scores the same 120 held-out rows. On a GPU all of it computes there.
+held-out files: settings are chosen by it. What is not said is the model's recipe, by which lesson 07 trains too. "result"
+trains on all training rows and scores the held-out files, once; what it trained is kept in runs/own-data, and is taken from
+there if scoring was broken off. "curve" trains on the first 50, 100, 200 and 400 rows, each with the same steps, and scores
+the same 120 held-out rows. On a GPU all of it computes there.
 
 A line says what was trained and scored, and the processor's seconds of the training: a machine that others use at the same
 time stretches the clock's. Set OMP_NUM_THREADS=1 there, or waiting threads count as work.
@@ -34,12 +35,12 @@ sys.path[:0] = [str(COURSE), str(COURSE / "assets")]
 
 from helpers.evaluation import score_fields  # noqa: E402
 from helpers.machine import detect  # noqa: E402
+from helpers.models import RECIPES  # noqa: E402
 from helpers.training import keep_4bit_layout, right_dequantization  # noqa: E402
 
 MESSAGES = COURSE / "assets" / "messages"
 FIELDS = ("Name", "Request", "Place", "Day", "Time")
-HERE = detect()
-STEPS, SIZES = 32, (50, 100, 200, 400)
+HERE, RECIPE, SIZES = detect(), RECIPES["smollm2-135m"], (50, 100, 200, 400)
 SYSTEM = "Reply in JSON with name, request, place, day, time."
 
 
@@ -96,7 +97,7 @@ def train(model, tokenizer, rows, steps: int, batch: int, learning_rate: float, 
         output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=batch, learning_rate=learning_rate,
         lr_scheduler_type="cosine", warmup_steps=0.03, max_grad_norm=0.3, optim="adamw_torch", max_length=256,
         use_cpu=HERE.device == "cpu", fp16=HERE.dtype == "float16", bf16=HERE.dtype == "bfloat16",
-        activation_checkpointing=False, gradient_checkpointing=None, train_sampling_strategy="group_by_length",
+        activation_checkpointing=False, gradient_checkpointing=None,
         save_strategy="no", logging_steps=4, report_to="none", disable_tqdm=True, seed=seed,
     )  # fmt: skip
     adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -185,10 +186,10 @@ def main() -> None:
     parser.add_argument("what", choices=("try", "result", "curve"))
     parser.add_argument("folder")
     parser.add_argument("--rows", type=int, default=960)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=RECIPE["max_steps"])
+    parser.add_argument("--batch", type=int, default=RECIPE["batch_size"])
+    parser.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"])
+    parser.add_argument("--rank", type=int, default=RECIPE["rank"])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     settings = {name: value for name, value in vars(asked).items() if name not in ("what", "folder", "rows")}
