@@ -266,7 +266,8 @@ print(f"padding: {as_they_come:.0%} as they come, {grouped:.1%} grouped by lengt
 verdict("rows of like length together waste less", grouped <= as_they_come)
 
 # %% [markdown]
-# With rows this short and alike, grouping is enough. Pack when lengths differ by a factor of five or more, on a GPU with flash attention.
+# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. This run takes its rows in random order and pays for the
+# padding. Pack when lengths differ by a factor of five or more, on a GPU with flash attention.
 #
 # ## 4 Hold rows out, so that the score means something
 #
@@ -416,7 +417,7 @@ common = {
     "max_length": settings.max_length, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "max_grad_norm": 0.3,
     "optim": settings.optimizer, "fp16": run.machine.dtype == "float16", "bf16": run.machine.dtype == "bfloat16",
     "use_cpu": run.machine.device == "cpu", "activation_checkpointing": plan.checkpoint_every > 0,
-    "activation_checkpointing_kwargs": every, "gradient_checkpointing": None, "train_sampling_strategy": "group_by_length",
+    "activation_checkpointing_kwargs": every, "gradient_checkpointing": None,
     "pad_to_multiple_of": cures.pad_to_multiple_of, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": settings.seed,
 }  # fmt: skip
 
