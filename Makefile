@@ -16,10 +16,10 @@ check: .venv/.test ## set up, and check in two minutes what needs no model: ruff
 	$(BIN)/python -m pytest -m fast tests $(ARGS)
 	$(BIN)/mypy
 
-test: .venv/.test ## set up, and test everything, every notebook too
+test: .venv/.test ## set up, and test everything, every notebook too, in two processes
 	$(BIN)/ruff check .
 	@$(BIN)/python -m helpers model smollm2 || echo "the tests that ask a real chat model are skipped"
-	$(BIN)/python -m pytest --nbval $(ARGS)
+	$(BIN)/python -m pytest --nbval -n 2 --no-loadscope-reorder $(ARGS)
 
 # Each lesson first in a fresh environment of Colab's packages, and of Kaggle's: on the Python at hand, then on the place's own.
 places: .venv/.test ## run every lesson in doubles of Colab and Kaggle

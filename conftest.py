@@ -20,6 +20,9 @@ os.environ.update(
     PYDEVD_DISABLE_FILE_VALIDATION="1",
     COURSE_STRICT="1",  # an untrue verdict fails its cell
 )
+# Torch's threads sleep while they wait for each other. By default they spin, and beside a second process on two cores
+# that makes small products five to ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # One folder for the whole test run, so that lesson 04 finds what 03 left, and nobody's runs/ is touched.
 os.environ.setdefault("COURSE_RUNS", tempfile.mkdtemp(prefix="course-tests-"))
 
@@ -30,12 +33,14 @@ FAST = [
     "test_habits",
     "test_static",
     "test_glossary",
+    "test_community",
     "test_readme",
     "test_parameters",
     "test_checks",
     "test_tables",
     "test_measured",
     "test_measurements",
+    "test_claims",
     "test_allocator",
     "test_shapes",
     "test_sizes",
@@ -44,15 +49,32 @@ FAST = [
     "test_fields",
     "test_runs",
     "test_splits",
+    "test_class_page",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]
+# What takes minutes starts first, so that no process is left alone with it at the end.
+SLOW = [
+    "tools",
+    "colab",
+    "killed",
+    "notebooks",
+    "lesson00",
+    "hub",
+    "lesson04",
+    "lesson03",
+    "bootstrap",
+    "lesson01",
+    "merge",
+]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
-CAN_GO = pytest.StashKey[list]()
 
 
-def pytest_collection_modifyitems(items):
-    """Put the markers on: fast by the list above, gpu by the folder, browser and upstream by name and by fixture."""
+def pytest_collection_modifyitems(config, items):
+    """Put the markers on: fast by the list above, gpu by the folder, browser and upstream by name and by fixture.
+
+    In one of several processes, the slow groups come first.
+    """
     for item in items:
         if item.path.is_relative_to(TESTS) and item.path.stem in FAST:
             item.add_marker("fast")
@@ -66,6 +88,26 @@ def pytest_collection_modifyitems(items):
             item.add_marker("chat")
         if item.get_closest_marker("long") and os.environ.get("COURSE_LONG_TESTS") != "1":
             item.add_marker(pytest.mark.skip(reason="minutes: set COURSE_LONG_TESTS=1"))
+    if hasattr(config, "workerinput"):
+        order = {group: place for place, group in enumerate(SLOW)}
+        items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
+
+
+def _group(nodeid: str) -> str:
+    """What one process runs as a whole: all notebooks, since later ones use what earlier ones left, or one test file."""
+    path = Path(nodeid.partition("::")[0])
+    return "notebooks" if path.suffix == ".ipynb" else path.stem.removeprefix("test_")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's, where `make test` asks for two processes
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.fixture
@@ -86,8 +128,7 @@ def still_needed(request):
     """
 
     def check(fault, words: str) -> None:
-        news = what_can_go(fault, words, CANARY)
-        request.config.stash.setdefault(CAN_GO, []).extend(f"{line} ({request.node.nodeid})" for line in news)
+        request.node.user_properties.extend(("can go", line) for line in what_can_go(fault, words, CANARY))
 
     return check
 
@@ -116,19 +157,27 @@ _limits: dict = {}
 def pytest_runtest_call(item):
     """Before a notebook's first cell runs, limit its kernel; a kernel that takes too much dies, and its cell fails."""
     manager = getattr(getattr(item.parent, "kernel", None), "km", None)
+    watched = None
     if manager is not None and sys.platform == "linux" and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         pid, name = manager.provisioner.pid, item.parent.name
         if name not in _limits or _limits[name].pid != pid:
             limit = int(float(os.environ.get("COURSE_MEMORY_LIMIT", HALF_OF_FREE_COLAB)))
             _limits[name] = MemoryLimit(pid, limit).start()
+        watched = _limits[name]
     yield
+    if watched:
+        item.user_properties.append(("resident", [name, watched.peak, watched.limit, watched.exceeded]))
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    """Say which workarounds can go, and what each notebook took and was held to."""
-    for words in config.stash.get(CAN_GO, []):
-        terminalreporter.write_line(f"can go: {words}")
-    for name, watched in _limits.items():
-        watched.stop()
-        said = f"more than {watched.limit / 1e9:.1f} GB: KILLED" if watched.exceeded else f"{watched.peak / 1e9:.2f} GB"
-        terminalreporter.write_line(f"{name}: resident at most {said}, limit {watched.limit / 1e9:.1f} GB")
+def pytest_terminal_summary(terminalreporter):
+    """Say which workarounds can go, and what each notebook took and was held to, in whichever process that was."""
+    resident = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        for what, value in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ():
+            if what == "can go":
+                terminalreporter.write_line(f"can go: {value} ({report.nodeid})")
+            elif what == "resident":
+                resident[value[0]] = max(value, resident.get(value[0], value), key=lambda seen: (seen[3], seen[1]))
+    for name, peak, limit, exceeded in resident.values():
+        said = f"more than {limit / 1e9:.1f} GB: KILLED" if exceeded else f"{peak / 1e9:.2f} GB"
+        terminalreporter.write_line(f"{name}: resident at most {said}, limit {limit / 1e9:.1f} GB")

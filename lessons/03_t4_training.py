@@ -33,6 +33,9 @@ model_id = "auto"  # the bundled model on a CPU, a 7B model on a GPU; or a prese
 dataset_id = "auto"  # or rows of your own: a file or a folder (JSON, CSV, TSV, Parquet), or owner/name on the hub
 columns = "auto"  # or which of its columns is which: "prompt=Question,completion=Answer"
 encoding = "auto"  # of a file that is not UTF-8, such as "cp1252"
+split = "auto"  # of a data set on the hub: "train", or another
+revision = "auto"  # of a data set on the hub: a branch, a tag or a commit
+template = "auto"  # a chat model's own, else Alpaca's; or "alpaca", "question", or a file with a Jinja template
 seed = 0
 rank = "auto"  # "auto", here and below: what the recipe for the model says (helpers/models/presets.py)
 lora_alpha = "auto"
@@ -62,8 +65,8 @@ from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "03_t4_training", large_model=True, with_data=True,
-    model_id=model_id, dataset_id=dataset_id, columns=columns, encoding=encoding, seed=seed, rank=rank,
-    lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=target_modules, quant_type=quant_type, double_quant=double_quant, epochs=epochs, max_steps=max_steps,
+    model_id=model_id, dataset_id=dataset_id, columns=columns, encoding=encoding, split=split, revision=revision,
+    template=template, seed=seed, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=target_modules, quant_type=quant_type, double_quant=double_quant, epochs=epochs, max_steps=max_steps,
     batch_size=batch_size, gradient_accumulation=gradient_accumulation, max_length=max_length,
     learning_rate=learning_rate, optimizer=optimizer, checkpointing=checkpointing, cuda_graphs=cuda_graphs,
     save_steps=save_steps, report_to=report_to, hub_repo=hub_repo, eval_rows=eval_rows, max_new_tokens=max_new_tokens,
@@ -90,9 +93,8 @@ table({
 # ## 1 The data
 #
 # Each row has an instruction, sometimes an input, and the output that the model should learn to write. TRL, the library that trains, takes
-# two columns, among other forms: a *prompt*, which is given, and a *completion*, which is learned. `to_prompt_completion` writes the instruction into
-# Alpaca's template, a text that an early public data set made common. For a base model many templates work. What matters is that you ask with the same
-# template that you trained with. (A chat model has a template of its own: see "Further down".)
+# two columns, among other forms: a *prompt*, which is given, and a *completion*, which is learned. `to_chat` makes both of them messages: the user asks, the assistant
+# answers. How messages become one text is decided by a template, which comes next.
 #
 # > **Rows of your own?** Name a file or a folder as `dataset_id`: JSON lines, a JSON array, CSV, TSV or Parquet, each also packed as `.gz`; or `owner/name` on the hub. In Colab, drag
 # > the file into the file browser on the left first. Columns called instruction and output, prompt and completion or question and answer are known by their names, and so are `messages` and
@@ -106,14 +108,13 @@ table({
 # numbers of this page, set `dataset_id = "bundled"`.
 
 # %%
-from helpers.data import to_prompt_completion
+from helpers.data import to_chat
 
 fields = run.rows["train"].column_names
-train_rows = run.rows["train"].shuffle(seed=settings.seed).map(to_prompt_completion, remove_columns=fields)
+train_rows = run.rows["train"].shuffle(seed=settings.seed).map(to_chat, remove_columns=fields)
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
-heldout_rows = heldout.map(to_prompt_completion, remove_columns=fields)
-print(train_rows[0]["prompt"] + train_rows[0]["completion"])
-shared = set(train_rows["prompt"]) & set(heldout_rows["prompt"])
+heldout_rows = heldout.map(to_chat, remove_columns=fields)
+shared = set(map(str, train_rows["prompt"])) & set(map(str, heldout_rows["prompt"]))
 print(
     f"{len(train_rows):,} rows to learn, {len(heldout_rows)} held out, and {len(shared)} questions that stand in both"
 )
@@ -122,23 +123,40 @@ print(
 # The held-out rows are never trained on. With the bundled data they ask about other countries, elements and words than the training rows
 # do. So a model that answers them has learned how to answer, and not a list of answers.
 #
-# ### Which tokens does the loss see?
+# ### The template
 #
-# Training compares the model's guess for each token with the token that really follows. A token whose *label* is -100 is left out of that
-# comparison. So the labels decide what is learned: here the answer, and the end-of-sequence token (eos) after it, which teaches the model to stop.
-# TRL builds the labels for you. Build them by hand once, and look: the coloured tokens are learned, the grey ones are only read.
+# A [chat template](../site/glossary.md#chat-template) is a small program that the tokenizer carries. A chat model brings its own: keep it, since the model knows it. For a base model many
+# templates work, and `run.templated` gives it Alpaca's, a text that an early public data set made common; the parameter `template` names another. What matters is that you ask with the
+# template that you trained with. So it is saved with the adapter, as `chat_template.jinja`. Look at how it ends: behind the answer stands the end-of-sequence token (eos), at which the model
+# will stop.
 
 # %%
 from transformers import AutoTokenizer
 
-from helpers.plots import curves, diagrams, memory_timeline, show, tokens_in_colour
+tokenizer = run.templated(AutoTokenizer.from_pretrained(run.model.path))
 
-tokenizer = AutoTokenizer.from_pretrained(run.model.path)
+
+def as_text(row):
+    "A row in the words of the template."
+    return tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+
+
+print(as_text(train_rows[0]))
+
+# %% [markdown]
+# ### Which tokens does the loss see?
+#
+# Training compares the model's guess for each token with the token that really follows. A token whose *label* is -100 is left out of that
+# comparison. So the labels decide what is learned: here the answer, and the eos after it, which teaches the model to stop.
+# TRL builds the labels for you. Build them by hand once, and look: the coloured tokens are learned, the grey ones are only read.
+
+# %%
+from helpers.plots import curves, diagrams, memory_timeline, show, tokens_in_colour
 
 
 def tokens_and_labels(row):
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    whole = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"])["input_ids"]
     return {"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]}
 
 
@@ -244,9 +262,7 @@ with plan.guarded(), monitor.phase("load"):
         dtype=run.machine.torch_dtype,
         device_map=run.machine.device_map,
     )
-    cures.after_loading(
-        model, tokenizer, [row["prompt"] + row["completion"] for row in used_rows.select(range(min(4, used)))]
-    )
+    cures.after_loading(model, tokenizer, [as_text(row) for row in used_rows.select(range(min(4, used)))])
 print(f"{model.get_memory_footprint() / 1e6:,.0f} MB")
 print(model.get_decoder().layers[0].mlp)
 
@@ -508,12 +524,16 @@ table(
 
 # %%
 usual = (
-    run.model.bundled and settings.dataset_id in ("auto", "bundled") and settings.max_steps >= 40 and settings.rank >= 8
+    run.model.bundled
+    and settings.dataset_id in ("auto", "bundled")
+    and settings.template in ("auto", "alpaca")
+    and settings.max_steps >= 40
+    and settings.rank >= 8
 )
 if usual and after.rows >= 64:  # free answers to open questions have many right forms: there the loss is the measure
     verdict("exact match rose by more than chance: the intervals do not overlap", before.interval[1] < after.interval[0])  # fmt: skip
     verdict("at least 95% of the held-out rows are answered exactly", after.exact_match >= 0.95)
-elif len(set(used_rows["completion"])) > 1:  # if all answers are the same, a lower loss says nothing
+elif len(set(map(str, used_rows["completion"]))) > 1:  # if all answers are the same, a lower loss says nothing
     verdict("the loss on all held-out rows is lower than before", after.loss < before.loss,
             look_at=f"It was {before.loss:.3f} and is {after.loss:.3f}. Lesson 06 shows what a wrong learning rate does. Your adapter is saved.")  # fmt: skip
 
@@ -818,11 +838,11 @@ check("03.7", to_resume)
 #
 # What follows is for readers who want to know more. Nothing later depends on it.
 #
-# ### A chat template in place of Alpaca's
+# ### Conversations of several turns
 #
-# A model that was tuned to chat brings a template of its own: then use that one, and train on a column `messages` with
-# `SFTConfig(assistant_only_loss=True)`. A template is a small program that writes a conversation as text; what stands between `generation` marks
-# is what the loss sees. For some models, Qwen2.5 among them, TRL supplies a template with such marks; for others you have to.
+# From a conversation this lesson learns the last answer. To learn all answers of the assistant, train on one column `messages` with
+# `SFTConfig(assistant_only_loss=True)`. This needs a template with `generation` marks: what stands between them
+# is what the loss sees. For some models, Llama 3 and Qwen2.5 among them, TRL supplies a template with such marks; for others you have to.
 
 # %%
 template = (
@@ -839,6 +859,16 @@ tokens_in_colour([tokenizer.decode([i]) for i in chat["input_ids"]], chat["assis
 # %% [markdown]
 # The eos stands inside the marks, so it is learned. A template whose eos stands outside never teaches the model to stop, and TRL warns of it.
 #
+# If a template has no marks and you do not want to write them, make each answer a row of its own, with all that was said before it as the prompt. Then the two columns decide what is learned, and any
+# template will do. The price is that earlier turns are computed again for each answer.
+
+# %%
+talk = [*messages, {"role": "user", "content": "Are you sure?"}, {"role": "assistant", "content": "Yes."}]
+answers_at = [i for i, message in enumerate(talk) if message["role"] == "assistant"]
+for i in answers_at:
+    print({"prompt": talk[:i], "completion": talk[i : i + 1]})
+
+# %% [markdown]
 # ### Padding, or packing?
 #
 # The rows of a batch are filled up to the longest with padding, which costs time and teaches nothing. Packing puts several rows into one, with
@@ -883,7 +913,7 @@ from transformers import DataCollatorForLanguageModeling as PlainCollator
 common = AutoTokenizer.from_pretrained(run.model.path)
 common.pad_token = common.eos_token
 spoiled = PlainCollator(common, mlm=False)([{"input_ids": example["input_ids"]}])["labels"][0].tolist()
-verdict("with pad = eos, transformers' collator masks the eos", spoiled[-1] == -100)
+verdict("with pad = eos, transformers' collator masks the eos", common.eos_token_id not in spoiled)
 in_colour(example["input_ids"], spoiled)
 
 # %% [markdown]
@@ -955,26 +985,26 @@ table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
 # ### How large may the model be?
 #
 # Mistral-Small-24B's shape was trained under T4 rules in a lean setting: Liger, every layer recomputed from an input kept on the host, 8-bit paged Adam, rank 8.
-# With rows of 1,024 tokens it just fits, with 2% to spare, which is less than this lesson would leave. The weights set the limit: those of a 32B model alone do not fit, while training adds about a GB to a 24B model.
+# What it held is what torch reserved, and the CUDA context beside it. By that it just fits with one row of 512 tokens, and not with one of 1,024. The weights set the limit: those of a 32B model alone do not fit, while training adds about a GB to a 24B model.
 
 # %%
 from helpers.memory import GPUS, RunSpec, predict
 from helpers.models import PRESETS
 
 largest = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B'")
-table(largest[["model", "target_modules", "seq_len", "after_load_bytes", "peak_bytes"]], "{:,}")
+largest = largest.assign(held_bytes=largest.reserved_bytes + GPUS["t4"].context_bytes)
+table(largest[["model", "target_modules", "seq_len", "after_load_bytes", "peak_bytes", "held_bytes"]], "{:,}")
 
 # %%
 qwen_32b = PRESETS["qwen2.5-7b"].shape | {
     "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
 }  # fmt: skip
 loaded_32b = predict(qwen_32b, RunSpec(), "t4").after_load
-print(
-    f"24B: {largest.peak_bytes.max() / 1e9:.2f} GB at the peak. 32B: {loaded_32b / 1e9:.2f} GB for the weights alone."
-)
-print(f"A T4 has {GPUS['t4'].total_bytes / 1e9:.2f} GB.")
-verdict("a 24B shape trains in a T4's memory, and of 32B not even the weights fit",
-        largest.peak_bytes.max() < GPUS["t4"].total_bytes < loaded_32b)  # fmt: skip
+a_t4 = GPUS["t4"].total_bytes
+print(f"32B: {loaded_32b / 1e9:.2f} GB for the weights alone. A T4 has {a_t4 / 1e9:.2f} GB.")
+fitting = largest[largest.held_bytes < a_t4]
+verdict("a 24B shape trains in a T4's memory with a row of 512 tokens, and of 32B not even the weights fit",
+        fitting.seq_len.max() == 512 and loaded_32b > a_t4)  # fmt: skip
 
 # %% [markdown]
 # Next: [04 Inference](04_inference.ipynb) asks the model with your adapter.

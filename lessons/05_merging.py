@@ -7,23 +7,32 @@
 # ---
 
 # %% [markdown]
-# # 05 Merging
+# # 05 Merging and shipping
 #
-# An adapter can be folded into its base: one model, no PEFT, nothing extra to compute. There are several ways to do it, and they do not
-# give the same model. One of them can even give back the base as it was. You merge by hand first, then in four ways and with two adapters,
-# measure each, write the one that you want to disk, and make its model card from what was measured.
+# At the end of this lesson you hold your fine-tuned model as one ordinary folder, and as one file that runs without Python's help, with a card that says what it scores.
+# You also know which common way to make that folder can throw your training away, and how to notice.
 #
-# **Time:** {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** the adapter of lesson 03. Another Colab notebook is another
-# machine and does not have it, unless both lessons began with `output_dir="drive"`; without one, this lesson trains a small one first. The
-# fourth cell says which it takes.
+# You will learn to
+#
+# - fold an adapter into its base by hand, and see why folding it into 4-bit weights can erase it;
+# - tell from the size of an update how much of it survives;
+# - choose among four ways by what happens to the model afterwards;
+# - write the model as GGUF, the format of llama.cpp and Ollama, and compare its answers with the original's;
+# - publish it with its scores, both licences and the right token.
+#
+# **Time:** 40 minutes to read, 45 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** the adapter of lesson 03. Another Colab notebook is another
+# machine and does not have it, unless both lessons began with `output_dir="drive"`. Without one, this lesson trains a small one first. The table below says which it takes.
 
 # %% tags=["parameters"]
 model_id = "auto"
 dataset_id = "auto"
+columns = "auto"
+encoding = "auto"
 adapter_dir = "auto"  # what lesson 03 left
 seed = 0
 quant_type = "nf4"
 double_quant = True
+max_length = "auto"  # as in training: a scored row is cut there
 max_new_tokens = 16
 eval_rows = 64
 merged_dir = "auto"  # beside the rest, but never on Drive unless you say "drive": a merged 7B model takes 14.5 GB
@@ -31,588 +40,842 @@ output_dir = "auto"
 
 # %% tags=["nbval-ignore-output"] reason="which adapter is there depends on what ran before"
 from helpers.lesson import begin, check, record, table, verdict
-from helpers.files import output_folder
 
 run = begin(
     "05_merging", with_data=True,
-    model_id=model_id, dataset_id=dataset_id, adapter_dir=adapter_dir, seed=seed, quant_type=quant_type,
-    double_quant=double_quant, max_new_tokens=max_new_tokens, eval_rows=eval_rows, merged_dir=merged_dir,
-    output_dir=output_dir,
+    model_id=model_id, dataset_id=dataset_id, columns=columns, encoding=encoding, adapter_dir=adapter_dir, seed=seed,
+    quant_type=quant_type, double_quant=double_quant, max_length=max_length, max_new_tokens=max_new_tokens,
+    eval_rows=eval_rows, merged_dir=merged_dir, output_dir=output_dir,
 )  # fmt: skip
 settings = run.settings
 
-# %%
-from helpers.quick import adapter_for, load_4bit, train_adapter
-
-strong, made_now = adapter_for(run)
-verdict("there is an adapter for this base model", (strong / "adapter_model.safetensors").is_file())
-
-# %%
-import json
-
-report = run.folder / "03_t4_training.json"  # what lesson 03 recorded, if it trained this adapter
-known = report.is_file() and strong == run.adapter and not made_now
-given = json.loads(report.read_text())["run"]["parameters"] if known else {}
-packed_as = {name: given.get(name, getattr(settings, name)) for name in ("quant_type", "double_quant")}
-if packed_as != {name: getattr(settings, name) for name in packed_as}:
-    print(
-        f"Note: this adapter was trained with {packed_as}. Here the base is packed otherwise, and the adapter never saw that one."
-    )
-auto = all(given.get(name, "auto") == "auto" for name in ("max_steps", "learning_rate"))
-usual = (
-    run.model.bundled and settings.adapter_dir == "auto" and auto and settings.eval_rows >= 32
-)  # claims on numbers need it
-
 # %% [markdown]
-# ## 1 One layer, by hand
+# ## What you will see
 #
-# LoRA computes $W x + s\, B (A x)$ with a scale $s$, which is $\alpha / r$. That equals $(W + s\, B A)\, x$. So you can add $s\, B A$ to the
-# weights once, and the branch is gone. Take the first layer that the adapter changes: its $A$ and $B$ from the adapter, its $W$ from the
-# file of the base.
+# Take two adapters for one base. *Yours* is the one of lesson 03. The other was *stopped early*: it gets a few steps now, at half the learning rate, as people train who have few rows or are careful.
 
 # %%
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from helpers.quick import load_4bit, two_adapters
 
-from helpers.merging import find_base, merge_adapter, read_base, scaling
-
-config = json.loads((strong / "adapter_config.json").read_text())
-tensors = load_file(strong / "adapter_model.safetensors")
-key = next(k for k in tensors if "lora_A" in k)
-layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-A, B = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
-scale = scaling(config, layer)  # alpha / r, unless the adapter's config says otherwise
-
-# %%
-base_config, stored = read_base(find_base(run.model.path))  # where each tensor of the base lies: file, offset, shape
-with safe_open(stored[f"{layer}.weight"].file, framework="pt") as file:
-    W = file.get_tensor(f"{layer}.weight")
-print(layer)
-print("W", tuple(W.shape), W.dtype, " B", tuple(B.shape), " A", tuple(A.shape), " scale", scale)
-
-# %%
-torch.manual_seed(settings.seed)
-x = torch.randn(3, A.shape[1])
-branch = x @ W.float().T + scale * (x @ A.T) @ B.T
-folded = x @ (W.float() + scale * (B @ A)).T
-verdict(
-    "branch and folded weights give the same output, to rounding", torch.allclose(branch, folded, atol=1e-3, rtol=1e-3)
-)
+adapters = two_adapters(run)
+packed_as = {"quant_type": settings.quant_type, "double_quant": settings.double_quant}
+base, tokenizer = load_4bit(run.model, run.machine, **packed_as)
+tokenizer = run.templated(tokenizer, adapters["yours"])  # ask as in training
 
 # %% [markdown]
-# Here is the merge in one line. The base stores 16 bits, the adapter 32: add in 32 bits, and round once at the end. Then let PEFT merge the
-# same layer and compare, bit for bit.
+# To *merge* an adapter is to add it to the weights of its base, so that one model is left. PEFT, the library that trained it, does it in one call. Here are three models,
+# asked the same held-out questions: the base, the base with the adapter beside it, and the base after that call.
 
 # %%
-import bitsandbytes as bnb
-from peft import LoraConfig, get_peft_model
+import dataclasses
+import warnings
 
-by_hand = (W.float() + (B @ A) * scale).to(W.dtype)
+from peft import PeftModel
+
+from helpers.evaluation import evaluate
 
 
-def merged_by_peft(linear):
-    "The layer after PEFT put A and B beside it and merged them."
-    model = torch.nn.Sequential(linear)
-    model.is_loaded_in_4bit = isinstance(linear, bnb.nn.Linear4bit)  # as transformers marks a model for PEFT
-    tuned = get_peft_model(model, LoraConfig(r=len(A), lora_alpha=scale * len(A), target_modules=["0"]))
-    tuned.base_model.model[0].lora_A.default.weight.data = A
-    tuned.base_model.model[0].lora_B.default.weight.data = B
-    return tuned.merge_and_unload()[0]
+warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # PEFT says that rounding may change answers
+
+
+def keep(adapter):
+    return PeftModel.from_pretrained(load_4bit(run.model, run.machine, **packed_as)[0], adapter)
+
+
+def into_4bit(adapter):
+    return keep(adapter).merge_and_unload()
 
 
 # %%
-linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
-linear.weight.data = W.clone()
-verdict("merged by hand equals PEFT's merge, bit for bit", torch.equal(by_hand, merged_by_peft(linear).weight))
+heldout, early = run.held_out(), adapters["stopped early"]
+scored = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
+before = evaluate(base, tokenizer, heldout, **scored)
+beside = evaluate(keep(early).eval(), tokenizer, heldout, **scored)
+lost = evaluate(into_4bit(early).eval(), tokenizer, heldout, **scored)
+
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
+if run.usual(adapters["yours"]):
+    verdict("merged into 4 bits, the model is nearer to its untrained base than to what was trained",
+            abs(lost.loss - before.loss) < abs(lost.loss - beside.loss))  # fmt: skip
+named = {"the base": before, "stopped early, beside it": beside, "stopped early, merged into 4 bits": lost}
+table({name: (score.loss, score.exact_match) for name, score in named.items()}, loss="{:.2f}", right="{:.0%}",
+      columns=("asked", "loss", "right"))  # fmt: skip
 
 # %% [markdown]
-# ## 2 The same layer in 4 bits
-#
-# Training did not see this $W$. It saw the 4-bit version, in which every weight stands on one of 16 levels, times the absmax of its
-# block (lesson 01). To merge there, PEFT unpacks the weights, adds the update, and *quantizes the sum again*. By hand:
+# The training is gone. No error was raised and no file is broken. Why? Follow one weight. In 4 bits it can stand on one of 16 levels only, times the largest weight of its block
+# (lesson 01). The picture shows its place on the number line, for both adapters.
 
 # %%
 import bitsandbytes.functional as F
+
+from helpers.merging import lora_layers, merge_adapter
 
 
 def quantize(weight):
     return F.quantize_4bit(weight, quant_type=settings.quant_type, compress_statistics=settings.double_quant)
 
 
-seen = F.dequantize_4bit(*quantize(W.float()))  # what the layer computed with in training
-codes, state = quantize(seen + (B @ A) * scale)
+def rounded(weight):
+    "What a layer computes with after its weights went through 4 bits."
+    return F.dequantize_4bit(*quantize(weight))
+
 
 # %%
-import warnings
+layers = {name: lora_layers(adapter) for name, adapter in adapters.items()}
+layer = next(found for name, found in layers["yours"].items() if name in layers["stopped early"])
+W = layer.stored_weight(run.model.path)  # as it lies in the file of the base
+seen = rounded(W.float())  # what training saw
+place = layer.update[0, :64].abs().argmax().item()  # of the first 64, the weight that your adapter moves most
+
+# %%
+from helpers.plots import diagrams, show
+
+levels = F.get_4bit_type(settings.quant_type, device="cpu") * seen[0, :64].abs().max()
+moves = {}
+for name in reversed(adapters):
+    trained = seen + layers[name][layer.name].update
+    moves[name] = [matrix[0, place].item() for matrix in (seen, trained, rounded(trained))]
+figure = diagrams.merge_lines(levels.tolist(), moves, "A merge into 4 bits puts each weight back on a level")
+show(figure, alt="One weight on its number line: a small update lies within the band that rounds back to the old level")
+
+# %% [markdown]
+# The blue marks are the levels, and the pale band is everything that rounds back to the level in it. An update that stays inside of the band is erased, and one that leaves it
+# becomes a whole jump, which may be larger or smaller than what was learned. (The last diamond may stand a little beside its mark: if the largest weight of the block has changed, so have all its levels.)
+#
+# So the size of the update decides. The rest of the lesson takes this apart: one layer by hand, then sizes, then the ways that keep the training, and shipping.
+#
+# ## 1 One layer, by hand
+#
+# A layer with LoRA computes $W x + s\, B (A x)$, where the scale $s$ is $\alpha / r$. That equals $(W + s\, B A)\, x$. So you can add $s\, B A$ to the weights once, and
+# the adapter is no longer needed.
+
+# %%
+import torch
+
+A, B, scale = layer.A, layer.B, layer.scale
+torch.manual_seed(settings.seed)
+x = torch.randn(3, A.shape[1])
+branch = x @ W.float().T + scale * (x @ A.T) @ B.T
+folded = x @ (W.float() + scale * (B @ A)).T
+print("W", tuple(W.shape), W.dtype, " B", tuple(B.shape), " A", tuple(A.shape), " scale", scale)
+print("the outputs agree to rounding:", torch.allclose(branch, folded, atol=1e-3, rtol=1e-3))
+
+# %% [markdown]
+# The base stores 16 bits per weight, the adapter 32. So add in 32 bits, and round once at the end. Does PEFT do the same? The function below puts $A$ and $B$ beside a layer and has PEFT merge them.
+
+# %%
+import bitsandbytes as bnb
+from peft import LoraConfig, get_peft_model
+
+
+def merged_by_peft(linear):
+    model = torch.nn.Sequential(linear)
+    model.is_loaded_in_4bit = isinstance(linear, bnb.nn.Linear4bit)  # as transformers marks a model for PEFT
+    tuned = get_peft_model(model, LoraConfig(r=len(A), lora_alpha=scale * len(A), target_modules=["0"]))
+    tuned.base_model.model[0].lora_A.default.weight.data = A
+    tuned.base_model.model[0].lora_B.default.weight.data = B
+    return tuned.merge_and_unload()[0].weight
+
+
+# %%
+linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
+linear.weight.data = W.clone()
+by_hand = (W.float() + (B @ A) * scale).to(W.dtype)
+verdict("merged by hand equals PEFT's merge, bit for bit", torch.equal(by_hand, merged_by_peft(linear)))
+
+# %% [markdown]
+# ## 2 The same layer in 4 bits
+#
+# Training did not see this $W$, it saw the rounded one. To merge there, PEFT restores the weights from their codes, adds the update, and *quantizes the sum again*:
+
+# %%
+codes, state = quantize(seen + layer.update)
 
 packed = bnb.nn.Linear4bit(W.shape[1], W.shape[0], bias=False)
 kind = {"quant_type": settings.quant_type, "compress_statistics": settings.double_quant}
 packed.weight = bnb.nn.Params4bit(W.float(), requires_grad=False, **kind)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # PEFT warns of rounding here, which is what we are about to see
-    theirs = merged_by_peft(packed.to("cpu")).weight
-verdict("and so in 4 bits: the same codes", torch.equal(codes, theirs.data))
-verdict("and the same constants", torch.equal(state.absmax, theirs.quant_state.absmax))
+theirs = merged_by_peft(packed.to("cpu"))
+verdict("and so in 4 bits: PEFT has the same codes and the same absmax",
+        torch.equal(codes, theirs.data) and torch.equal(state.absmax, theirs.quant_state.absmax))  # fmt: skip
 
 # %% [markdown]
-# Look at some weights on their way through it.
+# Six weights on their way through it, from the adapter that was stopped early. Compare the last column with the first. (A weight that got next to no update may move as well: if the largest weight of its block has changed, so have all the levels there.)
 
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
-after = F.dequantize_4bit(codes, state)
-steps = {"in training": seen, "update": (B @ A) * scale, "sum": seen + (B @ A) * scale, "after the merge": after}
-table({i: [t[0, i] for t in steps.values()] for i in range(6)}, "{:+.4f}", columns=("weight", *steps))
+update = layers["stopped early"][layer.name].update
+steps = {"in training": seen, "update": update, "sum": seen + update, "after the merge": rounded(seen + update)}
+table({i: [matrix[0, i] for matrix in steps.values()] for i in range(6)}, "{:+.4f}", columns=("weight", *steps))
 
 # %% [markdown]
-# The sum is right. The last column is the sum moved to the nearest level again. Where the update is smaller than half the way to the next
-# level, the weight goes back to where it came from, or nearly: its block may have a new absmax. What is rounded away is gone.
+# ## 3 How large must an update be?
 #
-# So the size of the update decides. That calls for two adapters.
+# Let $U$ be what an adapter should add to a matrix, and $C$ the change that the merged matrix really has. The part of the update that survives is
 #
-# ## 3 Two adapters
+# $$\text{kept} = \frac{\langle C, U\rangle}{\langle U, U\rangle}.$$
 #
-# The strong one is lesson 03's. The weak one gets a few steps at half the learning rate: an early stop, a careful setting, a small dataset.
-
-# %%
-from helpers.models import Model, model_card, recipe_for
-
-adapters = {"strong": strong, "weak": run.folder / "adapter-weak"}
-train_adapter(
-    run.model, run.machine, run.rows["train"], adapters["weak"], steps=16, batch_size=4, seed=settings.seed,
-    learning_rate=recipe_for(run.model)["learning_rate"] / 2, quant_type=settings.quant_type,
-    double_quant=settings.double_quant,
-)  # fmt: skip
-
-
-def load_base():
-    return load_4bit(run.model, run.machine, settings.quant_type, settings.double_quant)[0]
-
-
-base, tokenizer = load_4bit(run.model, run.machine, settings.quant_type, settings.double_quant)
-
-# %% [markdown]
-# Two functions serve the rest of the lesson: what an adapter adds to each layer, and what a layer of any model computes with.
+# It is 1 if all of the update is there and 0 if nothing is. Noise that points elsewhere does not count. The *size* of an update is its norm, divided by the norm of the weights.
+#
+# Now take one matrix of random numbers, and add updates of rank 16 that point in one direction and grow. At 1% of the weights next to nothing will survive, at 20% nearly all.
+# **Where is the half?** Write down a guess before you run the cell.
 
 
 # %%
-def updates(adapter):
-    "Layer by layer: its name, and what the adapter adds to its weights, float32."
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    tensors = load_file(adapter / "adapter_model.safetensors", device=str(base.device))
-    for key in (k for k in tensors if k.endswith("lora_A.weight")):
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        product = tensors[key.replace("lora_A", "lora_B")].float() @ tensors[key].float()
-        yield name, product * scaling(config, name)
+def kept(change, update):
+    return ((change * update).sum() / update.square().sum()).item()
 
 
+def random_case(seed, rank=16):
+    "kept as a function of an update's size in per cent, for one random matrix and one direction."
+    torch.manual_seed(seed)
+    matrix, direction = rounded(torch.randn(1024, 1024) / 32), torch.randn(1024, rank) @ torch.randn(rank, 1024)
+    unit = direction * (matrix.norm() / direction.norm() / 100)
+    return lambda percent: kept(rounded(matrix + percent * unit) - matrix, percent * unit)
+
+
+# %% [markdown]
+# To find the half, halve the interval again and again, and measure in the middle each time.
+
+
+# %%
+def size_with_half_kept(share_kept, low=0.5, high=30.0):
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if share_kept(middle) < 0.5 else (low, middle)
+    return (low + high) / 2
+
+
+share_kept = random_case(seed=0)
+half = size_with_half_kept(share_kept)
+print(f"half of the update is kept if its size is {half:.1f}% of the weights")
+
+# %% [markdown]
+# Is that a property of this one matrix? Ask another one, and an update of another rank.
+
+# %%
+others = [size_with_half_kept(random_case(seed=1)), size_with_half_kept(random_case(seed=2, rank=64))]
+print(f"two other matrices: {others[0]:.1f}% and {others[1]:.1f}%")
+verdict("the size at which half is kept is the same for other matrices, to a quarter of a percentage point",
+        max(abs(other - half) for other in others) < 0.25)  # fmt: skip
+
+# %% [markdown]
+# ### Real adapters on the curve
+#
+# Real weights are not random, so measure real layers: the size of each update, and the part that a merge into 4 bits keeps of it.
+
+
+# %%
 def weights(model, name):
-    "The weights that a layer computes with, float32: unpacked, where they are packed."
-    layer = model.get_submodule(name)
-    packed = isinstance(layer, bnb.nn.Linear4bit)
-    return (F.dequantize_4bit(layer.weight, layer.weight.quant_state) if packed else layer.weight).float()
+    "The weights that a layer computes with, float32: restored, where they are packed."
+    linear = model.get_submodule(name)
+    packed = isinstance(linear, bnb.nn.Linear4bit)
+    return (F.dequantize_4bit(linear.weight, linear.weight.quant_state) if packed else linear.weight).float()
 
-
-# %% tags=["nbval-ignore-output"] reason="the size of a trained update varies with the processor"
-def size_of(adapter):
-    "The norm of each update, as a share of its layer's weights: the mean over the layers."
-    shares = [(update.norm() / weights(base, name).norm()).item() for name, update in updates(adapter)]
-    return sum(shares) / len(shares)
-
-
-size = {name: size_of(adapter) for name, adapter in adapters.items()}
-table(size, "{:.1%}", columns=("adapter", "its update, beside the weights"))
 
 # %%
-if usual:
-    verdict("the weak adapter's update is less than half the strong one's", size["weak"] < size["strong"] / 2)
+def sizes_and_kept(found):
+    "(sizes, kept) of an adapter's layers, both in per cent."
+    sizes, shares = [], []
+    for name, one in found.items():
+        old, update = weights(base, name), one.update.to(base.device)
+        sizes.append(100 * (update.norm() / old.norm()).item())
+        shares.append(100 * kept(rounded(old + update) - old, update))
+    return sizes, shares
+
 
 # %% [markdown]
+# Your two adapters belong to a small model, which was trained with a large learning rate. So here is a third one, of a real chat model: SmolLM2-135M-Instruct, trained with the learning rate and
+# the number of steps that lesson 03 gives a model from the hub, with fewer rows per step, and recorded (`measurements/measure_updates.py`).
+
+# %%
+recorded = run.measurements("smollm2_updates")[0]
+print(
+    f"{recorded['steps']} steps of {recorded['rows_per_step']} rows at {recorded['learning_rate']}, {recorded['date']}"
+)
+table({name: (score["loss"], score["exact_match"]) for name, score in recorded["scores"].items()}, loss="{:.2f}",
+      right="{:.0%}", columns=("SmolLM2, recorded", "loss", "right"))  # fmt: skip
+
+# %%
+import numpy as np
+
+of_layers = {name: sizes_and_kept(found) for name, found in layers.items()}
+of_smollm2 = np.array([(row["relative_size"], row["kept_in_4_bits"]) for row in recorded["layers"]])
+sizes = np.linspace(0.25, 1.1 * max(max(found[0]) for found in of_layers.values()), 60)
+curve = [100 * share_kept(size) for size in sizes]
+figure = diagrams.survival((sizes, curve), half, of_layers | {"SmolLM2, recorded": 100 * of_smollm2.T},
+                           f"Half of an update survives a merge into 4 bits if it is {half:.1f}% of the weights",
+                           unknown="a 7B model's adapter: not measured")  # fmt: skip
+show(figure, alt="What a merge into 4 bits keeps climbs with the size of the update; real layers lie near the curve")
+
+# %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
+off = np.concatenate([np.interp(found[0], sizes, curve) - found[1] for found in of_layers.values()])
+if run.usual(adapters["yours"]):
+    verdict("the layers lie on the curve of the random matrix, to ten points on average", abs(off).mean() < 10)
+means = {name: np.mean(found, axis=1) for name, found in of_layers.items()}
+means["SmolLM2, recorded"] = 100 * of_smollm2.mean(axis=0)
+table(means, "{:.2f}", columns=("adapter", "size of the update (%)", "kept in 4 bits (%)"))
+
+# %% [markdown]
+# Look at the recorded rows once more. The updates of the real chat model are a small fraction of a per cent of its weights. With them the loss on the held-out rows falls by more than half, though few answers are right word for word, and the merge into 4 bits gives back the base. (The chat model starts with a high loss because it never saw this form of question.)
+#
+# What does that say of a 7B model? The curve depends on the 16 levels and on how weights lie among them, so it should be much the same. Where a real 7B adapter lies on it is **not known here**: nobody has measured one for this course. Lesson 03 gives
+# it the learning rate and the number of steps of SmolLM2's run, so the left end would be no surprise. Measure yours: set `adapter_dir` and `model_id`, and the table above has its row.
+#
 # ## 4 Four ways
 #
-# Each is a line or two, and PEFT's and transformers' own calls.
+# Each is a line or two of PEFT's and transformers' own calls.
 #
 # - **Keep** the adapter beside the 4-bit base. This is the model that you trained, so it is the yardstick.
 # - **Into the 4-bit base**, as above.
-# - **Into the original base**, as it was before quantization. Many guides say so: those weights are better ones, but the adapter
-#   never saw them.
-# - **Dequantize, then merge.** `dequantize()` turns the 4-bit weights into ordinary ones, with their rounding kept. These are the numbers
-#   that the adapter was trained on, in a form that takes any update.
+# - **Into the original base**, as it was before quantization. Many guides say so. Those weights are better ones, but the adapter never saw them.
+# - **Dequantize, then merge.** `dequantize()` turns the 4-bit weights into ordinary ones with their rounding kept. These are the numbers that the adapter was trained on, in a form that takes any update. Name the same `quant_type` and `double_quant` as in training, or they are other numbers.
 
 
 # %%
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
-
-
-def keep(adapter):
-    return PeftModel.from_pretrained(load_base(), adapter)
-
-
-def into_4bit(adapter):
-    return PeftModel.from_pretrained(load_base(), adapter).merge_and_unload()
 
 
 def into_original(adapter):
     kwargs = {"dtype": run.machine.torch_dtype, "device_map": run.machine.device_map}
-    return PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(run.model.path, **kwargs), adapter
-    ).merge_and_unload()
+    model = AutoModelForCausalLM.from_pretrained(run.model.path, **kwargs)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def into_dequantized(adapter):
-    return PeftModel.from_pretrained(load_base().dequantize(run.machine.torch_dtype), adapter).merge_and_unload()
+def into_dequantized(adapter, dtype=run.machine.torch_dtype):
+    model = load_4bit(run.model, run.machine, **packed_as)[0].dequantize(dtype)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 # %% [markdown]
-# The last two hold a whole model unpacked. Is there room for that? For a 7B model on a T4 there is not. Section 6 merges such a model
-# too, without holding it; but what cannot be held cannot be measured here, and is left out.
+# The last two hold a whole model unpacked. For a 7B model on a T4 there is no room for that; section 5 merges it all the same, but what cannot be held cannot be measured here.
 
 # %% tags=["room"]
 import psutil
 
-unpacked = sum(tensor.numel for tensor in stored.values()) * run.machine.torch_dtype.itemsize
+unpacked = base.num_parameters() * run.machine.torch_dtype.itemsize
 on_gpu = run.machine.device == "cuda"
 free = run.machine.gpu_bytes - torch.cuda.memory_allocated() if on_gpu else psutil.virtual_memory().available
 fits = 1.4 * unpacked < free  # packed and unpacked at once, for a moment
 ways = {"keep the adapter": keep, "into the 4-bit base": into_4bit}
 ways |= {"into the original base": into_original, "dequantize, then merge": into_dequantized} if fits else {}
+print("measured:", ", ".join(ways))
 if not fits:
     print(f"left out: an unpacked model takes {unpacked / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-print("measured:", ", ".join(ways))
 
 # %% [markdown]
-# What is measured for each way? First, how much of the update survives. Let $U$ be what the adapter should add, over all layers, and $C$
-# the change that the merged model really has against the weights of training. **Kept** is $\langle C, U\rangle / \langle U, U\rangle$: 1 if the
-# whole update is there, 0 if nothing is. What was changed beside it shows in the **error**, $\lVert C - U\rVert / \lVert U\rVert$.
+# Two numbers say what happened to the weights: **kept**, as above but over all layers, and the **error**, $\lVert C - U\rVert / \lVert U\rVert$, which also sees what was changed beside the update. What the model does with
+# them says its loss on held-out rows, and how many it answers exactly.
 
 
 # %%
-def survives(model, adapter):
-    "(kept, error) of the update in a merged model, both as a share of the update."
+def survives(model, found):
+    "(kept, error) of an adapter's updates in a merged model, as shares of the update."
     along = square = wrong = 0.0
-    for name, update in updates(adapter):
-        change = weights(model, name) - weights(base, name)
+    for name, one in found.items():
+        change, update = weights(model, name) - weights(base, name), one.update.to(base.device)
         along += (change * update).sum().item()
         square += update.square().sum().item()
         wrong += (change - update).square().sum().item()
     return along / square, (wrong / square) ** 0.5
 
 
-# %% [markdown]
-# Second, what the model says: its logits (scores for each possible next token) after held-out prompts, against the trained model's, as a
-# share of how far training moved them. 0 is the trained model, 1 is as far off as the untrained one.
-
 # %%
-from helpers.data import alpaca_prompt
-from helpers.evaluation import answer, evaluate
-
-heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
-prompts = [alpaca_prompt(row["instruction"], row["input"]) for row in heldout.select(range(min(16, len(heldout))))]
-
-
-def logits_of(model):
-    with torch.no_grad():
-        ids = [tokenizer(prompt, return_tensors="pt").to(model.device) for prompt in prompts]
-        return torch.cat([model(**each).logits[0, -1:].float().cpu() for each in ids])
+def measured(make, name):
+    "kept, error and score of one way for one adapter."
+    model = make(adapters[name]).eval()
+    weighed = (1.0, 0.0) if make is keep else survives(model, layers[name])
+    return *weighed, evaluate(model, tokenizer, heldout, **scored)
 
 
-base_logits = logits_of(base)
-
-# %% [markdown]
-# Third, how good it is: loss on the held-out completions, and exact match with its 95% interval. Last, what it costs: bytes on disk, host
-# memory (the highest rise of this process while it loads and merges), seconds.
-
-
-# %%
-def stored_bytes(model):
-    "What its tensors take on disk: packed ones as they are, all others in 16 bits, tied ones once."
-    unique = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
-    return sum(t.numel() * (1 if t.dtype == torch.uint8 else 2) for t in unique.values())
-
-
-# %%
-import time
-
-from helpers.machine import HostPeak
-
-
-def measured(make, adapter):
-    "A model made in one way, and what there is to say about it."
-    with HostPeak() as host, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        begun = time.perf_counter()
-        model = make(adapter).eval()
-        found = {"seconds": time.perf_counter() - begun}
-    found |= {
-        "host_bytes": host.bytes,
-        "logits": logits_of(model),
-        "score": evaluate(model, tokenizer, heldout, settings.max_new_tokens),
-    }
-    if make is keep:
-        return found | {"kept": 1.0, "error": 0.0, "bytes": (adapter / "adapter_model.safetensors").stat().st_size}
-    kept, error = survives(model, adapter)
-    return found | {"kept": kept, "error": error, "bytes": stored_bytes(model)}
-
-
-# %%
-before = evaluate(base, tokenizer, heldout, settings.max_new_tokens)
-results = {(name, way): measured(make, adapter) for name, adapter in adapters.items() for way, make in ways.items()}
-for (name, _), found in results.items():
-    trained_logits = results[name, "keep the adapter"]["logits"]
-    found["logit error"] = ((found["logits"] - trained_logits).norm() / (trained_logits - base_logits).norm()).item()
-
-
-# %% tags=["nbval-ignore-output"] reason="losses, bytes and seconds vary with the machine"
-def shown(found):
-    score, (low, high) = found["score"], found["score"].interval
-    return {
-        "kept": found["kept"], "error": found["error"], "logit error": found["logit error"], "loss": score.loss,
-        "exact match": score.exact_match, "from": low, "to": high, "on disk (MB)": found["bytes"] / 1e6,
-        "host memory (MB)": found["host_bytes"] / 1e6, "seconds": found["seconds"],
-    }  # fmt: skip
-
-
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
+results = {(name, way): measured(make, name) for name in adapters for way, make in ways.items()}
+rows_of_ways = {
+    key: (kept, error, score.loss, score.exact_match, *score.interval) for key, (kept, error, score) in results.items()
+}
 print(f"the base in 4 bits, untrained: {before}")
-rows = {names: shown(found) for names, found in results.items()}
-table(rows, "{:.0%}", columns=("adapter", "way"), kept="{:.1%}", error="{:.2g}", logit_error="{:.2g}", loss="{:.3f}",
-      on_disk_MB="{:,.1f}", host_memory_MB="{:,.0f}", seconds="{:.1f}")  # fmt: skip
+headings = ("adapter", "way", "kept", "error", "loss", "exact match", "from", "to")
+table(rows_of_ways, "{:.0%}", kept="{:.1%}", error="{:.2g}", loss="{:.3f}", columns=headings)
 
 # %% [markdown]
-# Read the two rows "into the 4-bit base", those of the bundled model. Of the strong update most is kept; of the weak one next to nothing.
-# The weak adapter was useful, as its loss beside the untrained base's says, and its 4-bit merge lies much nearer to the untrained base than
-# to it. No error was raised and no file is broken: you would notice only by measuring. (On disk, an adapter needs its base as well.)
+# Read the column "exact match" first, for your adapter alone. With the bundled model all four ways look alike there, and one would stop. Then read the rows of the adapter that was stopped early.
+#
+# "Into the original base" keeps the whole update, and its error is of the size of the update, or several times as large where the update is small. That is the rounding of lesson 01, undone. It points in no direction of the task. Here it does no harm: compare the losses. Section 6 names a model that it ruins.
+# It is not the model that you evaluated, though.
 
 # %%
-for name in adapters:
-    merges = {way: results[name, way]["logit error"] for way in ways if way != "keep the adapter"}
-    closest = min(merges, key=merges.get)
-    if fits:
-        verdict(
-            f"{name}: dequantize, then merge comes closest to what was trained", closest == "dequantize, then merge"
-        )
-    if fits and run.machine.dtype == "float32":  # computing in 16 bits has errors of its own
-        verdict(f"{name}: ten times closer than any other merge", 10 * merges.pop(closest) < min(merges.values()))
-
-# %%
-if usual:
-    lost = results["weak", "into the 4-bit base"]
-    trained = results["weak", "keep the adapter"]["score"]
-    verdict("of the weak update, a 4-bit merge keeps less than a fifth", lost["kept"] < 0.2)
-    verdict("and its loss is nearer to the untrained base's than to the trained model's",
-            abs(lost["score"].loss - before.loss) < abs(lost["score"].loss - trained.loss))  # fmt: skip
-    tops, bottoms = zip(*[results["strong", way]["score"].interval[::-1] for way in ways])
-    verdict("with the strong adapter, exact match does not tell the four ways apart", max(bottoms) <= min(tops))
-    right = {way: results["weak", way]["score"] for way in ways}
-    here, there = right["into the original base"], right["dequantize, then merge"]
-    verdict("with the weak one, it does not tell original from dequantized", abs(here.exact_match - there.exact_match)
-            < (here.interval[1] - here.interval[0] + there.interval[1] - there.interval[0]) / 2)  # fmt: skip
-
-# %%
-from helpers import plots
-
-merging = [way for way in ways if way != "keep the adapter"]
-lost, left = (results[name, "into the 4-bit base"]["kept"] for name in ("weak", "strong"))
-figure = plots.grouped_bars(
-    list(ways),
-    {
-        "kept of the update (%)": {n: [100 * results[n, way]["kept"] for way in ways] for n in adapters},
-        "held-out loss (nats a token)": {n: [results[n, way]["score"].loss for way in ways] for n in adapters},
-    },
-    f"A 4-bit merge keeps {left:.0%} of the strong update and {lost:.0%} of the weak one",
-    lines={"held-out loss (nats a token)": (before.loss, "untrained base")},
-)
-plots.show(figure, alt="For each way and both adapters: the share of the update that is kept, and the held-out loss")
+for name in adapters if fits and run.machine.dtype == "float32" else ():  # 16 bits have errors of their own
+    errors = {way: results[name, way][1] for way in ways if way != "keep the adapter"}
+    nearest = min(errors, key=errors.get)
+    verdict(f"{name}: dequantize, then merge is ten times nearer to what was trained than any other merge",
+            nearest == "dequantize, then merge" and 10 * errors.pop(nearest) < min(errors.values()))  # fmt: skip
 
 # %% [markdown]
-# ## 5 How large must an update be?
+# ### Which 16 bits?
 #
-# Take one matrix of normal random numbers, quantized, and an update of rank 16 with 0.5 to 30% of its size. Merge it in the three ways, and
-# ask the same two questions. The last two columns save the dequantized merge in 16 bits, which rounds once more.
+# A merged model is stored in 16 bits, which rounds once more. Of its 16 bits float16 spends 10 on the digits, and bfloat16 only 7. For an update that is small beside its weight this matters. What do you expect the rounding error of
+# bfloat16 to be, as a multiple of float16's?
 
 # %%
-torch.manual_seed(0)
-original = torch.randn(1024, 1024) / 32
-direction = torch.randn(1024, 16) @ torch.randn(16, 1024)
-start = F.dequantize_4bit(*quantize(original))
-
-
-def trial(percent):
-    step = direction * (percent / 100 * start.norm() / direction.norm())
-    merged = {"4-bit": F.dequantize_4bit(*quantize(start + step)), "original": original + step}
-    merged |= {str(dtype).split(".")[1]: (start + step).to(dtype).float() for dtype in (torch.float16, torch.bfloat16)}
-    change = {way: weight - start for way, weight in merged.items()}
-    kept = {way: ((c * step).sum() / step.square().sum()).item() for way, c in change.items()}
-    return kept, {way: ((c - step).norm() / step.norm()).item() for way, c in change.items()}
-
-
-# %% tags=["nbval-ignore-output"] reason="last digits vary with the processor"
-percents = (0.5, 1, 2, 3, 5, 10, 20, 30)
-trials = {percent: trial(percent) for percent in percents}
-rows = {percent: (kept["4-bit"], *error.values()) for percent, (kept, error) in trials.items()}
-errors = [f"error: {way}" for way in trials[1][1]]
-table(rows, "{:.2g}", columns=("update (%)", "kept in 4 bits", *errors), kept_in_4_bits="{:.0%}")
-
-# %%
-import numpy as np
-
-shares = [100 * trials[percent][0]["4-bit"] for percent in percents]
-half = np.interp(50, shares, percents)
-title = f"Half of an update survives a 4-bit merge if it is about {half:.0f}% of the weights"
-points = {f"your {n} adapter": ([100 * size[n]], [100 * results[n, "into the 4-bit base"]["kept"]]) for n in adapters}
-x, y = "size of the update (% of the weights)", "kept by a 4-bit merge (%)"
-figure = plots.curves({"random matrix": (percents, shares)} | points, title, x, y)
-figure.axes[0].set(xscale="log", xticks=percents, xticklabels=[f"{p:g}" for p in percents], ylim=(0, 105))
-figure.axes[0].minorticks_off()
-plots.show(
-    figure, alt="Share of an update that a 4-bit merge keeps, over its size, with the two trained adapters as points"
-)
-
-# %%
-kept, error = trials[1]
-verdict("of an update of 1%, a 4-bit merge keeps less than a fifth", kept["4-bit"] < 0.2)
-verdict(
-    "the original base keeps all of it, among an error several times its size",
-    abs(kept["original"] - 1) < 0.1 and error["original"] > 5,
-)
-verdict("dequantized and saved in float16, it keeps all of it with an error below a twentieth", error["float16"] < 0.05)
-verdict("bfloat16 rounds eight times as much", 6 < error["bfloat16"] / error["float16"] < 10)
+sum_in_32_bits, errors = seen + update, {}
+for dtype in (torch.float16, torch.bfloat16):
+    errors[str(dtype)] = (sum_in_32_bits.to(dtype).float() - sum_in_32_bits).norm().item()
+ratio = errors["torch.bfloat16"] / errors["torch.float16"]
+verdict("bfloat16 rounds about eight times as much as float16", 6 < ratio < 10)
+print(f"bfloat16's rounding error is {ratio:.0f} times float16's")
 
 # %% [markdown]
-# The error of the original base is the quantization error, undone. It points in no direction of the task, so it often does no harm, and
-# may do good: look at the losses in section 4. It is not the model that you evaluated, though. bfloat16 keeps three bits less than float16: for a
-# small update, save in float16, if the weights stay below its 65,504.
-#
-# ## 6 Shard by shard
-#
-# A 7B model in 16 bits is larger than the main memory of a free Colab. Merging does not need it there: a model's file is a list
-# of tensors, and each is merged on its own. Here is the whole idea: read a shard, add what the adapter has for each of its tensors, write the
-# shard.
+# So this lesson writes float16, on every machine. Its largest number is 65,504, and the weights of a language model are far below it. The risk lies elsewhere: the *activations* of a model that was made in bfloat16 may go beyond 65,504 while
+# it computes, and then its answers are not numbers. The file does not decide that. Who loads it does, with `dtype=torch.bfloat16`, and then the last digits are rounded away again. Look at both, for this model:
 
 
 # %%
-from safetensors.torch import save_file
+def largest_activation(model):
+    "The largest number that any linear layer gives while held-out rows are scored."
+    found = []
+    hook = lambda module, given, out: found.append(out.abs().max().item())  # noqa: E731
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    evaluate(model, tokenizer, heldout.select(range(min(8, len(heldout)))), **scored)
+    for handle in handles:
+        handle.remove()
+    return max(found)
 
 
-def merge_shard(shard, adapter, out):
-    changes = {f"{name}.weight": update.cpu() for name, update in updates(adapter)}
+largest_weight = max(weights(base, name).abs().max().item() for name in layers["yours"])
+print(f"largest weight {largest_weight:.1f}, largest output of a layer {largest_activation(base):.0f}")
+
+# %% [markdown]
+# ## 5 A whole model, in little memory
+#
+# A 7B model in 16 bits is larger than the main memory of a free Colab. Merging does not need all of it there: a model's files are lists of tensors, and each tensor is merged on its own. `merge_adapter` of this course holds a piece of one tensor and one product $B A$ at
+# a time. It also checks that adapter and base belong together, refuses NaN, broken and pickled files, asks whether the disk has room, and its folder is there complete or not at all. It can merge into the dequantized weights too.
+#
+# From a shell it is `python -m helpers merge BASE ADAPTER OUT --base-weights dequantized`.
+
+# %%
+options = packed_as | {"dtype": "float16", "overwrite": True, "progress": not run.model.bundled}
+done = merge_adapter(run.model.path, adapters["yours"], run.merged, "dequantized", **options)
+print(f"{done['merged']} of {done['tensors']} tensors merged, {done['bytes'] / 1e6:,.1f} MB")
+
+# %% [markdown]
+# Does it hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor. (A GPU adds up $B A$ in another order, so there a sum may round to the neighbouring number of 16 bits now and then.)
+
+# %%
+if fits:
+    theirs = into_dequantized(adapters["yours"], torch.float16).state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(run.merged, dtype=torch.float16).state_dict()
+    moved = sum((ours[key] != theirs[key].half().cpu()).sum().item() for key in theirs)
+    numbers = unpacked // run.machine.torch_dtype.itemsize
+    print(f"{moved} of {numbers:,} numbers differ")
+    if W.dtype == torch.float16:  # from bfloat16, the two ways to float16 may differ in the last bit
+        verdict("merge_adapter and PEFT hold the same tensors", moved == 0 or (on_gpu and moved < 1e-3 * numbers))
+
+# %% [markdown]
+# And a large model? This was recorded with the shape of Mistral-7B and random weights, with no GPU, on two cores that others used as well (`measurements/measure_merge.py`). Memory is what the process held at most, above what Python itself takes; beside the time stands how long it takes to copy
+# the same files. Compare four layers with eight: what grows with the layers, and what does not?
+
+# %%
+merges = []
+for row in run.measurements("cpu_merges"):
+    merges.append({"into": row["base_weights"], "layers": f"{row['layers']} of {row['layers_of_the_whole']}",
+                   "base (GB)": row["base_bytes"] / 1e9, "memory (GB)": row["above_bare_python_bytes"] / 1e9,
+                   "merge (s)": row["merge_seconds"], "copy (s)": row["copy_seconds"], "date": row["date"]})  # fmt: skip
+table(merges, "{:.0f}", base_GB="{:.1f}", memory_GB="{:.2f}")
+
+# %% [markdown]
+# The bytes and the seconds grow with the layers. The memory of a merge into the original base stays: at no time does the process hold more than some rows and one product $B A$. So the whole model, which needs 29 GB of disk for both folders, should take no more memory than a part of it. (The way over dequantized weights takes more at a time, and was recorded with four layers alone.)
+#
+# ## 6 After the merge
+#
+# What is in the folder? An ordinary model: weights, config, tokenizer. Neither PEFT nor bitsandbytes is needed to use it ("Further down" asks a Python that has neither). Score it as whoever downloads it will read it. (Where an unpacked model does not fit, it is read in 4 bits, which makes it another model: see below.)
+
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
+if fits:
+    kwargs = {"dtype": run.machine.torch_dtype, "device_map": run.machine.device_map}
+    merged = AutoModelForCausalLM.from_pretrained(run.merged, **kwargs).eval()
+else:
+    merged = load_4bit(dataclasses.replace(run.model, path=str(run.merged)), run.machine, **packed_as)[0]
+final = evaluate(merged, tokenizer, heldout, **scored)
+print(f"the folder: {final}")
+
+# %% [markdown]
+# ### In 4 bits again?
+#
+# A merged model is often quantized once more, to serve it in less memory. Take the adapter that was stopped early, merge it into both kinds of 16-bit weights, and load what comes out in 4 bits. One of the two was the most faithful of all merges in section 4.
+# **Which one will keep more of the training now?** Write down your bet and a reason.
+
+# %%
+import shutil
+import tempfile
+
+again = {}
+room = shutil.disk_usage(run.bulky).free > 1.1 * done["bytes"]
+for into in ("original", "dequantized") if room else ():
+    with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
+        merge_adapter(run.model.path, early, f"{folder}/merged", into, **options)
+        model = load_4bit(dataclasses.replace(run.model, path=f"{folder}/merged"), run.machine, **packed_as)[0]
+        again[into] = *survives(model, layers["stopped early"]), evaluate(model, tokenizer, heldout, **scored).loss
+
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
+print(f"left out: {done['bytes'] / 1e9:.1f} GB more on the disk" if not room else f"before it: loss {beside.loss:.3f}")
+if run.usual(adapters["yours"]) and room:
+    verdict("quantized again, the merge into the original base keeps most of a small update, the dequantized one little",
+            again["original"][0] > 0.9 and again["dequantized"][0] < 0.3)  # fmt: skip
+table(again, "{:.3f}", kept="{:.0%}", columns=("merged into", "kept", "error", "loss in 4 bits"))
+
+# %% [markdown]
+# Why? Count the weights of one layer that end on another level because of the update.
+
+
+# %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
+def codes_of(weight):
+    pairs = quantize(weight)[0].flatten()  # two codes in each byte
+    return torch.stack([pairs >> 4, pairs & 15], dim=1)
+
+
+moved = {}
+for name, start in {"original": W.float(), "dequantized": seen}.items():
+    moved[name] = (codes_of(start) != codes_of(start + update)).float().mean().item()
+table(moved, "{:.2%}", columns=("merged into", "weights that change their level"))
+
+# %% [markdown]
+# The dequantized weights stand *on* their levels, in the middle of the pale band of the first picture, so a small update leaves nearly all of them inside of it, and they fall back together. The original weights lie anywhere between two levels. The update carries some of
+# them over a border, the more the larger it is. Those few weights jump by a whole level, and on average the jumps add up to the update. So the column "kept" decides here; the error of single weights is large either way.
+#
+# ### Which one, then?
+#
+# - **You serve with transformers, PEFT and bitsandbytes:** keep the adapter beside its 4-bit base. It is small, it is the model that you measured, and several adapters share one base.
+# - **You want one 16-bit model that does what you measured:** dequantize, then merge, and save in float16.
+# - **You will quantize the merged model to 4 bits:** merge into the original base. (If your update lies far to the right on the curve, either base keeps it.) Measure what comes out.
+# - **Into the 4-bit base:** only after measuring how much is kept.
+#
+# These are numbers of one small model and one kind of 4 bits. In 16 bits, original or dequantized hardly mattered here. For others it did: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and
+# says that for most models that base is the better one. Other 4-bit formats have other levels, and other curves. PEFT's users met the loss in [peft#1043](https://github.com/huggingface/peft/issues/1043) and
+# [transformers#31293](https://github.com/huggingface/transformers/issues/31293).
+#
+# ## 7 One file for a laptop: GGUF
+#
+# llama.cpp and Ollama run a model without Python and without a GPU. They read GGUF, one file that holds weights, tokenizer and chat template. `export_gguf` writes it from a merged folder, for Llama, Mistral, Qwen2 and Qwen3. It needs the package `gguf`, and running the file from Python needs `xllamacpp`
+# (`pip install gguf xllamacpp`). Three of its ways to store weights: `F16` in 16 bits, `Q8_0` in 8 bits with a scale for every 32 weights, `Q4_0` in 4 bits with a scale for every 32.
+
+# %%
+from helpers.export import Llama, export_gguf
+
+files, kinds = {}, ("f16", "q8_0", "q4_0") if done["bytes"] < 5e8 else ("q8_0",)
+written_as = "own" if (adapters["yours"] / "chat_template.jinja").is_file() else "alpaca"  # older adapters have none
+try:
+    for kind in kinds:
+        file = run.merged.with_name(f"model-{kind}.gguf")
+        export_gguf(run.merged, file, kind, template=written_as, overwrite=True, progress=False)
+        files[kind] = file
+except OSError as error:  # one line: a missing package, a model that is not carried, no room
+    print(f"left out: {error}")
+table({kind: file.stat().st_size / 1e6 for kind, file in files.items()}, "{:,.1f}", columns=("stored as", "file (MB)"))
+
+# %% [markdown]
+# Does llama.cpp say what transformers says? Ask both the same questions and take the likeliest token each time. `Llama` starts llama.cpp in a process of its own, on one thread, and asks it over a local address; its tokenizer is that of the file. How many of the answers will be equal in each
+# format, and how many right? Guess first. (A model of more than half a GB is not asked here: one thread would take many minutes.)
+
+# %%
+questions, reference = heldout.select(range(min(48, len(heldout)))), final.answers[:48]
+by_llama = {}
+try:
+    for kind in files if fits and len(files) > 1 else ():
+        llama = Llama(files[kind], context=settings.max_length + settings.max_new_tokens)
+        by_llama[kind] = llama.answers(run.prompts(tokenizer, questions), settings.max_new_tokens)
+except OSError as error:
+    print(f"left out: {error}")
+
+# %% tags=["nbval-ignore-output"] reason="answers of a trained adapter vary with the processor"
+compared = {}
+for kind, answers in {"transformers": reference, **by_llama}.items():
+    same, right = np.array(answers) == np.array(reference), np.array(answers) == np.array(list(questions["output"]))
+    compared[kind] = (f"{same.sum()} of {len(same)}", f"{right.sum()} of {len(right)}")
+table(compared, columns=("asked", "answers equal to transformers'", "right"))
+
+# %%
+if by_llama and run.usual(adapters["yours"]):
+    verdict("the F16 file answers as transformers does, but for at most one answer in forty",
+            sum(a != b for a, b in zip(by_llama["f16"], reference, strict=True)) <= len(reference) / 40)  # fmt: skip
+
+# %% [markdown]
+# Q4_0 is another kind of 4 bits than the one that you trained in, with evenly spaced levels, so section 6 applies: what it costs must be measured, as above. If even these answers are equal, mind that they are short, and that the model is sure of them. Long free text parts sooner, since each token that comes out differently changes all that follow.
+#
+# Beside each file lies a Modelfile for Ollama, with the template of training and the tokens that end an answer: `ollama create my-model -f model-q8_0.Modelfile`. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
+#
+# > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* give the file the template that you trained with (lesson 03 kept it beside the adapter, and the merge carries it along), and ask it the
+# > questions that you scored.
+#
+# ## 8 Publish it
+#
+# A model without its numbers is of little use to others. Record what was measured; `model_card` writes the card from the records, and from nothing else.
+
+# %%
+import json
+
+adapter_config = json.loads((adapters["yours"] / "adapter_config.json").read_text())
+scores = {"base": before, "trained": results["yours", "keep the adapter"][2], "merged": final}
+record(
+    measured={name: score.numbers() for name, score in scores.items()},
+    scored_with=scored, merged_read_in_4_bits=not fits, base_weights="dequantized", dtype="float16",
+    adapter={name: adapter_config[name] for name in ("r", "lora_alpha", "target_modules")}, **run.licences,
+    trained_in_lesson_03=bool(run.training_of(adapters["yours"])), merged_bytes=done["bytes"],
+    ways=[[*key, *row] for key, row in rows_of_ways.items()], half_kept_at_percent=half, in_4_bits_again=again, gguf=compared,
+)  # fmt: skip
+
+# %% tags=["nbval-ignore-output"] reason="the card holds this run's numbers"
+from helpers.models import model_card
+
+card = model_card(run.folder)
+card.save(run.merged / "README.md")
+private = (run.folder, adapters["yours"], run.merged)
+verdict("the card names data and licences, and no folder of this machine",
+        all(word in card.content for word in (run.data_name, "licence: ", "Licence: ")) and not any(str(place) in card.content for place in private))  # fmt: skip
+print(card.content)
+
+# %% [markdown]
+# Nothing in it was typed. What it cannot know, you add by hand: what the model is for, and what it should not be used for. The head between the dashes is what the hub reads ([model cards](https://huggingface.co/docs/hub/model-cards)).
+#
+# **Before you publish**, settle what the next table says. The licence of the base and that of the data both hold, and either can forbid it. Alpaca's rows, for example, may not be used commercially, and [its makers](https://github.com/tatsu-lab/stanford_alpaca) want models that were trained on them used for research only.
+#
+# And your own rows? The folder holds none of them, but the model may: it can say by heart what it was trained on. So the cell also counts how many training rows it answers word for word, beside the held-out ones. If the first number is much higher, it knows rows rather than the task.
+
+# %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
+learned = run.rows["train"].select(range(min(len(heldout), len(run.rows["train"]))))
+by_heart = evaluate(merged, tokenizer, learned, **scored).exact_match
+print(
+    f"word for word: {by_heart:.0%} of {len(learned)} training rows, {final.exact_match:.0%} of {len(heldout)} held-out rows"
+)
+table(run.before_publishing(), columns=("before you publish", "this run"))
+
+# %% [markdown]
+# The lesson ends before the upload, since that needs an account and is seen by others. When you want it, run this in a cell of your own:
+#
+# ```python
+# from huggingface_hub import HfApi
+#
+# hub = HfApi()
+# hub.create_repo("you/your-model", private=True, exist_ok=True)
+# hub.upload_folder(repo_id="you/your-model", folder_path=run.merged)
+# ```
+#
+# It uploads the folder as it stands, card and tokenizer included, to a repository that only you can see. Read it there once more before you make it public.
+#
+# > **Trap: a token that may not create its repository.** *What you see:* "403 Forbidden ... You don't have the rights to create a model under this namespace". *Why:* a *fine-grained* token that may write to one repository cannot make it, since it does not exist yet. *Cure:* make the empty private repository on the site,
+# > give the token write access to that one, and leave out the line with `create_repo`. That token can do the least harm. Or take a token of the kind *write*, which may create, and delete it afterwards ([tokens](https://huggingface.co/docs/hub/security-tokens)).
+#
+# No token stands in that code. The library looks for one itself: in the environment variable `HF_TOKEN`, in the file that `hf auth login` writes, in Colab's secrets (the key symbol at the left, name `HF_TOKEN`). Never put one into a cell, print it, or pass it as a parameter: a notebook keeps all three, and papermill writes
+# parameters into its output. A loaded model can be uploaded with `model.push_to_hub("you/your-model", private=True)` as well; transformers then writes the files anew, with a bare card of its own where the repository has none.
+#
+# ## Exercises
+#
+# Put your answer in place of the dots and run the cell: it is checked at once. The dots after the minutes say how hard it is. The solutions are folded away.
+#
+# **1. Write** (5 minutes, •). Write `merge(W, A, B, rank, alpha)`, with `W` in 16 bits and `A` and `B` in 32. It returns the merged weights in `W`'s type, with the bits that PEFT gives.
+
+
+# %%
+def merge(W, A, B, rank, alpha):
+    "W with the update added, in W's own type."
+    return ...
+
+
+check("05.1", merge)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def merge(W, A, B, rank, alpha):
+#     return (W.float() + (B @ A) * (alpha / rank)).to(W.dtype)
+#
+#
+# check("05.1", merge)
+# ```
+# </details>
+#
+# **2. Repair** (5 minutes, ••). A colleague merged her adapter and says: "My merge is off by one per cent, so it is fine." Her function runs, and it answers another question than yours: how much of *what was trained* is wrong? Write it right, as `merge_error`.
+
+
+# %%
+def their_error(before, trained, merged):
+    return ((merged - trained).norm() / trained.norm()).item()
+
+
+merge_error = ...
+check("05.2", merge_error)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def merge_error(before, trained, merged):
+#     return ((merged - trained).norm() / (trained - before).norm()).item()
+#
+#
+# check("05.2", merge_error)
+# ```
+#
+# If the update is one per cent of the weights and all of it is lost, hers says 0.01 and yours says 1.
+# </details>
+#
+# **3. Write** (10 minutes, •••). The product $B A$ of a 7B model's layer has 59 million numbers, and all you want is its norm. Write `update_norm(A, B, scale)`, the norm of $s\, B A$, without ever making a matrix larger than rank times rank. The square of a norm is $\lVert BA\rVert^2 = \sum_{ij} (B^T B)_{ij}\, (A A^T)_{ij}$.
+
+
+# %%
+def update_norm(A, B, scale):
+    "The norm of scale * B @ A, a number; A is r x inputs, B is outputs x r."
+    return ...
+
+
+check("05.3", update_norm)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def update_norm(A, B, scale):
+#     return abs(scale) * ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
+#
+#
+# check("05.3", update_norm)
+# ```
+# </details>
+#
+# **4. Write** (5 minutes, ••). How large is a GGUF file? A block of 32 weights takes 34 bytes as `q8_0` (32 codes of a byte, and a scale in float16), and 18 bytes as `q4_0` (32 codes of half a byte, and the scale). `f16` has no blocks. Write `gguf_bytes(weights, kind)`, where `weights` is a multiple of 32.
+
+
+# %%
+def gguf_bytes(weights, kind):
+    'The bytes of so many weights as "f16", "q8_0" or "q4_0".'
+    return ...
+
+
+check("05.4", gguf_bytes)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def gguf_bytes(weights, kind):
+#     return weights * 2 if kind == "f16" else weights // 32 * {"q8_0": 34, "q4_0": 18}[kind]
+#
+#
+# check("05.4", gguf_bytes)
+# ```
+#
+# With Mistral-7B's 7,241,732,096 weights: 14.5 GB, 7.7 GB and 4.1 GB.
+# </details>
+#
+# **5. Predict, then run** (5 minutes, ••). Twice the adapter's `alpha` makes the update of the adapter that was stopped early twice as large. Which share of it would a merge into 4 bits keep then? Read its size off the table of section 3 and the answer off the figure; then the cell merges every layer and compares. Give a share from 0 to 1; what is within
+# 0.1 is right.
+
+# %%
+my_guess = ...
+doubled = {name: dataclasses.replace(one, scale=2 * one.scale) for name, one in layers["stopped early"].items()}
+check("05.5", my_guess, np.mean(sizes_and_kept(doubled)[1]) / 100)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# size = 2 * np.mean(of_layers["stopped early"][0])
+# my_guess = float(share_kept(size))
+# check("05.5", my_guess, np.mean(sizes_and_kept(doubled)[1]) / 100)
+# ```
+# </details>
+#
+# **6. Decide** (5 minutes, ••). Four teams, each with an adapter whose update is 2% of the weights:
+#
+# - A: one GPU serves eight customers, each with an adapter of her own, with transformers and PEFT
+# - B: an auditor wants one 16-bit folder that answers as the evaluated model did
+# - C: the model will be quantized to 4 bits by the server that loads it
+# - D: a laptop will run it as `Q4_0`
+#
+# For each, `"keep"`, `"4-bit"`, `"original"` or `"dequantized"`?
+
+# %%
+chosen = {"A": ..., "B": ..., "C": ..., "D": ...}
+check("05.6", chosen)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# chosen = {"A": "keep", "B": "dequantized", "C": "original", "D": "original"}
+# check("05.6", chosen)
+# ```
+#
+# C and D quantize again, and of so small an update the dequantized weights would keep nearly nothing in levels that are their own. `Q4_0` has other levels than NF4, and so rounds both kinds of weights anew; the original ones were at least rounded only once. Measure both.
+# </details>
+#
+# **7. Write** (10 minutes, ••). Before a folder is published, somebody should look into it. Write `must_not_go(names)`: from a list of file names it returns those that do not belong into a published model: checkpoints' pickles (`.pt`, `.bin`, `.pkl`), rows (`.csv`, `.jsonl`), and files whose name begins with a dot.
+
+
+# %%
+def must_not_go(names):
+    "The names, in their order, that have no place in a published model."
+    return ...
+
+
+check("05.7", must_not_go)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def must_not_go(names):
+#     ends = (".pt", ".bin", ".pkl", ".csv", ".jsonl")
+#     return [name for name in names if name.startswith(".") or name.lower().endswith(ends)]
+#
+#
+# check("05.7", must_not_go)
+# ```
+# </details>
+#
+# ## What you saw
+#
+# Merging is one line, and which weights you merge into decides what you get. A merge into 4 bits erases an update that is small beside its weights, and only a measurement tells. What you ship is a folder or a file that somebody else can run, with the numbers that you measured on it and the licences
+# that hold for it.
+#
+# Next: [06 Troubleshooting](06_troubleshooting.ipynb) breaks a run in the common ways, and mends it.
+#
+# ## Further down
+#
+# What follows is for readers who want to know more. Nothing later depends on it.
+#
+# ### A shard, by hand
+#
+# This is the whole idea of section 5: read a shard, add what the adapter has for each of its tensors, write the shard. It holds a shard, often 5 GB, where `merge_adapter` holds rows.
+
+# %%
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+def merge_shard(shard, found, out):
     merged = {}
     with safe_open(shard, framework="pt") as file:
         for key in file.keys():
-            weight = file.get_tensor(key)
-            merged[key] = (weight.float() + changes[key]).to(weight.dtype) if key in changes else weight
+            weight, one = file.get_tensor(key), found.get(key.removesuffix(".weight"))
+            merged[key] = (weight.float() + one.update).to(weight.dtype) if one and key.endswith(".weight") else weight
     save_file(merged, out, metadata={"format": "pt"})
 
 
-# %% [markdown]
-# This holds a shard, often 5 GB, and all updates. `helpers.merging` holds a few megabytes of rows at a time, and adds what
-# belongs to a merge that can be trusted: it checks that adapter and base belong together, refuses NaN, broken and pickled files, asks whether the
-# disk has room, and its folder is there complete or not at all. It can merge into the dequantized weights too: it quantizes and dequantizes
-# each tensor on the way.
-
 # %%
-sixteen_bits = "float16" if run.machine.device == "cpu" else run.machine.dtype
-options = {"quant_type": settings.quant_type, "double_quant": settings.double_quant, "overwrite": True}
-options |= {"dtype": sixteen_bits, "progress": not run.model.bundled}
-elsewhere = settings.merged_dir != "auto"
-merged_folder = (output_folder(settings.merged_dir, "merged_dir") if elsewhere else run.bulky) / "merged"
-with HostPeak() as host:
-    done = merge_adapter(run.model.path, strong, merged_folder, "dequantized", **options)
-print(f"{done['merged']} of {done['tensors']} tensors merged")
+from pathlib import Path
 
-# %% [markdown]
-# Do the three agree, your shard, `helpers.merging`, and PEFT's `merge_and_unload()`? Compare every tensor, in the type that PEFT computed with here.
-
-# %%
-import tempfile
-
-
-def same(a, b):
-    "Bit for bit on a CPU. A GPU sums in another order: now and then a weight on the border takes the other level."
-    return (a.float() - b.float()).norm() <= 0.01 * b.float().norm() if on_gpu else torch.equal(a, b)
-
-
-# %%
+shards = [file for file in Path(run.model.path).glob("*.safetensors") if file.stat().st_size < 2e9]
 with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
-    if fits:
-        merge_adapter(run.model.path, strong, f"{folder}/ours", "dequantized", **options | {"dtype": run.machine.dtype})
-        ours = AutoModelForCausalLM.from_pretrained(f"{folder}/ours", dtype="auto").state_dict()
-        theirs = into_dequantized(strong).state_dict()
-        if on_gpu:
-            print("moved:", sum((ours[key] != theirs[key].cpu()).sum().item() for key in theirs), "values")
-        verdict(
-            "helpers.merging and PEFT hold the same tensors", all(same(ours[key], theirs[key].cpu()) for key in theirs)
-        )
-    shard = stored[f"{layer}.weight"].file
-    if shard.stat().st_size < 2e9:
-        merge_shard(shard, strong, f"{folder}/one.safetensors")
-        merge_adapter(run.model.path, strong, f"{folder}/original", "original", **options | {"dtype": None})
-        one, theirs = load_file(f"{folder}/one.safetensors"), load_file(f"{folder}/original/{shard.name}")
-        verdict(
-            "your shard and helpers.merging's hold the same tensors", all(same(one[key], theirs[key]) for key in theirs)
-        )
-
-# %% tags=["nbval-ignore-output"] reason="memory varies with the machine"
-peaks = {"helpers.merging": host.bytes} | {f"PEFT, {way}": results["strong", way]["host_bytes"] for way in merging}
-table(
-    {name: peak / 1e6 for name, peak in peaks.items()}, "{:,.1f}", columns=("merge", "host memory, highest rise (MB)")
-)
+    if shards:
+        merge_adapter(run.model.path, adapters["yours"], f"{folder}/merged", "original", **options | {"dtype": None})
+    for shard in shards:
+        merge_shard(shard, layers["yours"], f"{folder}/one.safetensors")
+        one, two = load_file(f"{folder}/one.safetensors"), load_file(f"{folder}/merged/{shard.name}")
+        verdict("your shard and merge_adapter's hold the same bits", all(torch.equal(one[k], two[k]) for k in two))
 
 # %% [markdown]
-# What is small in memory is not fast. `helpers.merging` works on the CPU, also where a GPU is, and to merge into the dequantized weights it
-# quantizes and dequantizes each of them there. bitsandbytes was made fast on GPUs. Time both ways on one matrix, the shortest of three
-# turns, and see what that means for the 7 billion weights of a large model.
-
-# %%
-piece = torch.randn(2048, 2048)
-
-
-def seconds_a_weight(work):
-    "The shortest of three turns, for each weight of the piece."
-    turns = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        work(piece)
-        turns.append(time.perf_counter() - begun)
-    return min(turns) / piece.numel()
-
-
-unpack = seconds_a_weight(lambda weight: F.dequantize_4bit(*quantize(weight)))
-copy = seconds_a_weight(lambda weight: weight.half())
-
-# %% tags=["nbval-ignore-output"] reason="seconds vary"
-seconds = {"rounded to 16 bits": copy, "quantized and dequantized first": unpack}
-rows = {name: (1e9 * one, 7e9 * one) for name, one in seconds.items()}
-table(rows, "{:,.0f}", one_ns="{:.2f}", columns=("each weight", "one (ns)", "7 billion of them (s)"))
-
-# %%
-verdict("on a CPU, quantizing and dequantizing takes more than five times as long as rounding", unpack > 5 * copy)
-
-# %% [markdown]
-# So a merge into the dequantized base waits for the quantization, and the last column says how long for a large model. One into the
-# original base has no such wait, only the product of $B$ and $A$ and the disk. It is paid once.
+# ### A Python without PEFT and bitsandbytes
 #
-# With a model this small the figures of memory are mostly noise: compare both adapters in section 4. PEFT's ways hold the model that they
-# make, `helpers.merging` holds rows, so with a large model there is a gap. The course's tests
-# (`tests/merging/test_merge.py`) hold `helpers.merging` below 1.5 GB above bare Python with the tensors of a 7B model. From a shell it is
-# one command, with `--base-weights dequantized` for the fourth way:
-#
-#     python -m helpers merge BASE ADAPTER OUT
-#
-# ## 7 After the merge
-#
-# What is in the folder? An ordinary model: weights, config, tokenizer.
-
-# %% tags=["nbval-ignore-output"] reason="the size of the tokenizer's file depends on what training set last"
-for file in sorted(merged_folder.iterdir()):
-    print(f"{file.name:<28}{file.stat().st_size:>13,} bytes")
-
-# %%
-weight_bytes = sum(file.stat().st_size for file in merged_folder.glob("*.safetensors"))
-verdict("the weights take two bytes each, and a short header", 0 <= weight_bytes - done["bytes"] < 200_000)
-
-# %% [markdown]
-# Does it need PEFT or bitsandbytes? Ask a new Python in which neither can be imported. It loads the folder and answers the same prompts, and
-# we compare its answers with those of the adapter beside its base.
+# Does the folder need them? Ask a new Python in which neither can be imported.
 
 # %%
 alone = """
@@ -623,269 +886,47 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 asked = json.load(sys.stdin)
 model = AutoModelForCausalLM.from_pretrained(asked["folder"], dtype=asked["dtype"], device_map=asked["device_map"])
 tokenizer = AutoTokenizer.from_pretrained(asked["folder"])
-for prompt in asked["prompts"]:
-    ids = tokenizer(prompt, return_tensors="pt").to(model.device)
-    tokens = model.generate(**ids, max_new_tokens=asked["new"], do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    print(json.dumps(tokenizer.decode(tokens[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip()))
+ids = tokenizer(asked["prompt"], return_tensors="pt").to(model.device)
+tokens = model.generate(**ids, max_new_tokens=asked["new"], do_sample=False, pad_token_id=tokenizer.pad_token_id)
+print(json.dumps(tokenizer.decode(tokens[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip()))
 """
 
 # %%
+import json
 import subprocess
 import sys
 
+asked = {"folder": str(run.merged), "dtype": run.machine.dtype, "device_map": run.machine.device_map}
+asked |= {"prompt": run.prompts(tokenizer, heldout)[0], "new": settings.max_new_tokens}
 if fits:
-    asked = {"folder": str(merged_folder), "dtype": run.machine.dtype, "device_map": run.machine.device_map}
-    asked |= {"prompts": prompts, "new": settings.max_new_tokens}
-    command = [sys.executable, "-c", alone]
-    child = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
-    answers = [json.loads(line) for line in child.stdout.splitlines()]
-    trained_answers = answer(keep(strong).eval(), tokenizer, prompts, settings.max_new_tokens)
-    alike = sum(a == b for a, b in zip(answers, trained_answers, strict=True))
-    if usual:
-        verdict("without PEFT and bitsandbytes it gives the trained model's answers", alike == len(prompts))
-    else:
-        print(f"{alike} of {len(prompts)} answers are the trained model's")
-
-# %% [markdown]
-# ### In 4 bits again?
-#
-# A merged model is often quantized once more, to serve it in less memory. Merge both adapters into both kinds of 16-bit weights, and load
-# what comes out in 4 bits. What do you expect?
-
-# %%
-import shutil
-
-again = {}
-room = shutil.disk_usage(run.bulky).free > 1.1 * done["bytes"]
-for name, base_weights in [(n, w) for n in adapters for w in ("original", "dequantized") if room]:
-    with tempfile.TemporaryDirectory(dir=run.bulky) as folder:
-        merge_adapter(run.model.path, adapters[name], f"{folder}/merged", base_weights, **options)
-        merged = Model(f"{folder}/merged", "merged", "", 0)
-        model = load_4bit(merged, run.machine, settings.quant_type, settings.double_quant)[0]
-        score = evaluate(model, tokenizer, heldout, settings.max_new_tokens)
-        again[name, base_weights] = *survives(model, adapters[name]), score
-print(
-    f"{len(again)} merged models quantized again"
-    if room
-    else f"left out: {done['bytes'] / 1e9:.1f} GB more on the disk"
-)
-
-# %% tags=["nbval-ignore-output"] reason="losses vary with the machine"
-before_it = {name: results[name, "keep the adapter"]["score"].loss for name in adapters}
-rows = {
-    key: (kept, score.exact_match, error, score.loss, before_it[key[0]]) for key, (kept, error, score) in again.items()
-}
-headings = ("adapter", "merged into", "kept", "exact match in 4 bits", "error", "loss in 4 bits", "loss before")
-table(rows, "{:.3f}", kept="{:.0%}", exact_match_in_4_bits="{:.0%}", error="{:.2g}", columns=headings)
-
-# %% [markdown]
-# The dequantized merge, so faithful in 16 bits, loses a small update: its weights stand just beside their old levels and fall back onto
-# them. The merge into the original base keeps it. There the weights lie anywhere between two levels. A small update carries some of them over the
-# middle between two, in proportion to its size: single weights are as rough as ever, and their sum holds the update.
-
-# %%
-if usual:
-    kept = {key: values[0] for key, values in again.items()}
-    verdict(
-        "in 4 bits again, the dequantized merge keeps less than a fifth of the weak update",
-        kept["weak", "dequantized"] < 0.2,
+    child = subprocess.run(
+        [sys.executable, "-c", alone], input=json.dumps(asked), capture_output=True, text=True, check=True
     )
-    verdict("the merge into the original base keeps more than nine tenths of it", kept["weak", "original"] > 0.9)
-    losses = {key: values[2].loss for key, values in again.items()}
-    verdict("and its loss is lower", losses["weak", "original"] < losses["weak", "dequantized"])
+    print(f"{heldout[0]['instruction']} {heldout[0]['input']}\n{json.loads(child.stdout)}")
 
 # %% [markdown]
-# ### Which one, then?
+# ### Why a merge into dequantized weights takes its time
 #
-# - **You serve with transformers, PEFT and bitsandbytes:** keep the adapter beside its 4-bit base. It is small, it is the model that you
-#   measured, and several adapters share one base.
-# - **You want one 16-bit model that does what you measured:** dequantize, then merge; save in float16 if the update is small.
-# - **You will quantize the merged model to 4 bits:** merge into the original base. A large update (section 5) survives either way: compare.
-# - **Into the 4-bit base:** only after measuring how much is kept. A small update is lost without a word.
-#
-# Its limits: these are numbers of one small model, two adapters, one kind of 4 bits. In 16 bits, original or dequantized hardly mattered here;
-# for others it did: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and
-# says that for most models that base is the better one. Other 4-bit formats have other levels: with them, measure. PEFT's users met the loss in
-# [peft#1043](https://github.com/huggingface/peft/issues/1043) and [transformers#31293](https://github.com/huggingface/transformers/issues/31293).
-#
-# ### What servers want
-#
-# None of them is installed here; their documentation says:
+# `merge_adapter` works on the CPU, and bitsandbytes was made fast on GPUs: quantizing and dequantizing takes many times as long as rounding to 16 bits. It is paid once.
+
+# %% tags=["nbval-ignore-output"] reason="seconds vary"
+import timeit
+
+piece = torch.randn(2048, 2048)
+seconds = {"rounded to 16 bits": min(timeit.repeat(piece.half, number=1, repeat=3))}
+seconds["quantized and dequantized"] = min(timeit.repeat(lambda: rounded(piece), number=1, repeat=3))
+rows = {name: (1e9 * each / piece.numel(), 7e9 * each / piece.numel()) for name, each in seconds.items()}
+table(rows, "{:,.0f}", one_ns="{:.2f}", columns=("each weight", "one (ns)", "7 billion of them (s)"))
+
+# %% [markdown]
+# ### What servers take
 #
 # | server | takes | 4 bits |
 # |---|---|---|
-# | vLLM | [this folder](https://docs.vllm.ai/en/latest/design/huggingface_integration/), or base and [adapter](https://docs.vllm.ai/en/latest/features/lora/) | quantizes [while loading](https://docs.vllm.ai/en/latest/features/quantization/bnb/), with bitsandbytes |
-# | llama.cpp | a [GGUF file](https://github.com/ggml-org/llama.cpp/blob/master/docs/models.md), which `convert_hf_to_gguf.py` makes from this folder | [`llama-quantize`](https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md) makes it from a 16-bit GGUF |
-# | Ollama | a [Modelfile](https://docs.ollama.com/import) whose `FROM` names this folder or a GGUF file | quantize with llama.cpp first |
+# | vLLM | [the merged folder](https://docs.vllm.ai/en/latest/design/huggingface_integration/), or base and [adapter](https://docs.vllm.ai/en/latest/features/lora/) | quantizes [while loading](https://docs.vllm.ai/en/latest/features/quantization/bnb/), with bitsandbytes |
+# | llama.cpp | the GGUF file of section 7 | in the file; [`llama-quantize`](https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md) knows more kinds |
+# | Ollama | the [Modelfile](https://docs.ollama.com/import) beside it | in the file |
 #
-# Each knows a list of architectures and tokenizers. The bundled model's vocabulary is its own, so do not expect llama.cpp to know it.
-#
-# ## 8 Publish it
-#
-# A model without its numbers is of little use to others. Score the folder as it will be read, and record all that the model card
-# needs; then `helpers.models.model_card` writes the card from the records, and from nothing else.
-
-# %%
-trained = results["strong", "keep the adapter"]
-final, final_error = (again["strong", "dequantized"][2], None) if again else (None, None)
-if fits:
-    merged = AutoModelForCausalLM.from_pretrained(
-        merged_folder, dtype=run.machine.torch_dtype, device_map=run.machine.device_map
-    ).eval()
-    final = evaluate(merged, tokenizer, heldout, settings.max_new_tokens)
-    final_error = ((logits_of(merged) - trained["logits"]).norm() / (trained["logits"] - base_logits).norm()).item()
-    others = min(results["strong", way]["logit error"] for way in merging[:2])
-    if usual and run.machine.dtype == "float32":
-        verdict("the file's 16 bits add an error below a tenth of the other merges'", 10 * final_error < others)
-
-# %%
-import dataclasses
-
-scores = {"base": before, "trained": trained["score"], "merged": final}
-licence_known = run.model.bundled or run.model.download_bytes > 0  # of a preset; nobody told us that of other models
-record(
-    measured={name: dataclasses.asdict(score) for name, score in scores.items() if score}, merged_read_in_4_bits=not fits,
-    adapter={name: config[name] for name in ("r", "lora_alpha", "target_modules")}, adapter_made_now=made_now,
-    trained_in_lesson_03=strong == run.adapter and not made_now, base_weights="dequantized", dtype=sixteen_bits,
-    licence=run.model.licence, licence_known=licence_known, merged_bytes=done["bytes"], update_size=size,
-    merged_logit_error=final_error,
-    ways=[{"adapter": n, "way": way, "kept": f["kept"], "error": f["error"], "logit_error": f["logit error"],
-           "loss": f["score"].loss, "exact_match": f["score"].exact_match, "bytes": f["bytes"],
-           "host_bytes": f["host_bytes"], "seconds": f["seconds"]} for (n, way), f in results.items()],
-    in_4_bits_again=[{"adapter": n, "merged_into": w, "kept": kept, "error": error, "loss": score.loss}
-                     for (n, w), (kept, error, score) in again.items()],
-    kept_of_1_percent=trials[1][0]["4-bit"], kept_of_10_percent=trials[10][0]["4-bit"],
-)  # fmt: skip
-
-# %% tags=["nbval-ignore-output"] reason="the card holds this run's numbers"
-card = model_card(run.folder)
-card.save(merged_folder / "README.md")
-print(card.content)
-
-# %% [markdown]
-# Compare it with the table of section 4 and with lesson 03's report: nothing in it was typed. What it cannot know, you add by hand: what the model
-# is for, and what it should not be used for. The head between the dashes is what the hub reads
-# ([model cards](https://huggingface.co/docs/hub/model-cards)).
-
-# %%
-facts = (run.model.name, run.data_name, run.model.licence if licence_known else "licence: not known")
-verdict("the card names base, data and licence", all(fact in card.content for fact in facts))
-places = (run.folder, strong, find_base(run.model.path))
-verdict("and no folder of this machine", not any(str(place) in card.content for place in places))
-
-# %% [markdown]
-# The lesson ends before the upload, since that needs an account and is seen by others. When you want it, run this in a cell of your own:
-#
-# ```python
-# from huggingface_hub import HfApi
-#
-# hub = HfApi()
-# hub.create_repo("you/your-model", private=True, exist_ok=True)
-# hub.upload_folder(repo_id="you/your-model", folder_path=merged_folder)
-# ```
-#
-# It uploads the folder as it stands, card and tokenizer included. A loaded model can do it as well, with `model.push_to_hub("you/your-model",
-# private=True)` and `tokenizer.push_to_hub(...)`; transformers then writes the files anew, with a bare card of its own where the repository has none.
-#
-# No token stands in that code. The library looks for one itself: in the environment variable `HF_TOKEN`, in the file that `hf auth login` writes, in
-# Colab's secrets (the key symbol at the left, name `HF_TOKEN`). Take a token that may write to this one repository. Never put it into a cell,
-# print it, or pass it as a parameter: a notebook keeps all three, and papermill writes parameters into its output. Before you publish, read
-# the licence of the base and that of the data. Both can forbid it.
-#
-# ## Exercises
-#
-# **1.** Write `merge(W, A, B, rank, alpha)`, with `W` in 16 bits and `A` and `B` in 32. It returns the merged weights in `W`'s type, with the
-# bits that PEFT gives.
-
-# %%
-merge = ...
-check("05.1", merge)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def merge(W, A, B, rank, alpha):
-#     return (W.float() + (B @ A) * (alpha / rank)).to(W.dtype)
-#
-# check("05.1", merge)
-# ```
-# </details>
-#
-# **2.** Write `kept(change, update)`: the share of an update that is in a change, as section 4 defines it, for two tensors of one shape.
-
-# %%
-kept = ...
-check("05.2", kept)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def kept(change, update):
-#     return (change * update).sum() / (update * update).sum()
-#
-# check("05.2", kept)
-# ```
-# Not the ratio of the norms: noise makes that larger and is no part of the update.
-# </details>
-#
-# **3.** Mistral-7B has 7,241,732,096 parameters. How many bytes of weights does a merged model in float16 have on disk?
-
-# %%
-bytes_on_disk = ...
-check("05.3", bytes_on_disk)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# bytes_on_disk = 2 * 7_241_732_096
-# check("05.3", bytes_on_disk)
-# ```
-# </details>
-#
-# **4.** You trained with QLoRA and want one 16-bit model as close as possible to the one you trained. Which base do you merge into: `"4-bit"`,
-# `"original"` or `"dequantized"`?
-
-# %%
-merge_into = ...
-check("05.4", merge_into)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# merge_into = "dequantized"
-# check("05.4", merge_into)
-# ```
-# </details>
-#
-# **5.** Another one was trained for a few steps only; its update is 2% of the weights. It will be merged, and then quantized to 4 bits for
-# the server. Which base now?
-
-# %%
-merge_small_into = ...
-check("05.5", merge_small_into)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# merge_small_into = "original"
-# check("05.5", merge_small_into)
-# ```
-# </details>
-#
-# ## What you saw
-
-# %% tags=["nbval-ignore-output"] reason="the numbers of this run"
-ends = {(name, way): (f["kept"], f["logit error"], f["score"]) for (name, way), f in results.items()}
-ends |= {(name, f"{into}, in 4 bits again"): (kept, None, score) for (name, into), (kept, _, score) in again.items()}
-headings = ("adapter", "way", "kept", "logit error", "held-out rows")
-table(ends, kept="{:.0%}", logit_error="{:.2g}", columns=headings)
-
-# %% [markdown]
-# Merging is one line; which weights you merge into decides what you get, and only a measurement tells.
+# vLLM is not installed here; what is said of it is what its documentation says.
 #
 # Next: [06 Troubleshooting](06_troubleshooting.ipynb) breaks a run in the common ways, and mends it.

@@ -296,6 +296,27 @@ def test_a_workaround_that_can_go_is_news_for_the_canary(tmp_path):
     assert re.findall(r"^can go: (.*) \(", done.stdout, re.MULTILINE) == ["drop it"]
 
 
+def test_two_processes_share_files_never_tests_and_the_news_of_both_is_told(tmp_path):
+    body = [
+        "import os, time, pytest",
+        "@pytest.mark.parametrize('n', range(4))",
+        "def test_it(n, still_needed):",
+        "    time.sleep(0.2)",
+        "    still_needed(False, f'{__file__[-4]} in {os.environ[\"PYTEST_XDIST_WORKER\"]}')",
+    ]
+    for name in "abc":
+        (tmp_path / f"test_{name}.py").write_text("\n".join(body))
+    words = ["-c", str(COURSE_ROOT / "pyproject.toml"), "-p", "conftest", "-p", "no:cacheprovider", "-q", str(tmp_path)]
+    split = re.search(r"(-n 2 .*) \$\(ARGS\)", text_of("Makefile"))[1].split()
+    canary = os.environ | {"PYTHONPATH": str(COURSE_ROOT), "COURSE_CANARY": "1"}
+    done = subprocess.run([sys.executable, "-m", "pytest", *split, *words], capture_output=True, text=True, env=canary)
+    assert done.returncode == 0, done.stdout
+    told = re.findall(r"^can go: (\w) in (gw\d) \(", done.stdout, re.MULTILINE)
+    assert len(told) == 12
+    assert len(set(told)) == 3  # each file in one process
+    assert {process for _, process in told} == {"gw0", "gw1"}
+
+
 def asked_for(tests: dict[str, str]) -> tuple[set[str], list[str]]:
     """(the names that still_needed(fault, "...: drop NAME") has, and where an assert says "drop" in its place)."""
     named, faults = set(), []

@@ -22,6 +22,7 @@ LAYERS = [
     {"training", "saving", "merging", "evaluation"},
     {"quick", "export"},
     {"doctor", "widgets", "lesson"},
+    {"workshop"},
     {"commands"},
 ]
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}

@@ -9,6 +9,7 @@ What is shown stays on this screen: nothing is written or sent. Lessons take the
 """
 
 import itertools
+import os
 
 from helpers import CourseError, data, models
 
@@ -25,6 +26,9 @@ def add_arguments(parser):
     parser.add_argument("--revision", default="auto", help="of a data set on the hub")
     parser.add_argument("--rows", type=int, default=AT_MOST, help=f"look at so many, 0: all (default: {AT_MOST:,})")
     parser.add_argument("--tokens", metavar="MODEL", help="count this model's tokens: a preset, a folder or a hub id")
+    parser.add_argument(
+        "--template", default="auto", help="with --tokens: what lesson 03's parameter of that name says"
+    )
     parser.add_argument("--max-length", type=int, help="of a run (default: the recipe's for the model)")
 
 
@@ -45,28 +49,37 @@ def main(arguments) -> None:
     if reading.understood.stopped_at:
         print("--rows 0 looks at all of them")
     if model:
-        print("\n".join(of_tokens(kept, model, arguments.max_length or models.recipe_for(model)["max_length"])))
+        print(
+            "\n".join(
+                of_tokens(
+                    kept, model, arguments.max_length or models.recipe_for(model)["max_length"], arguments.template
+                )
+            )
+        )
 
 
-def of_tokens(rows: list[dict], model, max_length: int) -> list[str]:
+def of_tokens(rows: list[dict], model, max_length: int, template: str = "auto") -> list[str]:
     """Lines on the lengths of rows in the model's tokens, the template, and the first row as the loss sees it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model.path)
-    pairs = [data.to_prompt_completion(row) for row in rows]
-    asked = [len(ids) for ids in tokenizer([pair["prompt"] for pair in pairs])["input_ids"]]
-    end = tokenizer.eos_token or ""
-    whole = [len(ids) for ids in tokenizer([pair["prompt"] + pair["completion"] + end for pair in pairs])["input_ids"]]
+    brought = tokenizer.chat_template
+    data.with_template(tokenizer, template)
+    pairs = [data.to_chat(row) for row in rows]
+    texts = [tokenizer.apply_chat_template(p["prompt"] + p["completion"], tokenize=False) for p in pairs]
+    asks = [tokenizer.apply_chat_template(p["prompt"], tokenize=False, add_generation_prompt=True) for p in pairs]
+    asked, whole = ([len(ids) for ids in tokenizer(t, add_special_tokens=False)["input_ids"]] for t in (asks, texts))
     ordered = sorted(whole)
     cut = sum(length > max_length for length in whole)
     lost = sum(length >= max_length for length in asked)
-    own = ", and not the chat template that the model brings" if tokenizer.chat_template else ""
-    first = pairs[0]
+    named = {"auto": "Alpaca's, which base models get"}.get(template, template)
+    named = "the model's own" if tokenizer.chat_template == brought else named
+    shared = len(os.path.commonprefix([asks[0], texts[0]]))
     return [
         f"tokens of {model.name}, in the first {len(rows):,} rows: {ordered[len(ordered) // 2]:,} in the median row, "
         f"{ordered[int(0.95 * (len(ordered) - 1))]:,} at the 95th percentile, {ordered[-1]:,} in the longest",
         f"rows cut at max_length {max_length:,}: {cut:,}, which lose their end; {lost:,} of them lose the whole answer",
-        f"template: Alpaca's{own}",
-        f"only read:  {first['prompt']!r}",
-        f"learned:    {first['completion'] + end!r}, {whole[0] - asked[0]:,} tokens",
+        f"template: {named}",
+        f"only read:  {texts[0][:shared]!r}",
+        f"learned:    {texts[0][shared:]!r}, {whole[0] - asked[0]:,} tokens",
     ]

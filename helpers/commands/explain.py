@@ -10,7 +10,7 @@ from helpers.failures import LOG, all_in, last_error, recognise
 SHOWN = 3  # further failures of one log
 NOTHING = "There is no error in it that the course knows."
 UNKNOWN = """{what}
-Lesson 06 has the whole list of what the course knows.
+site/failures.md has the whole list of what the course knows.
 Search for its words first, without your own paths and numbers: the library's issues often have it.
 To ask, open an issue with these four:
   the whole message, from the first line of the traceback to the last, as text and no picture

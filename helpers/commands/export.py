@@ -12,11 +12,12 @@ def add_arguments(parser):
     parser.add_argument("out", help="the file to write, ending in .gguf")
     parser.add_argument("--type", choices=TYPES, default="q8_0", help="what the weights are written as (default: q8_0)")
     parser.add_argument("--template", choices=("own", "alpaca"), default="own",
-                        help="the tokenizer's chat template (default), or the one that the lessons train with")  # fmt: skip
+                        help="the tokenizer's chat template (default; a merged adapter's own), or Alpaca's")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace OUT and its Modelfile if they are there")
 
 
 def main(arguments) -> int:
+    print(f"{arguments.out} will hold weights, tokenizer and chat template, and none of your rows")
     done = export_gguf(
         arguments.model, arguments.out, arguments.type, template=arguments.template, overwrite=arguments.overwrite
     )

@@ -35,6 +35,12 @@ def to_prompt_completion(row: dict) -> dict:
     return {"prompt": asked, "completion": row["output"]}
 
 
+def licence_of_rows(name: str) -> str | None:
+    """The licence of rows that the course knows, by what load_instructions names them; None for any others."""
+    known = {"tatsu-lab/alpaca": "CC BY-NC 4.0", "the bundled instructions": "Apache-2.0"}
+    return next((licence for begins, licence in known.items() if name.startswith(begins)), None)
+
+
 def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **own):
     """A DatasetDict with "train" and "heldout", columns instruction, input and output; and a line that names it.
 
@@ -67,15 +73,16 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
     return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
 
 
-def look_at(dataset_id: str, columns="auto", encoding: str = "auto") -> None:
+def look_at(dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto") -> None:
     """Raise DataError, one line, for rows that cannot be trained on; imports nothing heavy. Looks at the first 20,000."""
     if dataset_id in COURSE_DATA:
-        if (columns, encoding) != ("auto", "auto"):
-            raise DataError(f"columns and encoding are for rows of your own, and dataset_id is {dataset_id!r}")
+        if (columns, encoding, split, revision) != ("auto",) * 4:
+            how = "columns, encoding, split and revision"
+            raise DataError(f"{how} are for rows of your own, and dataset_id is {dataset_id!r}")
     elif is_hub_id(dataset_id):
         look_at_hub(dataset_id)
     else:
-        for _ in Reading(dataset_id, columns, encoding, limit=LOOKED_AT):
+        for _ in Reading(dataset_id, columns, encoding, split, revision, LOOKED_AT):
             pass
 
 

@@ -36,15 +36,22 @@ SHOWN = 3  # places that a note names
 
 @dataclass
 class Notes:
-    """In how many rows something was met, and in which first: {what: (count, first places, last place)}."""
+    """In how many rows something was met, and in which first: {what: (count, first places, last row)}.
+
+    Several rows may have one place, as those of a JSON array that is one line. So rows are counted: say `next_row`.
+    """
 
     unit: str = "line"
     met: dict = field(default_factory=dict)
+    row: int = 0
+
+    def next_row(self) -> None:
+        self.row += 1
 
     def add(self, what: str, place: int) -> None:
         count, places, last = self.met.get(what, (0, [], None))
-        if place != last:  # once a row
-            self.met[what] = (count + 1, [*places, place] if len(places) < SHOWN else places, place)
+        if self.row != last:  # once a row
+            self.met[what] = (count + 1, places if place in places else [*places, place][: SHOWN + 1], self.row)
 
     @property
     def total(self) -> int:
@@ -54,9 +61,9 @@ class Notes:
         """One line for each, such as "3 with an empty answer (lines 2, 9, 11)"."""
         found = []
         for what, (count, places, _) in self.met.items():
-            more = ", ..." if count > len(places) else ""
-            unit = self.unit + ("s" if count > 1 else "")
-            found.append(f"{count:,} {what} ({unit} {', '.join(f'{place:,}' for place in places)}{more})")
+            more = ", ..." if len(places) > SHOWN else ""
+            unit = self.unit + ("s" if len(places) > 1 else "")
+            found.append(f"{count:,} {what} ({unit} {', '.join(f'{place:,}' for place in places[:SHOWN])}{more})")
         return found
 
 
@@ -146,6 +153,8 @@ class Converter:
     def __call__(self, row: dict, place: int) -> dict | None:
         """The row as text in instruction, input, output and group, or None; DataError for what can be no text."""
         roles = self.layout.roles
+        self.changed.next_row()
+        self.left_out.next_row()
         found: dict | None
         if "messages" in roles:
             found = self._conversation(row.get(roles["messages"]), place)
@@ -193,7 +202,8 @@ class Converter:
         return value
 
     def _conversation(self, messages, place: int) -> dict | None:
-        """The last answer of a conversation as output, what is asked for it as instruction, what went before as input."""
+        """The last answer of a conversation as output, what is asked for it as instruction, what went before as input; and
+        the turns themselves as JSON in "messages", where there are several that take turns as templates want it."""
         if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a table keeps them
             try:
                 messages = json.loads(messages)
@@ -228,8 +238,19 @@ class Converter:
             self.changed.add("that end with a question, which is not used", place)
         earlier = turns[: last - 1]
         if earlier:
-            self.changed.add("of several turns: the last answer is learned, what went before is input", place)
+            self.changed.add("of several turns: the last answer is learned, what went before is read", place)
         if system:
             self.changed.add("with a system message, which stands before the question", place)
         said = "\n".join(f"{'User' if role == 'user' else 'Assistant'}: {text}" for role, text in earlier)
-        return {"instruction": "\n\n".join([*system, turns[last - 1][1]]), "input": said, "output": turns[last][1]}
+        found = {"instruction": "\n\n".join([*system, turns[last - 1][1]]), "input": said, "output": turns[last][1]}
+        return found | {"messages": _turns(system, turns[: last + 1]) if earlier else ""}
+
+
+def _turns(system: list[str], turns: list[tuple[str, str]]) -> str:
+    """Turns as a JSON list of role and content, what the system says before the first question; "" where they do not
+    alternate. Not every template knows a system message, and many refuse two turns of one speaker."""
+    if any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns)):
+        return ""
+    said = [{"role": role, "content": text} for role, text in turns]
+    said[0]["content"] = "\n\n".join([*system, said[0]["content"]])
+    return json.dumps(said, ensure_ascii=False)

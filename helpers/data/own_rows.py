@@ -69,7 +69,9 @@ class Understood:
     def __str__(self) -> str:
         shown = [f"{what + ':':<18}{words}" for what, words in self.lines()]
         for number, row in enumerate(self.examples, 1):
-            shown += [f"row {number}"] + [f"  {role:<16}{shorten(text)}" for role, text in row.items() if text]
+            shown += [f"row {number}"] + [
+                f"  {role:<16}{shorten(text)}" for role, text in row.items() if text and role != "messages"
+            ]
         return "\n".join([self.name, *shown])
 
 

@@ -330,9 +330,11 @@ def _parquet(file: RowFile) -> Iterator[tuple[int, dict]]:
     try:
         with parquet.ParquetFile(io.BytesIO(_bytes(file.path).read()) if _packed(file.path) else file.path) as opened:
             number = 0
-            for batch in opened.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            for group in range(opened.num_row_groups):  # over all at once pyarrow keeps what it has read
+                for batch in opened.iter_batches(batch_size=256, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+                pyarrow.default_memory_pool().release_unused()
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{file.path.name} is no readable Parquet file: cut off or damaged") from error

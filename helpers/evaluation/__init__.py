@@ -1,10 +1,20 @@
-"""How good a model is: answers, exact match, fields of JSON answers, the loss on held-out rows, intervals."""
+"""How good a model is, and how fast: answers, exact match, fields of JSON answers, loss, intervals, seconds per token."""
 
 from helpers.evaluation.fields import FieldScores, fields_right, json_object, score_fields
-from helpers.evaluation.scores import Evaluation, answer, completion_loss, evaluate, exact_match, wilson_interval
+from helpers.evaluation.scores import (
+    Evaluation,
+    answer,
+    completion_loss,
+    evaluate,
+    exact_match,
+    prompt_texts,
+    wilson_interval,
+)
+from helpers.evaluation.speed import decode_times
 
 __all__ = [
     "answer",  # greedy answers to prompts, in batches
+    "prompt_texts",  # what rows ask, as text
     "exact_match",  # the share of answers that are right
     "evaluate",  # loss, exact match and its interval on held-out rows
     "Evaluation",  # what evaluate found
@@ -14,4 +24,5 @@ __all__ = [
     "fields_right",  # which fields of one answer are right
     "json_object",  # the object that an answer is, or None
     "wilson_interval",  # the 95% interval of a share
+    "decode_times",  # seconds to the first token, and of each later one
 ]

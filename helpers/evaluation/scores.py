@@ -1,14 +1,19 @@
 """Scores: answers, held-out loss, and exact match with its interval, computed alike for base, tuned and merged models."""
 
+import contextlib
 import math
+import os
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from helpers.data import DataError, to_prompt_completion
+from helpers.data import DataError, ends_of_answers, to_chat, with_template
 
 
-def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 64) -> list[str]:
-    """Greedy answers to `prompts`, stripped, in order; padded on the left, stopped at eos."""
+def answer(model, tokenizer, prompts: list, max_new_tokens: int = 16, batch_size: int = 64) -> list[str]:
+    """Greedy answers to `prompts`, stripped, in order; padded on the left, stopped where answers end.
+
+    A prompt is a text, or a list of messages (role and content) that the tokenizer's template turns into one.
+    """
     import torch
 
     answers, side = [], tokenizer.padding_side
@@ -16,21 +21,50 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     begun = tokenizer.bos_token or tokenizer.eos_token  # where nothing is asked, a model needs a token to go on from
-    for start in range(0, len(prompts), batch_size):
-        batch = [prompt or begun for prompt in prompts[start : start + batch_size]]
-        batch = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
+    chats = any(not isinstance(prompt, str) for prompt in prompts)  # then the template says what stands in front
+    texts = [prompt if isinstance(prompt, str) else _rendered(tokenizer, prompt, True) for prompt in prompts]
+    ends = ends_of_answers(tokenizer, model.generation_config.to_dict())
+    for start in range(0, len(texts), batch_size):
+        batch = [text or begun for text in texts[start : start + batch_size]]
+        batch = tokenizer(batch, return_tensors="pt", padding=True, add_special_tokens=not chats).to(model.device)
         with torch.no_grad():
             tokens = model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
             )
         new = tokens[:, batch["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     tokenizer.padding_side = side
     return answers
+
+
+def _rendered(tokenizer, messages: list, asked: bool) -> str:
+    """Messages as the text that the template makes of them; `asked`: with an answer to come."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+
+
+@contextlib.contextmanager
+def _templated(tokenizer):
+    """The tokenizer with the template of `with_template`, and afterwards as it was."""
+    before = tokenizer.chat_template
+    try:
+        yield with_template(tokenizer)
+    finally:
+        tokenizer.chat_template = before
+
+
+def prompt_texts(tokenizer, rows) -> list[str]:
+    """What each of `rows` (instruction, input, output) asks, as text in the template that `evaluate` asks in.
+
+    The token that the tokenizer puts in front of every text is left out: it would stand there twice.
+    """
+    with _templated(tokenizer):
+        texts = [_rendered(tokenizer, to_chat(row)["prompt"], True) for row in rows]
+    begin = tokenizer.decode(tokenizer("")["input_ids"])
+    return [text.removeprefix(begin) for text in texts]
 
 
 def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64) -> float:
@@ -39,8 +73,8 @@ def exact_match(model, tokenizer, rows, max_new_tokens: int = 16, batch_size: in
 
 
 def _answers(model, tokenizer, rows, max_new_tokens: int, batch_size: int) -> list[str]:
-    prompts = [to_prompt_completion(row)["prompt"] for row in rows]
-    return answer(model, tokenizer, prompts, max_new_tokens, batch_size)
+    with _templated(tokenizer):
+        return answer(model, tokenizer, [to_chat(row)["prompt"] for row in rows], max_new_tokens, batch_size)
 
 
 def _share_right(answers: list[str], rows) -> float:
@@ -61,6 +95,10 @@ class Evaluation:
     def __str__(self) -> str:
         low, high = self.interval
         return f"loss {self.loss:.3f}, exact match {self.exact_match:.1%} ({low:.1%} to {high:.1%})"
+
+    def numbers(self) -> dict:
+        """The score for a record, without the answers and the rows' losses: these may be a learner's own words."""
+        return {"loss": self.loss, "exact_match": self.exact_match, "interval": list(self.interval), "rows": self.rows}
 
     def change_from(self, before: "Evaluation", draws: int = 2000) -> tuple[float, tuple[float, float]]:
         """How much the loss changed since `before`, in nats per token, and its 95% interval: each row against itself.
@@ -87,6 +125,7 @@ def evaluate(
 ) -> Evaluation:
     """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found.
 
+    Rows are asked in the tokenizer's template, and in Alpaca's where it has none that ends where the model stops.
     An answer ends after `max_new_tokens` tokens, and for the loss a row is cut at `max_length` tokens, as in training.
     DataError, one line, if nothing is left of any answer.
     """
@@ -119,12 +158,8 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
 
     found, longest = [], 0
     for start in range(0, len(rows), batch_size):
-        pairs = [
-            (pair["prompt"], pair["completion"] + tokenizer.eos_token)
-            for pair in map(to_prompt_completion, rows.select(range(start, min(start + batch_size, len(rows)))))
-        ]
-        prompts = [len(tokenizer(prompt)["input_ids"]) for prompt, _ in pairs]
-        whole = tokenizer([p + c for p, c in pairs])["input_ids"]
+        pairs = [to_chat(row) for row in rows.select(range(start, min(start + batch_size, len(rows))))]
+        prompts, whole = _tokens(tokenizer, pairs)
         longest = max(longest, *map(len, whole))
         width = min(max_length, max(map(len, whole)))
         ids = torch.full((len(pairs), width), tokenizer.pad_token_id or 0)  # masked, whatever it is
@@ -147,6 +182,16 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
             f"set it higher, up to {longest:,}, the tokens of the longest"
         )
     return found
+
+
+def _tokens(tokenizer, pairs: list[dict]) -> tuple[list[int], list[list[int]]]:
+    """(where each answer begins, all tokens of each row), as TRL tokenizes a conversational prompt and completion."""
+    with _templated(tokenizer):
+        asked = [_rendered(tokenizer, pair["prompt"], True) for pair in pairs]
+        texts = [_rendered(tokenizer, pair["prompt"] + pair["completion"], False) for pair in pairs]
+    asked, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (asked, texts))
+    begins = [len(os.path.commonprefix([a, b])) for a, b in zip(asked, whole, strict=True)]
+    return begins, whole
 
 
 def wilson_interval(right: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

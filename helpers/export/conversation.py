@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from helpers.data import alpaca_prompt
 from helpers.export.carried import ExportError
 
 USER, ANSWER, SYSTEM = "QzUserQz", "QzAnswerQz", "QzSystemQz"  # words that no template has
@@ -50,14 +49,6 @@ class Conversation:
 def _go(*parts: str) -> str:
     """An action of Go's templates, a text, an action, a text, ..."""
     return "".join(text if place % 2 else f"{{{{ {text} }}}}" for place, text in enumerate(parts))
-
-
-def alpaca_template() -> str:
-    """The template that the lessons train with (`alpaca_prompt`), in Jinja: each request with its answer."""
-    before, after = alpaca_prompt(USER).split(USER)
-    user = f"{{% if message.role == 'user' %}}{{{{ {before!r} + message.content + {after!r} }}}}"
-    answer = "{% elif message.role == 'assistant' %}{{ message.content + eos_token }}{% endif %}"
-    return "{{ bos_token }}{% for message in messages %}" + user + answer + "{% endfor %}"
 
 
 def _text(tokenizer, messages: list[dict], answer: bool) -> str:
@@ -114,18 +105,6 @@ def _is_whole(done: Conversation, tokenizer, bos: str) -> bool:
             if done.render(messages) != _text(tokenizer, messages, answer=True).removeprefix(bos):
                 return False
     return True
-
-
-def ends_of_answers(tokenizer, generation: dict) -> list[int]:
-    """Ids that end an answer: the tokenizer's eos, what the template puts behind an answer, what generation_config has."""
-    found = [tokenizer.eos_token_id]
-    if tokenizer.chat_template:
-        behind = _rendered(tokenizer, USER, ANSWER, answer=False).partition(ANSWER)[2]
-        special = set(tokenizer.added_tokens_decoder)
-        found += [i for i in tokenizer(behind, add_special_tokens=False)["input_ids"] if i in special][:1]
-    more = generation.get("eos_token_id")
-    found += more if isinstance(more, list) else [more]
-    return list(dict.fromkeys(number for number in found if isinstance(number, int)))
 
 
 def modelfile(gguf_name: str, template: str, stops: list[str]) -> str:

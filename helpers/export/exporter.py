@@ -8,8 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from helpers.data import ends_of_answers, with_template
 from helpers.export.carried import Described, ExportError, describe
-from helpers.export.conversation import alpaca_template, begins_with, ends_of_answers, modelfile, take_apart
+from helpers.export.conversation import begins_with, modelfile, take_apart
 from helpers.export.vocabulary import Vocabulary, read_vocabulary
 from helpers.export.weights import TYPES, plan_weights, write_weights
 from helpers.files import config_fault, finish_replacing, read_object
@@ -62,7 +63,7 @@ def _export(folder: Path, out: Path, type: str, template: str, progress: bool) -
     weights = plan_weights(wanted, stored, described, type)
     tokenizer = _tokenizer(folder)
     if template == "alpaca":
-        tokenizer.chat_template = alpaca_template()
+        with_template(tokenizer, "alpaca")
     vocabulary = read_vocabulary(tokenizer, config.vocab_size)
     words, stops = _describe_words(described, vocabulary, tokenizer, folder, out)
     check_sums(folder, {tensor.file for tensor in stored.values()})

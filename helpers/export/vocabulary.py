@@ -84,6 +84,8 @@ def read_vocabulary(tokenizer, size: int) -> Vocabulary:
         model[key] for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     ):
         raise ExportError(f"the tokenizer is {model['type']} or a BPE with extras: only plain BPE is exported here")
+    if any("\0" in token for token in model["vocab"]):
+        raise ExportError("the tokenizer has a token with a zero byte in it, which llama.cpp does not find in a text")
     for token in added:
         odd = next((key for key in ("lstrip", "rstrip", "single_word") if token[key]), None)
         if odd:

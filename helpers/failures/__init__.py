@@ -1,5 +1,6 @@
 """The table of known failures, and what recognises one in a message or a log."""
 
+from helpers.failures.page import failures_page
 from helpers.failures.recognising import (
     LOG,
     Known,
@@ -10,11 +11,12 @@ from helpers.failures.recognising import (
     switch_off,
     switch_on,
 )
-from helpers.failures.table import FAILURES, RENAMED, SECTIONS, Failure, failure
+from helpers.failures.table import FAILURES, PARTS, RENAMED, Failure, failure
 
 __all__ = [
     "FAILURES",  # the table
-    "SECTIONS",  # its sections in order
+    "PARTS",  # the parts of the page that shows it, in order
+    "failures_page",  # the page, site/failures.md
     "RENAMED",  # arguments that got another name
     "Failure",  # one row of it
     "failure",  # the row of a name

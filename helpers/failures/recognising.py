@@ -1,7 +1,7 @@
 """What a known error means and what to do, under the ordinary traceback: `switch_on()` in the bootstrap cell does it.
 
 It never hides or replaces an error, and never fails itself. `python -m helpers explain < log.txt` does the same for a
-pasted log. What is known stands in helpers/failures/table.toml; lesson 06 provokes it.
+pasted log. What is known stands in helpers/failures/table.toml; lesson 06 provokes twelve of them.
 """
 
 import re

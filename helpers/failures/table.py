@@ -1,4 +1,4 @@
-"""The table of known failures (table.toml): lesson 06 shows it, and `recognise` goes by it."""
+"""The table of known failures (table.toml): site/failures.md shows it, and `recognise` goes by it."""
 
 import re
 import tomllib
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from helpers import COURSE_ROOT
 
-SECTIONS = {  # of lesson 06; tests/lessons/test_lesson06.py compares them with its headings
-    1: "What the course says under an error",
+PAGE = "site/failures.md"  # all of the table, written by `python -m helpers build`
+PARTS = {  # of that page
+    1: "Python itself",
     2: "The environment",
     3: "Renamed arguments",
     4: "The hub and the disk",
@@ -50,15 +51,16 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Failure:
-    """One failure: what a learner sees, what it means, what to do, the section of lesson 06, its compiled patterns.
+    """One failure: the part of the page, what a learner sees, what it means, what to do, its compiled patterns.
 
     `raised_in`, where it is set, matches the name of a module that must be in the traceback: KeyError: 'text' out of a
     learner's own dictionary is another matter than the same words out of a library. `link` is where people talked about it,
     and `causes` names the failures that may be behind it: the first one that the same log shows is the answer then.
+    `lesson` is the section of lesson 06 that provokes it, 0 for most.
     """
 
     name: str
-    section: int
+    part: int
     shown: str
     means: str
     do: str
@@ -66,6 +68,7 @@ class Failure:
     raised_in: str = ""
     link: str = ""
     causes: tuple = ()
+    lesson: int = 0
 
     @staticmethod
     def general(text: str) -> str:
@@ -74,7 +77,8 @@ class Failure:
 
     @property
     def where(self) -> str:
-        return f"lesson 06, section {self.section}: {SECTIONS[self.section]}"
+        """Where to read on: the section of lesson 06 that provokes it, or the part of the page of all failures."""
+        return f"lesson 06, section {self.lesson}" if self.lesson else f"{PAGE}, part {self.part}: {PARTS[self.part]}"
 
 
 def _read() -> tuple[list[Failure], list[Renamed]]:

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+def write_whole(file: Path, text: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all; text in UTF-8."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
     os.replace(part, file)
 
 

@@ -88,6 +88,12 @@ RULES: dict[str, Rule] = {
     "data_file": Rule('"auto", or a CSV file of your own', _is_path),
     "columns": Rule('"auto", or which column is which, such as "prompt=Question,completion=Answer"', _names_columns),
     "encoding": Rule('"auto", or the encoding of a text file, such as "cp1252"', _is_encoding),
+    "split": Rule('"auto", or a split of a data set on the hub, such as "train"', _is_text),
+    "revision": Rule('"auto", or a branch, a tag or a commit of a data set on the hub', _is_text),
+    "template": Rule(
+        '"auto", "alpaca", "question", or a file that ends in .jinja and holds a chat template',
+        lambda v: _is_path(v) and (v in ("auto", "alpaca", "question") or str(v).endswith(".jinja")),
+    ),
     "adapter_dir": Rule('"auto" or an adapter\'s folder', _is_path),
     "output_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),
     "merged_dir": Rule('"auto", in Colab "drive", or a folder that can be written', _is_path),

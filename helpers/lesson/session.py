@@ -43,6 +43,7 @@ class Run:
         """What a record says of the run itself, as far as it does not change while the run goes on."""
         source = COURSE_ROOT / "lessons" / f"{self.lesson}.py"
         return {
+            "lesson": self.lesson,
             "parameters": self.parameters,
             "machine": str(self.machine),
             "model": getattr(self.model, "name", None),
@@ -89,6 +90,66 @@ class Run:
         newest = max(rows, key=lambda row: row["date"])
         return newest["recorded"] | {name: newest[name] for name in ("device", "machine", "model", "date")}
 
+    def measurements(self, name: str) -> list[dict]:
+        """The rows of measurements/<name>.jsonl, in their order; [] where nobody has measured it yet."""
+        file = records.MEASUREMENTS / f"{name}.jsonl"
+        return records.read_rows(file) if file.is_file() else []
+
+    def held_out(self):
+        """The held-out rows that this run scores: settings.eval_rows of them, or all there are."""
+        rows = self.rows["heldout"]
+        return rows.select(range(min(self.settings.eval_rows, len(rows))))
+
+    @staticmethod
+    def prompts(tokenizer, rows) -> list[str]:
+        """What each of `rows` (instruction, input, output) asks, as text in the tokenizer's template."""
+        from helpers.evaluation import prompt_texts  # late: it imports torch
+
+        return prompt_texts(tokenizer, rows)
+
+    def training_of(self, adapter: Path) -> dict:
+        """What lesson 03 recorded of training this adapter; {} where it did not train it, or recorded nothing."""
+        made_by = saving.about_adapter(adapter).get("made_by", "lesson 03")
+        return (
+            records.read_record(self.folder, "03_t4_training")
+            if (adapter, made_by) == (self.adapter, "lesson 03")
+            else {}
+        )
+
+    def usual(self, adapter: Path) -> bool:
+        """Whether claims on numbers can be made: the bundled model and rows, an adapter made by the recipe, 32 rows."""
+        settings: Any = self.settings
+        given = self.training_of(adapter).get("run", {}).get("parameters", {})
+        by_recipe = all(given.get(name, "auto") == "auto" for name in ("max_steps", "epochs", "learning_rate", "rank"))
+        own = settings.adapter_dir != "auto" or settings.dataset_id not in ("auto", "bundled")
+        return self.model.bundled and by_recipe and not own and settings.eval_rows >= 32
+
+    @property
+    def licences(self) -> dict:
+        """Of the base and of the rows, for a record: licence, licence_known, data_licence (None where it is not known)."""
+        known = self.model.bundled or self.model.download_bytes > 0  # of a preset; nobody told us that of other models
+        return {
+            "licence": self.model.licence,
+            "licence_known": known,
+            "data_licence": data.licence_of_rows(self.data_name),
+        }
+
+    def before_publishing(self) -> dict[str, str]:
+        """What to settle before others may see a model of this run, as rows for `table`."""
+        found, look = self.licences, "not known here: look it up, it may forbid publishing"
+        rows = {
+            "the base's licence": found["licence"] if found["licence_known"] else look,
+            "the data's licence": found["data_licence"] or look,
+        }
+        if rows["the data's licence"] == "CC BY-NC 4.0":
+            rows["the data's licence"] += ": attribution, and no commercial use"
+        if self.data_digest:
+            rows["WARNING: your own rows"] = (
+                "a model can repeat what it was trained on, names and addresses included. Publish only what every row may "
+                "show to anybody, and whose people have agreed; what is on the hub once is copied"
+            )
+        return rows
+
     def watch(self):
         """A MemoryMonitor that has begun to watch this process's memory, or the GPU's."""
         return machine.MemoryMonitor().start()
@@ -113,6 +174,13 @@ class Run:
         settings = self.settings
         return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
 
+    def templated(self, tokenizer, adapter: Path | None = None):
+        """The tokenizer with the run's template: what the parameter `template` says, "auto" where a lesson has none.
+
+        With `adapter`, the folder of one, it is the template that this adapter was trained with.
+        """
+        return data.with_template(tokenizer, getattr(self.settings, "template", "auto"), adapter)
+
     def forget_side_runs(self) -> None:
         """Delete the folders of helpers.quick's side runs: they are for a look, and hold nothing that is used later."""
         from helpers import quick  # late: it imports torch
@@ -128,6 +196,13 @@ class Run:
     def bulky(self) -> Path:
         """Where gigabytes go that are not to be kept: `folder`, but this machine's disk when `folder` is on Drive."""
         return output_folder("auto") if on_drive(self.folder) else self.folder
+
+    @property
+    def merged(self) -> Path:
+        """Where a merged model goes: settings.merged_dir, or beside the rest, but never on Drive unless that is named."""
+        settings: Any = self.settings
+        named = settings.merged_dir
+        return (self.bulky if named == "auto" else output_folder(named, "merged_dir")) / "merged"
 
     def save(self) -> Path:
         """Write what was found so far to <folder>/<lesson>.json; returns that file."""
@@ -205,7 +280,7 @@ def _goes_along(hub_repo: str) -> dict:
 
 def _how_to_read(values: dict) -> dict:
     """What the parameters say of rows of one's own."""
-    return {name: values[name] for name in ("columns", "encoding") if name in values}
+    return {name: values[name] for name in ("columns", "encoding", "split", "revision") if name in values}
 
 
 def _load_rows(run: Run, values: dict) -> dict:

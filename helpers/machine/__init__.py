@@ -10,7 +10,7 @@ from helpers.machine.hardware import (
     gpus_of_driver,
     peak_resident,
 )
-from helpers.machine.monitor import HostPeak, MemoryMonitor
+from helpers.machine.monitor import MemoryMonitor
 
 __all__ = [
     "Machine",  # what lessons need to know of a machine
@@ -22,5 +22,4 @@ __all__ = [
     "T4_BYTES",  # the memory that a T4 reports
     "peak_resident",  # the most memory this process has held
     "MemoryMonitor",  # GPU memory over time, by phase
-    "HostPeak",  # the most host memory that a block of code takes
 ]

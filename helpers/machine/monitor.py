@@ -1,8 +1,6 @@
 """Watching memory while something runs: GPU memory on a GPU, resident memory on a CPU, with the phases marked."""
 
 import contextlib
-import ctypes
-import gc
 import os
 import threading
 import time
@@ -149,54 +147,6 @@ class MemoryMonitor:
     def peak_of(self, *phases: str) -> int:
         """The highest bytes in these phases; 0 for those that never came."""
         return max((self.peaks.get(name, 0) for name in phases), default=0)
-
-
-class HostPeak:
-    """A context manager: `bytes` is how far this process's resident memory rose inside the block, at its highest.
-
-    Linux keeps the highest value itself and is asked to begin anew; elsewhere it is sampled every 2 ms.
-    """
-
-    bytes = 0
-
-    def __enter__(self):
-        import psutil
-
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # what was freed goes back first, or it would hide a rise
-            ctypes.CDLL(None).malloc_trim(0)
-        self._rss, self._stop = psutil.Process().memory_info, threading.Event()
-        self._exact = _reset_highest()
-        self._begin = self._top = self._rss().rss
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        if not self._exact:
-            self._thread.start()
-        return self
-
-    def _watch(self):
-        while not self._stop.wait(0.002):
-            self._top = max(self._top, self._rss().rss)
-
-    def __exit__(self, *exception):
-        self._stop.set()
-        if not self._exact:
-            self._thread.join()
-        self.bytes = max(_highest() if self._exact else self._top, self._rss().rss) - self._begin
-
-
-def _reset_highest() -> bool:
-    """Have Linux forget the highest resident size so far (proc_pid_clear_refs(5)); False where that is not to be had."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        return _highest() > 0
-    except (OSError, StopIteration):
-        return False
-
-
-def _highest() -> int:
-    with open("/proc/self/status") as file:
-        return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
 
 
 def _nvml_device():

@@ -1,6 +1,6 @@
 """Merge a LoRA adapter into its base, bit for bit as PEFT does, in little memory."""
 
-from helpers.merging.adapter import read_adapter, scaling
+from helpers.merging.adapter import lora_layers, read_adapter, scaling
 from helpers.merging.matching import match
 from helpers.merging.merger import alone, merge_adapter
 from helpers.merging.stored import FLOATS, MERGED_DTYPES, MergeError, Stored, check_sums, find_base, read_base
@@ -16,6 +16,7 @@ __all__ = [
     "check_sums",  # that the files are the ones that were published
     "alone",  # be the only one that writes a model's folder or file
     "read_adapter",  # an adapter's config, and where each tensor lies
+    "lora_layers",  # A, B and the update of each layer that an adapter changes
     "match",  # which update, if any, each tensor of the base gets
     "scaling",  # alpha / r, or alpha / sqrt(r)
 ]

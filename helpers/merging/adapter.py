@@ -2,10 +2,12 @@
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from helpers.merging.arithmetic import _pieces
-from helpers.merging.stored import MergeError, Stored, _read_json, tensors_in
+from helpers.merging.arithmetic import _joined, _pieces, _whole
+from helpers.merging.stored import MergeError, Stored, _read_json, find_base, read_base, tensors_in
 
 # Settings of an adapter that a merge follows, or that leave it unchanged. Any other of PEFT's that is set is refused.
 FOLLOWED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save"}
@@ -124,3 +126,41 @@ def scaling(settings: dict, module: str) -> float:
 def of_pattern(pattern: dict | None, module: str, default):
     """The value of the first pattern that is the end of the module's name, as PEFT's get_pattern_key matches."""
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """What an adapter holds for one linear layer: A (r x inputs) and B (outputs x r), float32, and alpha / r."""
+
+    name: str
+    A: Any
+    B: Any
+    scale: float
+
+    @property
+    def update(self):
+        """What the adapter adds to the weights, float32: outputs x inputs."""
+        return (self.B @ self.A) * self.scale
+
+    def stored_weight(self, base):
+        """The layer's weights as they lie in the files of `base`, a folder or a hub id; MergeError if there are none."""
+        _, stored = read_base(find_base(base))
+        if f"{self.name}.weight" not in stored:
+            raise MergeError(f"{base} has no {self.name}.weight: the adapter was trained on another base")
+        tensor = stored[f"{self.name}.weight"]
+        return _joined(_pieces(tensor, {}, None)).view(tensor.shape)
+
+
+def lora_layers(adapter) -> dict[str, LoraLayer]:
+    """The linear layers that an adapter changes, by their names in the model, sorted; MergeError as read_adapter."""
+    settings, stored = read_adapter(Path(adapter))
+    names = [
+        key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for key in stored if ".lora_A.w" in key
+    ]
+
+    def matrix(name: str, which: str):
+        return _whole(stored[f"base_model.model.{name}.lora_{which}.weight"])
+
+    return {
+        name: LoraLayer(name, matrix(name, "A"), matrix(name, "B"), scaling(settings, name)) for name in sorted(names)
+    }

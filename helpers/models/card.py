@@ -9,7 +9,17 @@ from helpers.records import read_record
 # Of lesson 03's parameters, what says how the adapter was trained. None of the others: some of them are paths.
 RECIPE = ("quant_type", "double_quant", "max_steps", "batch_size", "gradient_accumulation", "max_length",
           "learning_rate", "optimizer", "lora_dropout", "seed")  # fmt: skip
-HUB_LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit"}  # as the hub writes them; others are given in words
+HUB_LICENCES = {  # as the hub writes them; others are given in words
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "CC BY-NC 4.0": "cc-by-nc-4.0",
+}
+
+
+def hub_licence(of_base: str, of_data: str | None) -> str | None:
+    """What the head of a card says: both licences hold, so the narrower one; None where that cannot be said in one word."""
+    base, data = HUB_LICENCES.get(of_base), HUB_LICENCES.get(of_data or "")
+    return data if base and data == "cc-by-nc-4.0" else base
 
 
 def model_card(folder: Path):
@@ -34,7 +44,7 @@ def model_card(folder: Path):
     ]
     about = ModelCardData(
         base_model=base if "/" in base else None,
-        license=HUB_LICENCES.get(found["licence"]),
+        license=hub_licence(found["licence"] if found["licence_known"] else "", found.get("data_licence")),
         datasets=on_hub,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -61,12 +71,15 @@ def _text(found: dict, training: dict) -> str:
         scores.append(f"| {labels[which]} | {score['loss']:.4f} | {match} |")
     # A model from a local folder, or one from the hub that is no preset: nobody told the lesson its licence.
     licence = found["licence"] if found["licence_known"] else "not known here, look it up before you publish"
+    of_data = found.get("data_licence") or "not known here, look it up before you publish"
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     trained = f" Trained on {training['run']['machine']}." if training else " How it was trained was not recorded."
+    limits = found.get("scored_with", {})
+    cut = "".join(f"{name}: {value}. " for name, value in limits.items())
     return f"""A LoRA adapter, trained on {run["model"]} in 4 bits (QLoRA), merged into {kept[found["base_weights"]]}.
 
 - **Base:** {run["model"]}, licence: {licence}. The base's licence holds for this model too.
-- **Data:** {run["data"]}.
+- **Data:** {run["data"]}. Licence: {of_data}. What the data's licence says of models that are trained on them holds as well.
 - **Files:** {found["merged_bytes"] / 1e6:,.1f} MB of weights in {found["dtype"]}. No PEFT and no bitsandbytes needed.
 
 ## Training
@@ -77,7 +90,7 @@ def _text(found: dict, training: dict) -> str:
 
 ## Measured
 
-On {rows} held-out rows; loss in nats a completion token, exact match with its 95% interval (Wilson).
+On {rows} held-out rows; loss in nats per completion token, exact match with its 95% interval (Wilson). {cut.strip()}
 
 | | loss | exact match | interval |
 |---|---|---|---|

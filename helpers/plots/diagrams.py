@@ -1,13 +1,16 @@
 """Drawings in one visual language: what is frozen is blue, what is trained orange, what only passes through grey."""
 
-from helpers.plots.figures import COLOURS, axes
+from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
+from helpers.plots.memory_left import holes as holes
+from helpers.plots.memory_left import ladder as ladder
+from helpers.plots.survival import merge_lines as merge_lines
+from helpers.plots.survival import survival as survival
 
-FROZEN, TRAINED, PASSING, INK = COLOURS["blue"], COLOURS["orange"], "#8D9499", "#22272B"
 # What a training run holds, from what stays to what passes, and its colour.
 HELD = {
     "frozen weights": FROZEN,
     "trained weights": TRAINED,
-    "gradients": "#F2C35C",
+    "gradients": GRADIENTS,
     "optimizer states": "#F8E3B0",
     "activations": PASSING,
 }
@@ -357,3 +360,29 @@ def _laid_out(points) -> tuple[list, dict]:
         spans[phase] = (begin, begin + width)
         begin += width
     return at, spans
+
+
+def prefill_and_decode(prompt: list[str], made: list[str], title: str):
+    """What is fed to the model in each step, what it has kept of earlier tokens, and what it makes: a row for each step.
+
+    `prompt` and `made` are tokens as text. In the first step the whole prompt is fed, in each later one the last token made.
+    """
+    steps, number = len(made), len(prompt)
+    figure, ax = _bare(title, (9.2, 1.5 + 0.52 * steps))
+    texts, x = [text.strip()[:7] or "↵" for text in (*prompt, *made)], len(prompt) + steps
+    for step in range(steps):
+        begin, end, y = (number + step - 1 if step else 0), number + step, -step
+        ax.text(-0.2, y + 0.4, f"decode {step}" if step else "prefill", ha="right", va="center", fontsize=10, color=INK)
+        for place in range(end):
+            fed = place >= begin
+            _box(ax, place, y, texts[place], PASSING if fed else PALE, ink="white" if fed else PASSING)
+        _box(ax, x, y, "all weights", FROZEN, width=1.9, ink="white")
+        _box(ax, x + 1.9, y, "", TRAINED, width=0.25)
+        ax.annotate("", (x - 0.05, y + 0.4), (end + 0.05, y + 0.4), arrowprops={"arrowstyle": "->", "color": INK})
+        ax.text(x + 2.4, y + 0.4, f"→ {texts[end]}", va="center", fontsize=10, color=INK)
+    names = {"fed in this step": PASSING, "kept: keys and values": PALE, "frozen weights": FROZEN, "adapter": TRAINED}
+    for name, colour in names.items():
+        ax.fill_between([], [], color=colour, label=name)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    ax.set(xlim=(-1.4, x + 4.0), ylim=(0.9 - steps, 0.9))
+    return figure

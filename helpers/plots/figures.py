@@ -10,6 +10,8 @@ COLOURS = {
     "yellow": "#F0E442", "black": "#000000", "grey": "#D0D0D0",
 }  # fmt: skip
 PALETTE = tuple(COLOURS.values())
+# Of drawings: what is frozen, what is trained, its gradients, what only passes through, and words.
+FROZEN, TRAINED, GRADIENTS, PASSING, INK = COLOURS["blue"], COLOURS["orange"], "#F2C35C", "#8D9499", "#22272B"
 OF_PHASE = {  # of a training run, the same in every figure
     "other": "grey", "load": "black", "evaluate": "green", "prepare": "purple", "forward": "sky", "loss": "orange",
     "backward": "blue", "step": "red", "between steps": "yellow",
@@ -88,6 +90,7 @@ def training_still(losses, samples, title: str, unit: str = "MB"):
     figure, (left, right) = axes(title, "", "", size=(8.2, 2.8), ncols=2)
     left.plot(*zip(*losses, strict=True) if losses else ([], []), color=COLOURS["blue"], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="training loss (nats per token)", yscale="log" if losses else "linear")
+    samples = list(samples)  # the monitor goes on adding to it in a thread of its own
     right.plot([s[0] for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=COLOURS["orange"])
     right.set(xlabel="seconds", ylabel=f"memory ({unit})", ylim=(0, None))
     return figure

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from helpers.data import load_instructions, to_prompt_completion
+from helpers.data import load_instructions, to_chat, with_template
 from helpers.files import whereabouts
 from helpers.models import Model, ModelError, base_of, recipe_for
 from helpers.quick.four_bits import load_4bit
@@ -57,32 +57,63 @@ def _named(folder: Path, named: str, model: Model) -> Path:
     return folder
 
 
-def adapter_for(run) -> tuple[Path, bool]:
-    """(folder, made_now) of an adapter for run.model: what `find_adapter` finds, or a short training."""
-    found, _ = find_adapter(run)
+def adapter_for(run, task: str = "answers") -> tuple[Path, bool]:
+    """(folder, made_now) of an adapter for run.model: what `find_adapter` finds, or a short training.
+
+    The task "yes or no" is another one, and always trained anew: to say whether a prompt brings an input along.
+    """
+    found, _ = find_adapter(run) if task == "answers" else (None, "")
     if found is not None:
         return found, False
-    folder = _adapter_of_another_base(run) if run.adapter.exists() else run.adapter
     rows = (run.rows or load_instructions("bundled")[0])["train"]
     quantization = {name: v for name, v in vars(run.settings).items() if name in ("quant_type", "double_quant")}
+    if task == "yes or no":
+        folder = run.folder / "adapter-yes-or-no"
+        few = rows.select(range(min(128, len(rows)))).map(lambda row: {"output": "yes" if row["input"] else "no"})
+        train_adapter(run.model, run.machine, few, folder, 24, 8, run.settings.seed, batch_size=4, **quantization)
+        return folder, True
+    folder = _adapter_of_another_base(run) if run.adapter.exists() else run.adapter
     # For the bundled model many small steps give as many right answers for less work.
-    small = {"steps": 60, "batch_size": 4} if run.model.bundled else {}
+    small: dict = {"steps": 60, "batch_size": 4} if run.model.bundled else {}
     lesson = f"lesson {run.lesson[:2]}, in a short training,"
     train_adapter(run.model, run.machine, rows, folder, made_by=lesson, data=run.data_name, **small, **quantization)
     return folder, True
 
 
+def two_adapters(run) -> dict[str, Path]:
+    """ "yours", which is adapter_for's, and "stopped early": a quarter of the steps at half the learning rate, trained now.
+
+    The second one is for lessons that need a small update; rank and layers are those of a short training.
+    """
+    yours, _ = adapter_for(run)
+    early = run.folder / "adapter-early"
+    quantization = {name: getattr(run.settings, name) for name in ("quant_type", "double_quant")}
+    given = run.training_of(yours).get("run", {}).get("parameters", {})
+    packed_as = {name: given.get(name, value) for name, value in quantization.items()}
+    if packed_as != quantization:
+        print(
+            f"Note: yours was trained with {packed_as}. Here the base is packed otherwise, and it never saw that one."
+        )
+    train_adapter(
+        run.model, run.machine, run.rows["train"], early, steps=16, batch_size=4, seed=run.settings.seed,
+        learning_rate=recipe_for(run.model)["learning_rate"] / 2, made_by=f"lesson {run.lesson[:2]}, stopped early",
+        data=run.data_name, like=yours, **quantization,
+    )  # fmt: skip
+    return {"yours": yours, "stopped early": early}
+
+
 def train_adapter(
     model: Model, machine, rows, folder: Path, steps: int = 40, rank: int = 16, seed: int = 0, *,
     batch_size: int | None = None, lora_dropout: float = 0.0, heldout=None, save_steps: int = 0,
-    learning_rate: float | None = None, made_by: str = "a short training", data: str = "", **quantization,
+    learning_rate: float | None = None, made_by: str = "a short training", data: str = "",
+    like: Path | None = None, **quantization,
 ) -> dict:  # fmt: skip
     """Train as lesson 03 does, without its explanations, and save into `folder`; returns loss, seconds and history.
 
     `rows`: instructions, or rows of input_ids and labels that are fed as they are. `heldout` is scored eight times on
     the way. With `save_steps`, checkpoints go to <folder>-checkpoints, and a run that was killed goes on from there.
-    `learning_rate` None is the recipe's; `made_by` and `data` are noted beside the adapter; `quantization` (quant_type,
-    double_quant) goes to load_4bit.
+    `learning_rate` None is the recipe's; `made_by` and `data` are noted beside the adapter; the template is that of the
+    adapter `like`; `quantization` (quant_type, double_quant) goes to load_4bit.
     """
     import time
 
@@ -92,6 +123,7 @@ def train_adapter(
 
     set_seed(seed)
     base, tokenizer = load_4bit(model, machine, **quantization)
+    with_template(tokenizer, adapter=like)  # it is saved with the adapter
     checkpoints = folder.with_name(f"{folder.name}-checkpoints")
     arguments = _arguments(
         recipe_for(model), machine, checkpoints, steps, seed, batch_size, learning_rate, heldout is not None, save_steps
@@ -162,4 +194,4 @@ def _prepared(rows):
     """Instructions as TRL trains on them; rows that hold tokens already, and None, as they are."""
     if rows is None or "input_ids" in rows.column_names:
         return rows
-    return rows.map(to_prompt_completion, remove_columns=rows.column_names)
+    return rows.map(to_chat, remove_columns=rows.column_names)

@@ -1,9 +1,6 @@
-"""The measured runs of measurements/, memory and speed of training: flat rows, and pairs that differ in one setting."""
+"""What lies in measurements/: the measured runs as flat rows, what lessons recorded, and what a GPU said of failures."""
 
-import dataclasses
-import functools
-import itertools
-import math
+import json
 from statistics import median
 
 from helpers import COURSE_ROOT, CourseError
@@ -53,45 +50,10 @@ def measured_lessons() -> list[dict]:
     return [row for file in sorted(MEASUREMENTS.glob("*_lessons.jsonl")) for row in read_rows(file)]
 
 
-def measured_pairs():
-    """Two measured runs of one model that differ in one setting alone, a DataFrame: one row a pair.
-
-    Columns: differs_in, model, `before` and `after` (the setting's values), saved_bytes of the peak, and `costlier` and
-    `cheaper`, the rows of the two in measured_runs(). Left out are runs that failed, those recorded as CUDA graphs and
-    the "lean" ones, which change more than their settings say.
-    """
-    import pandas as pd
-
-    runs, pairs = [row for _, row in _rows(FILES)], []
-    for key, first, second in _pairs():
-        a, b = runs[first], runs[second]
-        saved = a["measured"]["peak_allocated"] - b["measured"]["peak_allocated"]
-        pairs.append((key, a["model"], a["spec"].get(key), b["spec"].get(key), saved, first, second))
-    return pd.DataFrame(
-        pairs, columns=["differs_in", "model", "before", "after", "saved_bytes", "costlier", "cheaper"]
-    ).astype({"before": object, "after": object})
-
-
-def nearest_pair(differs_in: str, before, after, model: str = "Mistral-7B"):
-    """The measured pair that differs in one setting alone and is nearest to `before` and `after`; None if there is none.
-
-    `before` and `after` are what helpers.memory.RunSpec holds, and the two runs are rows of measured_runs(). How far a
-    run is from a setting: one for each field that differs, batch_size and seq_len by their doublings, one for another
-    model. Where the setting is a size, a pair that halves it comes before all that do not.
-    """
-    runs = [row for _, row in _rows(FILES)]
-
-    def distance(pair):
-        a, b = (runs[place] for place in pair[1:])
-        size = differs_in in ("batch_size", "seq_len", "rank")
-        halves = size and a["spec"][differs_in] == 2 * b["spec"][differs_in]
-        return size and not halves, _apart(a, before, model) + _apart(b, after, model)
-
-    pair = min((pair for pair in _pairs() if pair[0] == differs_in), key=distance, default=None)
-    if pair is None:
-        return None
-    flat = measured_runs()
-    return flat.loc[pair[1]], flat.loc[pair[2]]
+def measured_failures() -> dict[str, dict]:
+    """What a GPU said when a failure was provoked on it, by the failure's name (measurements/h200_failures.json)."""
+    rows = json.loads((MEASUREMENTS / "h200_failures.json").read_text(encoding="utf-8"))
+    return {row["name"]: row for row in rows}
 
 
 def _rows(names) -> list[tuple[str, dict]]:
@@ -116,30 +78,3 @@ def _flat(file: str, row: dict) -> dict:
     found |= {"nvidia_smi_bytes": smi and int(smi.split()[0]) * 2**20, "left_bytes": row.get("left_allocated")}
     found["memory_cap_gib"] = row["memory_cap_gib"]
     return about | row["spec"] | found | row["versions"] | {"config": row["config"], "spec": row["spec"]}
-
-
-@functools.cache
-def _pairs() -> list[tuple[str, int, int]]:
-    """(the setting that differs, the costlier run, the cheaper run), the runs by their place among all rows."""
-    runs = [
-        (place, row)
-        for place, (_, row) in enumerate(_rows(FILES))
-        if not row["error"] and row.get("rules") != "lean" and not row["spec"].get("recorded")
-    ]
-    found = []
-    for (i, a), (j, b) in itertools.permutations(runs, 2):
-        if (a["model"], a["memory_cap_gib"]) != (b["model"], b["memory_cap_gib"]):
-            continue
-        other = [key for key in a["spec"].keys() | b["spec"].keys() if a["spec"].get(key) != b["spec"].get(key)]
-        other = [key for key in other if key != "recorded"]  # rows from before there was such a setting do not name it
-        if len(other) == 1 and a["measured"]["peak_allocated"] > b["measured"]["peak_allocated"]:
-            found.append((other[0], i, j))
-    return found
-
-
-def _apart(row: dict, wanted, model: str) -> float:
-    """How far a measured run's settings are from those of a RunSpec."""
-    wanted = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(wanted).items()}
-    sizes = [abs(math.log2(row["spec"][name] / wanted.pop(name))) for name in ("batch_size", "seq_len")]
-    others = [row["spec"].get(name, v) != v for name, v in wanted.items()]
-    return sum(sizes) + sum(others) + (model not in row["model"])

@@ -48,8 +48,8 @@ def test_tokens_show_lengths_template_and_what_is_learned(own, capsys):
     assert main(["data", "look", own, "--tokens", "bundled", "--max-length", "40"]) == 0
     out = capsys.readouterr().out
     assert "rows cut at max_length 40:" in out
-    assert "template: Alpaca's\n" in out
-    assert "only read:  'Below is an instruction" in out
+    assert "template: Alpaca's, which base models get\n" in out
+    assert "only read:  '<s>Below is an instruction" in out
     assert "learned:    'word 0" in out
     from transformers import AutoTokenizer
 
@@ -58,6 +58,10 @@ def test_tokens_show_lengths_template_and_what_is_learned(own, capsys):
     tokenizer = AutoTokenizer.from_pretrained(bundled().path)
     learned = len(tokenizer("word 0" + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
     assert f", {learned} tokens" in out
+    assert main(["data", "look", own, "--tokens", "bundled", "--template", "question"]) == 0
+    out = capsys.readouterr().out
+    assert "template: question\n" in out
+    assert r"only read:  '<s>say 0\nAnswer:\n'" in out
 
 
 @pytest.mark.parametrize(

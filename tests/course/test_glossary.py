@@ -8,7 +8,8 @@ from helpers import COURSE_ROOT
 from helpers.course import disk as course
 
 GLOSSARY = COURSE_ROOT / "site" / "glossary.md"
-LINKED = [*course.lessons(), COURSE_ROOT / "README.md", COURSE_ROOT / "CONTRIBUTING.md"]
+PAGES = [COURSE_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "site/claims.md", "site/decide.md")]
+LINKED = [*course.lessons(), *PAGES]
 
 
 def anchor(heading: str) -> str:

@@ -139,6 +139,13 @@ def test_what_is_quick_is_run(command, tmp_path):
     assert re.search("GiB|disk is full", done.stdout)
 
 
+def test_the_figure_is_the_one_that_lesson_00_shows():
+    from helpers.commands.build import readme_picture
+
+    (shown,) = re.findall(r"!\[.{20,}\]\((\S+\.png)\)", README)
+    assert (COURSE_ROOT / shown).read_bytes() == readme_picture()
+
+
 def test_every_preset_of_a_model_is_named():
     from helpers.models import PRESETS
 

@@ -33,6 +33,11 @@ def read(named, **how):
     return list(reading), reading.understood
 
 
+def plain(row: dict) -> dict:
+    """A row without its turns."""
+    return {role: text for role, text in row.items() if role != "messages"}
+
+
 def told(named, **how) -> str:
     """The one line of a refusal."""
     with pytest.raises(DataError) as error:
@@ -152,7 +157,7 @@ def test_the_layouts_that_people_have_are_known_by_their_names(tmp_path, row, la
         text = (json.dumps(row) + "\n").encode()
         file.write_bytes(gzip.compress(text) if form.endswith("gz") else text)
     found, understood = read(file)
-    assert found == [{"instruction": "q", "input": "", "output": "a"}]
+    assert [plain(row) for row in found] == [{"instruction": "q", "input": "", "output": "a"}]
     assert layout in said(understood) or layout.startswith("instruction, input")
     assert ("columns not used: id" in said(understood)) == ("id" in row and form != "mine.parquet")
 
@@ -224,7 +229,11 @@ def test_conversations_of_several_turns_give_their_last_answer_and_say_so(tmp_pa
     long = talk(("system", "be brief"), q, a, ("user", "q2"), ("assistant", "a2"), ("user", "q3"))
     rows = [long, talk(q), talk(a), talk(), talk(q, ("tool", "x"), a)]
     found, understood = read(written(tmp_path, rows))
-    assert found == [{"instruction": "be brief\n\nq2", "input": "User: q\nAssistant: a", "output": "a2"}]
+    assert plain(found[0]) == {"instruction": "be brief\n\nq2", "input": "User: q\nAssistant: a", "output": "a2"}
+    turns = [("user", "be brief\n\nq"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")]
+    assert json.loads(found[0]["messages"]) == [{"role": role, "content": text} for role, text in turns]
+    twice, _ = read(written(tmp_path, [talk(q, q, a), talk(a, q, a)], "twice.jsonl"))
+    assert [row["messages"] for row in twice] == ["", ""], "what templates refuse is told in words"
     for words in (
         "2 without an answer to a question (lines 2, 3)",
         "1 without a message (line 4)",
@@ -236,7 +245,7 @@ def test_conversations_of_several_turns_give_their_last_answer_and_say_so(tmp_pa
     (tmp_path / "mine.csv").write_text(
         'messages\n"[{""role"":""user"",""content"":""q""},{""role"":""assistant"",""content"":""a""}]"\n'
     )
-    assert read(tmp_path / "mine.csv")[0] == [{"instruction": "q", "input": "", "output": "a"}]
+    assert plain(read(tmp_path / "mine.csv")[0][0]) == {"instruction": "q", "input": "", "output": "a"}
 
 
 def test_a_folder_is_its_files_and_those_for_tests_are_left_out_and_named(tmp_path):
@@ -489,3 +498,12 @@ def ends_well(file, content: bytes) -> None:
     for row in found:
         assert row["output"].strip()
         "".join(row.values()).encode()  # no half of a character is left
+
+
+def test_rows_that_stand_in_one_line_are_counted_one_by_one(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([{"question": "", "answer": "a"}] * 3 + [{"question": "q", "answer": "a"}] * 2))
+    reading = Reading(str(file))
+    assert len(list(reading)) == 2
+    (left_out,) = reading.understood.left_out
+    assert left_out.lines() == ["3 without a question (line 1)"]

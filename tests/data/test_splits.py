@@ -78,6 +78,14 @@ def test_the_minima_estimate_the_similarity_of_two_texts():
     assert (len(a), len(b), len(a & b)) == (10, 10, 9)
 
 
+def test_one_instruction_with_many_inputs_asks_many_things():
+    chance = random.Random(5)
+    inputs = [sentence(chance) for _ in range(50)]
+    rows = {"instruction": ["Translate."] * 50, "input": inputs, "output": [text.upper() for text in inputs]}
+    learn, held, told = split_rows(Dataset.from_dict(rows))
+    assert (len(learn), len(held), told) == (45, 5, "")
+
+
 def test_a_group_stays_on_one_side():
     chance = random.Random(3)
     groups = [f"customer {n % 10}" for n in range(100)]

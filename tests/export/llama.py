@@ -1,60 +1,17 @@
-"""llama.cpp itself, as the wheel xllamacpp brings it: what it makes of a GGUF file, asked over the loopback.
-
-It runs in a Python of its own, which is killed at the end: a server that is let go in the process that made it can
-wait for its own threads for ever (seen with xllamacpp 2026.10.11549).
-"""
+"""llama.cpp as helpers.export runs it, and what tests alone ask it: its tokens, its probabilities, its chats."""
 
 import importlib.util
-import json
-import subprocess
-import sys
-import urllib.request
 
 import pytest
+
+from helpers import export
 
 if importlib.util.find_spec("xllamacpp") is None:
     pytest.skip("needs the wheel xllamacpp", allow_module_level=True)
 
-# One thread, no GPU, everything but the weights in float32; the server's address goes to the standard output.
-SERVE = """
-import sys, xllamacpp
-settings = xllamacpp.CommonParams()
-settings.model.path, settings.n_ctx, settings.n_parallel = sys.argv[1], int(sys.argv[2]), 1
-settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-settings.n_gpu_layers, settings.warmup, settings.fit_params, settings.ui = 0, False, False, False
-settings.verbosity = 0
-server = xllamacpp.Server(settings)
-print("address", server.listening_address, flush=True)
-sys.stdin.read()
-"""
 
-
-class Llama:
-    """A GGUF file, loaded by llama.cpp, until this is let go."""
-
-    def __init__(self, file, context: int = 512):
-        command = [sys.executable, "-c", SERVE, str(file), str(context)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        said = next((line for line in self.process.stdout if line.startswith("address ")), None)
-        assert said, f"llama.cpp does not load {file}"
-        self.address = said.split()[1]
-
-    def __del__(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-    def ask(self, what: str, **body):
-        request = urllib.request.Request(
-            f"{self.address}/{what}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)
+class Llama(export.Llama):
+    """A GGUF file in llama.cpp."""
 
     def ids(self, text: str) -> list[int]:
         """What llama.cpp makes of a text, with what the file says that is added, special tokens recognised."""
@@ -62,8 +19,7 @@ class Llama:
 
     def answer(self, prompt: str | list[int], most: int) -> tuple[list[int], str]:
         """(tokens, why it ended) of a greedy answer: "eos" at a token that ends one, "limit" after `most`."""
-        asked = {"n_predict": most, "temperature": 0, "return_tokens": True, "cache_prompt": False}
-        got = self.ask("completion", prompt=prompt, **asked)
+        got = self.completion(prompt, most)
         return got["tokens"], got["stop_type"]
 
     def log_probabilities(self, ids: list[int], vocabulary: int) -> list[float]:

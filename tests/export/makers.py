@@ -85,8 +85,10 @@ def sentence_pieces(size: int = 900) -> tuple[dict, tuple]:
     trainer = trainers.BpeTrainer(vocab_size=size, limit_alphabet=200, show_progress=False)
     trained.train_from_iterator(corpus(), trainer)
     state = json.loads(trained.to_str())["model"]
-    pieces = [left + right for left, right in state["merges"]]
-    letters = [token for token in state["vocab"] if len(token) == 1]
+    pieces = [
+        left + right for left, right in state["merges"] if "\0" not in left + right
+    ]  # export refuses such a piece
+    letters = [token for token in state["vocab"] if len(token) == 1 and token != "\0"]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     vocab = {
         token: number

@@ -148,6 +148,7 @@ def part_merges(merges: list) -> None:
     [
         (lambda t: t["model"]["merges"].pop(), "no merge for every two tokens that make"),
         (lambda t: part_merges(t["model"]["merges"]), "do not stand together"),
+        (lambda t: t["model"]["vocab"].update({"a\0": len(t["model"]["vocab"])}), "a token with a zero byte"),
         (lambda t: t["model"]["vocab"].pop("<0x0A>"), "no token for the byte <0x0A>"),
         (lambda t: t.update(normalizer={"type": "NFKC"}), "cuts a text in a way that is not known here.*NFKC"),
         (lambda t: t["model"].update(fuse_unk=False), "cuts a text in a way that is not known here"),
@@ -193,7 +194,7 @@ def test_files_that_do_not_hold_what_config_says_are_refused(model):
     save_file(tensors | {"model.norm.weight": torch.ones(63)}, file)
     refused(model, r"model.norm.weight is \(63,\) in the files and \(64,\)")
     save_file(tensors | {"model.norm.weight": torch.ones(64, dtype=torch.int8)}, file)
-    refused(model, "model.norm.weight is stored as I8")
+    refused(model, "stored quantized .model.norm.weight is I8.")
     for broken in (whole[:-1], whole[: len(whole) // 2], whole[:5], b"", b"\xff" * 64):
         file.write_bytes(broken)
         refused(model, "model.safetensors is broken")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
-from helpers.failures import FAILURES, RENAMED, SECTIONS, failure, recognising
+from helpers.failures import FAILURES, PARTS, RENAMED, failure, recognising
 from tests.pace import paces, unit_seconds
 
 RECORDED = json.loads((COURSE_ROOT / "measurements" / "h200_failures.json").read_text(encoding="utf-8"))
@@ -29,10 +29,10 @@ MODEL = str(COURSE_ROOT / "assets" / "base_model")
 # ------------------------------------------------------------------------------------------------- the table
 
 
-def test_names_are_unique_and_every_failure_has_a_section_of_the_lesson():
+def test_names_are_unique_and_every_failure_has_a_part_of_the_page():
     names = [it.name for it in FAILURES]
     assert len(set(names)) == len(names)
-    assert {it.section for it in FAILURES} == set(SECTIONS)
+    assert {it.part for it in FAILURES} == set(PARTS)
 
 
 @pytest.mark.parametrize("it", FAILURES, ids=lambda it: it.name)
@@ -473,7 +473,7 @@ def test_any_error_is_looked_at_without_an_error(error, capsys):
 def test_a_known_error_of_the_course_gets_a_pointer_of_one_line_and_no_more(capsys):
     error = CourseError("the course could not be fetched")
     recognising.explain_cell(SimpleNamespace(error_in_exec=error, error_before_exec=None))
-    assert capsys.readouterr().out == "More about it: lesson 06, section 4: The hub and the disk\n"
+    assert capsys.readouterr().out == "More about it: lesson 06, section 5\n"
 
 
 @pytest.mark.parametrize("result", [None, 3, object(), SimpleNamespace(error_in_exec="text", error_before_exec=None)])

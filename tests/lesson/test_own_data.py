@@ -53,7 +53,9 @@ def test_a_spreadsheet_of_ones_own_is_read_and_the_table_says_what_was_understoo
         ({"encoding": "auto"}, "mein.csv, line 2: the byte 0x96 is no UTF-8"),
         ({"columns": "prompt=Fragen,completion=Antwort"}, "did you mean 'Frage'?"),
         ({"columns": "auto"}, "has the columns 'Frage', 'Antwort', 'Kunde', 'Nr'"),
-        ({"dataset_id": "bundled"}, "columns and encoding are for rows of your own"),
+        ({"split": "test"}, "split and revision are for data sets on the hub"),
+        ({"revision": "main"}, "split and revision are for data sets on the hub"),
+        ({"dataset_id": "bundled"}, "columns, encoding, split and revision are for rows of your own"),
     ],
 )
 def test_what_cannot_be_read_stops_there_in_one_line(tmp_path, table, values, words):
@@ -66,10 +68,18 @@ def test_what_cannot_be_read_stops_there_in_one_line(tmp_path, table, values, wo
 
 @pytest.mark.parametrize(
     "values",
-    [{"columns": "Frage"}, {"columns": "prompt=a"}, {"columns": ""}, {"encoding": "klingon"}, {"encoding": "hex"}],
+    [
+        {"template": "chatml"},
+        {"split": ""},
+        {"columns": "Frage"},
+        {"columns": "prompt=a"},
+        {"columns": ""},
+        {"encoding": "klingon"},
+        {"encoding": "hex"},
+    ],
 )
 def test_an_impossible_value_is_named(tmp_path, values):
-    with pytest.raises(lesson.ParameterError, match=f'{next(iter(values))} = .* is not possible; allowed: "auto", or'):
+    with pytest.raises(lesson.ParameterError, match=f'{next(iter(values))} = .* is not possible; allowed: "auto", '):
         begin(tmp_path, dataset_id="mein.csv", **values)
 
 

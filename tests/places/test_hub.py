@@ -547,7 +547,8 @@ folder, repository = Path(sys.argv[1]), sys.argv[2]
 score = {"rows": 16, "loss": 0.5, "exact_match": 0.75, "interval": [0.5, 0.9]}
 (folder / "05_merging.json").write_text(json.dumps({
     "measured": {"base": score, "trained": score, "merged": score}, "trained_in_lesson_03": False,
-    "licence": "Apache-2.0", "licence_known": True, "base_weights": "original", "merged_read_in_4_bits": True,
+    "licence": "Apache-2.0", "licence_known": True, "data_licence": "CC BY-NC 4.0",
+    "base_weights": "original", "merged_read_in_4_bits": True,
     "run": {"model": sys.argv[3], "data": "tatsu-lab/alpaca (CC BY-NC 4.0)", "versions": {"torch": "2"}},
     "adapter": {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"]}, "merged_bytes": 10, "dtype": "float16",
 }))
@@ -564,7 +565,7 @@ def test_a_merged_model_and_its_card_arrive_as_they_were(hub, tmp_path, served):
     assert done.returncode == 0, done.stderr[-3000:]
     card = (hub.folder(repository) / "README.md").read_text(encoding="utf-8")
     assert "base_model: Qwen/Qwen2.5-0.5B" in card
-    assert "license: apache-2.0" in card
+    assert "license: cc-by-nc-4.0" in card  # Alpaca's: the narrower of the two
     assert hashlib.sha256((hub.folder(repository) / "model.safetensors").read_bytes()).hexdigest() == served
     assert not (hub.folder(repository) / "training.json").exists()
 

@@ -1,5 +1,6 @@
-"""measured_runs() says what measurements/ says, flat; measured_pairs() finds all pairs, and nearest_pair() the nearest."""
+"""measured_runs() says what measurements/ says, flat; measurements/measured_pairs.py finds all pairs, and the nearest."""
 
+import importlib.util
 import itertools
 import json
 
@@ -7,10 +8,21 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.memory import RunSpec
-from helpers.records import measured_pairs, measured_runs, nearest_pair, read_rows
+from helpers.records import measured_failures, measured_runs, read_rows
 
 FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
 ROWS = [(name, row) for name in FILES for row in read_rows(COURSE_ROOT / "measurements" / f"{name}.jsonl")]
+
+
+def script(name: str):
+    """A script of measurements/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, COURSE_ROOT / "measurements" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAIRS = script("measured_pairs")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +95,7 @@ def test_pairs_are_all_that_differ_in_one_setting_alone(runs):
         same = a["model"] == b["model"] and a["memory_cap_gib"] == b["memory_cap_gib"]
         if same and len(differ) == 1 and saved > 0:
             found.add((differ[0], i, j, saved))
-    pairs = measured_pairs()
+    pairs = PAIRS.measured_pairs()
     assert set(zip(pairs.differs_in, pairs.costlier, pairs.cheaper, pairs.saved_bytes, strict=True)) == found
     for pair in pairs.itertuples():
         a, b = runs.loc[pair.costlier], runs.loc[pair.cheaper]
@@ -94,9 +106,23 @@ def test_pairs_are_all_that_differ_in_one_setting_alone(runs):
 
 def test_the_nearest_pair_has_the_settings_that_were_asked_for():
     before = RunSpec(rank=16, batch_size=8, seq_len=512)
-    a, b = nearest_pair("batch_size", before, RunSpec(rank=16, batch_size=4, seq_len=512))
+    a, b = PAIRS.nearest_pair("batch_size", before, RunSpec(rank=16, batch_size=4, seq_len=512))
     assert (a.batch_size, b.batch_size, a.seq_len, b.seq_len) == (8, 4, 512, 512)
     assert a.model == b.model == "Mistral-7B-v0.1"
-    long, _ = nearest_pair("repeat_kv", RunSpec(seq_len=2048, batch_size=1), RunSpec(seq_len=2048, batch_size=1))
+    long, _ = PAIRS.nearest_pair("repeat_kv", RunSpec(seq_len=2048, batch_size=1), RunSpec(seq_len=2048, batch_size=1))
     assert (long.batch_size, long.seq_len) == (1, 2048)
-    assert nearest_pair("quant_type", before, before) is None
+    assert PAIRS.nearest_pair("quant_type", before, before) is None
+
+
+def test_each_run_of_the_pairs_was_predicted_within_one_percent(runs):
+    pairs = PAIRS.measured_pairs()
+    chosen = runs.loc[sorted({*pairs.costlier, *pairs.cheaper})]
+    off = [abs(PAIRS.predicted_peak(run) / run.peak_bytes - 1) for _, run in chosen.iterrows()]
+    assert len(off) > 20
+    assert max(off) < 0.01
+
+
+def test_what_a_gpu_said_is_read_by_the_name_of_the_failure():
+    said = measured_failures()
+    assert "CUDA out of memory" in said["out-of-memory"]["message"]
+    assert all(row["name"] == name for name, row in said.items())

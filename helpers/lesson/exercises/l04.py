@@ -1,41 +1,91 @@
 """Checks of the exercises of lesson 04."""
 
-from helpers.lesson.checks import exercise, near
+from math import comb
+
+from helpers.lesson.checks import exercise
+
+DOTS = "put your answer in place of the dots"
 
 
-@exercise("04.1")
-def bytes_for_a_token(answer):
-    right = 2 * 32 * 8 * 128 * 2
+@exercise("04.1", takes="layers, heads, size, tokens, rows and window")
+def kv_bytes(answer):
+    one = answer(3, 2, 16, 10, 1)
+    if one is ...:
+        return DOTS
     hints = {
-        right // 2: "off by a factor of two: there are keys and values, and each number takes two bytes",
-        right // 4: "off by four: there are keys and values, and each number takes two bytes",
-        right * 4: "that counts 32 heads; only the 8 key-value heads are kept",
-        right // 32: "that is one layer; there are 32",
-        right * 2: "that is float32; float16 takes two bytes a number",
+        960: "that counts keys or values, not both",
+        1920: "that counts the numbers; in float16 each takes two bytes",
+        7680: "that is float32; in float16 a number takes two bytes",
+        1280: "that is one layer",
+        384: "that is one token",
     }
-    return (
-        None
-        if answer == right
-        else hints.get(answer, "2 (keys, values) * layers * key-value heads * head size * bytes")
-    )
+    if one != 3840:
+        return hints.get(one, "2 (keys, values) x layers x heads x size x 2 bytes x tokens, for each row")
+    if answer(3, 2, 16, 10, 4) != 4 * 3840:
+        return "each row has a cache of its own: multiply by rows"
+    given = answer(3, 2, 16, 10, 1, 8)
+    if given == 3840:
+        return "the window is left out: it keeps the last window - 1 tokens"
+    if given == 8 * 384:
+        return "one token too many: a window keeps window - 1 tokens"
+    if given != 7 * 384:
+        return "with a window of 8, ten tokens leave seven"
+    if answer(3, 2, 16, 4, 1, 8) != 4 * 384:
+        return "fewer tokens than the window are kept all; take the smaller number"
+    return None
 
 
-@exercise("04.2")
-def first_real_token(answer):
-    hints = {0: "that is where padding on the right would put it", 5: "five is how many tokens the prompt has"}
-    return None if answer == 7 else hints.get(answer, "all are padded to the longest; the padding stands in front")
+@exercise("04.2", takes="tokens and stops")
+def cut(answer):
+    if answer([5, 2], {2}) is ...:
+        return DOTS
+    stopped = list(answer([7, 8, 2, 9, 3, 4], {2, 3}))
+    if stopped == [7, 8, 9, 4]:
+        return "what stands behind the end is still there: users see nonsense"
+    if stopped == [7, 8, 2]:
+        return "the end token itself is no part of the answer"
+    if stopped == [7, 8, 2, 9]:
+        return "that cuts at the last end token; the answer was over at the first"
+    if stopped != [7, 8]:
+        return "the tokens before the first one that is in stops, in their order"
+    if list(answer([7, 3, 8, 2], {2, 3})) != [7]:
+        return "any of the stops ends the answer, whichever comes first"
+    try:
+        whole = list(answer([7, 8], {2}))
+    except (ValueError, StopIteration):
+        return "an answer that hit max_new_tokens has no end token: return all of it"
+    return None if whole == [7, 8] else "an answer that hit max_new_tokens has no end token: return all of it"
 
 
-@exercise("04.3")
-def missing(answer):
-    word = str(answer).lower().strip(" <>/|.")
-    if word in ("eos", "s", "end of sequence", "end-of-sequence", "eos_token", "eos token", "endoftext", "end of text"):
-        return None
-    if "pad" in word:
-        return "padding is masked, the model never learns from it; which token says that an answer is over?"
-    if "bos" in word:
-        return "that one begins a text; which one ends it?"
-    return "which token says that an answer is over?"
+def _p(n: int, k: int) -> float:
+    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def _won(first: int, second: int, both: int = 4) -> tuple[list[bool], list[bool]]:
+    """Two lists of rights and wrongs: `first` rows that only the first has right, `second` only the second."""
+    ones = [True] * first + [False] * second + [True] * both + [False] * 2
+    return ones, [False] * first + [True] * second + [True] * both + [False] * 2
+
+
+@exercise("04.3", takes="first and second")
+def mcnemar(answer):
+    if answer([True], [True]) is ...:
+        return DOTS
+    given = answer(*_won(1, 7))
+    hints = {
+        _p(8, 1) / 2: "that is one side: twice as much, since either model might have been the better one",
+        _p(14, 1): "only the questions where the two differ count: those that both have right or wrong say nothing",
+        2 * comb(8, 1) / 2**8: "that is exactly k heads; at most k are asked for: add up from 0",
+        _p(8, 7): "take the smaller of the two counts as k",
+    }
+    if abs(given - _p(8, 1)) > 1e-9:
+        close = next((hint for value, hint in hints.items() if abs(given - value) < 1e-9), None)
+        return close or f"one question won to seven: {_p(8, 1):.4f} is right, and your function gives {given:.4f}"
+    if abs(answer(*_won(7, 1)) - given) > 1e-9:
+        return "the two models must be treated alike: seven to one is as uneven as one to seven"
+    if not 0 <= answer(*_won(3, 3)) <= 1 or not 0 <= answer(*_won(0, 0)) <= 1:
+        return "an even share gives more than 1: a p-value is 1 at most"
+    return None
 
 
 PROMPTS = [
@@ -91,27 +141,78 @@ def next_token_logits(answer):
 
 
 @exercise("04.5")
-def seconds_of_a_request(answer):
-    hints = {
-        4.54: "the first of the 101 tokens comes out of the prefill, so 100 are left to decode",
-        0.5: "that is the time to the first token; 100 more follow",
-        4.0: "that leaves the prefill out: the prompt has to be read first",
-        44.04: "the prompt is read at the speed of prefill, not one token after the other",
-        44.0: "the prompt is read at the speed of prefill, not one token after the other",
-    }
-    if near(answer, 4.5, 1e-3):
+def wait_for_a_long_prompt(answer):
+    import math
+    import numbers
+
+    if isinstance(answer, bool) or not isinstance(answer, numbers.Real) or not math.isfinite(answer):
+        return "a number between 1 and 4 is asked for"
+    before, after = 1000 / 2000 + 100 / 25, 4000 / 2000 + 100 / 25
+    came = after / before
+    print(f"computed: {before:.1f} s, and {after:.1f} s with the long prompt: {came:.2f} times")
+    if abs(answer - came) <= 0.1:
         return None
-    close = next((hint for value, hint in hints.items() if near(answer, value, 1e-3)), None)
-    return close or "prompt tokens / prefill speed, and then 100 tokens / decode speed"
+    if abs(answer - 4) <= 0.1:
+        return "only prefill takes four times as long, and it was a small part of the wait"
+    if abs(answer - 1) <= 0.1:
+        return "more: the prompt has to be read before the first token comes"
+    return ("less" if answer > came else "more") + ": seconds to read the prompt, and 100 tokens at 25 per second"
 
 
 @exercise("04.6")
-def better_or_not(answer):
-    word = str(answer).lower().strip(" .")
-    if word in ("not shown", "not-shown", "not_shown"):
-        return None
-    if word == "yes":
-        return "look at wilson_interval(90, 100) and wilson_interval(94, 100): they overlap in most of their width"
-    if word == "no":
-        return "that is a claim as well: overlapping intervals do not show that two models are equally good"
-    return 'one of "yes", "no", "not shown"'
+def how_served(answer):
+    right = {"customers": "adapters", "laptop": "merged", "DoRA": "merged", "trial": "adapters"}
+    if not isinstance(answer, dict) or set(answer) != set(right):
+        return f"a dictionary with a choice for each of {', '.join(right)} is asked for"
+    if ... in answer.values():
+        return DOTS
+    said = {name: str(choice).strip().lower() for name, choice in answer.items()}
+    if not set(said.values()) <= {"adapters", "merged"}:
+        return 'each is "adapters" or "merged"'
+    hints = {
+        "customers": "customers: 40 merged 7B models do not fit into 24 GB; 40 adapters beside one base do",
+        "laptop": "laptop: a GGUF file for llama.cpp is one model, as lesson 05 makes it; offline there is nothing to switch",
+        "DoRA": "DoRA: vLLM refuses such an adapter beside a base, as section 10 says",
+        "trial": "trial: to compare, switch between them on one base; merge the one that you keep",
+    }
+    return next((hints[name] for name in right if said[name] != right[name]), None)
+
+
+def _chat(*words: str) -> list[dict]:
+    """Messages from "s: ...", "u: ..." and "a: ...": a token for each word."""
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    return [{"role": roles[text[0]], "content": text[3:]} for text in words]
+
+
+def _count(messages) -> int:
+    return sum(len(message["content"].split()) for message in messages)
+
+
+@exercise("04.7", takes="messages, count and room")
+def fit(answer):
+    talk = _chat("u: one two three", "a: four", "u: five six", "a: seven", "u: eight nine ten")
+    if answer(list(talk), _count, 99) is ...:
+        return DOTS
+    given = list(talk)
+    found = answer(given, _count, 8)
+    if given != talk:
+        return "the function changes the list that it was given: the caller still needs it"
+    if found and found[-1] != talk[-1]:
+        return "the newest message is gone, and it is the one to be answered: drop the oldest"
+    if found == talk[1:]:
+        return "that begins with an answer of the model, whose question is gone"
+    if _count(found) > 8:
+        return f"that takes {_count(found)} tokens, and there is room for 8"
+    if found != talk[2:]:
+        return "more of the newest messages would have fitted"
+    if answer(list(talk), _count, 5) != talk[4:]:
+        return "with room for 5 only the last message is left, since what fits in front of it is an answer"
+    if answer(list(talk), _count, 99) != talk:
+        return "if all of it fits, nothing goes"
+    with_system = _chat("s: be brief") + talk
+    found = answer(list(with_system), _count, 7)
+    if found[:1] != with_system[:1]:
+        return "the system message is gone: it must stay in front"
+    if _count(found) > 7:
+        return "the system message takes room as well"
+    return None if found == with_system[:1] + talk[4:] else "behind the system message, the newest ones that fit"

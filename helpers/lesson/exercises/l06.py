@@ -2,36 +2,77 @@
 
 from helpers.lesson.checks import exercise
 
+SYMPTOMS = {
+    "template": "every loss is the healthy run's, so training was good; and yet its answers are empty or wrong",
+    "learning rate": "the gradient pulls as strongly as at the start, and the loss hardly follows",
+    "padding": "the answers begin right, and hardly one of them comes to an end",
+    "adapter not loaded": "the log is the healthy run's, and what answers is as surprised as a model that was never trained",
+    "number format": "grad_norm and the held-out loss are nan: something stopped being a number",
+}
+
 
 @exercise("06.1")
-def argument_for_four_bits(answer):
-    hints = {
-        "load_in_4bit": "that is the name that is refused",
-        "bitsandbytesconfig": "that is what you pass; which argument takes it?",
-        "dtype": "dtype is the format of what is not quantized; 4 bits need a config of their own",
-        "quantization_config=": None,
-        "quantization_config": None,
-    }
-    return hints.get(str(answer).strip().lower(), "section 3 has the line; the new name ends in _config")
+def diagnosis(answer):
+    from helpers.quick import FAULTS
+
+    given = {str(name).strip().upper(): str(fault).strip().lower() for name, fault in dict(answer).items()}
+    if set(given) != set(FAULTS):
+        return 'a dictionary with the five letters is asked for, such as {"A": "padding", ...}'
+    suspects = {*SYMPTOMS, "too few rows", "training mode"}
+    for name, fault in given.items():
+        if fault not in suspects:
+            return f"{name}: {fault!r} is none of the seven suspects"
+    if "too few rows" in given.values():
+        return "too few rows: then the answers would have the right form and end, with wrong words in them"
+    if "training mode" in given.values():
+        return "training mode: then the held-out loss and most answers would be near the healthy run's"
+    wrong = [name for name in FAULTS if given[name] != FAULTS[name]]
+    if wrong:
+        right = 5 - len(wrong)
+        return f"{right} of 5 are right. Look at {wrong[0]} again: {SYMPTOMS[FAULTS[wrong[0]]]}"
+    return None
 
 
-@exercise("06.2")
-def settings_of_today(answer):
-    from helpers.failures import RENAMED
+@exercise("06.2", takes="asked, has and allocated")
+def kind_of_full(answer):
+    cases = [  # asked, has, allocated, what it is, and why
+        (2.0, 14.56, 11.06, "holes", "13.06 GiB would have fitted into 14.56, in one piece"),
+        (2.0, 14.56, 13.0, "full", "15 GiB never fit into 14.56, holes or not"),
+        (0.5, 14.56, 14.06, "holes", "what fits exactly does fit"),
+        (3.0, 8.0, 6.0, "full", "the numbers of the arguments count, and no others"),
+    ]
+    for asked, has, allocated, right, why in cases:
+        given = answer(asked, has, allocated)
+        if given is ...:
+            return "put your answer in place of the dots"
+        if str(given).strip().lower() != right:
+            return f"asked {asked}, has {has}, allocated {allocated}: {right!r} is right, for {why}; yours says {given!r:.40}"
+    return None
 
-    if not isinstance(answer, dict) or not answer:
-        return "a dictionary is needed, from an argument's name to its value"
-    for row in RENAMED:
-        if row.where == "SFTConfig" and row.old in answer:
-            return f"{row.old} is the old name: {row.new}"
-    if answer.get("bf16", True):
-        return "a T4 has no bfloat16 units: say so, for SFTConfig asks for bfloat16 by itself"
-    if not answer.get("fp16"):
-        return "without fp16 it would train in float32: the fast format of a T4 is float16"
-    meant = {"max_length": 256, "eval_strategy": "no", "warmup_steps": 0.1}
-    for name, value in meant.items():
-        if answer.get(name) != value:
-            return f"{name} must mean what its old form meant: {value!r}"
+
+@exercise("06.3", takes="the old settings")
+def todays(answer):
+    old = {"max_seq_length": 256, "evaluation_strategy": "no", "warmup_ratio": 0.1, "bf16": True, "learning_rate": 2e-4}
+    given = answer(dict(old))
+    if not isinstance(given, dict):
+        return "the function must return the settings, as a dictionary"
+    names = {"max_seq_length": "max_length", "evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps"}
+    for before, today in names.items():
+        if before in given:
+            return f"{before} is the old name"
+        if given.get(today) != old[before]:
+            return f"{before} is {today} today, and its value keeps its meaning: {old[before]!r}"
+    if given.get("bf16", True):
+        return "a T4 has no bfloat16 units, and SFTConfig asks for bfloat16 unless you say bf16=False"
+    if not given.get("fp16"):
+        return "without fp16=True it would train in float32: the fast format of a T4 is float16"
+    if given.get("learning_rate") != 2e-4:
+        return "learning_rate has kept its name: leave alone what need not change"
+    return _refused(given)
+
+
+def _refused(settings: dict) -> str | None:
+    """What SFTConfig says of settings that it refuses or warns of; None where it takes them."""
     import tempfile
     import warnings
 
@@ -39,53 +80,119 @@ def settings_of_today(answer):
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        SFTConfig(
-            output_dir=folder, report_to="none", gradient_checkpointing=None, **answer
-        )  # the old name is on by itself
+        try:  # the older name of checkpointing is on by itself, and would warn
+            SFTConfig(output_dir=folder, report_to="none", gradient_checkpointing=None, **settings)
+        except (TypeError, ValueError, FutureWarning) as error:
+            return f"SFTConfig does not take it: {error!s:.150}".replace("\n", " ")
     return None
 
 
-@exercise("06.3")
-def rows_and_accumulation(answer):
-    hints = {
-        (4, 2): "one step now sees half as many rows: accumulate more",
-        (4, 1): "one step now sees a quarter: twice the accumulation, not half",
-        (8, 4): "that is as many rows at once as before, and twice as many a step",
-        (8, 1): "the rows at once are what fills the memory, not the accumulation",
-    }
-    pair = tuple(answer) if isinstance(answer, list | tuple) else answer
-    return None if pair == (4, 4) else hints.get(pair, "a pair: half of 8, and what makes 16 rows a step of it")
-
-
-@exercise("06.4")
+@exercise("06.4", takes="labels and eos")
 def learns_to_stop(answer):
-    if not callable(answer):
-        return "a function of labels and eos is needed"
     cases = [
-        ([[-100, -100, 5, 6, 2], [-100, 7, 2, -100]], 2, True, "two rows that both keep their eos"),
-        ([[-100, 5, 6, -100], [-100, 7, -100, -100]], 2, False, "two rows whose eos is masked"),
-        ([[-100, 5, 2], [-100, 7, -100]], 2, False, "one row keeps its eos and the other does not: every row must"),
+        ([[-100, -100, 5, 6, 2], [-100, 7, 2, -100]], 2, True, "two rows that both keep their end"),
+        ([[-100, 5, 6, -100], [-100, 7, -100, -100]], 2, False, "two rows whose end is masked"),
+        ([[-100, 5, 2], [-100, 7, -100]], 2, False, "one row keeps its end and the other does not: every row must"),
         ([[5, 2, -100]], 3, False, "a 2 among the labels where eos is 3: use the argument"),
     ]
     for labels, eos, right, about in cases:
-        if answer(labels, eos) is not right:
-            return f"{about}: {right} is right, and yours says {answer(labels, eos)!r}"
+        given = answer(labels, eos)
+        if given is ...:
+            return "put your answer in place of the dots"
+        if given is None or bool(given) is not right:
+            return f"{about}: {right} is right, and yours says {given!r:.40}"
     return None
 
 
-@exercise("06.5")
-def silent(answer):
-    right = {
-        "wrong template",
-        "eos as padding",
-        "adapter on another base of the same shape",
-        "4-bit merge of a weak adapter",
-    }
-    if not isinstance(answer, set | list | tuple):
-        return "a set of names is needed"
-    given = {str(name) for name in answer}
-    if loud := given & {"gated model", "adapter on another shape"}:
-        return f"{sorted(loud)[0]} raises: you saw its message"
-    if given - right:
-        return f"{sorted(given - right)[0]!r} is none of the six"
-    return None if given == right else f"{len(right - given)} more give wrong answers in silence"
+@exercise("06.5", takes="a log")
+def died_at(answer):
+    def log(*norms, loss="0.9"):
+        return [{"step": 5 * place, "loss": loss, "grad_norm": norm} for place, norm in enumerate(norms, 1)]
+
+    cases = [
+        (log("0.4", "nan", "nan", loss="0"), 10, "dead from step 10 on"),
+        (log(0.4, float("nan"), float("nan")), 10, "the same with numbers in place of text"),
+        (log("nan", "0.4", "0.3"), None, "one skipped step at the start: the run lives"),
+        (log("0.4", "nan", "0.3", "nan", "nan"), 20, "one skipped step, and dead from step 20 on"),
+        (log("0.4", "0.3", loss="0"), None, "a loss of 0 with a gradient that is a number: not dead"),
+        (log("nan", "nan"), 5, "dead from the first line"),
+        ([], None, "an empty log"),
+    ]
+    for entries, right, about in cases:
+        given = answer([dict(entry) for entry in entries])
+        if given is ...:
+            return "put your answer in place of the dots"
+        if given != right:
+            return f"{about}: {right} is right, and yours says {given!r:.40}"
+    return None
+
+
+@exercise("06.6", takes="rows and accumulation")
+def halved(answer):
+    cases = [
+        ((8, 2), (4, 4), "8 rows, accumulated twice, are 16 in a step"),
+        ((1, 16), (1, 16), "a single row cannot be halved"),
+        ((3, 4), (1, 12), "3 rows, accumulated four times, are 12 in a step"),
+        ((5, 3), (2, 8), "15 rows in a step, two at once: 8 times, for 7 would see fewer"),
+    ]
+    for asked, right, about in cases:
+        given = answer(*asked)
+        if given is ...:
+            return "put your answer in place of the dots"
+        if tuple(given) != right:
+            return f"{about}: {right} is right for {asked}, and yours says {given!r:.40}"
+    return None
+
+
+@exercise("06.7")
+def a_quarter_of_the_rows(answer):
+    import math
+    import numbers
+
+    from helpers.memory import RunSpec, predict
+    from helpers.models import PRESETS
+
+    if isinstance(answer, bool) or not isinstance(answer, numbers.Real) or not math.isfinite(answer):
+        return "a number of GiB is asked for"
+    first, quarter = (
+        predict(
+            PRESETS["mistral-7b"].shape,
+            RunSpec(
+                rank=64, batch_size=rows, seq_len=2048, optimizer="adamw_torch", double_quant=False,
+                upcast_non_quantized=True, attention_kernels="t4",
+            ),
+            "t4",
+        ).held_bytes("t4") / 2**30
+        for rows in (8, 2)
+    )  # fmt: skip
+    if abs(answer / quarter - 1) <= 0.1:
+        print(f"predicted: {quarter:.1f} GiB, after {first:.1f}")
+        return None
+    if abs(answer / (first / 4) - 1) <= 0.1:
+        return "that is a quarter of all: weights, adapters and Adam's averages do not shrink with the rows"
+    if answer > quarter:
+        return "less: what the activations take shrinks to a quarter, and they are most of the first bar"
+    return "more: the weights alone take some 4 GiB, and the adapters with Adam's averages come on top"
+
+
+@exercise("06.8", takes="two texts")
+def first_difference(answer):
+    cases = [
+        ("Response:\n", "Response:\n", None, "the same text twice"),
+        (
+            "Response:\n",
+            "Response:",
+            9,
+            "one text is the beginning of the other: they differ where the shorter one ends",
+        ),
+        ("Response:", "Response:\n", 9, "the longer text may be the second one"),
+        ("### Input", "### input", 4, "a capital and a small letter"),
+        ("", "a", 0, "an empty text"),
+    ]
+    for trained, used, right, about in cases:
+        given = answer(trained, used)
+        if given is ...:
+            return "put your answer in place of the dots"
+        if given != right or (right is not None and isinstance(given, bool)):
+            return f"{about}: {right} is right, and yours says {given!r:.40}"
+    return None

@@ -1,0 +1,265 @@
+"""The pages of the workshop kit: set-up in two commands that exist, questions whose wrong answers teach, minutes that add up."""
+
+import html
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+
+import pytest
+
+from helpers import COURSE_ROOT, CourseError, course, doctor
+from helpers.__main__ import main
+from helpers.workshop import kit_pages, write_pages
+from helpers.workshop import schedules as room
+from helpers.workshop.kit_pages import SYSTEMS, asked
+from helpers.workshop.schedules import late, schedules
+from helpers.workshop.sections import KIT
+
+LESSONS = course.lessons()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kit")
+    return {file.name: file.read_text(encoding="utf-8") for file in write_pages(folder)}
+
+
+def words_of(page: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", page.partition("</style>")[2]))
+
+
+def test_every_page_stands_alone_and_is_filled(pages):
+    assert len(pages) == len(SYSTEMS) + 1 + len(asked()) + 1 + 1
+    for name, page in pages.items():
+        assert re.findall(r'(?:src|href)="(?:https?:)?//[^"]*\.(?:js|css|woff2?|png)"|@import|<script', page) == [], (
+            name
+        )
+        assert "{{" not in page, name
+        assert "{%" not in page, name
+        assert page.count("<h1") == 1, name
+        assert '<meta name="viewport"' in page, name
+
+
+def test_links_between_the_pages_lead_to_a_page_and_the_index_has_them_all(pages):
+    for page in pages.values():
+        for target in re.findall(r'href="(?!https?:|#)([^"#]+)', page):
+            assert target in pages, target
+    assert set(re.findall(r'href="([\w-]+\.html)"', pages["index.html"])) == set(pages) - {"index.html"}
+
+
+# --- set-up -------------------------------------------------------------------------------------------------------
+
+
+def commands(system: str) -> list[str]:
+    text = (KIT / "setup" / f"{system}.md").read_text(encoding="utf-8")
+    repository, tag = course.address()
+    found = re.findall(r"^```(?:sh|powershell)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block.strip().replace("{{ repository }}", repository).replace("{{ tag }}", tag) for block in found]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_s_page_has_two_commands_of_one_line_each(system, pages):
+    two = commands(system)
+    assert len(two) == 2
+    assert [block.count("\n") for block in two] == [0, 0]
+    assert all(block in words_of(pages[f"setup-{system}.html"]) for block in two)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_commands_clone_this_release_and_end_with_the_doctor(system):
+    first, second = (block.lstrip("!") for block in commands(system))
+    repository, tag = course.address()
+    assert first.startswith("git clone ")
+    assert f"--branch {tag} https://github.com/{repository} qlora-course" in first
+    assert second.endswith("-m helpers doctor")
+    if system != "windows":
+        for block in (first, second):
+            subprocess.run(["bash", "-n", "-c", block], check=True)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_what_the_second_command_names_is_there(system):
+    second = commands(system)[1].replace("\\", "/")
+    for option, name in re.findall(r" (-c|-r|-e) (\S+)", second):
+        assert (COURSE_ROOT / name).exists(), f"{option} {name}"
+    tools = {file.stem for file in (COURSE_ROOT / "helpers" / "commands").glob("[a-z]*.py")}
+    assert set(re.findall(r"-m helpers (\w+)", second)) <= tools
+    assert {"pip", "venv"} <= set(shlex.split(second)) or "install" in tools
+
+
+def test_the_lines_of_the_doctor_are_lines_of_the_doctor():
+    lines = tomllib.loads((KIT / "doctor.toml").read_text(encoding="utf-8"))["line"]
+    checks = {
+        c.__name__.replace("_", " ") for c in (*doctor.INSTALLED, *doctor.MACHINE, *doctor.NETWORK, *doctor.TORCH)
+    }
+    assert {line["check"] for line in lines} <= checks
+    assert {name for line in lines for name in line.get("on", {})} <= set(SYSTEMS)
+
+
+def test_what_the_page_says_of_a_quiet_machine_is_what_the_doctor_says_here(monkeypatch):
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    lines = {
+        line["check"]: line["says"] for line in tomllib.loads((KIT / "doctor.toml").read_text(encoding="utf-8"))["line"]
+    }
+    said = {found.check: found for found in doctor.examine(*doctor.INSTALLED[:3], *doctor.MACHINE, *doctor.NETWORK)}
+    assert said["packages"].what.endswith(lines["packages"].partition(", ")[2])
+    assert "free where runs go" in said["disk"].what
+    assert "free where runs go" in lines["disk"]
+    source = (COURSE_ROOT / "helpers" / "doctor" / "graphics.py").read_text(encoding="utf-8")
+    assert lines["gpu"] in source
+    assert lines["network"] in (COURSE_ROOT / "helpers" / "doctor" / "network_access.py").read_text(encoding="utf-8")
+    for part in ("multiplies in 4 bits on", "as it should be"):
+        assert part in source
+        assert part in lines["four bits"]
+
+
+def test_a_page_of_a_system_that_nobody_has_run_says_so(pages):
+    for system in ("macos", "windows"):
+        assert "Nobody has run the course on" in words_of(pages[f"setup-{system}.html"])
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def faults_of(questions: list[dict]) -> list[str]:
+    """What is wrong with a lesson's questions."""
+    faults = [] if len(questions) == 5 else [f"{len(questions)} questions"]
+    for question in questions:
+        answers = [question["right"], *(wrong["answer"] for wrong in question["wrong"])]
+        beliefs = [wrong.get("belief", "") for wrong in question["wrong"]]
+        faults += [f"not four answers: {question['ask']}"] if len(set(answers)) != 4 else []
+        faults += (
+            [f"a wrong answer without a belief of its own: {question['ask']}"]
+            if len(set(filter(None, beliefs))) != 3
+            else []
+        )
+        faults += [
+            f"no sentence: {text}" for text in [*answers, *beliefs, question["why"]] if text and text[-1] not in ".?"
+        ]
+        faults += [f"no question: {question['ask']}"] if not question["ask"].endswith("?") else []
+    return faults
+
+
+@pytest.mark.parametrize("number", asked())
+def test_a_lesson_has_five_questions_whose_wrong_answers_name_a_misconception(number):
+    assert faults_of(asked()[number]) == []
+
+
+def test_a_question_without_its_misconception_is_noticed():
+    (first, *_) = asked()["00"]
+    plain = first | {"wrong": [{"answer": "No."}, *first["wrong"][1:]]}
+    assert faults_of([first] * 4 + [plain]) == [f"a wrong answer without a belief of its own: {first['ask']}"]
+    assert faults_of([first]) == ["1 questions"]
+
+
+def test_lessons_00_to_03_have_questions_and_the_right_answer_stands_in_changing_places(pages):
+    assert list(asked())[:4] == ["00", "01", "02", "03"]
+    places = re.findall(
+        r'<b class="ok">([A-D]) is right', "".join(pages[f"questions-{number}.html"] for number in asked())
+    )
+    assert len(places) == 5 * len(asked())
+    assert set(places) == set("ABCD")
+
+
+def test_the_numbers_in_the_questions_are_so():
+    text = json.dumps(asked())
+    assert 8 * (1_000 + 1_000) == 16_000
+    assert "16,000." in text
+    assert 7.6 * 2 == 15.2
+    assert "7.6 billion weights of two bytes are 15.2 GB" in text
+    assert round(8 / 64 + 32 / (64 * 256), 3) == 0.127
+    assert 32 / 64 == 0.5
+    assert "0.127 bits per weight in place of 0.5" in text
+
+
+# --- schedules ----------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_schedule_for_an_hour_two_half_a_day_a_day_and_five_evenings():
+    assert [(one.name, one.minutes) for one in schedules()] == [
+        ("One hour", 60), ("Two hours", 120), ("Half a day", 210), ("A day", 450), ("Five evenings", 450),
+    ]  # fmt: skip
+    assert len(schedules()[-1].sessions) == 5
+
+
+def test_the_minutes_of_every_session_add_up_to_what_it_promises():
+    for one in schedules():
+        for session in one.sessions:
+            assert sum(step.minutes for step in session.steps) == session.minutes, f"{one.name}, {session.name}"
+            begins = [step.begin for step in session.steps]
+            assert begins == sorted(set(begins)), "no step lasts no time"
+
+
+def test_a_step_says_which_cells_of_which_lesson():
+    for one in schedules():
+        for session in one.sessions:
+            for step in session.steps:
+                if step.kind == "teach":
+                    number, first, last = re.fullmatch(r"(\d\d), cells? (\d+)(?: to (\d+))?", step.where).groups()
+                    notebook = course.to_notebook(course.find_lesson(number))
+                    cells = notebook.cells[int(first) - 1 : int(last or first)]
+                    assert any(step.what in cell.source for cell in cells), f"{step.where}: {step.what}"
+
+
+def test_nobody_teaches_for_more_than_two_hours_without_a_break():
+    for one in schedules():
+        for session in one.sessions:
+            since = 0
+            for step in session.steps:
+                since = 0 if step.kind == "break" else since + step.minutes
+                assert since <= 120, f"{one.name}: {step.what}"
+
+
+def test_what_is_cut_when_late_is_a_part_of_that_schedule_and_gives_a_tenth_of_its_time():
+    for one in schedules():
+        steps = {(step.what, step.minutes) for session in one.sessions for step in session.steps}
+        assert set(one.cut) <= steps
+        assert sum(minutes for _, minutes in one.cut) >= 0.09 * one.minutes
+
+
+def test_measured_times_come_from_the_records_and_teaching_minutes_say_that_they_are_estimates(
+    pages, monkeypatch, tmp_path
+):
+    page = words_of(pages["schedules.html"])
+    assert "estimates: no class was timed yet" in page
+    times = json.loads(course.TIMES.read_text(encoding="utf-8"))["lessons"]
+    assert f"00 Start here {times['00_start_here']['cpu_time']}" in page
+    (tmp_path / "times.json").write_text(json.dumps({"lessons": {"00_start_here": {"cpu_time": "about 7 h"}}}))
+    monkeypatch.setattr(course, "TIMES", tmp_path / "times.json")
+    assert schedules()[0].runs == [("00 Start here", "about 7 h")]
+    assert schedules()[1].runs[1] == ("02 Memory math", "not measured yet")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"lesson": "00", "sections": ["9 Nowhere"]},
+        {"lesson": "00", "sections": ["Exercises"]},
+        {"lesson": "00", "exercises": [99]},
+    ],
+)
+def test_a_section_that_no_lesson_has_is_one_line(line):
+    with pytest.raises(CourseError, match=r"schedules.toml: lesson 00 has no"):
+        room._steps(line, 0)
+
+
+def test_minutes_as_a_clock():
+    assert [late(minutes) for minutes in (0, 5, 60, 75, 450)] == ["0:00", "0:05", "1:00", "1:15", "7:30"]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_without_nbconvert_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["workshop", "--out", str(tmp_path)]) == 2
+    assert "'.[workshop]'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(kit_pages.course, "lessons", lambda: LESSONS[:1])
+    assert main(["workshop", "--out", str(tmp_path / "file" / "in")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
