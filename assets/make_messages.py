@@ -12,6 +12,7 @@ Always the same rows for the same seed. `assets/messages/by_hand.csv` was writte
 
 import csv
 import datetime
+import json
 import random
 import re
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent
 SEED = 11
-ROWS = {"train": 960, "heldout": 240}
+ROWS = {"train": 3840, "heldout": 240}
 COLUMNS = ("Received", "Channel", "Message", "Name", "Request", "Place", "Day", "Time")
 FIELDS = ("Name", "Request", "Place", "Day", "Time")
 REQUESTS = ("book", "move", "cancel", "ask")
@@ -172,6 +173,11 @@ WANTED = {
         ),
     },
 }
+# Sentences of training messages that were added after the first trainings had shown what was lacking. Whoever wrote them had
+# seen the training sentences above and no held-out one. What shares four words in a row with a held-out one was left out.
+ADDED = json.loads((ASSETS / "messages" / "sentences.json").read_text(encoding="utf-8"))
+FIRST = {sentence for listed in WANTED["train"].values() for sentence in listed}
+WANTED["train"] = {request: (*listed, *ADDED[request]) for request, listed in WANTED["train"].items()}
 WHERE = {
     "train": ("in {place}", "at your {place} shop", "at the {place} branch", "at your shop in {place}",
               "in your {place} workshop"),

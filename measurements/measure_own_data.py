@@ -1,15 +1,17 @@
-"""How many answers a small chat model gets right after training on the workshop's messages, and on how few rows of them.
+"""How many answers a small chat model gets right after training on the workshop's messages, and what decides how many.
 
-    python measurements/measure_own_data.py try FOLDER --steps 32 --learning-rate 2e-3    # one setting, to tune
+    python measurements/measure_own_data.py try FOLDER --steps 60 --learning-rate 1e-3    # one setting, to tune
     python measurements/measure_own_data.py result FOLDER >> measurements/smollm2_own_data.jsonl
-    python measurements/measure_own_data.py curve FOLDER >> measurements/smollm2_own_data.jsonl
+    python measurements/measure_own_data.py curve FOLDER --sizes 50 100 >> measurements/smollm2_own_data.jsonl
+    python measurements/measure_own_data.py sentences FOLDER >> measurements/smollm2_own_data.jsonl
 
 FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" scores a part of the
-training rows, those with one in five of the sentences that say what is wanted. It trains on the rest and never looks at the
-held-out files: settings are chosen by it. What is not said is the model's recipe, by which lesson 07 trains too. "result"
-trains on all training rows and scores the held-out files, once; what it trained is kept in runs/own-data, and is taken from
-there if scoring was broken off. "curve" trains on the first 50, 100, 200 and 400 rows, each with the same steps, and scores
-the same 120 held-out rows. On a GPU all of it computes there.
+training rows, those with one in five of the sentences that say what is wanted, and trains on rows of the other sentences. It
+never looks at the held-out files: settings, and which training rows were written, are chosen by it alone. "result" trains on
+all training rows and scores the held-out files, once; what it trained is kept in runs/own-data, and is taken from there if
+scoring was broken off. "curve" trains on the first 50, 100, 200, ... rows, each with the same steps. "sentences" trains on
+960 rows such as all sentences make, or with --first on such as the first 52 make. Both score the same 120 held-out rows.
+On a GPU all of it computes there, with COURSE_T4_RULES=1 in the precision of a T4.
 
 A line says what was trained and scored, and the processor's seconds of the training: a machine that others use at the same
 time stretches the clock's. Set OMP_NUM_THREADS=1 there, or waiting threads count as work.
@@ -40,7 +42,7 @@ from helpers.training import keep_4bit_layout, right_dequantization  # noqa: E40
 
 MESSAGES = COURSE / "assets" / "messages"
 FIELDS = ("Name", "Request", "Place", "Day", "Time")
-HERE, RECIPE, SIZES = detect(), RECIPES["smollm2-135m"], (50, 100, 200, 400)
+HERE, RECIPE, SIZES = detect(), RECIPES["smollm2-135m"], (50, 100, 200, 400, 960, 3840)
 SYSTEM = "Reply in JSON with name, request, place, day, time."
 
 
@@ -61,16 +63,31 @@ def to_row(row: dict) -> dict:
     return {"prompt": asked, "completion": [{"role": "assistant", "content": answer}]}
 
 
-def validation() -> tuple[list[dict], list[dict]]:
-    """(rows to learn, rows to choose settings by): the training rows, parted by the sentence that says what is wanted."""
+def validation(first: bool = False) -> tuple[list[dict], list[dict]]:
+    """(rows to learn, rows to choose settings by): the training rows, parted by the sentence that says what is wanted.
+
+    `first`: only rows of the first 52 sentences are learned.
+    """
     import make_messages as mm
 
-    listed = [sentence for of in mm.WANTED["train"].values() for sentence in of]
-    chosen = set(listed[2::5])
+    chosen = set([sentence for of in mm.WANTED["train"].values() for sentence in of][2::5])
     learn, choose = [], []
     for message in mm.messages("train"):
-        (choose if chosen & set(message.parts) else learn).append(message.row)
+        parts = set(message.parts)
+        if chosen & parts:
+            choose.append(message.row)
+        elif not first or mm.FIRST & parts:
+            learn.append(message.row)
     return learn, choose
+
+
+def of_first_sentences() -> list[dict]:
+    """960 training rows as they were when the script had 52 sentences."""
+    import make_messages as mm
+
+    mm.WANTED["train"] = {request: tuple(s for s in of if s in mm.FIRST) for request, of in mm.WANTED["train"].items()}
+    mm.ROWS["train"] = 960
+    return [message.row for message in mm.messages("train")]
 
 
 def load(folder: str):
@@ -183,30 +200,46 @@ def line(what: str, scored: str, found: dict, scores: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("try", "result", "curve"))
+    parser.add_argument("what", choices=("try", "result", "curve", "sentences"))
     parser.add_argument("folder")
-    parser.add_argument("--rows", type=int, default=960)
+    parser.add_argument("--rows", type=int, default=3840)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--first", action="store_true", help="try, sentences: rows of the first 52 sentences only")
     parser.add_argument("--steps", type=int, default=RECIPE["max_steps"])
     parser.add_argument("--batch", type=int, default=RECIPE["batch_size"])
     parser.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"])
     parser.add_argument("--rank", type=int, default=RECIPE["rank"])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    settings = {name: value for name, value in vars(asked).items() if name not in ("what", "folder", "rows")}
+    settings = {
+        name: value
+        for name, value in vars(asked).items()
+        if name in ("steps", "batch", "learning_rate", "rank", "seed")
+    }
     if asked.what == "try":
-        learn, choose = validation()
+        learn, choose = validation(asked.first)
         model, tokenizer, found = measured(asked.folder, learn, asked.rows, **settings)
-        line("try", "training rows of other sentences", found, score(model, tokenizer, choose[:120]))
+        line("try", "training rows of other sentences", found, score(model, tokenizer, choose[:240]))
     elif asked.what == "result":
         model, tokenizer = load(asked.folder)
         line("result", "held out, before training", {}, score(model, tokenizer, rows_of("heldout")[:60]))
         model, tokenizer, found = kept(asked.folder, asked.rows, settings)
         for name, scored in (("heldout", "held out, after training"), ("by_hand", "by hand, after training")):
             line("result", scored, found, score(model, tokenizer, rows_of(name)))
+    elif asked.what == "curve":
+        for rows in asked.sizes:
+            scored_of(asked.what, asked.folder, rows_of("messages"), rows, settings)
     else:
-        for rows in SIZES:
-            model, tokenizer, found = measured(asked.folder, rows_of("messages"), rows, **settings)
-            line("curve", "held out, after training", found, score(model, tokenizer, rows_of("heldout")[:120]))
+        learn = of_first_sentences() if asked.first else rows_of("messages")
+        scored_of("the first 52 sentences" if asked.first else "all sentences", asked.folder, learn, 960, settings)
+
+
+def scored_of(what: str, folder: str, learn: list[dict], rows: int, settings: dict) -> None:
+    """Train on `rows` of the rows, and print what 120 held-out rows say, without the answers."""
+    model, tokenizer, found = measured(folder, learn, rows, **settings)
+    scores = score(model, tokenizer, rows_of("heldout")[:120])
+    del scores["answers"]
+    line(what, "held out, after training", found, scores)
 
 
 if __name__ == "__main__":

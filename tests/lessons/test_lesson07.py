@@ -54,7 +54,7 @@ def to_row():
 def test_the_lesson_and_the_measuring_script_make_the_same_conversations(name, script, to_row):
     theirs = [script.to_row(row) for row in script.rows_of(name)]
     assert [to_row(row) for row in frame(name).to_dict("records")] == theirs
-    assert len(theirs) == {"messages": 960, "heldout": 240, "by_hand": 60}[name]
+    assert len(theirs) == {"messages": 3840, "heldout": 240, "by_hand": 60}[name]
 
 
 def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(to_row):
