@@ -3,15 +3,15 @@
     python measurements/measure_own_data.py try FOLDER --steps 60 --learning-rate 1e-3    # one setting, to tune
     python measurements/measure_own_data.py result FOLDER >> measurements/smollm2_own_data.jsonl
     python measurements/measure_own_data.py curve FOLDER --sizes 50 100 >> measurements/smollm2_own_data.jsonl
-    python measurements/measure_own_data.py sentences FOLDER >> measurements/smollm2_own_data.jsonl
+    python measurements/measure_own_data.py parts FOLDER --first >> measurements/smollm2_own_data.jsonl
 
-FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" scores a part of the
-training rows, those with one in five of the sentences that say what is wanted, and trains on rows of the other sentences. It
-never looks at the held-out files: settings, and which training rows were written, are chosen by it alone. "result" trains on
-all training rows and scores the held-out files, once; what it trained is kept in runs/own-data, and is taken from there if
-scoring was broken off. "curve" trains on the first 50, 100, 200, ... rows, each with the same steps. "sentences" trains on
-960 rows such as all sentences make, or with --first on such as the first 52 make. Both score the same 120 held-out rows.
-On a GPU all of it computes there, with COURSE_T4_RULES=1 in the precision of a T4.
+FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" trains and scores on
+training messages of two kinds, which share no sentence, name or town. It never looks at the held-out files: settings, and
+which parts were added to the training messages, are chosen by it. "result" trains on all training rows and scores the
+held-out files; what it trained is kept in runs/own-data, and is taken from there if scoring was broken off. "curve" trains on
+the first 50, 100, 200, ... rows, each with the same steps. "parts" trains on 960 rows, made of all parts of the script or with
+--first of those that it began with. Both score the same 120 held-out rows. On a GPU all of it computes there, with
+COURSE_T4_RULES=1 in the precision of a T4.
 
 A line says what was trained and scored, and the processor's seconds of the training: a machine that others use at the same
 time stretches the clock's. Set OMP_NUM_THREADS=1 there, or waiting threads count as work.
@@ -63,31 +63,11 @@ def to_row(row: dict) -> dict:
     return {"prompt": asked, "completion": [{"role": "assistant", "content": answer}]}
 
 
-def validation(first: bool = False) -> tuple[list[dict], list[dict]]:
-    """(rows to learn, rows to choose settings by): the training rows, parted by the sentence that says what is wanted.
-
-    `first`: only rows of the first 52 sentences are learned.
-    """
+def validation() -> tuple[list[dict], list[dict]]:
+    """(rows to learn, rows to choose settings by): training messages of two kinds, which share no sentence, name or town."""
     import make_messages as mm
 
-    chosen = set([sentence for of in mm.WANTED["train"].values() for sentence in of][2::5])
-    learn, choose = [], []
-    for message in mm.messages("train"):
-        parts = set(message.parts)
-        if chosen & parts:
-            choose.append(message.row)
-        elif not first or mm.FIRST & parts:
-            learn.append(message.row)
-    return learn, choose
-
-
-def of_first_sentences() -> list[dict]:
-    """960 training rows as they were when the script had 52 sentences."""
-    import make_messages as mm
-
-    mm.WANTED["train"] = {request: tuple(s for s in of if s in mm.FIRST) for request, of in mm.WANTED["train"].items()}
-    mm.ROWS["train"] = 960
-    return [message.row for message in mm.messages("train")]
+    return [message.row for message in mm.messages("learn")], [message.row for message in mm.messages("choose")]
 
 
 def load(folder: str):
@@ -200,11 +180,11 @@ def line(what: str, scored: str, found: dict, scores: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("try", "result", "curve", "sentences"))
+    parser.add_argument("what", choices=("try", "result", "curve", "parts"))
     parser.add_argument("folder")
     parser.add_argument("--rows", type=int, default=3840)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--first", action="store_true", help="try, sentences: rows of the first 52 sentences only")
+    parser.add_argument("--first", action="store_true", help="parts: rows of the parts that the script began with")
     parser.add_argument("--steps", type=int, default=RECIPE["max_steps"])
     parser.add_argument("--batch", type=int, default=RECIPE["batch_size"])
     parser.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"])
@@ -217,9 +197,9 @@ def main() -> None:
         if name in ("steps", "batch", "learning_rate", "rank", "seed")
     }
     if asked.what == "try":
-        learn, choose = validation(asked.first)
+        learn, choose = validation()
         model, tokenizer, found = measured(asked.folder, learn, asked.rows, **settings)
-        line("try", "training rows of other sentences", found, score(model, tokenizer, choose[:240]))
+        line("try", "training rows of other sentences", found, score(model, tokenizer, choose))
     elif asked.what == "result":
         model, tokenizer = load(asked.folder)
         line("result", "held out, before training", {}, score(model, tokenizer, rows_of("heldout")[:60]))
@@ -230,8 +210,10 @@ def main() -> None:
         for rows in asked.sizes:
             scored_of(asked.what, asked.folder, rows_of("messages"), rows, settings)
     else:
-        learn = of_first_sentences() if asked.first else rows_of("messages")
-        scored_of("the first 52 sentences" if asked.first else "all sentences", asked.folder, learn, 960, settings)
+        import make_messages as mm
+
+        learn = [message.row for message in mm.messages("first" if asked.first else "train")]
+        scored_of("first parts" if asked.first else "all parts", asked.folder, learn, 960, settings)
 
 
 def scored_of(what: str, folder: str, learn: list[dict], rows: int, settings: dict) -> None:

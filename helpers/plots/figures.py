@@ -172,13 +172,18 @@ def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label=
     return figure
 
 
-def curves(series: dict, title: str, x: str, y: str, log: bool = False):
-    """Lines: `series` maps a label to (xs, ys)."""
+def curves(series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False):
+    """Lines: `series` maps a label to (xs, ys). `log`: of y. `doubling`: equal steps to the right multiply x equally."""
     figure, ax = axes(title, x, y)
     for (label, (xs, ys)), colour, mark in zip(series.items(), PALETTE, "osD^vPX*", strict=False):
         ax.plot(xs, ys, color=colour, marker=mark, markersize=4, label=label)
     if log:
         ax.set_yscale("log")
+    if doubling:
+        ticks = sorted({tick for xs, _ in series.values() for tick in xs})
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.set_xticks([], minor=True)
     if len(series) > 1:
         ax.legend(frameon=False)
     return figure
