@@ -296,6 +296,15 @@ class Message:
     parts: list = field(default_factory=list)
 
 
+# In these halves many names and towns are made of syllables. Of a list, however long, a model learns the entries.
+INVENTED = {"train": 0.5, "learn": 0.5}
+ONSETS = "b br c ch d dr f g gr h j k kh kl l m n ny p pr qu r s sh st t th tr v w x y z zh"
+VOWELS, CODAS = (
+    "a e i o u a e i o u ai ei ou ia aa oo".split(),
+    ("", "", "", "n", "r", "s", "l", "m", "k", "t", "nd", "ng", "sk"),
+)
+
+
 class Writer:
     """Writes messages of one half of the parts, with the random numbers of one seed.
 
@@ -318,11 +327,19 @@ class Writer:
         return chosen
 
     def likely(self, share: float) -> bool:
-        return self.chance.random() < share
+        return share > 0 and self.chance.random() < share
+
+    def one_of(self, names: tuple) -> str:
+        """One of the names, or in some halves one that nobody has."""
+        if not self.likely(INVENTED.get(self.half, 0)):
+            return self.chance.choice(names)
+        onsets, vowels = ONSETS.split(), VOWELS.split()
+        parts = [self.chance.choice(onsets) + self.chance.choice(vowels) for _ in range(self.chance.randint(1, 3))]
+        return ("".join(parts) + self.chance.choice(CODAS)).title()
 
     def name(self) -> tuple[str, str]:
         """(as it is written, as it is noted down): a first name, a whole name, or a title and a surname."""
-        kind, first, last = self.chance.random(), self.chance.choice(self.first), self.chance.choice(self.last)
+        kind, first, last = self.chance.random(), self.one_of(self.first), self.one_of(self.last)
         if kind < 0.45:
             return first, first
         if kind < 0.92:
@@ -377,7 +394,7 @@ class Writer:
         if with_time:
             filled["time"], noted["Time"] = self.clock()
         if self.likely(0.75):
-            filled["place"] = noted["Place"] = self.chance.choice(self.towns)
+            filled["place"] = noted["Place"] = self.one_of(self.towns)
         where = self.part(WHERE) if noted["Place"] else ""
         when = self.part(WHEN, known) if "{when}" in sentence else ""
         slot = self.part(SLOT, known) if "{slot}" in sentence else ""
@@ -407,7 +424,7 @@ class Writer:
     def remark(self, noted: dict, filled: dict) -> str:
         if not self.likely(0.25):
             return ""
-        filled["town"] = self.chance.choice([town for town in self.towns if town != noted["Place"]])
+        filled["town"] = self.one_of([town for town in self.towns if town != noted["Place"]])
         filled |= {
             "number": self.chance.randint(1000, 9999),
             "price": self.chance.randint(15, 90),

@@ -547,7 +547,10 @@ curve = measured.query("what == 'curve'").sort_values("learned")
 points = (curve.learned.tolist(), (100 * curve.right).tolist())
 figure = curves({"SmolLM2-135M-Instruct": points}, "More different rows help at first, and then no more",
                 "rows to learn", "right in every field (%)", doubling=True)  # fmt: skip
-show(figure, alt="The share of notes that are right in every field rises steeply from 50 to 400 rows, and hardly from there on")
+show(
+    figure,
+    alt="The share of notes that are right in every field rises steeply from 50 to 400 rows, and hardly from there on",
+)
 
 # %% [markdown]
 # Then read the worst answers, and ask what they have in common. Here is what happened with these data. The script that writes the messages began with 52 sentences and 275 names and towns. After

@@ -115,7 +115,20 @@ def test_lesson_07_trains_a_7b_shape_with_a_chat_template_within_a_t4(tmp_path, 
     tokenizer.chat_template = CHATML
     (folder / "tokenizer_config.json").unlink()
     tokenizer.save_pretrained(folder)
-    words = ["-p", "model_id", str(folder), "-p", "max_steps", "6", "-p", "learning_rate", "1e-3", "-p", "eval_rows", "12"]
+    words = [
+        "-p",
+        "model_id",
+        str(folder),
+        "-p",
+        "max_steps",
+        "6",
+        "-p",
+        "learning_rate",
+        "1e-3",
+        "-p",
+        "eval_rows",
+        "12",
+    ]
     record = run("7", *words, "-p", "max_new_tokens", "16", folder=tmp_path / "chat-shape-run")["07_your_own_data"]
     assert "under T4 rules: computes in float16" in record["run"]["machine"]
     assert record["rows_learned"] == 3840  # the workshop's messages
