@@ -300,7 +300,7 @@ class Message:
 INVENTED = {"train": 0.5, "learn": 0.5}
 ONSETS = "b br c ch d dr f g gr h j k kh kl l m n ny p pr qu r s sh st t th tr v w x y z zh"
 VOWELS, CODAS = (
-    "a e i o u a e i o u ai ei ou ia aa oo".split(),
+    "a e i o u a e i o u ai ei ou ia aa oo",
     ("", "", "", "n", "r", "s", "l", "m", "k", "t", "nd", "ng", "sk"),
 )
 

@@ -3,15 +3,13 @@
     python measurements/measure_own_data.py try FOLDER --steps 60 --learning-rate 1e-3    # one setting, to tune
     python measurements/measure_own_data.py result FOLDER >> measurements/smollm2_own_data.jsonl
     python measurements/measure_own_data.py curve FOLDER --sizes 50 100 >> measurements/smollm2_own_data.jsonl
-    python measurements/measure_own_data.py parts FOLDER --first >> measurements/smollm2_own_data.jsonl
 
 FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" trains and scores on
 training messages of two kinds, which share no sentence, name or town. It never looks at the held-out files: settings, and
 which parts were added to the training messages, are chosen by it. "result" trains on all training rows and scores the
 held-out files; what it trained is kept in runs/own-data, and is taken from there if scoring was broken off. "curve" trains on
-the first 50, 100, 200, ... rows, each with the same steps. "parts" trains on 960 rows, made of all parts of the script or with
---first of those that it began with. Both score the same 120 held-out rows. On a GPU all of it computes there, with
-COURSE_T4_RULES=1 in the precision of a T4.
+the first 50, 100, 200, ... rows, each with the same steps, and with --first on messages of the parts that the script began
+with; both score the same 120 held-out rows. On a GPU all of it computes there, with COURSE_T4_RULES=1 in the precision of a T4.
 
 A line says what was trained and scored, and the processor's seconds of the training: a machine that others use at the same
 time stretches the clock's. Set OMP_NUM_THREADS=1 there, or waiting threads count as work.
@@ -180,11 +178,11 @@ def line(what: str, scored: str, found: dict, scores: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("try", "result", "curve", "parts"))
+    parser.add_argument("what", choices=("try", "result", "curve"))
     parser.add_argument("folder")
     parser.add_argument("--rows", type=int, default=3840)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--first", action="store_true", help="parts: rows of the parts that the script began with")
+    parser.add_argument("--first", action="store_true", help="curve: messages of the parts that the script began with")
     parser.add_argument("--steps", type=int, default=RECIPE["max_steps"])
     parser.add_argument("--batch", type=int, default=RECIPE["batch_size"])
     parser.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"])
@@ -206,14 +204,12 @@ def main() -> None:
         model, tokenizer, found = kept(asked.folder, asked.rows, settings)
         for name, scored in (("heldout", "held out, after training"), ("by_hand", "by hand, after training")):
             line("result", scored, found, score(model, tokenizer, rows_of(name)))
-    elif asked.what == "curve":
-        for rows in asked.sizes:
-            scored_of(asked.what, asked.folder, rows_of("messages"), rows, settings)
     else:
         import make_messages as mm
 
-        learn = [message.row for message in mm.messages("first" if asked.first else "train")]
-        scored_of("first parts" if asked.first else "all parts", asked.folder, learn, 960, settings)
+        learn = [message.row for message in mm.messages("first")] if asked.first else rows_of("messages")
+        for rows in asked.sizes:
+            scored_of("first parts" if asked.first else "curve", asked.folder, learn, rows, settings)
 
 
 def scored_of(what: str, folder: str, learn: list[dict], rows: int, settings: dict) -> None:

@@ -12,6 +12,7 @@ from helpers import COURSE_ROOT
 from helpers.course import disk as course
 from helpers.evaluation import fields_right, score_fields
 from helpers.lesson import checks
+from helpers.records import read_rows
 from tests.cells import tagged
 
 NOTEBOOK = course.to_notebook(course.find_lesson("07"))
@@ -149,3 +150,50 @@ def test_the_lengths_of_exercise_6_are_those_of_its_check():
     names: dict = {}
     exec(source.splitlines()[0], names)
     assert names["theirs"] == LENGTHS
+
+
+# --- what was measured ---------------------------------------------------------------------------------------------
+
+
+def measured(what, scored=""):
+    rows = read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl")
+    return [row for row in rows if row["what"] == what and scored in row["scored"]]
+
+
+@pytest.mark.parametrize(("scored", "name", "least"), [("held out, after", "heldout", 0.85), ("by hand", "by_hand", 0)])
+def test_the_scores_at_the_top_are_those_of_the_recorded_answers(scored, name, least, script):
+    (row,) = measured("result", scored)
+    again = score_fields(row["answers"], map(script.wanted, script.rows_of(name)))
+    assert (row["rows"], row["right"], row["valid"]) == (len(row["answers"]), again.whole, again.valid)
+    assert row["fields"] == pytest.approx(again.fields)
+    assert (row["low"], row["high"]) == pytest.approx(again.interval)
+    assert row["right"] >= least
+
+
+def test_before_training_no_held_out_note_was_right(script):
+    (row,) = measured("result", "before")
+    assert score_fields(row["answers"], map(script.wanted, script.rows_of("heldout")[:60])).whole == row["right"] == 0
+
+
+def test_what_the_lesson_trains_by_itself_is_a_thirty_second_part():
+    from helpers.models import RECIPES
+
+    recipe, (row,) = RECIPES["smollm2-135m"], measured("result", "held out, after")
+    assert row["steps"] * row["batch"] == 32 * recipe["max_steps"] * recipe["batch_size"]
+    assert (row["steps"], row["batch"], row["rank"], row["learning_rate"]) == (480, 16, 32, 1e-3)
+    assert row["learned"] == 3840
+
+
+def test_more_different_rows_were_better_at_every_point_of_the_curve():
+    rows = sorted(measured("curve"), key=lambda row: row["learned"])
+    assert [row["learned"] for row in rows] == [50, 100, 200, 400, 960, 3840]
+    assert [row["right"] for row in rows] == sorted(row["right"] for row in rows)
+    assert len({(row["steps"], row["batch"], row["rows"]) for row in rows}) == 1
+
+
+def test_equally_many_rows_of_more_sentences_had_more_requests_right():
+    (few,), (many,) = measured("the first 52 sentences"), measured("all sentences")
+    same = ("learned", "steps", "batch", "rank", "learning_rate", "seed", "rows")
+    assert [few[name] for name in same] == [many[name] for name in same]
+    assert many["fields"]["request"] > few["fields"]["request"]
+    assert many["right"] > few["right"]
