@@ -76,9 +76,17 @@ def memory_timeline(samples, title: str, unit: str = "MB", x: str = "seconds", l
 
 
 def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
-    """How often each value comes; `line` marks a limit."""
+    """How often each value comes, whole numbers of a short range one by one; `line` marks a limit."""
     figure, ax = axes(title, x, y)
-    ax.hist(values, bins=40, color=COLOURS["blue"], edgecolor="white", linewidth=0.5)
+    low, high = min(values), max(values)
+    narrow = high - low < 40 and all(float(value).is_integer() for value in values)
+    ax.hist(
+        values,
+        bins=[n - 0.5 for n in range(int(low), int(high) + 2)] if narrow else 40,
+        color=COLOURS["blue"],
+        edgecolor="white",
+        linewidth=0.5,
+    )
     if line is not None:
         ax.axvline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
         figure.legend(frameon=False, loc="outside lower center")
@@ -182,7 +190,7 @@ def curves(series: dict, title: str, x: str, y: str, log: bool = False, doubling
     if doubling:
         ticks = sorted({tick for xs, _ in series.values() for tick in xs})
         ax.set_xscale("log")
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         ax.set_xticks([], minor=True)
     if len(series) > 1:
         ax.legend(frameon=False)
