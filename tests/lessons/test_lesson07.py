@@ -182,13 +182,14 @@ def test_what_the_lesson_trains_by_itself_is_a_thirty_second_part():
     assert row["steps"] * row["batch"] == 32 * recipe["max_steps"] * recipe["batch_size"]
     assert (row["steps"], row["batch"], row["rank"], row["learning_rate"]) == (480, 16, 32, 1e-3)
     assert row["learned"] == 3840
+    assert 150 < row["train_clock_seconds"] < 210  # "three minutes"
 
 
 def test_more_different_rows_were_better_at_every_point_of_the_curve():
     rows = sorted(measured("curve"), key=lambda row: row["learned"])
     assert [row["learned"] for row in rows] == [50, 100, 200, 400, 960, 3840]
     assert [row["right"] for row in rows] == sorted(row["right"] for row in rows)
-    assert len({(row["steps"], row["batch"], row["rows"]) for row in rows}) == 1
+    assert {(row["steps"], row["batch"], row["rows"]) for row in rows} == {(240, 16, 120)}
 
 
 def test_equally_many_rows_of_more_sentences_had_more_requests_right():
