@@ -1,15 +1,15 @@
-"""How many answers a small chat model gets right after training on the workshop's messages, and on how few rows of them.
+"""How many answers a small chat model gets right after training on the workshop's messages, and what decides how many.
 
-    python measurements/measure_own_data.py try FOLDER --steps 32 --learning-rate 2e-3    # one setting, to tune
+    python measurements/measure_own_data.py try FOLDER --steps 60 --learning-rate 1e-3    # one setting, to tune
     python measurements/measure_own_data.py result FOLDER >> measurements/smollm2_own_data.jsonl
-    python measurements/measure_own_data.py curve FOLDER >> measurements/smollm2_own_data.jsonl
+    python measurements/measure_own_data.py curve FOLDER --sizes 50 100 >> measurements/smollm2_own_data.jsonl
 
-FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" scores a part of the
-training rows, those with one in five of the sentences that say what is wanted. It trains on the rest and never looks at the
-held-out files: settings are chosen by it. What is not said is the model's recipe, by which lesson 07 trains too. "result"
-trains on all training rows and scores the held-out files, once; what it trained is kept in runs/own-data, and is taken from
-there if scoring was broken off. "curve" trains on the first 50, 100, 200 and 400 rows, each with the same steps, and scores
-the same 120 held-out rows. On a GPU all of it computes there.
+FOLDER holds SmolLM2-135M-Instruct (Apache-2.0), as `python -m helpers model smollm2` makes it. "try" trains and scores on
+training messages of two kinds, which share no sentence, name or town. It never looks at the held-out files: settings, and
+which parts were added to the training messages, are chosen by it. "result" trains on all training rows and scores the
+held-out files; what it trained is kept in runs/own-data, and is taken from there if scoring was broken off. "curve" trains on
+the first 50, 100, 200, ... rows, each with the same steps, and with --first on messages of the parts that the script began
+with; both score the same 120 held-out rows. On a GPU all of it computes there, with COURSE_T4_RULES=1 in the precision of a T4.
 
 A line says what was trained and scored, and the processor's seconds of the training: a machine that others use at the same
 time stretches the clock's. Set OMP_NUM_THREADS=1 there, or waiting threads count as work.
@@ -40,7 +40,7 @@ from helpers.training import keep_4bit_layout, right_dequantization  # noqa: E40
 
 MESSAGES = COURSE / "assets" / "messages"
 FIELDS = ("Name", "Request", "Place", "Day", "Time")
-HERE, RECIPE, SIZES = detect(), RECIPES["smollm2-135m"], (50, 100, 200, 400)
+HERE, RECIPE, SIZES = detect(), RECIPES["smollm2-135m"], (50, 100, 200, 400, 960, 3840)
 SYSTEM = "Reply in JSON with name, request, place, day, time."
 
 
@@ -62,15 +62,10 @@ def to_row(row: dict) -> dict:
 
 
 def validation() -> tuple[list[dict], list[dict]]:
-    """(rows to learn, rows to choose settings by): the training rows, parted by the sentence that says what is wanted."""
+    """(rows to learn, rows to choose settings by): training messages of two kinds, which share no sentence, name or town."""
     import make_messages as mm
 
-    listed = [sentence for of in mm.WANTED["train"].values() for sentence in of]
-    chosen = set(listed[2::5])
-    learn, choose = [], []
-    for message in mm.messages("train"):
-        (choose if chosen & set(message.parts) else learn).append(message.row)
-    return learn, choose
+    return [message.row for message in mm.messages("learn")], [message.row for message in mm.messages("choose")]
 
 
 def load(folder: str):
@@ -185,18 +180,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("try", "result", "curve"))
     parser.add_argument("folder")
-    parser.add_argument("--rows", type=int, default=960)
+    parser.add_argument("--rows", type=int, default=3840)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--first", action="store_true", help="curve: messages of the parts that the script began with")
     parser.add_argument("--steps", type=int, default=RECIPE["max_steps"])
     parser.add_argument("--batch", type=int, default=RECIPE["batch_size"])
     parser.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"])
     parser.add_argument("--rank", type=int, default=RECIPE["rank"])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    settings = {name: value for name, value in vars(asked).items() if name not in ("what", "folder", "rows")}
+    settings = {
+        name: value
+        for name, value in vars(asked).items()
+        if name in ("steps", "batch", "learning_rate", "rank", "seed")
+    }
     if asked.what == "try":
         learn, choose = validation()
         model, tokenizer, found = measured(asked.folder, learn, asked.rows, **settings)
-        line("try", "training rows of other sentences", found, score(model, tokenizer, choose[:120]))
+        line("try", "training rows of other sentences", found, score(model, tokenizer, choose))
     elif asked.what == "result":
         model, tokenizer = load(asked.folder)
         line("result", "held out, before training", {}, score(model, tokenizer, rows_of("heldout")[:60]))
@@ -204,9 +205,19 @@ def main() -> None:
         for name, scored in (("heldout", "held out, after training"), ("by_hand", "by hand, after training")):
             line("result", scored, found, score(model, tokenizer, rows_of(name)))
     else:
-        for rows in SIZES:
-            model, tokenizer, found = measured(asked.folder, rows_of("messages"), rows, **settings)
-            line("curve", "held out, after training", found, score(model, tokenizer, rows_of("heldout")[:120]))
+        import make_messages as mm
+
+        learn = [message.row for message in mm.messages("first")] if asked.first else rows_of("messages")
+        for rows in asked.sizes:
+            scored_of("first parts" if asked.first else "curve", asked.folder, learn, rows, settings)
+
+
+def scored_of(what: str, folder: str, learn: list[dict], rows: int, settings: dict) -> None:
+    """Train on `rows` of the rows, and print what 120 held-out rows say, without the answers."""
+    model, tokenizer, found = measured(folder, learn, rows, **settings)
+    scores = score(model, tokenizer, rows_of("heldout")[:120])
+    del scores["answers"]
+    line(what, "held out, after training", found, scores)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ import json
 import sys
 from pathlib import Path
 
-PRIVATE = {"model_id", "dataset_id", "adapter_dir", "output_dir", "merged_dir"}  # may be paths of the machine
+PRIVATE = {
+    "model_id",
+    "dataset_id",
+    "data_file",
+    "adapter_dir",
+    "output_dir",
+    "merged_dir",
+}  # may be paths of the machine
 
 
 def row_of(name: str, file: Path) -> dict:

@@ -85,6 +85,7 @@ RULES: dict[str, Rule] = {
         _is_path,
     ),
     "dataset_id": Rule('"auto", "bundled", "alpaca", a file or folder of rows, or a data set on the hub', _is_path),
+    "data_file": Rule('"auto", or a CSV file of your own', _is_path),
     "columns": Rule('"auto", or which column is which, such as "prompt=Question,completion=Answer"', _names_columns),
     "encoding": Rule('"auto", or the encoding of a text file, such as "cp1252"', _is_encoding),
     "split": Rule('"auto", or a split of a data set on the hub, such as "train"', _is_text),

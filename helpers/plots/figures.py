@@ -76,9 +76,17 @@ def memory_timeline(samples, title: str, unit: str = "MB", x: str = "seconds", l
 
 
 def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
-    """How often each value comes; `line` marks a limit."""
+    """How often each value comes, whole numbers of a short range one by one; `line` marks a limit."""
     figure, ax = axes(title, x, y)
-    ax.hist(values, bins=40, color=COLOURS["blue"], edgecolor="white", linewidth=0.5)
+    low, high = min(values), max(values)
+    narrow = high - low < 40 and all(float(value).is_integer() for value in values)
+    ax.hist(
+        values,
+        bins=[n - 0.5 for n in range(int(low), int(high) + 2)] if narrow else 40,
+        color=COLOURS["blue"],
+        edgecolor="white",
+        linewidth=0.5,
+    )
     if line is not None:
         ax.axvline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
         figure.legend(frameon=False, loc="outside lower center")
@@ -172,13 +180,18 @@ def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label=
     return figure
 
 
-def curves(series: dict, title: str, x: str, y: str, log: bool = False):
-    """Lines: `series` maps a label to (xs, ys)."""
+def curves(series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False):
+    """Lines: `series` maps a label to (xs, ys). `log`: of y. `doubling`: equal steps to the right multiply x equally."""
     figure, ax = axes(title, x, y)
     for (label, (xs, ys)), colour, mark in zip(series.items(), PALETTE, "osD^vPX*", strict=False):
         ax.plot(xs, ys, color=colour, marker=mark, markersize=4, label=label)
     if log:
         ax.set_yscale("log")
+    if doubling:
+        ticks = sorted({tick for xs, _ in series.values() for tick in xs})
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        ax.set_xticks([], minor=True)
     if len(series) > 1:
         ax.legend(frameon=False)
     return figure

@@ -42,7 +42,7 @@ def test_they_are_as_a_spreadsheet_exports_them():
     for name in FILES:
         raw = (ASSETS / "messages" / f"{name}.csv").read_bytes()
         assert raw.startswith(b"\xef\xbb\xbfReceived,Channel,Message,Name,Request,Place,Day,Time\r\n")
-    assert {name: len(rows) for name, rows in ROWS.items()} == {"messages": 960, "heldout": 240, "by_hand": 60}
+    assert {name: len(rows) for name, rows in ROWS.items()} == {"messages": 3840, "heldout": 240, "by_hand": 60}
     assert any("\n" in row["Message"] for row in ROWS["messages"])
 
 
@@ -100,6 +100,27 @@ def test_no_part_of_a_message_stands_in_both_halves(parts):
     assert held
     plain = {re.sub(r"\W+", " ", text).casefold().strip() for text in learned}
     assert not plain & {re.sub(r"\W+", " ", text).casefold().strip() for text in held}
+
+
+def test_what_was_added_later_shares_no_four_words_in_a_row_with_a_held_out_part():
+    def runs_of_four(text):
+        said = re.findall(r"[\w']+", re.sub(r"\{\w+\}", " ", text).casefold())
+        return {tuple(said[i : i + 4]) for i in range(len(said) - 3)}
+
+    tables = ("WANTED", "BY_NAME", "SIGNED", "FOR_ANOTHER", "REMARK", "GREETING", "CLOSING")
+    held = set().union(*(runs_of_four(text) for name in tables for text in listed(getattr(mm, name)["heldout"])))
+    added = set().union(*(listed(mm.ADDED[name]) for name in tables))
+    assert len(added) > 300
+    assert [text for text in added if runs_of_four(text) & held] == []
+
+
+def test_settings_are_chosen_on_messages_of_other_sentences_names_and_towns_than_those_that_are_learned():
+    of = {half: mm.messages(half) for half in ("learn", "choose")}
+    shared = set.intersection(*(set().union(*(message.parts for message in of[half])) for half in of))
+    assert shared <= listed(mm.WHEN["train"]) | listed(mm.SLOT["train"])
+    for names in ("FIRST_NAMES", "SURNAMES", "TOWNS"):
+        assert not set(getattr(mm, names)["learn"]) & set(getattr(mm, names)["choose"])
+        assert not set(getattr(mm, names)["choose"]) & set(getattr(mm, names)["heldout"])
 
 
 def test_what_the_script_took_is_from_its_own_half():

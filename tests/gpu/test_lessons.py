@@ -98,6 +98,43 @@ def test_lesson_03_records_a_7b_shape_as_cuda_graphs_where_memory_allows(tmp_pat
     assert record["training_peak_bytes"] == pytest.approx(record["predicted_peak_bytes"], rel=0.05)
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_lesson_07_trains_a_7b_shape_with_a_chat_template_within_a_t4(tmp_path, seven_billion):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "chat-shape"
+    folder.mkdir()
+    for file in seven_billion.iterdir():
+        (folder / file.name).symlink_to(file)
+    tokenizer = AutoTokenizer.from_pretrained(seven_billion)
+    tokenizer.chat_template = CHATML
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer.save_pretrained(folder)
+    words = [
+        "-p",
+        "model_id",
+        str(folder),
+        "-p",
+        "max_steps",
+        "6",
+        "-p",
+        "learning_rate",
+        "1e-3",
+        "-p",
+        "eval_rows",
+        "12",
+    ]
+    record = run("7", *words, "-p", "max_new_tokens", "16", folder=tmp_path / "chat-shape-run")["07_your_own_data"]
+    assert "under T4 rules: computes in float16" in record["run"]["machine"]
+    assert record["rows_learned"] == 3840  # the workshop's messages
+    assert record["heldout_loss_after"] < record["heldout_loss_before"]
+
+
 def test_a_real_out_of_memory_is_explained_and_leaves_the_gpu_as_it_was():
     from helpers.memory import GPUS, RunSpec
     from helpers.training import OutOfMemory, explained

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import math
 import re
 
@@ -91,6 +92,40 @@ def estimate_without(*left_out):
         return staying + max(terms["kept"], terms["gradients"]) + max(terms["at work"], terms["loss"])
 
     return estimate
+
+
+def object_of(cells, text=str.strip, empty=None, dump=None):
+    """The answer of exercise 07.1, as somebody may make it from a row's cells."""
+    dump = dump or (lambda made: json.dumps(made, ensure_ascii=False))
+    return dump({name.lower(): text(cells[name]) or empty for name in ("Topic", "Until")})
+
+
+def turns(question, answer, asks="user", says="assistant"):
+    return {"prompt": [{"role": asks, "content": question}], "completion": [{"role": says, "content": answer}]}
+
+
+def plain_words(text):
+    return " ".join("".join(c for c in text.casefold() if c.isalnum() or c == " ").split())
+
+
+def read_score(answer, wanted, broken=0, share=True, has=True):
+    """A score of exercise 07.4."""
+    try:
+        found = json.loads(answer)
+        right = [(name in found or not has) and found.get(name) == value for name, value in wanted.items()]
+    except (ValueError, AttributeError, TypeError):
+        return broken
+    return sum(right) / len(right) if share else all(right)
+
+
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}END\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def some_rows(count=20, begin=lambda i: f"{i} word", day=lambda i: None if i % 2 else "Monday", **more):
+    return [{"message": f"{begin(i)} more {i}", "answer": {"day": day(i), "n": i} | more} for i in range(count)]
 
 
 def kv_bytes_in(window_keeps):
@@ -586,6 +621,77 @@ MISTAKES = {
         ),
         (lambda a, b: a == b, "None is right"),
     ],
+    "07.1": [
+        (lambda row: ..., "dots"),
+        (lambda row: {"text": row["Question "]}, "two columns"),
+        (lambda row: {"prompt": row["Question "], "completion": object_of(row)}, "lists of messages"),
+        (lambda row: turns(row["Question "], object_of(row)), "spaces away"),
+        (lambda row: turns(row["Question "].strip(), object_of(row), says="user"), "turn of"),
+        (lambda row: turns(row["Question "].strip(), {"topic": row["Topic"]}), "content of a message is text"),
+        (lambda row: turns(row["Question "].strip(), object_of(row, dump=str)), "no JSON"),
+        (lambda row: turns(row["Question "].strip(), object_of(row, empty="")), "empty cell should be null"),
+        (lambda row: turns(row["Question "].strip(), json.dumps({"topic": row["Topic"]})), "the keys"),
+        (lambda row: turns(row["Question "].strip(), object_of(row, dump=json.dumps)), "ensure_ascii"),
+        (lambda row: turns(row["Question "].strip(), object_of(row, lambda t: t.replace("NA", ""))), "NA is a text"),
+        ("to_row", "function"),
+    ],
+    "07.2": [
+        (lambda learned, held: ..., "dots"),
+        (lambda learned, held: [text for text in held if text in learned], "letter by letter"),
+        (lambda learned, held: [t for t in held if t.casefold() in map(str.casefold, learned)], "letter by letter"),
+        (lambda learned, held: [t for t in learned if plain_words(t) in map(plain_words, held)], "training messages"),
+        (lambda learned, held: [t for t in held if t.startswith(("cancel", "Move"))], "two spaces"),
+        (lambda learned, held: [t for t in held if t[0] in "AM"], "leave out"),
+        (lambda learned, held: [t for t in held if "sell" not in t], "another day"),
+        (lambda learned, held: len(held), "a list"),
+    ],
+    "07.3": [
+        ({2, 3}, "asks for a free"),
+        ({2, 5}, "where somebody lives"),
+        ({1, 2, 3, 5}, "the new day"),
+        ({3, 5}, "4 o'clock"),
+        ({2, 3, 4, 5}, "names no weekday"),
+        ({6}, "daughter"),
+        ({9}, "from 1 to 6"),
+        ("2", "numbers"),
+    ],
+    "07.4": [
+        (lambda answer, wanted: ..., "dots"),
+        (lambda answer, wanted: float(answer == json.dumps(wanted)), "compare objects"),
+        (lambda answer, wanted: read_score(answer, wanted, share=False), "0.5"),
+        (lambda answer, wanted: sum(json.loads(answer)[k] == v for k, v in wanted.items()) / 2, "raises"),
+        (lambda answer, wanted: read_score(answer, wanted, broken=None), "scores 0"),
+        (lambda answer, wanted: read_score(answer, wanted, has=False), "get()"),
+        (1, "function"),
+    ],
+    "07.5": [
+        (CHATML.replace("END", ""), "without its end"),
+        (CHATML.replace("END", "<end>"), "another text for each"),
+        (CHATML.replace("END\n", "\n{{ eos_token }}"), "wrong place"),
+        (CHATML.replace("END", "{{ eos_token }}").replace("<assistant>", "Answer: "), "beginning of what is learned"),
+        ("{% for m in messages %}{{ m.role }}{{ eos_token }}{% endfor %}", "is missing"),
+        ("{% for m in messages %}", "Jinja"),
+        (7, "text"),
+    ],
+    "07.6": [
+        ({"max_length": 4096, "cut": 0.0}, "may be a mistake"),
+        ({"max_length": 1024, "cut": 0.001}, "choose less"),
+        ({"max_length": 180, "cut": 0.03}, "lose their end"),
+        ({"max_length": 256, "cut": 0.1}, "per cent"),
+        ({"max_length": 256, "cut": 0.0}, "longer than it"),
+        ({"max_length": "256", "cut": 0.0}, "whole number"),
+        (256, "dictionary"),
+    ],
+    "07.7": [
+        (some_rows(12), "12 rows"),
+        ([{"text": "a"}] * 20, "each row has"),
+        (some_rows(19) + some_rows(1), "the same but for"),
+        (some_rows(19) + [{"message": "other", "answer": {"day": None}}], "the same fields"),
+        (some_rows(day=lambda i: "Monday" if i else "Friday"), "ever None"),
+        (some_rows(kind="x"), "'kind'"),
+        (some_rows(begin=lambda i: "Please book"), "two words"),
+        ("twenty", "a list of rows"),
+    ],
 }
 
 
@@ -731,6 +837,40 @@ ALSO_RIGHT = {
         ),
         lambda whole: ([None] + sorted((k for k in whole if whole[k]), key=lambda k: (len(k), k)))[-1],
     ],
+    "07.1": [
+        lambda row: turns(row["Question "].strip(), object_of(row)),
+        lambda row: turns(
+            str(row["Question "]).strip(), object_of(row, dump=lambda m: json.dumps(m, ensure_ascii=False, indent=1))
+        ),
+        lambda row: turns(
+            re.sub(r"^\s+|\s+$", "", row["Question "]), object_of(dict(reversed(row.items())), lambda text: text)
+        ),
+    ],
+    "07.2": [
+        lambda learned, held: [t for t in held if plain_words(t) in set(map(plain_words, learned))],
+        lambda learned, held: {
+            t for t in held if re.findall(r"\w+", t.lower()) in [re.findall(r"\w+", s.lower()) for s in learned]
+        },
+    ],
+    "07.3": [[2, 3, 5], (5, 3, 2), {2, 3, 5}],
+    "07.4": [
+        read_score,
+        lambda answer, wanted: numpy.float64(read_score(answer, wanted)),
+        lambda answer, wanted: int(read_score(answer, wanted) * 2) / 2,
+    ],
+    "07.5": [
+        CHATML.replace("END", "{{ eos_token }}"),
+        "{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}### assistant\n{% endif %}",
+        "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}"
+        "{% endif %}{% endfor %}",
+    ],
+    "07.6": [
+        {"max_length": 256, "cut": 0.001},
+        {"cut": 1 / 1000, "max_length": 512},
+        {"max_length": 248, "cut": 0.001},
+    ],
+    "07.7": [some_rows(), tuple(some_rows(25)), some_rows(begin=lambda i: f"Hello {i % 15}")],
     "06.1": [list(WARD.items()), {name.lower(): f" {fault.upper()} " for name, fault in WARD.items()}],
     "06.2": [reason, lambda message: reason(message).upper(), by_words],
     "06.3": [
@@ -793,7 +933,7 @@ def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
 
 
-@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05", "06"])
+@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05", "06", "07"])
 def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
     names = {name for name in SOLUTIONS if name.startswith(lesson)}
     assert len(names) >= 6

