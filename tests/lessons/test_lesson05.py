@@ -588,7 +588,8 @@ def test_lesson_runs_with_another_model_and_other_parameters(fits, other_model, 
     assert str(tmp_path) not in card
     kept = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]  # the notebook lies elsewhere
     assert [file.name for file in kept if b"What is the number" in file.read_bytes()] == []
-    assert {"README.md", "05_merging.json", "model.safetensors"} <= {file.name for file in kept}
+    assert {"README.md", "05_merging.json"} <= {file.name for file in kept}
+    assert any(file.suffix == ".safetensors" for file in kept)
     assert ("Licence: not known here" in card) is fits
     merged = AutoModelForCausalLM.from_pretrained(
         tmp_path / "run" / "merged", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
