@@ -133,7 +133,9 @@ if len(rows_with_gaps):
 # %%
 looked = pandas.DataFrame({
     "different values": frame.nunique(), "empty": (frame == "").mean(),
-    "most frequent": [f"{column.value_counts().index[0]:.30}" if column.nunique() < len(frame) else "-" for _, column in frame.items()],
+    "most frequent": [
+        f"{column.mode()[0] or '(empty)':.30}" if column.nunique() < len(frame) else "-" for _, column in frame.items()
+    ],
 })  # fmt: skip
 table(looked.reset_index(names="column"), empty="{:.0%}")
 
@@ -528,7 +530,7 @@ with plan.guarded():
 score_after = score_fields(map(read, after), wanted)
 print("before:", score_before)
 print("after: ", score_after)
-table({"valid JSON": score_after.valid} | score_after.fields | {"every field": score_after.whole}, "{:.0%}",
+table(({"valid JSON": score_after.valid} if len(FIELDS) > 1 else {}) | score_after.fields | {"every field": score_after.whole}, "{:.0%}",
       columns=("", f"right, of {len(wanted)} held-out rows"))  # fmt: skip
 
 # %%
@@ -645,7 +647,7 @@ with plan.guarded():
 table(list(zip(questions, knew, knows)), columns=("asked", "before", "after"))
 
 # %% [markdown]
-# A model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
+# In the run that is stored here the bundled model still knows its four, and stops after the answer. Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
 # rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
 #
 # ## 10 The same on a T4 with a 7B model
