@@ -966,4 +966,4 @@ check("06.8", first_difference)
 # When none of it fits: reduce the failure to the smallest cell that still fails, search [the page](../site/failures.md) and the library's issues for its last line, and put what `python -m helpers doctor` prints
 # into your question.
 #
-# This is the last lesson. Next: run [lesson 03](03_t4_training.ipynb) on rows of your own.
+# Next: [07 Your own data](07_your_own_data.ipynb) takes a table of your own and trains a chat model on it.

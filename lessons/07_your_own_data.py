@@ -23,7 +23,7 @@
 # The task: customers of a chain of bicycle workshops write messages, and the front desk notes down who wants what, where and when. The model is to write that note
 # as JSON. The messages were made by a script of this course ([their page](../assets/messages/README.md) says how they are labelled), and sixty more were written by hand.
 #
-# **Time:** 40 minutes to read, 65 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
+# **Time:** 40 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
 
 # %% tags=["parameters"]
 model_id = "auto"  # on a CPU the bundled model; "smollm2-135m" is a real chat model, small enough for a CPU

@@ -38,7 +38,7 @@ def slides_of(lesson: Path) -> list[tuple[str, str]]:
     notebook, notes = filled(lesson), instructor_notes(lesson)
     parts: dict[str, list] = {}
     for heading, kind, cell in with_kinds(lesson, notebook):
-        if kind == "teach" or "slide" in cell.metadata.get("tags", []):
+        if (kind == "teach" and heading != "Exercises") or "slide" in cell.metadata.get("tags", []):
             parts.setdefault(heading, []).append(cell)
     first = next(iter(parts))
     begin = [(f"# {first}\n\n{paragraph(parts.pop(first))}", notes["before"])]
@@ -141,8 +141,8 @@ def paragraph(cells: list, opening: bool = False) -> str:
     ]
     for plain in map(_to_the_point, texts[:1] if opening else texts):
         leans = plain.endswith(":") or re.search(
-            r"\bcells?\b|\b[Hh]ere (?:is|are)\b", plain
-        )  # on what the slide does not show
+            r"(?<!empty )\bcells?\b|\b[Hh]ere (?:is|are)\b", plain
+        )  # on what the slide does not show; the empty cells of a table are no cells of the notebook
         if plain and plain[0] not in "|-*>!`<[(1" and "$" not in plain and not leans and len(plain) <= LONGEST:
             return _unlinked(plain)
     return ""

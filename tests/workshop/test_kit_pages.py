@@ -190,12 +190,13 @@ def test_the_numbers_in_the_questions_are_so():
 # --- schedules ----------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_schedule_for_an_hour_two_half_a_day_a_day_and_five_evenings():
+def test_there_is_a_schedule_for_an_hour_two_half_a_day_days_evenings_and_one_s_own_data():
     assert [(one.name, one.minutes) for one in schedules()] == [
         ("One hour", 60), ("Two hours", 120), ("Half a day", 210), ("A day", 450), ("Five evenings", 450),
         ("A second day", 450), ("Five more evenings", 450),
+        ("An afternoon on your own data", 180), ("Two evenings on your own data", 180),
     ]  # fmt: skip
-    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5]
+    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5, 1, 2]
 
 
 def lessons_of(schedule) -> set[str]:
@@ -203,14 +204,16 @@ def lessons_of(schedule) -> set[str]:
     return {words[:2] for words, _ in schedule.runs}
 
 
-def test_every_lesson_is_taught_in_two_days_and_in_ten_evenings():
+def test_every_lesson_is_taught_in_two_days_with_an_afternoon_and_in_twelve_evenings():
     by_name = {one.name: lessons_of(one) for one in schedules()}
     every = {lesson.stem[:2] for lesson in LESSONS}
-    assert by_name["A day"] | by_name["A second day"] == every
-    assert by_name["Five evenings"] | by_name["Five more evenings"] == every
+    days = ("A day", "A second day", "An afternoon on your own data")
+    evenings = ("Five evenings", "Five more evenings", "Two evenings on your own data")
+    assert set().union(*(by_name[name] for name in days)) == every
+    assert set().union(*(by_name[name] for name in evenings)) == every
 
 
-def test_the_ten_evenings_teach_every_section_that_is_taught():
+def test_the_twelve_evenings_teach_every_section_that_is_taught():
     steps = [
         step
         for one in schedules()

@@ -131,6 +131,18 @@ def test_asides_and_lines_that_are_not_shown_are_left_out():
     assert paragraph([prose("(All of it is an aside.)\n\nplain words")]) == "plain words"
 
 
+def test_empty_cells_of_a_table_are_words_and_a_cell_of_the_notebook_is_not_shown():
+    assert paragraph([prose("You kept its empty cells.")]) == "You kept its empty cells."
+    assert paragraph([prose("The next cell trains.\n\nplain words")]) == "plain words"
+
+
+def test_every_slide_says_something_and_none_is_of_the_exercises():
+    for lesson in LESSONS:
+        texts = [text for text, _ in slides_of(lesson)]
+        assert [text for text in texts if not text.partition("\n")[2].strip()] == [], lesson.stem
+        assert [text for text in texts if text.startswith("## Exercises")] == [], lesson.stem
+
+
 def test_no_solution_and_no_link_comes_onto_a_slide():
     folded = "<details><summary>Solution</summary>\n\na = 1\n</details>\n\nsee [there](03_x.ipynb), too"
     assert paragraph([prose(folded)]) == "see there, too"
