@@ -526,7 +526,7 @@ with plan.guarded():
         else "Hana here, can I come on Friday at 3 pm?"
     )
     print("new:", ask(model, [prompt_of(turns_of(new))])[0])
-    after = ask(model, [prompt_of(to_row(record)["prompt"]) for record in held_records])
+    after, knows = ask(model, [prompt_of(to_row(record)["prompt"]) for record in held_records]), ask(model, general, 8)
 score_after = score_fields(map(read, after), wanted)
 print("before:", score_before)
 print("after: ", score_after)
@@ -615,18 +615,23 @@ table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds
 # One point live: the same model, the same steps and the same rate, on 24 rows. What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
+import gc
+
 few, steps_of_few = (
     min(24, len(train_records)),
     settings.max_steps if run.model.bundled else min(settings.max_steps, 12),
 )
 ASKED, FIELDS = ("asked", {"answer": "output"}) if "asked" in train_records[0] else (ASKED, FIELDS)
+losses_of_all = losses_of(trainer, "loss")
+del trainer, model  # a GPU has no room for two, and the adapter is saved
+gc.collect()
 with plan.guarded():
     small = trainer_for(load(), train_records[:few], steps_of_few, settings.learning_rate)
     with cures.while_training(small):
         small.train()
 learned, held_out = losses_of(small, "loss"), losses_of(small, "eval_loss")
 print(f"{few} rows: training loss {learned[-1][1]:.4f}, held-out loss {held_out[-1][1]:.4f}")
-print(f"all rows: training loss {losses_of(trainer, 'loss')[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
+print(f"all rows: training loss {losses_of_all[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
 
 # %%
 verdict("few rows are learned better than what was held out", learned[-1][1] < held_out[-1][1])
@@ -642,8 +647,6 @@ if steps_of_few == settings.max_steps:
 # Fine-tuning on one task can cost other abilities. The same four as before training:
 
 # %% tags=["nbval-ignore-output"] reason="answers vary with the machine's rounding"
-with plan.guarded():
-    knows = ask(model, general, 8)
 table(list(zip(questions, knew, knows)), columns=("asked", "before", "after"))
 
 # %% [markdown]
@@ -901,6 +904,11 @@ if importlib.util.find_spec("lm_eval"):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from peft import PeftModel
+
+    del small
+    gc.collect()
+    model = PeftModel.from_pretrained(load(), str(adapter)).eval()
     tasks = TaskManager(include_path=str(task), include_defaults=False)
     found = simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), tasks=["workshop"], task_manager=tasks
