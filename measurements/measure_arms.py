@@ -37,6 +37,8 @@ from quality_rows import (  # noqa: E402
     spoken,
 )
 
+from helpers.records import read_rows  # noqa: E402
+
 ROWS, ADAPTERS, SMOKE_SEED = "quality_rows.jsonl", "adapters", 900
 
 
@@ -180,7 +182,7 @@ def whole_rows(file: Path) -> list[dict]:
     text = file.read_bytes()
     if not text.endswith(b"\n"):
         os.truncate(file, text.rfind(b"\n") + 1)
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return read_rows(file)
 
 
 def append(file: Path, row: dict) -> None:

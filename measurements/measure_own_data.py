@@ -36,7 +36,7 @@ sys.path[:0] = [str(COURSE), str(COURSE / "assets")]
 from helpers.evaluation import score_fields  # noqa: E402
 from helpers.machine import detect  # noqa: E402
 from helpers.models import RECIPES  # noqa: E402
-from helpers.training import keep_4bit_layout, right_dequantization  # noqa: E402
+from helpers.training import adapters_to_float32, keep_4bit_layout, right_dequantization  # noqa: E402
 
 MESSAGES = COURSE / "assets" / "messages"
 FIELDS = ("Name", "Request", "Place", "Day", "Time")
@@ -98,10 +98,7 @@ def train(model, tokenizer, rows, steps: int, batch: int, learning_rate: float, 
     adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, peft_config=adapters,
                          train_dataset=Dataset.from_list([to_row(row) for row in rows]))  # fmt: skip
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)
+    adapters_to_float32(trainer).remove_callback(PrinterCallback)
     trainer.train()
     return trainer.model.eval(), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

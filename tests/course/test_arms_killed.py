@@ -1,6 +1,5 @@
 """measure_arms.py, killed and begun again: what was whole stays, what was not is done, and nothing is done twice."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import tomllib
 import pytest
 
 from helpers import COURSE_ROOT
+from tests.scripts import measuring_script
 
 FOLDER = COURSE_ROOT / "measurements"
 SCRIPT = FOLDER / "measure_arms.py"
@@ -37,10 +37,7 @@ compared_windows = 1
 
 @pytest.fixture(scope="module")
 def arms():
-    spec = importlib.util.spec_from_file_location("measure_arms", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return measuring_script("measure_arms")
 
 
 def started(design, out):

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import json
 import warnings
 
@@ -10,6 +9,7 @@ import pytest
 
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
+from tests.scripts import measuring_script
 
 FOLDER = COURSE_ROOT / "measurements"
 FILES = sorted(FOLDER.glob("*_lessons.jsonl"))
@@ -44,9 +44,7 @@ def test_the_rows_that_are_of_another_version_of_a_lesson_are_named():
 
 
 def test_a_row_keeps_no_path_of_a_machine(tmp_path):
-    spec = importlib.util.spec_from_file_location("record_lessons", FOLDER / "record_lessons.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = measuring_script("record_lessons")
     about = {
         "parameters": {"model_id": "/srv/somebody/m", "output_dir": "/srv/somebody/out", "rank": 4},
         "machine": "NVIDIA H100, 14.56 GiB, under T4 rules: computes in float16",

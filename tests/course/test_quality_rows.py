@@ -1,26 +1,18 @@
 """The side by side of arms: its design, the checks of its rows with faults planted, and its intervals."""
 
 import base64
-import importlib.util
 import json
-import sys
 
 import numpy
 import pytest
 
 from helpers import COURSE_ROOT
+from tests.scripts import measuring_script
 
 FOLDER = COURSE_ROOT / "measurements"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tasks, quality = script("quality_tasks"), script("quality_rows")
+tasks, quality = measuring_script("quality_tasks"), measuring_script("quality_rows")
 DESIGN, SHA = quality.read_design(), quality.design_of()
 ROWS = FOLDER / "quality_rows.jsonl"
 

@@ -1,6 +1,5 @@
 """What measures the messages: settings are chosen without the held-out files, and rows say what their answers score."""
 
-import importlib.util
 import json
 
 import pytest
@@ -8,16 +7,14 @@ import pytest
 from helpers import COURSE_ROOT
 from helpers.evaluation import score_fields
 from helpers.records import read_rows
+from tests.scripts import measuring_script
 
 ROWS = COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("own_data", COURSE_ROOT / "measurements" / "measure_own_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return measuring_script("measure_own_data")
 
 
 def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(script):
@@ -74,4 +71,5 @@ def test_the_recorded_shares_are_those_of_the_recorded_answers(script):
         asked = script.rows_of(files[row["scored"]])[: row["rows"]]
         scores = score_fields(row["answers"], map(script.wanted, asked))
         assert (scores.whole, scores.valid, scores.fields) == (row["right"], row["valid"], row["fields"])
+        assert (row["rows"], row["low"], row["high"]) == (len(row["answers"]), *scores.interval)
     assert sorted(row["learned"] for row in rows if row["what"] == "curve") == list(script.SIZES)

@@ -5,20 +5,15 @@
 Half a minute on a GPU; without one it is skipped. measurements/record_failures.py holds what provokes and cures them.
 """
 
-import importlib.util
-
 import pytest
 
-from helpers import COURSE_ROOT
 from helpers.failures import recognise
+from tests.scripts import measuring_script
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
-FILE = COURSE_ROOT / "measurements" / "record_failures.py"
-spec = importlib.util.spec_from_file_location("record_failures", FILE)
-record_failures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(record_failures)
+record_failures = measuring_script("record_failures")
 NAMES = list(record_failures.FAILURES)
 
 

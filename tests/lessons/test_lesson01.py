@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import json
 import re
@@ -23,6 +22,7 @@ from helpers.plots import diagrams
 from helpers.widgets import explorer
 from tests.cells import solutions
 from tests.pace import paces
+from tests.scripts import measuring_script
 
 LESSON = jupytext.read(course.find_lesson("01"), fmt="py:percent")
 CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
@@ -285,9 +285,7 @@ def test_the_recorded_quality_is_of_a_named_model_and_text_and_says_what_the_les
 
 
 def test_the_measuring_script_rounds_as_the_lesson_does(lesson):
-    spec = importlib.util.spec_from_file_location("quality", COURSE_ROOT / "measurements" / "measure_quality.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = measuring_script("measure_quality")
     assert list(script.ways()) == list(WAYS)
     assert torch.allclose(script.normal_levels(4), lesson.nf4_levels(), atol=1e-6)
     x = bell(128 * 256).view(128, 256)

@@ -1,6 +1,5 @@
 """Predictions beside measured runs: what they are off by, and that they are what they were."""
 
-import importlib.util
 import json
 import statistics
 
@@ -12,7 +11,6 @@ from tests.memory.cases import (
     EARLIER,
     FIGURES,
     HELD_OUT,
-    MEASUREMENTS,
     ROWS,
     SPEED,
     STORED,
@@ -20,6 +18,7 @@ from tests.memory.cases import (
     settings_nobody_measured,
     spec_in,
 )  # fmt: skip
+from tests.scripts import measuring_script
 
 
 def test_there_are_rows_enough_to_mean_something():
@@ -86,9 +85,7 @@ def test_int8_rows_lie_above_a_prediction_that_says_what_it_leaves_out():
 
 
 def test_roles_in_the_rows_are_those_of_the_script():
-    source = importlib.util.spec_from_file_location("measure_memory", MEASUREMENTS / "measure_memory.py")
-    script = importlib.util.module_from_spec(source)
-    source.loader.exec_module(script)
+    script = measuring_script("measure_memory")
     roles = {(model, json.dumps(spec, sort_keys=True)): role for role, model, spec, _ in script.table()}
     for row in ROWS:
         assert roles[row["model"], json.dumps(row["spec"], sort_keys=True)] == row["role"]

@@ -1,6 +1,5 @@
 """measured_runs() says what measurements/ says, flat; measurements/measured_pairs.py finds all pairs, and the nearest."""
 
-import importlib.util
 import itertools
 import json
 
@@ -9,20 +8,13 @@ import pytest
 from helpers import COURSE_ROOT, CourseError
 from helpers.memory import RunSpec
 from helpers.records import measured_failures, measured_runs, read_rows
+from tests.scripts import measuring_script
 
 FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
 ROWS = [(name, row) for name in FILES for row in read_rows(COURSE_ROOT / "measurements" / f"{name}.jsonl")]
 
 
-def script(name: str):
-    """A script of measurements/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, COURSE_ROOT / "measurements" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PAIRS = script("measured_pairs")
+PAIRS = measuring_script("measured_pairs")
 
 
 @pytest.fixture(scope="module")
