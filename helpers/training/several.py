@@ -8,6 +8,7 @@ The first is the fast one, the second takes the largest model, and the third is 
 calls DataParallel, several GPUs in one process that each have a copy.
 """
 
+import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
@@ -40,6 +41,13 @@ class Way:
             raise SeveralError(
                 f"layers is {list(self.layers)} for {self.gpus} GPUs; a split gives at least one to each"
             )
+
+    def with_layers(self, layers: int) -> "Way":
+        """This way for a model of so many layers: a split that names no shares has equal ones, the first the smaller."""
+        if self.name != "split" or self.layers:
+            return self
+        share, more = divmod(layers, self.gpus)
+        return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
 
     @property
     def processes(self) -> int:
@@ -84,7 +92,11 @@ class Way:
         """What a trainer of this way needs before `train()`; returns it."""
         if self.name == "split":
             loss_where_the_head_lies(trainer)
-        return trainer
+        return save_whole_or_not_at_all(trainer)
+
+    def adapter(self, trainer) -> dict:
+        """`whole_adapter`."""
+        return whole_adapter(trainer)
 
     def command(self, *words: str) -> list[str]:
         """The command that starts all processes of this way, each with these words for Python: a script or "-m", a module.
@@ -145,3 +157,37 @@ def _current(device):
     import torch
 
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def whole_adapter(trainer) -> dict:
+    """The adapter's tensors, put together and in the computer's memory, by their names in the model. All processes call it.
+
+    SeveralError if it is not what was built: where weights lie in parts, a state dict may hold parts, other names, or none.
+    Under FSDP1, as the libraries set it up, it holds none at all, and `save_model` writes that without a word (seen with
+    transformers 5.23 and accelerate 1.15).
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in trainer.adapter_shapes}
+    state = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
+    wrong = [name for name, shape in trainer.adapter_shapes.items() if name not in state or state[name].shape != shape]
+    if wrong:
+        raise SeveralError(
+            f"the adapter would be saved without {len(wrong)} of its {len(trainer.adapter_shapes)} tensors, {wrong[0]} the "
+            "first: this way of dividing weights hides them (FSDP1 does). Use way = 'ddp', 'split' or 'fsdp2'"
+        )
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+
+def save_whole_or_not_at_all(trainer):
+    """Have a trainer stop before its first step if its adapter could not be saved whole; returns it."""
+    from transformers import TrainerCallback
+
+    trained = {name: parameter.shape for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    trainer.adapter_shapes = trained
+
+    class BeforeTheFirstStep(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            whole_adapter(trainer)
+
+    trainer.add_callback(BeforeTheFirstStep())
+    return trainer
