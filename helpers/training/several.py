@@ -82,6 +82,7 @@ class Way:
     def arguments(self, model) -> dict:
         """What SFTConfig is told besides."""
         if self.name == "fsdp2":
+            divide_on_a_cpu()
             kept = {"version": 2, "reshard_after_forward": True, "cpu_ram_efficient_loading": False}
             layer = type(model.get_decoder().layers[0]).__name__
             return {"fsdp": True, "fsdp_config": kept | {"transformer_layer_cls_to_wrap": [layer]}}
@@ -92,6 +93,10 @@ class Way:
         """What a trainer of this way needs before `train()`; returns it."""
         if self.name == "split":
             loss_where_the_head_lies(trainer)
+        if self.name == "fsdp2" and not trainer.is_fsdp_enabled:
+            raise SeveralError("way is 'fsdp2', and accelerate would not divide the weights here: use way = 'ddp'")
+        if self.name == "fsdp2":  # else each checkpoint puts the whole model together, to save no more than the adapter of it
+            trainer.accelerator.get_state_dict = lambda model, unwrap=True: whole_adapter(trainer)
         return save_whole_or_not_at_all(trainer)
 
     def adapter(self, trainer) -> dict:
@@ -112,6 +117,28 @@ class Way:
         told |= {"mixed_precision": "no", "dynamo_backend": "no", "num_cpu_threads_per_process": 1}
         options = [word for name, value in told.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *words]
+
+
+def divide_on_a_cpu() -> None:
+    """Have accelerate divide weights on a CPU as well; on a GPU this changes nothing. Call it before the trainer is built.
+
+    accelerate knows FSDP for processes on GPUs and their like. On a CPU it drops what it was told of it, without a word, and
+    trains with a whole copy in each process. Seen in accelerate 1.15.
+    """
+    from accelerate.state import AcceleratorState, DistributedType
+
+    begin = AcceleratorState.__init__
+    if hasattr(begin, "divides"):
+        return
+
+    @functools.wraps(begin)
+    def divides(self, *given, fsdp_plugin=None, **named):
+        begin(self, *given, fsdp_plugin=fsdp_plugin, **named)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    divides.divides = True
+    AcceleratorState.__init__ = divides
 
 
 def loss_where_the_head_lies(trainer):
@@ -168,14 +195,19 @@ def whole_adapter(trainer) -> dict:
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name in trainer.adapter_shapes}
-    state = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
+    state = {name: _put_together(tensor) for name, tensor in state.items()}
     wrong = [name for name, shape in trainer.adapter_shapes.items() if name not in state or state[name].shape != shape]
     if wrong:
         raise SeveralError(
             f"the adapter would be saved without {len(wrong)} of its {len(trainer.adapter_shapes)} tensors, {wrong[0]} the "
             "first: this way of dividing weights hides them (FSDP1 does). Use way = 'ddp', 'split' or 'fsdp2'"
         )
-    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+    return state
+
+
+def _put_together(tensor):
+    """A tensor in the computer's memory, whole where it lies in parts."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu().clone()
 
 
 def save_whole_or_not_at_all(trainer):
