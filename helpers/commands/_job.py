@@ -1,5 +1,9 @@
 """A training by a file of settings: what the file says, and what each of its processes does."""
 
+import ctypes
+import os
+import signal
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +62,7 @@ class Job:
 
         from helpers.commands._training import Training
 
+        end_with_parent()
         own = machine.own_gpus()
         if own:
             torch.cuda.set_device(own[0])
@@ -67,6 +72,16 @@ class Job:
                 share = self.gpu_bytes / torch.cuda.get_device_properties(gpu).total_memory
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), gpu)
         return Training(self, here, own).run(callbacks)
+
+
+def end_with_parent() -> None:
+    """On Linux, have this process killed when the one that started it ends.
+
+    torch's launcher starts its processes in sessions of their own. If it is killed, they would train on, unseen, on GPUs
+    that the next run wants.
+    """
+    if sys.platform == "linux" and "RANK" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _layers(value) -> tuple[int, ...]:

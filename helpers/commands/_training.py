@@ -98,7 +98,7 @@ class Training:
         trainer = SFTTrainer(
             model=model,
             args=self.arguments(model),
-            train_dataset=self.chats("train", self.rows["train"].num_rows),
+            train_dataset=self.used_rows(),
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 r=self.settings.rank,
@@ -146,9 +146,11 @@ class Training:
             **self.way.arguments(model),
         )
 
-    def chats(self, part: str, most: int):
-        rows = self.rows[part]
-        return rows.select(range(min(most, len(rows)))).map(data.to_chat, remove_columns=rows.column_names)
+    def used_rows(self):
+        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them."""
+        rows = self.rows["train"].shuffle(seed=self.settings.seed)
+        used = rows.select(range(min(self.settings.max_steps * self.rows_per_step, len(rows))))
+        return used.map(data.to_chat, remove_columns=rows.column_names)
 
     def heldout_loss(self, model, tokenizer) -> float:
         """On the same rows, in the same batches, in every process: what the trainer logs depends on who had which rows."""

@@ -38,7 +38,7 @@ def main(arguments) -> int:
         words = Path(scratch) / "words"
         command = job.way.command("-m", "helpers", "train", arguments.config, "--process", str(words))
         with open(job.folder / "train.log", "w", encoding="utf-8") as log:
-            code = subprocess.run(command, stderr=log, env=surroundings).returncode
+            code = _wait(subprocess.Popen(command, stderr=log, env=surroundings))
         if words.is_file():
             raise CourseError(words.read_text(encoding="utf-8"))
         if code:
@@ -47,6 +47,16 @@ def main(arguments) -> int:
                 f"training ended with code {code}; {job.folder / 'train.log'} ends: {' '.join(last[-1:])}"
             )
     return 0
+
+
+def _wait(child: subprocess.Popen) -> int:
+    """A child's exit code; if this process is interrupted, the child is told to end first, and its processes end with it."""
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
 
 
 def in_process(job, words: Path) -> int:

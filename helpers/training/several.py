@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 
 from helpers import CourseError
+from helpers.training.divided import divide_on_a_cpu
 
 WAYS = ("one", "ddp", "split", "fsdp2")
 
@@ -95,7 +96,9 @@ class Way:
             loss_where_the_head_lies(trainer)
         if self.name == "fsdp2" and not trainer.is_fsdp_enabled:
             raise SeveralError("way is 'fsdp2', and accelerate would not divide the weights here: use way = 'ddp'")
-        if self.name == "fsdp2":  # else each checkpoint puts the whole model together, to save no more than the adapter of it
+        if (
+            self.name == "fsdp2"
+        ):  # else each checkpoint puts the whole model together, to save no more than the adapter of it
             trainer.accelerator.get_state_dict = lambda model, unwrap=True: whole_adapter(trainer)
         return save_whole_or_not_at_all(trainer)
 
@@ -117,28 +120,6 @@ class Way:
         told |= {"mixed_precision": "no", "dynamo_backend": "no", "num_cpu_threads_per_process": 1}
         options = [word for name, value in told.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *words]
-
-
-def divide_on_a_cpu() -> None:
-    """Have accelerate divide weights on a CPU as well; on a GPU this changes nothing. Call it before the trainer is built.
-
-    accelerate knows FSDP for processes on GPUs and their like. On a CPU it drops what it was told of it, without a word, and
-    trains with a whole copy in each process. Seen in accelerate 1.15.
-    """
-    from accelerate.state import AcceleratorState, DistributedType
-
-    begin = AcceleratorState.__init__
-    if hasattr(begin, "divides"):
-        return
-
-    @functools.wraps(begin)
-    def divides(self, *given, fsdp_plugin=None, **named):
-        begin(self, *given, fsdp_plugin=fsdp_plugin, **named)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-
-    divides.divides = True
-    AcceleratorState.__init__ = divides
 
 
 def loss_where_the_head_lies(trainer):
@@ -193,8 +174,8 @@ def whole_adapter(trainer) -> dict:
     Under FSDP1, as the libraries set it up, it holds none at all, and `save_model` writes that without a word (seen with
     transformers 5.23 and accelerate 1.15).
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in trainer.adapter_shapes}
+    state = _named_state(trainer.accelerator.unwrap_model(trainer.model))
+    state = {name: tensor for name, tensor in state.items() if name in trainer.adapter_shapes}
     state = {name: _put_together(tensor) for name, tensor in state.items()}
     wrong = [name for name, shape in trainer.adapter_shapes.items() if name not in state or state[name].shape != shape]
     if wrong:
@@ -203,6 +184,10 @@ def whole_adapter(trainer) -> dict:
             "first: this way of dividing weights hides them (FSDP1 does). Use way = 'ddp', 'split' or 'fsdp2'"
         )
     return state
+
+
+def _named_state(model) -> dict:
+    return model.state_dict()
 
 
 def _put_together(tensor):
