@@ -27,7 +27,7 @@ Sources, read in the releases named: transformers 5.24 (modeling files, `integra
 
 from helpers.memory.over_time import step_over_time
 from helpers.memory.planner import DoesNotFit, fits, plan
-from helpers.memory.replay import predict
+from helpers.memory.across import predict
 from helpers.memory.rows import gpu_of, score
 from helpers.memory.runs import GPUS, RunSpec
 from helpers.memory.shapes import CannotPredict, shape_of

@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 
 from helpers.machine import GIB
-from helpers.memory.replay import Prediction, least_peak, predict
+from helpers.memory.across import predict
+from helpers.memory.replay import Prediction, least_peak
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
 from helpers.memory.sizes import weight_bytes
