@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 from helpers import CourseError
-from helpers.training.divided import divide_on_a_cpu
+from helpers.training.divided import checkpoints_in_parts, divide_on_a_cpu, gather_bits
 
 WAYS = ("one", "ddp", "split", "fsdp2")
 
@@ -96,10 +96,8 @@ class Way:
             loss_where_the_head_lies(trainer)
         if self.name == "fsdp2" and not trainer.is_fsdp_enabled:
             raise SeveralError("way is 'fsdp2', and accelerate would not divide the weights here: use way = 'ddp'")
-        if (
-            self.name == "fsdp2"
-        ):  # else each checkpoint puts the whole model together, to save no more than the adapter of it
-            trainer.accelerator.get_state_dict = lambda model, unwrap=True: whole_adapter(trainer)
+        if self.name == "fsdp2":
+            checkpoints_in_parts(gather_bits(trainer), whole_adapter)
         return save_whole_or_not_at_all(trainer)
 
     def adapter(self, trainer) -> dict:
