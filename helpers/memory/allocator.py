@@ -106,9 +106,10 @@ class Allocator(Tally):
     @contextlib.contextmanager
     def elsewhere(self):
         """Within, blocks come from and go to another stream's free blocks: torch gives one stream nothing of another's."""
-        own, self.small, self.large = (self.small, self.large), *self.aside
+        own = self.small, self.large
+        self.small, self.large = self.aside
         yield
-        self.aside = (self.small, self.large)
+        self.aside = self.small, self.large
         self.small, self.large = own
 
     def empty_cache(self) -> None:

@@ -139,7 +139,10 @@ class Step:
         self.border = [i > 0 and self.on[i] != self.on[i - 1] for i in range(shape.layers)]
 
     def play(self, workspace: int) -> list[list]:
-        """One step up to the optimizer's; each GPU's gradients of weights. `workspace`: bytes, 0 where cuBLAS has them already."""
+        """One step up to the optimizer's; each GPU's gradients of weights.
+
+        `workspace`: bytes, 0 where cuBLAS has them already.
+        """
         first, last, kind = self.heaps[0], self.heaps[-1], self.kind
         first.moment = "forward pass of layer 0"
         gradients: list[list] = [[] for _ in self.heaps]

@@ -1,6 +1,5 @@
 """Weights that FSDP2 divides among processes: 4-bit ones that arrive whole, and checkpoints of each process's own parts."""
 
-import functools
 from pathlib import Path
 
 
@@ -33,16 +32,14 @@ def divide_on_a_cpu() -> None:
     from accelerate.state import AcceleratorState, DistributedType
 
     begin = AcceleratorState.__init__
-    if hasattr(begin, "divides"):
+    if begin.__name__ == "divides":
         return
 
-    @functools.wraps(begin)
     def divides(self, *given, fsdp_plugin=None, **named):
         begin(self, *given, fsdp_plugin=fsdp_plugin, **named)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
-    divides.divides = True
     AcceleratorState.__init__ = divides
 
 

@@ -114,7 +114,7 @@ class Way:
         """
         if self.processes == 1:
             return [sys.executable, *words]
-        told = {"num_processes": self.processes, "num_machines": 1, "main_process_port": 0}
+        told: dict[str, int | str] = {"num_processes": self.processes, "num_machines": 1, "main_process_port": 0}
         told |= {"mixed_precision": "no", "dynamo_backend": "no", "num_cpu_threads_per_process": 1}
         options = [word for name, value in told.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *words]
