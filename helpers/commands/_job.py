@@ -56,6 +56,12 @@ class Job:
         except CourseError as error:
             raise ConfigError(f"{file}: {error}") from error
 
+    def outlook(self) -> str:
+        """What the run will do, and what each GPU will take, predicted; nothing is loaded."""
+        from helpers.commands._training import Training
+
+        return Training(self, machine.detect(), machine.own_gpus()).outlook()
+
     def run(self, callbacks=()) -> dict | None:
         """Train, in this process and in those beside it; what was found, in the first process, else None."""
         import torch

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 
 from helpers import CourseError
+from helpers.memory import CannotPredict, RunSpec, predict, shape_of
 from helpers.training.divided import checkpoints_in_parts, divide_on_a_cpu, gather_bits
 
 WAYS = ("one", "ddp", "split", "fsdp2")
@@ -43,12 +44,18 @@ class Way:
                 f"layers is {list(self.layers)} for {self.gpus} GPUs; a split gives at least one to each"
             )
 
-    def with_layers(self, layers: int) -> "Way":
-        """This way for a model of so many layers: a split that names no shares has equal ones, the first the smaller."""
+    def with_layers(self, config, spec: RunSpec, gpu: str) -> "Way":
+        """This way for a model: a split that names no shares gets those with which the fullest GPU takes the least.
+
+        What cannot be predicted is divided evenly, the smaller shares first.
+        """
         if self.name != "split" or self.layers:
             return self
-        share, more = divmod(layers, self.gpus)
-        return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
+        try:
+            return dataclasses.replace(self, layers=predict(config, spec, gpu, self.gpus, "split").layers)
+        except CannotPredict:
+            share, more = divmod(shape_of(config).layers, self.gpus)
+            return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
 
     @property
     def processes(self) -> int:

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from helpers.memory import RunSpec, predict
+from helpers.models import PRESETS
 from helpers.training import Way
 from helpers.training.several import SeveralError
 from tests.training.several_job import train as train_here
@@ -120,11 +122,13 @@ def test_a_split_puts_norm_and_head_with_the_last_layers_and_a_tied_head_with_th
     assert way.device_map(3, False, device="cpu") == {"": "cpu"}
 
 
-def test_a_split_without_shares_has_equal_ones():
-    assert Way("split", 2).with_layers(48).layers == (24, 24)
-    assert Way("split", 3).with_layers(32).layers == (10, 11, 11)
-    assert Way("split", 2, (5, 1)).with_layers(6).layers == (5, 1)
-    assert Way("ddp", 2).with_layers(6).layers == ()
+def test_a_split_without_shares_has_those_that_memory_says():
+    spec = RunSpec(rank=8)
+    large = PRESETS["qwen2.5-7b"].shape
+    assert Way("split", 2).with_layers(large, spec, "t4").layers == predict(large, spec, "t4", 2, "split").layers
+    assert Way("split", 2, (5, 23)).with_layers(large, spec, "t4").layers == (5, 23)
+    assert Way("ddp", 2).with_layers(large, spec, "t4").layers == ()
+    assert Way("split", 3).with_layers(large, RunSpec(quant_type=None), "t4").layers == (9, 9, 10)  # not predicted
 
 
 @pytest.mark.parametrize(
