@@ -66,6 +66,7 @@ SLOW = [
     "bootstrap",
     "lesson01",
     "merge",
+    "two_processes",
 ]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
 
