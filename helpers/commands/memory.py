@@ -41,6 +41,8 @@ def main(arguments) -> int | None:
     given = {name: read(name, getattr(arguments, name)) for name in SPEC_FIELDS if getattr(arguments, name) is not None}
     if memory.GPUS[arguments.gpu].kernels == "t4":  # what the course does there; see helpers/training/workarounds.py
         given = {"attention_kernels": "t4", "repeat_kv": True, **given}
+    if arguments.way == "fsdp2":  # bitsandbytes' optimizers cannot take divided tensors
+        given = {"optimizer": "adamw_torch", **given}
     spec, shape = memory.RunSpec(**given), memory.shape_of(config_of(arguments.what))
     several = {"gpus": arguments.gpus, "way": arguments.way or ("one" if arguments.gpus == 1 else "ddp")}
     if arguments.plan:
