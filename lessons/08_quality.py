@@ -67,7 +67,7 @@ for task in arms.tasks:
 # %% tags=["all-arms"]
 from helpers.plots import curves, diagrams, show
 
-kinds = {arms.named(arm): arms.kind(arm) for arm in runs.arm.unique()}
+kinds = {arms.named(arm): arms.kind(arm) for arm in arms.design["arms"]}
 edges = {}
 for task in arms.tasks:
     edges[task] = [arms.named(arm) for arm in arms.at_the_edge(task)]

@@ -111,7 +111,7 @@ class SideBySide:
             return "all weights trained"
         if "bits" in made:
             return "LoRA on a quantized base"
-        return "LoRA as the quantized arms have it" if arm == "lora" else "LoRA of another rank, scale or place"
+        return "LoRA, not quantized" if arm == "lora" else "the same with another rank, place or kind of LoRA"
 
     def at_the_edge(self, task: str) -> list[str]:
         """The arms whose chosen learning rate is the smallest or the largest that was tried: a better one may lie beyond."""
