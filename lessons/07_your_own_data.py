@@ -922,4 +922,4 @@ else:
 # %% [markdown]
 # Exact match is stricter than this lesson's score: it does not forgive a small letter in a name. The harness can take a Python function in place of it, with `!function` in the YAML file.
 #
-# Next: [the course's page](../README.md).
+# Next: [08 Is it as good?](08_quality.ipynb) sets QLoRA, LoRA and full fine-tuning side by side on three tasks, this one among them, and says how sure each difference is.

@@ -42,7 +42,7 @@ class SideBySide:
 
     @functools.cached_property
     def runs(self):
-        """The runs that are compared, a DataFrame with a row for each task, arm and seed."""
+        """The runs that are compared, a DataFrame with a row for each task, arm and seed, in the design's order."""
         return self._frame("runs")
 
     @functools.cached_property
@@ -53,8 +53,10 @@ class SideBySide:
     def _frame(self, phase: str):
         import pandas as pd
 
-        frame = pd.DataFrame([row for row in self.rows if row["phase"] == phase]).drop(columns=["hits", "nats"])
-        return frame.sort_values(["task", "arm", "learning_rate", "seed"], ignore_index=True)
+        tasks, arms = list(self.design["tasks"]), list(self.design["arms"])
+        rows = [row for row in self.rows if row["phase"] == phase]
+        rows.sort(key=lambda row: (tasks.index(row["task"]), arms.index(row["arm"]), row["learning_rate"], row["seed"]))
+        return pd.DataFrame(rows).drop(columns=["hits", "nats"])
 
     @property
     def tasks(self) -> list[str]:

@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 import html
-import importlib.util
 import re
-import sys
 
 import numpy
 import pytest
@@ -13,24 +11,15 @@ import pytest
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
 from helpers.evaluation import interval_of_mean
-from helpers.plots import curves, diagrams, show
-from helpers.records import hits_of, measured_arms
+from helpers.plots import diagrams
+from helpers.records import hits_of, measured_arms, read_rows
 from tests.cells import lesson_cell, stored
+from tests.scripts import measuring_script
 
 SOURCE = course.find_lesson("08").read_text(encoding="utf-8")
 PROSE = re.sub(r"\s*\n# ", " ", SOURCE)
 ARMS = measured_arms()
 TWO = ("form", "facts")
-
-
-def script():
-    """measurements/quality_rows.py, which made the rows' own comparisons."""
-    folder = COURSE_ROOT / "measurements"
-    sys.path.insert(0, str(folder))
-    spec = importlib.util.spec_from_file_location("quality_rows", folder / "quality_rows.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def lesson_names(*tags, **names) -> dict:
@@ -55,8 +44,19 @@ def word(arms, task, arm, other) -> str:
     return said if said != "different" else "ahead" if low > 0 else "behind"
 
 
+def tasks_with(arms, *some) -> list[str]:
+    """The tasks on which all of these arms were measured."""
+    return [task for task in arms.tasks if set(some) <= set(arms.of(task))]
+
+
 def words(arms, arm, other) -> tuple:
-    return tuple(word(arms, task, arm, other) for task in TWO)
+    return tuple(word(arms, task, arm, other) for task in tasks_with(arms, arm, other))
+
+
+def planned(arms) -> list[tuple]:
+    """(task, arm, other) of each comparison that was written down before."""
+    pairs = [(one["arm"], one["other"]) for one in arms.design["comparisons"]]
+    return [(task, *pair) for pair in pairs for task in tasks_with(arms, *pair)]
 
 
 def mean_of(arms, task, arm, column):
@@ -80,16 +80,22 @@ def worst_perplexity(arms, arm, of) -> float:
     return of(after / before)
 
 
-def further(arms, task) -> float:
-    """How many times the distance of NF4's answers has become what it was."""
-    before, after = (mean_of(arms, task, "nf4", f"answers_distance_{when}") for when in ("before", "after"))
+def further(arms, task, where="answers") -> float:
+    """How many times the distance of NF4 has become what it was, on the answers or on other text."""
+    before, after = (mean_of(arms, task, "nf4", f"{where}_distance_{when}") for when in ("before", "after"))
     return after / before
 
 
+def beside_another_seed(arms, task, where="answers") -> float:
+    """How far NF4 is from the LoRA run of its seed, in distances between LoRA runs of two seeds."""
+    name = f"{where}_distance_after"
+    return mean_of(arms, task, "nf4", name) / numpy.nanmean(column(arms, task, "lora", name))
+
+
 def shown_pairs(arms) -> list[tuple]:
-    """The pairs of arms whose differences the lesson shows on both tasks."""
-    planned = [(one["arm"], one["other"]) for one in arms.design["comparisons"]]
-    return [*planned, ("int8", "lora"), *((arm, "full") for arm in adapters_of(arms, "form"))]
+    """(task, arm, other) of each difference that the lesson shows."""
+    pairs = [("int8", "lora"), *((arm, "full") for arm in adapters_of(arms, "form"))]
+    return [*planned(arms), *((task, *pair) for pair in pairs for task in tasks_with(arms, *pair))]
 
 
 def adapters_of(arms, task):
@@ -113,6 +119,13 @@ def pairing(arms) -> float:
 def tried(arms, task, arm, name="loss"):
     found = arms.tries[(arms.tries.task == task) & (arms.tries.arm == arm)]
     return dict(zip(found.learning_rate, found[name], strict=True))
+
+
+def own_result() -> dict:
+    """What lesson 07's recorded training came to on the held-out messages."""
+    rows = read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl")
+    (found,) = [row for row in rows if row["what"] == "result" and row["scored"] == "held out, after training"]
+    return found
 
 
 # --- plants: false rows ----------------------------------------------------------------------------------------------
@@ -172,23 +185,40 @@ def changed(task, arm, phase="runs", seed=None, rate=None, **values):
 
 # A sentence of the lesson's prose or of its figures: whether it holds, and false rows that must make it fail.
 STATEMENTS = {
-    "New facts: full fine-tuning is far ahead. A new form: no adapter is behind it": (
-        lambda arms: all(apart(arms, "facts", arm, "full")[2] < 0 for arm in adapters_of(arms, "facts"))
+    "New facts and messages: full fine-tuning is far ahead. A new form: no adapter is behind it": (
+        lambda arms: all(apart(arms, task, arm, "full")[2] < 0
+                         for task in ("facts", "messages") for arm in adapters_of(arms, task))
         and all(apart(arms, "form", arm, "full")[1] > 0 for arm in adapters_of(arms, "form"))
-        and apart(arms, "facts", "lora", "full")[2] < -0.15,
-        [answered("facts", "lora", 0.99), answered("form", "full", 0.95), answered("form", "rank-64", 0.7)],
+        and apart(arms, "facts", "lora", "full")[2] < -0.15
+        and apart(arms, "messages", "lora", "full")[0] < -0.1,
+        [answered("facts", "lora", 0.99), answered("form", "full", 0.95), answered("form", "rank-64", 0.7),
+         as_other("messages", "int8", "full"), answered("messages", "lora", 0.5)],
     ),
-    "different on both tasks, in opposite directions. On the form QLoRA is ahead, on new facts far behind": (
-        lambda arms: words(arms, "nf4", "full") == ("ahead", "behind"),
-        [as_other("form", "nf4", "full"), answered("facts", "nf4", 0.99)],
+    "56% and 42%; on the form all adapters lie above full fine-tuning": (
+        lambda arms: [round(100 * mean_of(arms, "messages", arm, "score")) for arm in ("full", "lora")] == [56, 42],
+        [answered("messages", "full", 0.7), answered("messages", "lora", 0.5)],
     ),
-    "on the form we cannot tell. On the facts QLoRA is *ahead* of LoRA": (
-        lambda arms: words(arms, "nf4", "lora") == ("cannot tell", "ahead"),
-        [answered("form", "nf4", 0.5), as_other("facts", "nf4", "lora"), as_other("form", "nf4", "lora")],
+    "of which it knew a quarter": (
+        lambda arms: 0.23 < mean_of(arms, "messages", "lora", "recall_before") < 0.28,
+        [changed("messages", "lora", recall_before=0.5)],
     ),
-    "we cannot tell NF4 from FP4 on either task": (
-        lambda arms: words(arms, "nf4", "fp4") == ("cannot tell",) * 2,
-        [as_other("form", "fp4", "nf4"), answered("facts", "fp4", 0.3)],
+    "different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind": (
+        lambda arms: words(arms, "nf4", "full") == ("ahead", "behind", "behind"),
+        [as_other("form", "nf4", "full"), answered("facts", "nf4", 0.99), as_other("messages", "nf4", "full")],
+    ),
+    "on the form we cannot tell. On messages QLoRA is behind LoRA, though zero lies just outside of the interval": (
+        lambda arms: words(arms, "nf4", "lora") == ("cannot tell", "ahead", "behind")
+        and apart(arms, "messages", "nf4", "lora")[2] > -0.01,
+        [answered("form", "nf4", 0.5), as_other("form", "nf4", "lora"), as_other("messages", "nf4", "lora"),
+         answered("messages", "nf4", 0.1)],
+    ),
+    "On the facts QLoRA is *ahead* of LoRA": (
+        lambda arms: word(arms, "facts", "nf4", "lora") == "ahead",
+        [as_other("facts", "nf4", "lora")],
+    ),
+    "we cannot tell NF4 from FP4 on any task": (
+        lambda arms: words(arms, "nf4", "fp4") == ("cannot tell",) * 3,
+        [as_other("form", "fp4", "nf4"), answered("facts", "fp4", 0.3), answered("messages", "fp4", 0.1)],
     ),
     "we cannot tell rank 64 from rank 4 on either task": (
         lambda arms: words(arms, "rank-64", "rank-4") == ("cannot tell",) * 2,
@@ -199,20 +229,47 @@ STATEMENTS = {
         and mean_of(arms, "facts", "attention", "score") < 0.2,
         [as_other("form", "attention", "lora"), answered("facts", "attention", 0.7)],
     ),
-    "Of five comparisons on each task, none allows to say equivalent": (
-        lambda arms: not {"equivalent"} & {word(arms, task, one["arm"], one["other"])
-                                           for one in arms.design["comparisons"] for task in TWO},
-        [as_other("facts", "nf4", "fp4")],
+    "Of thirteen comparisons, none allows to say equivalent": (
+        lambda arms: len(planned(arms)) == 13 and "equivalent" not in {word(arms, *one) for one in planned(arms)},
+        [as_other("facts", "nf4", "fp4"), as_other("messages", "nf4", "fp4")],
+    ),
+    "six hold zero and reach beyond the margin, seven lie beside zero": (
+        lambda arms: [word(arms, *one) for one in planned(arms)].count("cannot tell") == 6
+        and len(planned(arms)) == 13 and "equivalent" not in {word(arms, *one) for one in planned(arms)},
+        [as_other("facts", "nf4", "fp4"), as_other("messages", "nf4", "lora"), answered("messages", "fp4", 0.1)],
     ),
     "None of the comparisons below came out so": (
-        lambda arms: not [pair for pair in shown_pairs(arms) for task in TWO
-                          if says(*apart(arms, task, *pair)[1:]) == "different"
-                          and max(map(abs, apart(arms, task, *pair)[1:])) < arms.design["margin"]],
+        lambda arms: not [one for one in shown_pairs(arms)
+                          if says(*apart(arms, *one)[1:]) == "different"
+                          and max(map(abs, apart(arms, *one)[1:])) < arms.design["margin"]],
         [slightly("form", "nf4", "full")],
     ),
-    "One pair is: LoRA on 8 bits and LoRA": (
-        lambda arms: words(arms, "int8", "lora") == ("equivalent",) * 2,
-        [answered("facts", "int8", 0.5), as_other("form", "int8", "rank-4")],
+    "One pair is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell": (
+        lambda arms: words(arms, "int8", "lora") == ("equivalent", "equivalent", "cannot tell")
+        and len(set(column(arms, "messages", "int8", "seed"))) == 5,
+        [answered("facts", "int8", 0.5), as_other("form", "int8", "rank-4"), as_other("messages", "int8", "lora")],
+    ),
+    "full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third": (
+        lambda arms: interval_of_mean(*arms.right("messages", "full"))[1] > 0.5
+        and 0.37 < mean_of(arms, "messages", "lora", "score") < 0.45
+        and 0.3 < mean_of(arms, "messages", "nf4", "score") < 0.37
+        and arms.design["tasks"]["messages"]["steps"] == 60,
+        [answered("messages", "full", 0.5), answered("messages", "lora", 0.5), answered("messages", "nf4", 0.5)],
+    ),
+    "LoRA trains one number for every 28 of full fine-tuning": (
+        lambda arms: 27 < grown(arms, "messages", ("lora", "full"), "trained_parameters") < 28.5,
+        [changed("messages", "lora", trained_parameters=9)],
+    ),
+    "Lesson 07 trained QLoRA on the same rows, with rank 32 and eight times as many steps, and came to 85%": (
+        lambda arms: {8 * steps for steps in arms.runs[arms.runs.task == "messages"].steps} == {own_result()["steps"]}
+        and own_result()["rank"] == 32
+        and round(100 * own_result()["right"]) == 85,
+        [changed("messages", "nf4", steps=480)],
+    ),
+    "full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time": (
+        lambda arms: 2.3 < grown(arms, "messages", ("nf4", "full"), "peak_bytes") < 2.7
+        and 0.45 < grown(arms, "messages", ("nf4", "full"), "train_seconds") < 0.6,
+        [changed("messages", "nf4", peak_bytes=5e9), changed("messages", "full", train_seconds=30)],
     ),
     "Three seeds say that rank 64 is better, two that rank 4 is": (
         lambda arms: (of_one_seed(arms).count("ahead"), of_one_seed(arms).count("behind")) == (3, 2),
@@ -258,13 +315,15 @@ STATEMENTS = {
         and ("recall_after" not in arms.tries or arms.tries.recall_after.isna().all()),
         [changed("facts", "full", "search", rate=1e-3, loss=0.5), changed("facts", "full", "search", recall_after=0.1)],
     ),
-    "On the **form** it is the other way round: LoRA forgets more than full fine-tuning": (
-        lambda arms: (column(arms, "form", "full", "recall_after") > column(arms, "form", "lora", "recall_after")).all(),
-        [changed("form", "lora", seed=3, recall_after=0.9)],
+    "LoRA forgets more than full fine-tuning. On **messages** as well, by the perplexity of other text": (
+        lambda arms: (column(arms, "form", "full", "recall_after") > column(arms, "form", "lora", "recall_after")).all()
+        and (column(arms, "messages", "full", "perplexity_after") < column(arms, "messages", "lora", "perplexity_after")).all(),
+        [changed("form", "lora", seed=3, recall_after=0.9), changed("messages", "lora", seed=2, perplexity_after=20.0)],
     ),
-    "with LoRA at three times the learning rate of full fine-tuning": (
-        lambda arms: 3 < mean_of(arms, "form", "lora", "learning_rate") / mean_of(arms, "form", "full", "learning_rate") < 3.5,
-        [changed("form", "full", learning_rate=1e-3)],
+    "three times as high on the form and ten times on messages": (
+        lambda arms: 3 < grown(arms, "form", ("full", "lora"), "learning_rate") < 3.5
+        and 9.5 < grown(arms, "messages", ("full", "lora"), "learning_rate") < 10.5,
+        [changed("form", "full", learning_rate=1e-3), changed("messages", "full", learning_rate=1e-3)],
     ),
     "At 0.0003 full fine-tuning is far ahead of LoRA, at 0.003 far behind": (
         lambda arms: interval_of_mean(*arms.apart("form", "lora", "full", tried_at=3e-4))[2] < -0.3
@@ -286,14 +345,29 @@ STATEMENTS = {
         and arms.at_the_edge("form") == ["rslora-64"],
         [changed("facts", "nf4", learning_rate=1e-2), changed("facts", "full", learning_rate=1e-3)],
     ),
-    "On the form the distance is about half of what it was: nearer, and not gone. On the facts NF4's has more than doubled": (
-        lambda arms: 0.4 < further(arms, "form") < 0.6 and further(arms, "facts") > 2,
-        [changed("form", "nf4", answers_distance_after=0.06), changed("facts", "nf4", answers_distance_after=0.06)],
+    "on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles": (
+        lambda arms: 0.4 < further(arms, "form") < 0.6 and 1 / 9 < further(arms, "messages") < 1 / 7
+        and further(arms, "facts") > 2,
+        [changed("form", "nf4", answers_distance_after=0.06), changed("facts", "nf4", answers_distance_after=0.06),
+         changed("messages", "nf4", answers_distance_after=0.1)],
     ),
-    "Two LoRA runs of different seeds lie farther apart than QLoRA and LoRA of one seed, on both tasks": (
+    "On *other* text it grows on all three": (
+        lambda arms: all(further(arms, task, "text") > 1 for task in arms.tasks) and len(arms.tasks) == 3,
+        [changed(task, "nf4", text_distance_after=0.0) for task in ("form", "facts", "messages")],
+    ),
+    "on messages, where the distance shrinks most, QLoRA still scores less than LoRA": (
+        lambda arms: min(arms.tasks, key=lambda task: further(arms, task)) == "messages"
+        and word(arms, "messages", "nf4", "lora") == "behind",
+        [changed("messages", "nf4", answers_distance_after=0.2), as_other("messages", "nf4", "lora")],
+    ),
+    "On the small model they lie farther apart than QLoRA and LoRA of one seed do, on both tasks": (
         lambda arms: all(numpy.nanmin(column(arms, task, "lora", "answers_distance_after"))
                          > mean_of(arms, task, "nf4", "answers_distance_after") for task in TWO),
         [changed("facts", "nf4", answers_distance_after=0.3), changed("form", "lora", answers_distance_after=0.01)],
+    ),
+    "On messages another seed and the rounding change the answers about as much, and on other text the rounding changes more": (
+        lambda arms: 0.8 < beside_another_seed(arms, "messages") < 1.25 and beside_another_seed(arms, "messages", "text") > 1.5,
+        [changed("messages", "nf4", answers_distance_after=0.1), changed("messages", "nf4", text_distance_after=0.2)],
     ),
 }  # fmt: skip
 
@@ -318,7 +392,7 @@ def test_the_verdicts_and_the_words_of_the_stored_notebook_are_those_of_the_rows
     outputs = [str(out) for cell in stored("08").cells if cell.cell_type == "code" for out in cell.outputs]
     assert html.unescape("".join(outputs)).count("OK: ") >= 10
     assert "NOT SO" not in "".join(outputs).upper()
-    compared = script().compare(ARMS.rows, ARMS.design)
+    compared = measuring_script("quality_rows").compare(ARMS.rows, ARMS.design)
     own = {(one["task"], one["name"]): one["verdict"] for one in compared if one["seeds"]}
     found = {(one["task"], one["name"]): one["says"] for one in lesson_names("says", "five")["found"]}
     assert {key: found[key] for key in own} == own
@@ -332,7 +406,7 @@ def test_the_verdicts_and_the_words_of_the_stored_notebook_are_those_of_the_rows
 @pytest.mark.parametrize("width", [0.002, 0.02, 0.06])
 def test_says_is_the_rule_that_was_fixed_before(low, width):
     """The script has a fourth word, for a difference that is there and too small to matter; the lesson calls it different."""
-    theirs = script().verdict(low, low + width, ARMS.design["margin"])
+    theirs = measuring_script("quality_rows").verdict(low, low + width, ARMS.design["margin"])
     assert says(low, low + width) == ("different" if theirs.startswith("different") else theirs)
 
 
@@ -372,39 +446,13 @@ def test_rows_are_compared_by_the_seed_that_both_have_and_an_arm_that_is_missing
 
 
 def test_the_groups_in_the_file_are_those_of_the_tasks():
-    made = script()
+    made = measuring_script("quality_rows")
     assert made.groups_text(ARMS.design) == (COURSE_ROOT / "measurements" / "quality_groups.json").read_text("utf-8")
 
 
 def test_hits_agree_with_the_scores():
     for row in ARMS.rows:
         assert hits_of(row).mean() == pytest.approx(row["score"])
-
-
-# --- rows of the chat model, when they come --------------------------------------------------------------------------
-
-
-def with_messages():
-    """The rows, and made-up ones of the task "messages" with five arms and five seeds."""
-    rows, count = copy.deepcopy(ARMS.rows), len(ARMS.grouped["messages"]["runs"])
-    likes = [r for r in rows if r["task"] == "form" and r["arm"] in ARMS.design["tasks"]["messages"]["arms"]]
-    for row in copy.deepcopy([r for r in likes if r["phase"] == "search" or r["seed"] < 5]):
-        hits = "".join("01"[int(hit)] for hit in hits_of(row)[: min(count, row["rows"])])
-        hits += "1" * (count - len(hits)) + "0" * (-count % 4)
-        rows.append(row | {"task": "messages", "rows": count, "hits": f"{int(hits, 2):0{len(hits) // 4}x}"})
-    return dataclasses.replace(ARMS, rows=rows)
-
-
-def test_the_lesson_takes_the_rows_of_the_chat_model_when_they_are_there():
-    arms, shown = with_messages(), []
-    made = lesson_names(
-        "scores", "all-arms", "says", "five", "five-table", "five-figure", "edges", arms=arms, runs=arms.runs,
-        table=lambda rows, *formats, **more: shown.append(rows), curves=curves, diagrams=diagrams, show=show,
-    )  # fmt: skip
-    assert list(made["scores"]) == ["form", "facts", "messages"]
-    assert [one["task"] for one in made["found"]].count("messages") == 3  # those whose arms it has
-    assert len(shown[0]) == 13
-    assert all(holds(arms) for holds, _ in STATEMENTS.values())
 
 
 def test_the_figure_draws_a_panel_for_each_task_and_marks_that_differ_in_shape():
