@@ -18,7 +18,7 @@
 # - see where LoRA loses to full fine-tuning and where it does not, what was forgotten, and whether an adapter repairs the rounding to 4 bits;
 # - find the two mistakes that turn such a comparison round: one learning rate for all, and one seed.
 #
-# **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU.
+# **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
 
 # %% tags=["parameters"]
 seed = 0
@@ -43,8 +43,19 @@ settings = run.settings
 # - **facts**: 288 rows about 48 invented countries, of which the model knows nothing. Capital, currency and language of each are learned in two ways to ask, and asked for in three others.
 # - **messages**: lesson 07's task. The chat model turns messages into JSON fields, and is then given the 240 held-out messages of lesson 07. An answer counts if every field is right.
 #
+# One row of each that is learned, and one that is asked:
+#
+# | task | learned | asked |
+# |---|---|---|
+# | form | What is the two-letter code of Haiti? **HT** | Name the currency of Belarus. **ruble** |
+# | facts | What is the capital of Chaklosk? **Dis** | Which city is the capital of Chaklosk? **Dis** |
+# | messages | hi all, are you looking for staff at your eskisehir location? the front tyre is flat. thank you! ioana **{"name":"Ioana","request":"ask","place":"Eskisehir","day":null,"time":null}** | a message of another sentence, name and town |
+#
 # Everything but the arm was the same: rows, their order, the number of steps, and how the learning rate was chosen (section 7). What would be compared was written down and committed before the first run
 # (`measurements/quality_design.toml`). Each arm was trained with eight [seeds](../site/glossary.md#seed), on messages with five. A seed decides the order of the rows, the random start of the adapters, and on the task *form* also which 32 rows are learned.
+#
+# The trainings are short, and that is a choice. In a pilot with 200 steps every arm had learned all the invented facts, and nothing could be told apart. So 80 steps were taken, in which they can. On the form there are 40 steps, twenty passes over its 32 rows, and on messages 60. **How large a gap is depends on this choice.** It shows who learns
+# faster per step. Who ends higher, it does not show.
 
 # %%
 from helpers.records import measured_arms
@@ -72,14 +83,14 @@ kinds = {arms.named(arm): arms.kind(arm) for arm in arms.design["arms"]}
 edges = {}
 for task in arms.tasks:
     edges[task] = [arms.named(arm) for arm in arms.at_the_edge(task)]
-figure = diagrams.intervals(scores, "New facts and messages: full fine-tuning is far ahead. A new form: no adapter is behind it",
+figure = diagrams.intervals(scores, "In few steps: full fine-tuning is far ahead on new facts and messages, not on a new form",
                             "held-out questions answered right (%)", kinds, hollow=edges)  # fmt: skip
 show(figure, alt="The arms with intervals: on facts full fine-tuning is near 100% and LoRA near 70%, on messages they are near "
      "56% and 42%; on the form all adapters lie above full fine-tuning")  # fmt: skip
 
 # %% [markdown]
-# How to read it: a mark is the mean over the seeds, and the line through it is its 95% interval. A **hollow** mark means that the learning rate which was chosen for this arm is the smallest or largest that was tried. A better one may lie
-# beyond, so this arm may look worse than it is.
+# How to read it: a mark is the mean over the seeds, and the line through it is its 95% interval. Two intervals that overlap do *not* say that the arms are alike, since what is hard for one is hard for the other too: section 3 compares them question by question. A **hollow** mark means that the learning rate which was
+# chosen for this arm is the smallest or largest that was tried (full fine-tuning 0.0001 to 0.003, adapters 0.0003 to 0.01, on messages full fine-tuning from 0.00003 to 0.001). A better one may lie beyond, so this arm may look worse than it is.
 #
 # The arms: *QLoRA* is LoRA on a base in 4 bits (NF4 or FP4, lesson 01), and *LoRA on 8 bits* is the same on a base in 8. *Attention alone* puts adapters on q, k, v and o only, with a larger rank, so that as many numbers are trained. [rsLoRA](../site/glossary.md#rslora) and
 # [DoRA](../site/glossary.md#dora) are two changes to LoRA. Where no rank is named, it is 16.
@@ -88,13 +99,13 @@ show(figure, alt="The arms with intervals: on facts full fine-tuning is near 100
 #
 # ## 1 What could "as good" mean?
 #
-# Two methods never score exactly the same. So say first which difference would not matter to you. This is the [equivalence margin](../site/glossary.md#equivalence-margin). Here it is two points out of a hundred, because many texts say that
+# Two methods never score exactly the same. So say first which difference would not matter to you. This is the [equivalence margin](../site/glossary.md#equivalence-margin). Here it is two points out of a hundred, because it is often said that
 # QLoRA comes "within 1 or 2%" of full fine-tuning. It was fixed before the first run.
 #
 # After the measurement you have an interval for the difference, and one of three things may be said:
 
 # %% tags=["says"]
-margin = arms.design["margin"]
+margin = arms.design["margin"]  # 0.02: two points out of a hundred
 
 
 def says(low, high):
@@ -181,7 +192,7 @@ def train(arm, learning_rate):
 
 
 # %% [markdown]
-# Before you run the next cell, write down which of the three will be ahead, and by how much.
+# Before you run the next cell, write down how far apart your three will lie, and whether they come in the order of the first figure.
 
 # %%
 rates = runs[runs.task == "form"].groupby("arm").learning_rate.first()
@@ -251,13 +262,13 @@ print("by the function: {:+.1f} to {:+.1f} points".format(*(100 * end for end in
 # %% [markdown]
 # ### What one seed would have told you
 #
-# Most comparisons that you can read have one run per method. What if each of our eight seeds had been the only one? With one run only the questions can be drawn. Guess before you run it: how many of the eight would have said the same?
+# Most comparisons that you can read have one run per method. What if each of our eight seeds had been the only one? With one run only the questions can be drawn. Guess before you run it: how many of the eight say what all eight say together?
 
 # %%
 alone = {f"seed {seed}": interval_of_mean(difference[[seed]], groups) for seed in range(len(difference))}
 alone["all eight"] = interval_of_mean(difference, groups)
 words = {name: says(low, high) for name, (_, low, high) in alone.items()}
-figure = diagrams.intervals({"rank 64 minus rank 4, facts": alone}, "Three seeds say that rank 64 is better, two that rank 4 is",
+figure = diagrams.intervals({"rank 64 minus rank 4, facts": alone}, "One seed may say this and another the opposite",
                             "difference (points out of a hundred)", band=margin,
                             notes={"rank 64 minus rank 4, facts": words})  # fmt: skip
 show(
@@ -266,31 +277,30 @@ show(
 )
 
 # %%
+# 1: rank 64 is better for sure, -1: rank 4 is, 0: cannot tell
 surely = [(low > 0) - (high < 0) for name, (_, low, high) in alone.items() if name != "all eight"]
 verdict("one seed alone can say 'different' in either direction, where all eight cannot tell",
         1 in surely and -1 in surely and words["all eight"] == "cannot tell")  # fmt: skip
 
 # %% [markdown]
-# Each of those five seeds has an interval that lies clear of zero. Each says something true of its own two runs, and nothing true of rank 64 and rank 4. An interval covers what was drawn anew to make it, and nothing else. So always ask of an interval: *over what?*
+# Three seeds say that rank 64 is better, two that rank 4 is. Each of these five intervals lies clear of zero. Each says something true of its own two runs, and too little of rank 64 and rank 4. An interval covers what was drawn anew to make it, and nothing else. So always ask of an interval: *over what?*
 #
 # ### What pairing is worth
 #
-# On the task *form* a seed chooses which 32 rows are learned, and some choices are better than others, for all arms. What if we forget which runs belong together, and draw the runs and questions of the two arms apart from each other?
+# On the task *form* a seed chooses which 32 rows are learned, and some choices are better than others, for all arms. What if we forget which runs belong together? Then each arm has an error of its own, and two independent errors add like the sides of a right angle.
 
 
 # %%
 def unpaired(task, arm, other):
-    "The interval of a difference if the runs and questions of both arms are drawn apart from each other."
+    "The interval of a difference whose two arms are taken to have nothing in common."
     (one, groups), (two, _) = arms.right(task, arm), arms.right(task, other)
     ends = [np.array(interval_of_mean(values, groups)) for values in (one, two)]
-    half = np.hypot(
-        *((high - low) / 2 for _, low, high in ends)
-    )  # independent errors add as the sides of a right angle
+    half = np.hypot(*((high - low) / 2 for _, low, high in ends))
     return one.mean() - two.mean() - half, one.mean() - two.mean() + half
 
 
 wide, narrow = unpaired("form", "int8", "lora"), interval_of_mean(*arms.apart("form", "int8", "lora"))[1:]
-verdict("for 8 bits against 16, pairing makes the interval at least five times narrower",
+verdict("for LoRA on 8 bits against LoRA, pairing makes the interval at least five times narrower",
         (wide[1] - wide[0]) > 5 * (narrow[1] - narrow[0]))  # fmt: skip
 table({"unpaired": (*(100 * end for end in wide), says(*wide)), "paired": (*(100 * end for end in narrow), says(*narrow))},
       "{:+.1f}", columns=("LoRA on 8 bits minus LoRA, form", "from", "to", "says"))  # fmt: skip
@@ -302,41 +312,63 @@ table({"unpaired": (*(100 * end for end in wide), says(*wide)), "paired": (*(100
 #
 # These five were written into the design before anything was measured, each with what is subtracted from what. That matters: from ten arms one can make 45 pairs, and some of these would look different by luck.
 
+# %% [markdown]
+# One more thing. Eight seeds are few, and five are fewer, and a bootstrap of so few comes out too narrow. So each "different" gets a second look, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers.
+
+# %% tags=["student"]
+t_point = {5: 2.776, 8: 2.365}  # 95% of Student's t with 4 and 7 degrees of freedom lie within so much of zero
+
+
+def by_seeds(difference):
+    "The interval of a mean difference by the spread of its seeds."
+    means = difference.mean(axis=1)
+    half = t_point[len(means)] * means.std(ddof=1) / len(means) ** 0.5
+    return means.mean() - half, means.mean() + half
+
+
 # %% tags=["five"]
 found = []
 for one in arms.design["comparisons"]:
     for task in arms.tasks:
         if {one["arm"], one["other"]} <= set(arms.of(task)):
-            interval = interval_of_mean(*arms.apart(task, one["arm"], one["other"]))
-            found.append({"name": one["name"], "task": task, "arm": one["arm"], "minus": one["other"], "interval": interval,
-                          "says": says(*interval[1:])})  # fmt: skip
+            difference, groups = arms.apart(task, one["arm"], one["other"])
+            interval, of_seeds = interval_of_mean(difference, groups), by_seeds(difference)
+            found.append({"task": task, "name": one["name"], "arm": arms.named(one["arm"]), "minus": arms.named(one["other"]),
+                          "interval": interval, "says": says(*interval[1:]), "by seeds": of_seeds, "then": says(*of_seeds)})  # fmt: skip
 
 # %% tags=["five-table"]
-table([(one["task"], one["name"], arms.named(one["arm"]), arms.named(one["minus"]), *(100 * x for x in one["interval"]), one["says"])
-       for one in found], "{:+.1f}", columns=("task", "question", "arm", "minus", "points", "from", "to", "says"))  # fmt: skip
+table([(one["task"], one["arm"], one["minus"], *(100 * x for x in one["interval"]), one["says"], *(100 * x for x in one["by seeds"]))
+       for one in found], "{:+.1f}", columns=("task", "arm", "minus", "points", "from", "to", "says", "t: from", "t: to"))  # fmt: skip
 
 # %% tags=["five-figure"]
 panels, notes = {}, {}
 for one in found:
-    label = f"{arms.named(one['arm'])}\nminus {arms.named(one['minus'])}"
+    label = f"{one['arm']}\nminus {one['minus']}"
+    held = one["says"] == "different" and one["then"] != "different"
     panels.setdefault(one["task"], {})[label] = one["interval"]
-    notes.setdefault(one["task"], {})[label] = one["says"]
+    notes.setdefault(one["task"], {})[label] = "not by t" if held else one["says"]
 figure = diagrams.intervals(panels, "Of thirteen comparisons, none allows to say equivalent", "difference (points out of a hundred)",
                             band=margin, notes=notes)  # fmt: skip
 show(
     figure,
-    alt="Thirteen differences on three tasks: six hold zero and reach beyond the margin, seven lie beside zero",
+    alt="Thirteen differences on three tasks: six hold zero and reach beyond the margin, seven lie beside zero, one barely",
 )
 
+# %%
+different = [one for one in found if one["says"] == "different"]
+doubtful = [(one["task"], one["arm"], one["minus"]) for one in different if one["then"] != "different"]
+verdict("of seven differences one is not there by Student's t: QLoRA minus LoRA on messages",
+        len(different) == 7 and doubtful == [("messages", "QLoRA, NF4", "LoRA")])  # fmt: skip
+
 # %% [markdown]
-# In words, each with its task (the last two were measured on the small model alone):
+# A minus sign says that the arm is behind what is subtracted. In words, each with its task (the last two were measured on the small model alone):
 #
-# - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. "Within 1 or 2%" is true of none of them.
-# - **What 4 bits cost:** on the form we cannot tell. On messages QLoRA is behind LoRA, though zero lies just outside of the interval. Of thirteen such intervals, one may well miss zero by luck. On the facts QLoRA is *ahead* of LoRA on the unquantized base. Do not read too much into that either. Other seeds and
-#   other questions would say so again; but all eight runs began from the same rounded weights, and another model is rounded otherwise. The interval does not cover that, since nothing of it was drawn anew.
-# - **The kind of 4 bits:** we cannot tell NF4 from FP4 on any task.
+# - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. "Within 1 or 2%" can be said of none of them.
+# - **What 4 bits cost:** on the form we cannot tell. On messages QLoRA's mean is lower, and zero lies just outside of the interval, but not by Student's t, and of thirteen intervals one may well miss zero by luck. So there we cannot tell either. (The held-out *loss* of QLoRA is higher in all five seeds; we looked at that afterwards.) On the facts QLoRA is *ahead* of
+#   LoRA. This holds for this one rounding of this one model: seeds and questions were drawn anew, and the rounded weights were not.
+# - **The kind of 4 bits:** we cannot tell NF4 from FP4 on any task. (On the form the t columns of this row and of the one before miss zero by a little. They ask about other seeds only, and take the questions as they are.)
 # - **The rank:** we cannot tell rank 64 from rank 4 on either task, for the reason that section 3 has shown, and for another one that comes in section 5.
-# - **All linear layers, or attention alone:** different on both tasks, in opposite directions. On the facts attention alone is nearly lost. On the form it is ahead.
+# - **All linear layers, or attention alone:** different on both tasks, in opposite directions. On the facts attention alone is nearly lost, at a rate on the edge of what was tried. On the form it is ahead.
 #
 # Is nothing equivalent, then? One pair is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell. The pair was not among the five, so take it as something to try again.
 
@@ -350,7 +382,7 @@ table({task: [100 * x for x in interval] for task, interval in eight.items()}, "
 # %% [markdown]
 # ## 5 Where LoRA loses, and where it does not
 #
-# Now every arm beside full fine-tuning. (These pairs were not planned either, but for the first. The intervals on the facts lie so far from zero that it makes no difference there.)
+# Now every arm beside full fine-tuning. (These pairs were not planned either, but for QLoRA with NF4. All but rsLoRA's lie so far from zero on the facts that it makes no difference there.)
 
 # %%
 panels = {}
@@ -373,11 +405,11 @@ table({name: [100 * panels[task][name][0] if name in panels[task] else "" for ta
       "{:+.1f}", columns=("minus full fine-tuning", *panels))  # fmt: skip
 
 # %% [markdown]
-# **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. With attention alone it is one in seven. In this model the facts seem to go where the adapters are not; why was not measured. DoRA's low score has another reason, which
-# section 7 finds.
+# **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. With attention alone it is one in seven. Its mark is hollow, and its loss was still falling at the largest rate, so some of that may be the rate. DoRA's low score may have
+# another reason: see section 7.
 #
 # **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32 and eight times as many steps, and came to 85%. How far full fine-tuning
-# would have come then, nobody has measured. So these rows say who is faster per step, and not who ends higher. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time, since QLoRA turns its weights back to 16 bits each time it uses them, and adapters are work of their own.
+# would have come then, nobody has measured. So these rows say who is faster per step, and not who ends higher. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time: adapters are work of their own, and QLoRA also turns its weights back to 16 bits each time it uses them.
 
 # %% tags=["costs"]
 costs = (
@@ -394,7 +426,7 @@ table(
 )
 
 # %% [markdown]
-# (Twelve runs shared one GPU and its processor, so compare the seconds with each other only.)
+# (Twelve runs shared one GPU and its processor, so compare the seconds with each other only.) On so small a model 4 bits save a fifth of LoRA's peak, since what is kept for the backward pass weighs more than the weights. And 8 bits are the slowest: that method splits every product into a part in 8 bits and one in 16.
 #
 # **A new form.** Here adapters are ahead of full fine-tuning by some points. Be careful with that as well: full fine-tuning was tried at four learning rates, each about three times the one before. One in between may close the gap.
 #
@@ -415,13 +447,13 @@ print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * low
 # %% [markdown]
 # ## 6 What was forgotten
 #
-# Two things were measured before and after each training. *Recall*: of other facts that no run trains, how many does the model say when asked in plain words? (Of the small model these are 512 facts that it knew, of the chat model the capitals of countries, of which it knew a quarter.) *[Perplexity](../site/glossary.md#perplexity)*: how surprised is it by new text of the kind that it was made from? (1 would be no surprise.)
+# Two things were measured before and after each training. *Recall*: of other facts that no run trains, how many does the model say when asked in plain words? (Of the small model these are 512 facts that it knew, of the chat model the capitals of countries, of which it knew a quarter.) *[Perplexity](../site/glossary.md#perplexity)*: how surprised is it by other text? (1 would be no surprise. For the small model it is new text of the kind that it was made from, for the chat model Python's help pages.)
 
 # %%
 some = ["full", "lora", "nf4", "attention", "rslora-64"]
-means = runs[runs.arm.isin(some)].groupby(["task", "arm"], sort=False).agg(
-    learning_rate=("learning_rate", "first"), score=("score", "mean"), recall_before=("recall_before", "mean"),
-    recall_after=("recall_after", "mean"), perplexity_before=("perplexity_before", "mean"), perplexity_after=("perplexity_after", "mean"))  # fmt: skip
+shown = runs[runs.arm.isin(some)].assign(arm=runs.arm.map(arms.named))
+columns = ["learning_rate", "score", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
+means = shown.groupby(["task", "arm"], sort=False)[columns].mean()
 table(
     means,
     "{:.2f}",
@@ -433,22 +465,27 @@ table(
 )
 
 # %% [markdown]
-# On the **facts** no arm leaves the old facts where they can be said. LoRA and QLoRA keep the language, though their perplexity doubles. Full fine-tuning loses it altogether. But look at its learning rate. It was chosen by the loss on the task alone, on the edge of what was tried. At a third of
-# that rate the loss was nearly as low (section 7), and what would have been forgotten there nobody has measured. So this says what happens to those who choose by the task alone. It does not say that full fine-tuning must forget.
+# Look first at what stands *before* training. On the chat model the rounding alone takes five points of recall and raises the perplexity by a third. On the small model it takes nearly nothing.
 #
-# On the **form** it is the other way round: LoRA forgets more than full fine-tuning. On **messages** as well, by the perplexity of other text. Is that sure? Recall and perplexity are one number per run, so only the seeds can be drawn.
+# On the **facts** no arm leaves the old facts where they can be said. LoRA and QLoRA of rank 16 keep the language, though their perplexity doubles. Full fine-tuning loses it altogether, and so do two adapters, rsLoRA with its large scale and attention alone with its large rate. But look at the learning rate of full fine-tuning. It was chosen by
+# the loss on the task alone, on the edge of what was tried. At a third of that rate the loss was nearly as low, and what would have been forgotten there nobody has measured. So this says what happens to those who choose by the task alone. It does not say that full fine-tuning must forget.
+#
+# On the **form** it is the other way round: LoRA of rank 16 forgets more than full fine-tuning. On **messages** as well, by the perplexity of other text. Is that sure? Recall and perplexity are one number per run, so only the seeds can be drawn, and by Student's t as well.
 
 # %%
 recall = runs[runs.task == "form"].pivot(index="seed", columns="arm", values="recall_after")
 surprise = runs[runs.task == "messages"].pivot(index="seed", columns="arm", values="perplexity_after")
-gaps = {"form, recall lost": recall.full - recall.lora, "messages, perplexity": surprise.lora - surprise.full}
-verdict("on the form LoRA has lost more recall, and on messages more of other text, than full fine-tuning, in every seed",
-        all((gap > 0).all() for gap in gaps.values()))  # fmt: skip
-table({name: interval_of_mean(gap.to_numpy()[:, None], [0]) for name, gap in gaps.items()}, "{:+.2f}",
-      columns=("LoRA minus full fine-tuning", "mean", "from", "to"))  # fmt: skip
+lost = {
+    "form, points of recall": 100 * (recall.full - recall.lora),
+    "messages, perplexity": surprise.lora - surprise.full,
+}
+verdict("on the form LoRA has forgotten more recall than full fine-tuning, and on messages more of other text, in every seed",
+        all((more > 0).all() for more in lost.values()))  # fmt: skip
+table({name: (*interval_of_mean(more.to_numpy()[:, None], [0]), *by_seeds(more.to_numpy()[:, None])) for name, more in lost.items()},
+      "{:+.1f}", columns=("lost by LoRA minus lost by full fine-tuning", "mean", "from", "to", "t: from", "t: to"))  # fmt: skip
 
 # %% [markdown]
-# "LoRA forgets less" is a finding about large models and long trainings (section 9). Here LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. At such rates it is not so.
+# "LoRA forgets less" is a finding about large models and long trainings (section 9). Here LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is what matters here: on the form rsLoRA had full fine-tuning's own rate, scores as LoRA does, and recalls as much as full fine-tuning.
 #
 # ## 7 The learning rate, and two traps
 #
@@ -481,19 +518,19 @@ verdict("the same learning rate for both can put either of them far ahead",
 table(rows, "{:+.1f}", columns=("LoRA minus full fine-tuning, form", "points", "from", "to", "says"))
 
 # %% [markdown]
-# (The first three rows have one seed, so their intervals cover the choice of questions only.) With one rate for all you can prove what you like, and with an interval that lies far from zero. A comparison that does not say how each method got its learning rate says nothing.
+# (The first three rows have one seed, other than those of the first figure, and other questions, so their intervals cover the choice of questions only.) With one rate for all you can prove what you like, and with an interval that lies far from zero. A comparison that does not say how each method got its learning rate says nothing.
 #
-# **Second trap: the choice itself is not in the interval.** All eight runs of an arm have the rate that one try has chosen. If that choice was unlucky, eight seeds repeat it. Look at DoRA on the facts:
+# **Second trap: the choice itself is not in the interval.** All eight runs of an arm have the rate that one try has chosen. If that choice was unlucky, eight seeds repeat it. Look at DoRA on the facts, and at full fine-tuning beside it:
 
 # %%
-dora = tries[(tries.task == "facts") & (tries.arm == "dora")][["learning_rate", "loss", "score"]]
 then = runs[(runs.task == "facts") & (runs.arm == "dora")]
 low, high = then.score.min(), then.score.max()
-print(f"chosen: {then.learning_rate.iloc[0]:g}; with it the eight seeds score from {low:.0%} to {high:.0%}")
-table(dora, "{:.3f}", learning_rate="{:g}", score="{:.0%}")
+print(f"DoRA at {then.learning_rate.iloc[0]:g}: the eight seeds score from {low:.0%} to {high:.0%}")
+tried = tries[(tries.task == "facts") & tries.arm.isin(["dora", "full"])]
+table(tried[["arm", "learning_rate", "loss", "score"]], "{:.3f}", learning_rate="{:g}", score="{:.0%}")
 
 # %% [markdown]
-# Two rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the first figure tells you next to nothing of DoRA.
+# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the first figure tells you next to nothing of DoRA at any other.
 #
 # So these arms are to be read with care, since their rate lies at the edge of what was tried: on the facts full fine-tuning, attention alone and DoRA, and on the form rsLoRA.
 
@@ -506,12 +543,21 @@ table(at_edge, "{:g}", columns=("task", "arm", "rate at the edge"))
 # ## 8 Does the adapter repair the rounding?
 #
 # Many texts say that an adapter learns to make up for the errors of quantization. What could be measured of that? Take how far a quantized model's guesses lie from those of the model that is not quantized. The distance between two such guesses is their
-# [Kullback-Leibler divergence](../site/glossary.md#kullback-leibler-divergence), here its mean per token of the right answers. *Before*: the rounded base beside the base. *After*: QLoRA beside the LoRA run of the same seed on the base that was not rounded. The same distances are taken on other text, which no run learned.
+# [Kullback-Leibler divergence](../site/glossary.md#kullback-leibler-divergence), here its mean per token of the right answers. *Before*: the rounded base beside the base. *After*: QLoRA beside the LoRA run of the same seed on the base that was not rounded. The same distances are taken on other text, which no run learned. Four models, then:
+#
+# ```
+#   base  <------- before ------->  base in 4 bits
+#    |                                    |
+#   LoRA                                QLoRA
+#    |                                    |
+#    v                                    v
+#   trained  <----- after ------->  trained on 4 bits
+# ```
 
 # %%
 quantized = runs[runs.arm.isin(["nf4", "fp4", "int8"])]
 columns = [f"{where}_distance_{when}" for where in ("answers", "text") for when in ("before", "after")]
-far = quantized.groupby(["task", "arm"], sort=False)[columns].mean()
+far = quantized.assign(arm=quantized.arm.map(arms.named)).groupby(["task", "arm"], sort=False)[columns].mean()
 table(far, "{:.3f}", columns=("task", "arm", "answers before", "answers after", "text before", "text after"))
 
 # %%
@@ -527,10 +573,10 @@ table(twins[["answers_distance_after", "text_distance_after"]].mean(), "{:.3f}",
 
 # %% [markdown]
 # On the answers that it was trained to give, NF4 comes nearer on two of the three tasks: on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles. On *other* text it grows on all three. So an adapter does not undo the rounding. It can learn the task in spite of it, and
-# elsewhere the two models drift apart. Even what looks like repair may have another cause, since after training both models are surer of their answers, and sure models that agree lie close together. And look at section 4: on messages, where the distance shrinks most, QLoRA still scores less than LoRA.
+# elsewhere the two models drift apart. Even what looks like repair may have another cause, since after training both models are surer of their answers, and sure models that agree lie close together. And a small distance is no score: on messages, where it shrinks most, the mean score of QLoRA is still the lower one.
 #
 # The last table is the yardstick: two LoRA runs whose seeds differ. On the small model they lie farther apart than QLoRA and LoRA of one seed do, on both tasks (on the form another seed also means other rows). There another seed changes more than the rounding does. On messages another seed and the rounding change the
-# answers about as much, and on other text the rounding changes more.
+# answers about as much, and on other text the rounding changes more. (These distances rest on little: on messages on 16 answers and 512 tokens of other text.)
 #
 # ## 9 What papers found
 #
@@ -538,21 +584,22 @@ table(twins[["answers_distance_after", "text_distance_after"]].mean(), "{:.3f}",
 #
 # | | what was done | what came out |
 # |---|---|---|
-# | [QLoRA](https://arxiv.org/abs/2305.14314), table 4 | LLaMA 7B to 65B, LoRA on all linear layers, Alpaca and FLAN v2; 5-shot MMLU, mean over sizes and data | 16 bits 53.0, NF4 with double quantization 53.1, FP4 52.2. No full fine-tuning here, and no intervals |
-# | the same, table 3 | T5 of 80M to 11B, Super-NaturalInstructions; NF4 beside full fine-tuning | at most 1.8% apart, in both directions |
-# | [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673) | Llama-2-7B, code instructions; HumanEval | LoRA of rank 16 0.358, 64 0.417, 256 0.498; full 0.497. Continued pre-training on code: LoRA 0.224, full 0.263. Old knowledge kept: 0.617 with LoRA, 0.545 with full |
-# | [PEFT's comparison](https://github.com/huggingface/peft/tree/main/method_comparison) | Llama-3.2-3B, GSM8K, one seed | full 47.2%, LoRA rank 32 on q and v 47.8%, rsLoRA rank 64 51.3%, DoRA 46.9% |
+# | [QLoRA](https://arxiv.org/abs/2305.14314), table 4 | LLaMA 7B to 65B, LoRA on all linear layers, instructions (Alpaca, FLAN v2); MMLU, questions with four answers on 57 subjects, mean over sizes and data | 16 bits 53.0, NF4 with double quantization 53.1, FP4 52.2. No full fine-tuning here, and no intervals |
+# | the same, table 3 | T5 of 80M to 11B, 1,600 kinds of instructions; NF4 beside full fine-tuning | at most 1.8% apart, in both directions |
+# | [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673), version 2 | Llama-2-7B learns to write programs from instructions; share of programs that pass (HumanEval) | LoRA of rank 16 0.358, 64 0.417, 256 0.498; full 0.497. After reading code instead: LoRA 0.224, full 0.263; questions of general knowledge 0.617 with LoRA, 0.545 with full |
+# | [PEFT's comparison](https://github.com/huggingface/peft/tree/main/method_comparison) | Llama-3.2-3B learns school mathematics (GSM8K), one seed, adapters on q and v; one rate for LoRA, DoRA and rsLoRA, another for full | in July 2026 full 47.2%, LoRA of rank 32 47.8%, rsLoRA of rank 64 51.3%, DoRA 46.9%. In June 2025, with the same seed: full 50.0%, LoRA 48.2% |
 # | [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/) | many sizes and tasks, the learning rate swept for each | adapters on all layers match full fine-tuning while the data is small for their size; the best rate is about ten times that of full fine-tuning; attention alone is worse |
 # | [Low-bit Llama 3](https://arxiv.org/abs/2404.14047) | Llama-3-8B, LoRA on Alpaca after quantization | LoRA does not repair what quantization lost |
-# | [Intruder dimensions](https://arxiv.org/abs/2410.21228) | spectra of trained weights | LoRA changes weights in other directions than full fine-tuning, even at equal scores |
 #
-# Our tasks *facts* and *messages* point the same way as *LoRA Learns Less*: where much has to be learned, LoRA of low rank learns less. Our task *form* says nothing against the first row, which is about large models and a broad test. And a difference of less than a point with one seed, as between full fine-tuning and LoRA in PEFT's table, is no ground to prefer either: section 3 shows why.
+# Our tasks *facts* and *messages* agree in direction with *LoRA Learns Less*, in few steps. Of high ranks and of the end of a long training they say nothing, and on forgetting they point the other way. The first row is about QLoRA beside LoRA, on large models and a broad test: there we could tell a difference on one task of three, and in
+# QLoRA's favour. Our attention alone was worse on the facts, as in *LoRA Without Regret*, and better on the form. And look at PEFT's row: the same script and the same seed, a year later with other versions, and full fine-tuning and LoRA have changed places. One seed is no ground to prefer either; section 3 shows why.
 #
 # ## 10 What this does not show
 #
 # - **Two small models.** One has 5.5 million parameters and a narrow corpus, the other 135 million, and its weights had been rounded once before. A 7B model has fifty times as many numbers as that. Where many of them are to spare, both rounding and rank may matter less.
 # - **One rounding of each base.** Seeds and questions were drawn anew. The bases were not, so no interval here covers another model.
-# - **Forty, eighty and sixty steps**, one batch size for each task, `alpha` 32 throughout. In a pilot with more steps, of which no rows were kept, every arm learned all facts. So where this lesson says that LoRA loses, read "in these steps".
+# - **Forty, eighty and sixty steps**, one batch size for each task, `alpha` 32 throughout. Of the pilot with more steps no rows were kept. So where this lesson says that LoRA loses, read "in these steps".
+# - **Few seeds.** For what comes from the seeds, a bootstrap over eight is too narrow by about a fifth, and over five by more than a third. Section 4 looked again with Student's t; the figures did not.
 # - **One grid** of four learning rates for each arm, chosen by one seed, with the edges named above.
 # - **float32** on the small model, so what 16-bit arithmetic does is not in its rows. The chat model was trained in bfloat16, with what is trained in float32.
 #
@@ -628,7 +675,7 @@ check("08.2", differences)
 # - A: QLoRA minus LoRA: -0.3 (-1.4 to +0.9). The model they serve fits their card in 4 bits only.
 # - B: LoRA minus full: -11 (-17 to -6), on facts that were new to the model. They have the GPUs for either, and keep a copy of the old model for all else.
 # - C: QLoRA minus LoRA: -2 (-7 to +3). Both fit, and each percent is worth money.
-# - D: LoRA minus full: +0.4 (-0.8 to +1.5). Both fit. They will train one model for each of a hundred customers, in 16 bits, and hold all of them on one GPU.
+# - D: LoRA minus full: +0.4 (-0.8 to +1.5). Both fit. They will train one model for each of a hundred customers, in 16 bits, and hold all of them on one GPU (where many adapters can share one base: lesson 04).
 
 # %%
 choice = {"A": ..., "B": ..., "C": ..., "D": ...}
@@ -671,11 +718,11 @@ check("08.4", seeds_needed)
 # check("08.4", seeds_needed)
 # ```
 #
-# Half the margin needs four times the seeds. (For a handful of seeds 1.96 is too small; the t distribution has the right number.)
+# Half the margin needs four times the seeds. And this is the least: the interval fits into the margin only if the mean comes out at zero. To say "equivalent" in four of five experiments, put 1.96 + 1.28 in place of 1.96, which is 2.7 times as many. For a handful of seeds 1.96 is too small as well; Student's t has the right number. More seeds do not
+# help against a difference that comes from few questions.
 # </details>
 #
-# **5. Predict, then run** (5 minutes, ••). Section 7 gave LoRA and full fine-tuning one learning rate for both, on the task *form*. Now the task *facts*, both at 0.003. On the form LoRA was far ahead there. How many points is LoRA ahead of full fine-tuning on the facts? Negative if it is behind. The check looks it up, and takes what is
-# within 15 points.
+# **5. Predict, then run** (5 minutes, ••). Section 7 gave LoRA and full fine-tuning one learning rate for both, on the task *form*. Now the task *facts*, both at 0.001. On the form LoRA was ahead there. How many points is LoRA ahead of full fine-tuning on the facts? Negative if it is behind. The tables of section 7 hold half of the answer, and DoRA is LoRA with one change. The check looks it up, and takes what is within 15 points.
 
 # %%
 my_guess = ...
@@ -685,18 +732,18 @@ check("08.5", my_guess)
 # <details><summary>Solution</summary>
 #
 # ```python
-# my_guess = -40
+# my_guess = -85
 # check("08.5", my_guess)
 # ```
 #
-# `interval_of_mean(*arms.apart("facts", "lora", "full", tried_at=3e-3))` has it. The best rate depends on the task as well, so "LoRA's rate is ten times that of full fine-tuning" is a place to begin a search, and not its end.
+# `interval_of_mean(*arms.apart("facts", "lora", "full", tried_at=1e-3))` has it. With 3e-3 in place of 1e-3 it says that LoRA is 40 points behind, where the eight seeds of section 5 say 30: one seed and other questions, the second trap again. The best rate depends on the task as well, so "LoRA's rate is ten times that of full fine-tuning" is a place to begin a search, and not its end.
 # </details>
 #
 # **6. Decide** (10 minutes, ••). Somebody writes about this lesson. Which of these sentences are stronger than what was measured? Give their letters, as a text such as `"AB"`.
 #
 # - A: On this model and these new facts, full fine-tuning at its chosen rate scored higher than LoRA, by more than 20 points.
 # - B: NF4 and FP4 are equally good on the form, since the interval of their difference holds zero.
-# - C: On the form, LoRA on 8 bits is within two points of LoRA.
+# - C: In these runs on the form, LoRA on 8 bits is within two points of LoRA.
 # - D: Quantizing the base to NF4 makes models better at learning facts.
 # - E: DoRA learns fewer facts than LoRA.
 # - F: Whether rank 64 learns more facts than rank 4, at `alpha` 32, these runs cannot tell.
@@ -716,7 +763,7 @@ check("08.6", too_strong)
 # B takes "cannot tell" for "equivalent". D speaks of models, and there was one. E leaves out that its rate was chosen by a hair, at the edge of the grid.
 # </details>
 #
-# **7. Repair** (10 minutes, ••). This function chooses a learning rate. It looks at the held-out score of the questions that are reported later, and at single runs. Write `choose(tries)`: `tries` is a list of dictionaries with `rate`, `seed` and `loss`, on rows of their own. It returns (rate, at_the_edge): the rate with the least mean loss over its seeds, and
+# **7. Repair** (10 minutes, ••). This function chooses a learning rate, and does two things wrong: it looks at the held-out score that will be reported later, and it takes the best single run. Write `choose(tries)`: `tries` is a list of dictionaries with `rate`, `seed` and `loss`; the losses are of rows that are kept for this choice. It returns (rate, at_the_edge): the rate with the least mean loss over its seeds, and
 # whether it is the smallest or the largest that was tried.
 
 
@@ -773,7 +820,13 @@ check("08.8", distance)
 #
 # ## What you did
 #
-# You drew the interval of a difference by hand, and said "equivalent", "different" or "cannot tell" of five comparisons on three tasks. On these small models LoRA learns a new form at least as well as full fine-tuning, and new facts and messages into JSON more slowly, QLoRA included. Which of two arms looks better can hang on the learning rate or on a single seed. So you ask of every comparison: which
-# margin, how many seeds, how was the rate chosen, and the interval over what?
+# You drew the interval of a difference by hand, and put five questions to three tasks. Of thirteen answers seven said "different", one of them in doubt, and six "cannot tell"; "equivalent" was said of 8 bits alone, and only on the small model. On these two small models, in few steps, LoRA learned a new form at least as well as full fine-tuning, and new facts and messages into JSON
+# more slowly. Which of two arms looks better can hang on the learning rate or on a single seed.
+#
+# For your own work:
+#
+# - If only QLoRA fits your GPU, use it, and give it more steps before you give it up: in lesson 07, with eight times as many steps and twice the rank, it came to 85%.
+# - Search the learning rate for each method by itself, on rows kept for that. Nothing in this lesson moved a score as much.
+# - Before you call one of two ways better, run both with at least five seeds, subtract seed by seed, and say which margin you had in mind.
 #
 # This is the last lesson so far. Next: the [course's page](../README.md) has all of them, [what the course claims and why](../site/claims.md), and [what to choose in which situation](../site/decide.md).

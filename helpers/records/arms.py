@@ -113,7 +113,7 @@ class SideBySide:
             return "all weights trained"
         if "bits" in made:
             return "LoRA on a quantized base"
-        return "LoRA, not quantized" if arm == "lora" else "the same with another rank, place or kind of LoRA"
+        return "LoRA, not quantized" if arm == "lora" else "LoRA with another rank, place or kind"
 
     def at_the_edge(self, task: str) -> list[str]:
         """The arms whose chosen learning rate is the smallest or the largest that was tried: a better one may lie beyond."""

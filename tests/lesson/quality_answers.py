@@ -115,7 +115,7 @@ MISTAKES = {
         (lambda spread, margin: max(2, math.floor(squared(spread, margin, z=1)) + 1), "1.96"),
         (lambda spread, margin: max(2, math.floor(squared(spread, margin, sides=2)) + 1), "both sides"),
     ],
-    "08.5": [(66, "this very rate"), (-80, "not so far"), (-10, "farther"), (-0.4, "not as a share"), ("less", "number")],
+    "08.5": [(16, "cannot be ahead"), (-130, "not so far"), (-40, "farther"), (-0.9, "not as a share"), ("less", "number")],
     "08.6": [
         ("ABDE", "A names"),
         ("BCDE", "C: its"),
@@ -153,7 +153,7 @@ ALSO_RIGHT = {
     ],
     "08.3": [dict(reversed(RIGHT_ROWS.items())), {team: f" {word.upper()} " for team, word in RIGHT_ROWS.items()}],
     "08.4": [counted_up, lambda spread, margin: numpy.int64(counted_up(spread, margin))],
-    "08.5": [-35, numpy.float64(-50.0)],
+    "08.5": [-80, numpy.float64(-95.0)],
     "08.6": ["b, d, e", ["E", "D", "B"]],
     "08.7": [chosen, with_pandas],
     "08.8": [lambda p, q: terms(p, q).sum(axis=1).mean(), from_torch],

@@ -135,17 +135,17 @@ def at_one_rate(answer):
 
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real) or not math.isfinite(answer):
         return "a number of points is asked for, negative if LoRA is behind"
-    came = 100 * interval_of_mean(*measured_arms().apart("facts", "lora", "full", tried_at=3e-3))[0]
+    came = 100 * interval_of_mean(*measured_arms().apart("facts", "lora", "full", tried_at=1e-3))[0]
     if abs(answer - came) <= 15:
         print(f"measured: {came:+.0f} points")
         return None
     if abs(answer) < 1:
         return "in points out of a hundred, not as a share; and look at the first figure"
     if answer > 0:
-        return "on the facts full fine-tuning chose this very rate, so it does well with it: look at the first figure"
+        return "look at full fine-tuning's score at this rate in section 7: LoRA cannot be ahead of that"
     return (
-        "not so far behind: at this rate LoRA too learns more than half of the facts" if answer < came
-        else "farther behind: full fine-tuning learns nearly all facts at this rate"
+        "not so far behind: nobody is behind by more than all questions" if answer < came
+        else "farther behind: look at DoRA's score at this rate in section 7, and at full fine-tuning's"
     )  # fmt: skip
 
 
