@@ -18,7 +18,7 @@
 # - see where LoRA loses to full fine-tuning and where it does not, what was forgotten, and whether an adapter repairs the rounding to 4 bits;
 # - find the two mistakes that turn such a comparison round: one learning rate for all, and one seed.
 #
-# **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU.
+# **Time:** 40 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU.
 
 # %% tags=["parameters"]
 seed = 0
