@@ -18,7 +18,7 @@
 # - see where LoRA loses to full fine-tuning and where it does not, what was forgotten, and whether an adapter repairs the rounding to 4 bits;
 # - find the two mistakes that turn such a comparison round: one learning rate for all, and one seed.
 #
-# **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
+# **Time:** 40 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
 
 # %% tags=["parameters"]
 seed = 0
@@ -357,6 +357,7 @@ show(
 # %%
 different = [one for one in found if one["says"] == "different"]
 doubtful = [(one["task"], one["arm"], one["minus"]) for one in different if one["then"] != "different"]
+record(says={f"{one['arm']} minus {one['minus']}, {one['task']}": one["says"] for one in found})
 verdict("of seven differences one is not there by Student's t: QLoRA minus LoRA on messages",
         len(different) == 7 and doubtful == [("messages", "QLoRA, NF4", "LoRA")])  # fmt: skip
 
