@@ -76,17 +76,14 @@ def memory_timeline(samples, title: str, unit: str = "MB", x: str = "seconds", l
 
 
 def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
-    """How often each value comes, whole numbers of a short range one by one; `line` marks a limit."""
+    """How often each value comes; `line` marks a limit. Of whole numbers every bar counts equally many of them."""
     figure, ax = axes(title, x, y)
     low, high = min(values), max(values)
-    narrow = high - low < 40 and all(float(value).is_integer() for value in values)
-    ax.hist(
-        values,
-        bins=[n - 0.5 for n in range(int(low), int(high) + 2)] if narrow else 40,
-        color=COLOURS["blue"],
-        edgecolor="white",
-        linewidth=0.5,
-    )
+    bins: int | list[float] = 40
+    if all(float(value).is_integer() for value in values):
+        width = int(high - low) // 40 + 1
+        bins = [n - 0.5 for n in range(int(low), int(high) + width + 1, width)]
+    ax.hist(values, bins=bins, color=COLOURS["blue"], edgecolor="white", linewidth=0.5)
     if line is not None:
         ax.axvline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
         figure.legend(frameon=False, loc="outside lower center")

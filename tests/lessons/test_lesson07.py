@@ -11,6 +11,7 @@ from helpers import COURSE_ROOT
 from helpers.course import disk as course
 from helpers.evaluation import fields_right, score_fields
 from helpers.lesson import checks
+from helpers.plots import histogram
 from helpers.records import read_rows
 from tests.cells import tagged
 from tests.scripts import measuring_script
@@ -20,19 +21,37 @@ MESSAGES = COURSE_ROOT / "assets" / "messages"
 CODE = [one.source for one in NOTEBOOK.cells if one.cell_type == "code"]
 
 
-def frame(name):
-    return pandas.read_csv(MESSAGES / f"{name}.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-
-
-def names_of(*tags, **given):
-    """The names that cells of the lesson define."""
-    names = {"json": json, "frame": frame("messages")} | given
+def names_of(*tags, changed=(), **given):
+    """The names that cells of the lesson define; `changed` are pairs of a text in them and what stands in its place."""
+    names = {"json": json, "pandas": pandas} | given
     for tag in tags:
-        exec(tagged(NOTEBOOK, tag).source, names)
+        source = tagged(NOTEBOOK, tag).source
+        for old, new in changed:
+            source = source.replace(old, new)
+        exec(source, names)
     return names
 
 
+def read_table(file, **form):
+    source = tagged(NOTEBOOK, "read-table").source.partition("\nours = ")[0]
+    names: dict = {"pandas": pandas}
+    exec(source, names)
+    return names["read_table"](file, **form)
+
+
+def frame(name):
+    return read_table(MESSAGES / f"{name}.csv")
+
+
 ROWS = ("to-row", "write-and-read", "rows")
+
+
+def own_task(table, asked, fields, task="Reply with a word."):
+    """The lesson's names for a table of one's own, its three lines changed as it says."""
+    lines = tagged(NOTEBOOK, "to-row").source.splitlines()[:3]
+    new = [f"ASKED = {asked!r}", f"FIELDS = {fields!r}", f"TASK = {task!r}"]
+    assert [line.partition(" = ")[0] for line in lines] == ["ASKED", "FIELDS", "TASK"]
+    return names_of(*ROWS, changed=list(zip(lines, new, strict=True)), frame=table, file="own.csv")
 
 
 @pytest.fixture(scope="module")
@@ -41,39 +60,47 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def to_row():
-    return names_of(*ROWS)["to_row"]
+def names():
+    return names_of(*ROWS, frame=frame("messages"))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["messages", "heldout", "by_hand"])
-def test_the_lesson_and_the_measuring_script_make_the_same_conversations(name, script, to_row):
+def test_the_lesson_and_the_measuring_script_make_the_same_conversations(name, script, names):
     theirs = [script.to_row(row) for row in script.rows_of(name)]
-    assert [to_row(row) for row in frame(name).to_dict("records")] == theirs
+    assert list(map(names["to_row"], names["examples"](frame(name)))) == theirs
     assert len(theirs) == {"messages": 3840, "heldout": 240, "by_hand": 60}[name]
 
 
-def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(to_row):
-    rows = frame("heldout").to_dict("records")
-    answers = [to_row(row)["completion"][0]["content"] for row in rows]
-    wanted = [names_of("to-row")["note"](row) for row in rows]
-    assert score_fields(answers, wanted).whole == 1
+def test_an_expected_answer_scores_as_right_and_has_null_for_an_empty_cell(names):
+    rows = names["examples"](frame("heldout"))
+    answers = [names["to_row"](row)["completion"][0]["content"] for row in rows]
+    assert score_fields(answers, [row["note"] for row in rows]).whole == 1
     assert any('"time":null' in answer for answer in answers)
     assert "\\u" not in "".join(answers)
 
 
 def test_a_task_of_one_field_is_asked_for_one_word_and_scored_like_the_others():
-    own = pandas.DataFrame({"Message": ["Oslo is in", "Nobody knows"], "Answer": ["Norway", ""]})
-    names = names_of(*ROWS)
-    names["FIELDS"] = {"answer": "Answer"}
-    rows = own.to_dict("records")
+    own = pandas.DataFrame(
+        {"Text": ["Oslo is in", "Nobody knows", "Not labelled", ""], "Answer": ["Norway", "none", "", "x"]}
+    )
+    names = own_task(own, "Text", {"answer": "Answer"})
+    assert names["usable"]["Text"].tolist() == ["Oslo is in", "Nobody knows"], "an empty note or text teaches nothing"
+    rows = names["examples"](names["usable"])
     said = [names["to_row"](row)["completion"][0]["content"] for row in rows]
     assert said == ["Norway", "none"]
-    wanted = [names["note"](row) for row in rows]
-    assert score_fields(map(names["read"], said), wanted).whole == 1
-    assert score_fields([names["read"]("Sweden")], wanted[:1]).whole == 0
+    wanted = [row["note"] for row in rows]
+    assert wanted == [{"answer": "Norway"}, {"answer": None}]
+    assert score_fields(map(names["read"], said, wanted), wanted).whole == 1
+    assert score_fields([names["read"]("Sweden", wanted[0])], wanted[:1]).whole == 0
+
+
+def test_an_empty_cell_among_others_is_null_and_its_row_is_kept():
+    own = pandas.DataFrame({"Text": ["a", "b"], "Topic": ["price", ""], "City": ["", ""]})
+    names = own_task(own, "Text", {"topic": "Topic", "city": "City"})
+    assert [row["note"] for row in names["examples"](names["usable"])] == [{"topic": "price", "city": None}]
 
 
 def test_the_bundled_model_has_read_no_brace():
@@ -106,6 +133,20 @@ def test_the_template_that_the_lesson_gives_has_what_exercise_5_asks_for(capsys)
     assert capsys.readouterr().out == "Exercise 07.5: right.\n"
 
 
+# --- lengths -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [[1, 2, 2, 5], list(range(97, 228)), [7], [60, 61, 3800], [0, 39], [0, 40]])
+def test_every_bar_of_whole_numbers_counts_equally_many_of_them(values):
+    """Else a flat distribution looks like a comb."""
+    bars = histogram(values, "t", "x", "y").axes[0].patches
+    widths = {round(bar.get_width(), 6) for bar in bars}
+    assert len(widths) == 1
+    assert widths.pop().is_integer()
+    assert len(bars) <= 41
+    assert sum(bar.get_height() for bar in bars) == len(values)
+
+
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
@@ -121,10 +162,8 @@ def test_the_template_that_the_lesson_gives_has_what_exercise_5_asks_for(capsys)
     ],
 )  # fmt: skip
 def test_the_lessons_own_score_forgives_a_name_and_no_wrong_time(answer, right):
-    names = names_of("to-row", "write-and-read")
-    row = {"Message": "x", "Name": "Mei", "Request": "book", "Place": "", "Day": "Friday", "Time": "09:00"}
-    score = names_of("own-score", note=names["note"], read=names["read"], after=[""], held_records=[row])["score"]
-    assert score(answer, row) == pytest.approx(right)
+    wanted = {"name": "Mei", "request": "book", "place": None, "day": "Friday", "time": "09:00"}
+    assert names_of("write-and-read", "own-score")["score"](answer, wanted) == pytest.approx(right)
 
 
 def test_exercise_3_has_three_labels_that_break_the_rules(capsys):
@@ -192,5 +231,7 @@ def test_equally_many_rows_of_more_sentences_had_more_requests_right():
 
 def test_a_file_without_a_column_that_is_asked_for_is_told_so_by_name():
     own = pandas.DataFrame({"Review text": ["Fine"], "Name": ["x"]})
-    with pytest.raises(AssertionError, match="no column .*Message.* in own.csv: it has .*'Review text'"):
+    with pytest.raises(
+        AssertionError, match="no column .*Message.* in own.csv: it has .*'Review text'.*the three lines"
+    ):
         names_of("to-row", frame=own, file="own.csv")
