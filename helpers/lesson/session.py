@@ -227,7 +227,6 @@ def begin(
     parameters.validate(values)
     run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
     prepare_reports(values.get("report_to", "none"), run.folder)
-
     finish_replacing(run.folder)
 
     # What was named is looked at first: the next line imports torch, which takes seconds.
