@@ -158,7 +158,10 @@ table(frame.sample(min(5, len(frame)), random_state=settings.seed))
 # and the completion is learned.
 #
 # > **Rows of your own?** Change the first three lines. `ASKED` is the column that the model gets. `FIELDS` says what it shall write, and from which column each value comes. `TASK` is the sentence that tells it so. For a
-# > column of topics, for example: `FIELDS = {"topic": "Category"}` and `TASK = "Reply with the topic."` Begin with one field: its answer is a word alone, which even the bundled model can learn.
+# > column of topics, for example: `FIELDS = {"topic": "Category"}` and `TASK = "Reply with the topic."` Begin with one field: its answer is a word alone.
+# >
+# > The bundled model shows that your file, your three lines and your split work. It has read nothing but English quiz pages, so expect few right answers about texts of your own, and in another language hardly any.
+# > For answers that you can use, train `smollm2-135m` for a few hundred steps, or a larger model on a GPU.
 #
 # A row without a message, or with nothing to note, teaches nothing and is left out. If in your file an empty cell means that there is nothing to say, write `none` into it, and the model learns to say that.
 
@@ -263,7 +266,7 @@ def prompt_of(turns):
 asked, whole = ids_of(first["prompt"], ask=True), ids_of(first["prompt"] + first["completion"])
 verdict("the question alone is the beginning of the whole conversation", whole[: len(asked)] == asked)
 verdict("the end of the answer is learned", tokenizer.eos_token_id in whole[len(asked) :])
-tokens_in_colour([tokenizer.decode([i]) for i in whole], [i >= len(asked) for i in range(len(whole))])
+tokens_in_colour(whole, [i >= len(asked) for i in range(len(whole))], tokenizer.decode)
 
 # %% [markdown]
 # ### How long?
@@ -282,9 +285,9 @@ show(figure, alt=f"How many rows have how many tokens; {cut} of them are longer 
 # %% [markdown]
 # ### Padding, or packing?
 #
-# A batch is filled up to its longest row with padding, which is computed and teaches nothing. Three ways are compared below: rows as they come, rows of like length together
-# (`train_sampling_strategy="group_by_length"`), and several rows packed into one of `max_length` tokens (`packing=True`). Packing needs a mask that keeps the rows apart; lesson 03 shows
-# that it does, and what the mask costs without flash attention.
+# A batch is filled up to its longest row with padding, which is computed and teaches nothing. How much of it is there with rows as they come, and how much if rows of like length go together
+# (`train_sampling_strategy="group_by_length"`)? A third way, packing, puts several rows into one of `max_length` tokens (`packing=True`). It needs a mask that keeps the rows apart; lesson 03 shows
+# that the mask does, and what it costs without flash attention.
 
 # %%
 import random
@@ -350,7 +353,7 @@ if settings.data_file != "auto":
     numbered["group"] = usable[GROUP or ASKED]
     *parts, told = split_rows(Dataset.from_pandas(numbered), settings.seed, by_group=GROUP is not None)
     learn, held_out = (usable.loc[map(int, part["output"])] for part in parts)
-    print(told)
+    print(f"{len(learn):,} rows to learn and {len(held_out):,} held out. {told}")
 
 # %% [markdown]
 # Here the bundled model, if it is the one that trains, gets rows of its own: questions with one word for an answer.
@@ -456,7 +459,7 @@ if settings.data_file == "auto":
 # ## 6 Train
 #
 # The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Short answers in a fixed form are learned fast, and after two or three epochs a
-# model begins to learn rows by heart.
+# model begins to learn rows by heart. With rows of your own, set `max_steps` so that it comes to that.
 
 # %%
 from peft import LoraConfig
@@ -628,7 +631,7 @@ table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds
 # The requests gained most. The time lost a little, which 120 rows cannot tell from chance. That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
 # "Izmir", which it had never learned. More names and towns followed, and the table at the top is what came of it. [Their page](../assets/messages/README.md) says what was looked at, and when.
 #
-# One point live: the same model, the same steps and the same rate, on 24 rows. What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
+# One point live: the same model and the same learning rate, on 24 rows (with a real chat model for twelve steps at most, to save time). What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
 import gc

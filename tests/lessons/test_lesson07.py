@@ -1,17 +1,24 @@
 """Lesson 07: it trains on what was measured, its traps are real, its scores say what it claims."""
 
+import copy
+import csv
+import html
 import json
+import random
 import re
 import sys
 
+import nbformat
 import pandas
+import papermill
 import pytest
 
 from helpers import COURSE_ROOT
 from helpers.course import disk as course
 from helpers.evaluation import fields_right, score_fields
 from helpers.lesson import checks
-from helpers.plots import histogram
+from helpers.models import BUNDLED_MODEL
+from helpers.plots import histogram, tokens_in_colour
 from helpers.records import read_rows
 from tests.cells import tagged
 from tests.scripts import measuring_script
@@ -133,6 +140,35 @@ def test_the_template_that_the_lesson_gives_has_what_exercise_5_asks_for(capsys)
     assert capsys.readouterr().out == "Exercise 07.5: right.\n"
 
 
+def shown(html):
+    return re.findall(r'<span style="(background|color)[^"]*">(.*?)</span>', html.data, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "text", ["für wen – und wann? 5 €", "plain", "日本 🎉", "a\n\nb  c", "ends in half a letter ü"]
+)
+def test_letters_of_several_tokens_are_shown_whole_and_in_the_colour_of_their_last(text):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    ids = tokenizer(text)["input_ids"]
+    pieces = shown(tokens_in_colour(ids, [i % 2 for i in range(len(ids))], tokenizer.decode))
+    assert len(pieces) == len(ids)
+    assert "".join(piece for _, piece in pieces) == html.escape(tokenizer.decode(ids)).replace("\n", "&#8629;<br>")
+    assert [colour for colour, _ in pieces] == ["background" if i % 2 else "color" for i in range(len(ids))]
+    if text == "plain":
+        assert [html.unescape(piece) for _, piece in pieces] == [tokenizer.decode([i]) for i in ids]
+
+
+def test_half_a_letter_at_the_end_is_shown_as_such():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    half = tokenizer("ü")["input_ids"][:-1]
+    assert tokenizer.decode(half).endswith("\ufffd"), "this needs a letter of two tokens"
+    assert shown(tokens_in_colour(half, [0] * len(half), tokenizer.decode))[-1][1] == "\ufffd"
+
+
 # --- lengths -----------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +223,63 @@ def test_the_lengths_of_exercise_6_are_those_of_its_check():
     names: dict = {}
     exec(source.splitlines()[0], names)
     assert names["theirs"] == LENGTHS
+
+
+# --- the whole lesson, on a file of one's own ----------------------------------------------------------------------------
+
+
+def run_lesson(folder, lines=(), group=None, **parameters):
+    """(what the lesson showed, as text; what it recorded), run with other parameters and the lines that it says to change."""
+    notebook = copy.deepcopy(NOTEBOOK)
+    rows, split = tagged(notebook, "to-row"), tagged(notebook, "split")
+    rows.source = "\n".join([*lines, *rows.source.splitlines()[len(lines) :]])
+    assert group is None or "GROUP = None" in split.source
+    split.source = split.source.replace("GROUP = None", f"GROUP = {group!r}")
+    nbformat.write(notebook, folder / "lesson.ipynb")
+    done = papermill.execute_notebook(
+        str(folder / "lesson.ipynb"), str(folder / "done.ipynb"), parameters=parameters | {"output_dir": str(folder / "run")},
+        kernel_name="python3", cwd=str(COURSE_ROOT), progress_bar=False,
+    )  # fmt: skip
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = [str(o.get("text", "")) + str(o.get("data", {}).get("text/html", "")) for o in outputs]
+    return "\n".join(texts), json.loads((folder / "run" / "07_your_own_data.json").read_text(encoding="utf-8"))
+
+
+def test_a_table_as_a_german_spreadsheet_writes_it_goes_through_the_whole_lesson(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_STRICT", "0")  # two steps teach nothing, and a learner's run goes on
+    kinds = {
+        "Versand": "Wo bleibt mein Paket {}? Ich wohne in Köln.",
+        "Konto": "Bitte löschen Sie\nmein Konto {} – danke!",
+    }
+    with open(tmp_path / "Anfragen März.csv", "w", encoding="cp1252", newline="") as file:
+        rows = csv.writer(file, delimiter=";")
+        rows.writerow(["Nr", "Anliegen ", "Kunde", "Kategorie"])
+        for n in range(40):
+            kind = list(kinds)[n % 2]
+            rows.writerow([n, kinds[kind].format(random.Random(n).random()), f"K{n % 8}", "" if n % 10 == 3 else kind])
+    lines = ['ASKED = "Anliegen"', 'FIELDS = {"kategorie": "Kategorie"}', 'TASK = "Antworte mit der Kategorie."']
+    own = {"data_file": str(tmp_path / "Anfragen März.csv"), "encoding": "cp1252"}
+    told, record = run_lesson(tmp_path, lines, "Kunde", max_steps=2, eval_rows=3, max_new_tokens=4, **own)
+    assert "Anfragen März.csv: CSV, cp1252, cells between &#x27;;&#x27;; 40 rows" in told
+    assert "36 of 40 rows have a message and something to note" in told
+    assert "8 groups, each on one side" in told
+    assert "Bitte löschen Sie&#8629;<br>" in re.sub(r"</?span[^>]*>", "", told) or "Wo bleibt mein Paket" in told
+    assert "\ufffd" not in told
+    assert record["rows_learned"] + 3 <= 36
+    assert (record["rows_scored"], list(record["fields_after"])) == (3, ["kategorie"])
+    assert (tmp_path / "run" / "adapter-of-Anfragen März" / "adapter_model.safetensors").is_file()
+
+
+def test_the_harness_counts_the_exact_answers_that_the_lesson_counts(tmp_path, monkeypatch):
+    pytest.importorskip(
+        "lm_eval", reason="lm-eval, a package that the lesson calls optional, is missing: pip install lm-eval"
+    )
+    monkeypatch.setenv("COURSE_STRICT", "1")
+    told, _ = run_lesson(tmp_path, max_steps=8, eval_rows=24)
+    by_harness, by_lesson = re.search(r"exactly right: (\d+)% by the harness, (\d+)% by this lesson", told).groups()
+    assert by_harness == by_lesson
+    assert 0 < int(by_harness) < 100, "it shows little where all answers are right, or none"
+    assert "OK: the harness and this lesson count the same exact answers" in told
 
 
 # --- what was measured ---------------------------------------------------------------------------------------------
