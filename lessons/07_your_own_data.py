@@ -546,7 +546,7 @@ table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
 # Now ask something new, as you will in use: put a text of yours into `new`. [Lesson 04](04_inference.ipynb) shows how to load the adapter another day.
 #
 # The loss says that something was learned. Whether the notes can be used, a score of your own task must say: how many answers are JSON, how many are right in each field, and
-# how many in all of them.
+# how many in all of them. Behind that share stands its 95% interval. With few held-out rows it is wide, and then two scores that differ may mean the same.
 
 # %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
 model = trainer.model.eval()

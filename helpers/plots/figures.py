@@ -79,9 +79,10 @@ def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
     """How often each value comes; `line` marks a limit. Of whole numbers every bar counts equally many of them."""
     figure, ax = axes(title, x, y)
     low, high = min(values), max(values)
-    bins: int | list[float] = 40
+    most = min(40, max(10, int(2 * len(values) ** 0.5)))  # few values in many bars are a fence
+    bins: int | list[float] = most
     if all(float(value).is_integer() for value in values):
-        width = int(high - low) // 40 + 1
+        width = int(high - low) // most + 1
         bins = [n - 0.5 for n in range(int(low), int(high) + width + 1, width)]
     ax.hist(values, bins=bins, color=COLOURS["blue"], edgecolor="white", linewidth=0.5)
     if line is not None:

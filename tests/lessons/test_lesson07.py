@@ -228,13 +228,17 @@ def test_the_lengths_of_exercise_6_are_those_of_its_check():
 # --- the whole lesson, on a file of one's own ----------------------------------------------------------------------------
 
 
-def run_lesson(folder, lines=(), group=None, **parameters):
-    """(what the lesson showed, as text; what it recorded), run with other parameters and the lines that it says to change."""
+def run_lesson(folder, lines=(), changed=(), **parameters):
+    """(what the lesson showed, as text; what it recorded): with other parameters, the lines that it says to change, and
+    `changed`, which has for the tag of a cell a text in it and what stands in its place.
+    """
     notebook = copy.deepcopy(NOTEBOOK)
-    rows, split = tagged(notebook, "to-row"), tagged(notebook, "split")
+    rows = tagged(notebook, "to-row")
     rows.source = "\n".join([*lines, *rows.source.splitlines()[len(lines) :]])
-    assert group is None or "GROUP = None" in split.source
-    split.source = split.source.replace("GROUP = None", f"GROUP = {group!r}")
+    for tag, (old, new) in dict(changed).items():
+        cell = tagged(notebook, tag)
+        assert cell.source.count(old) == 1
+        cell.source = cell.source.replace(old, new)
     nbformat.write(notebook, folder / "lesson.ipynb")
     done = papermill.execute_notebook(
         str(folder / "lesson.ipynb"), str(folder / "done.ipynb"), parameters=parameters | {"output_dir": str(folder / "run")},
@@ -242,7 +246,9 @@ def run_lesson(folder, lines=(), group=None, **parameters):
     )  # fmt: skip
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     texts = [str(o.get("text", "")) + str(o.get("data", {}).get("text/html", "")) for o in outputs]
-    return "\n".join(texts), json.loads((folder / "run" / "07_your_own_data.json").read_text(encoding="utf-8"))
+    return html.unescape("\n".join(texts)), json.loads(
+        (folder / "run" / "07_your_own_data.json").read_text(encoding="utf-8")
+    )
 
 
 def test_a_table_as_a_german_spreadsheet_writes_it_goes_through_the_whole_lesson(tmp_path, monkeypatch):
@@ -258,12 +264,13 @@ def test_a_table_as_a_german_spreadsheet_writes_it_goes_through_the_whole_lesson
             kind = list(kinds)[n % 2]
             rows.writerow([n, kinds[kind].format(random.Random(n).random()), f"K{n % 8}", "" if n % 10 == 3 else kind])
     lines = ['ASKED = "Anliegen"', 'FIELDS = {"kategorie": "Kategorie"}', 'TASK = "Antworte mit der Kategorie."']
+    by_customer = {"split": ("GROUP = None", 'GROUP = "Kunde"')}
     own = {"data_file": str(tmp_path / "Anfragen März.csv"), "encoding": "cp1252"}
-    told, record = run_lesson(tmp_path, lines, "Kunde", max_steps=2, eval_rows=3, max_new_tokens=4, **own)
-    assert "Anfragen März.csv: CSV, cp1252, cells between &#x27;;&#x27;; 40 rows" in told
+    told, record = run_lesson(tmp_path, lines, by_customer, max_steps=2, eval_rows=3, max_new_tokens=4, **own)
+    assert "Anfragen März.csv: CSV, cp1252, cells between ';'; 40 rows" in told
     assert "36 of 40 rows have a message and something to note" in told
     assert "8 groups, each on one side" in told
-    assert "Bitte löschen Sie&#8629;<br>" in re.sub(r"</?span[^>]*>", "", told) or "Wo bleibt mein Paket" in told
+    assert "Ich wohne in Köln." in re.sub(r"</?span[^>]*>", "", told)
     assert "\ufffd" not in told
     assert record["rows_learned"] + 3 <= 36
     assert (record["rows_scored"], list(record["fields_after"])) == (3, ["kategorie"])
@@ -274,11 +281,14 @@ def test_the_harness_counts_the_exact_answers_that_the_lesson_counts(tmp_path, m
     pytest.importorskip(
         "lm_eval", reason="lm-eval, a package that the lesson calls optional, is missing: pip install lm-eval"
     )
-    monkeypatch.setenv("COURSE_STRICT", "1")
-    told, _ = run_lesson(tmp_path, max_steps=8, eval_rows=24)
+    monkeypatch.setenv("COURSE_STRICT", "0")  # eight steps are too few for some of the lesson's claims
+    mislabelled = 'for line in lines[:5]:\n    line["wanted"] += "!"\npandas.DataFrame(lines)'
+    told, _ = run_lesson(
+        tmp_path, changed={"harness-task": ("pandas.DataFrame(lines)", mislabelled)}, max_steps=8, eval_rows=24
+    )
     by_harness, by_lesson = re.search(r"exactly right: (\d+)% by the harness, (\d+)% by this lesson", told).groups()
     assert by_harness == by_lesson
-    assert 0 < int(by_harness) < 100, "it shows little where all answers are right, or none"
+    assert 0 < int(by_harness) < 70, "five of sixteen rows cannot be right"
     assert "OK: the harness and this lesson count the same exact answers" in told
 
 
