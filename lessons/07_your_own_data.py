@@ -272,14 +272,14 @@ tokens_in_colour(whole, [i >= len(asked) for i in range(len(whole))], tokenizer.
 # ### How long?
 #
 # A row that is longer than `max_length` loses its end, and with it the token that ends the answer. A `max_length` that is far too large costs nothing by itself, but one row of ten thousand
-# tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows.
+# tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows. If many of yours are cut, raise `max_length` above; memory and time per row grow with it.
 
 # %%
 lengths = [len(ids_of(row["prompt"] + row["completion"])) for row in map(to_row, rows)]
 cut = sum(n > settings.max_length for n in lengths)
+assert cut < len(rows), f"every row has more than {settings.max_length} tokens: raise max_length, or shorten the texts"
 title = f"The longest row has {max(lengths)} tokens; max_length is {settings.max_length}, so {cut} rows are cut"
-near = settings.max_length if max(lengths) > settings.max_length / 3 else None
-figure = histogram(lengths, title, "tokens in a row", "rows", line=near, line_label="max_length")
+figure = histogram(lengths, title, "tokens in a row", "rows", line=settings.max_length, line_label="max_length")
 show(figure, alt=f"How many rows have how many tokens; {cut} of them are longer than max_length")
 
 # %% [markdown]
@@ -421,7 +421,7 @@ def ask(model, prompts, max_new_tokens=settings.max_new_tokens, at_once=64):
 
 
 # %% [markdown]
-# The base model gets twelve of the held-out rows, and four things that it knew before, whose answers will be compared at the end. The bundled model is no chat model, so it goes on with sentences.
+# The base model gets twelve of the held-out rows. It is also asked for four capitals, which it may know already: at the end you will see whether it still does. The bundled model is no chat model, so it goes on with sentences.
 
 
 # %% tags=["nbval-ignore-output"] reason="what an untrained model says varies with the machine's rounding"
@@ -512,7 +512,8 @@ with plan.guarded():
 of_trainer = trainer.data_collator([trainer.train_dataset[0]])
 ids = [n for n, label in zip(of_trainer["input_ids"][0].tolist(), of_trainer["labels"][0].tolist()) if label != -100]
 print("learned of the first row after shuffling:", repr(tokenizer.decode(ids)))
-verdict("the trainer learns the answer and its end", tokenizer.eos_token_id in ids and len(ids) < len(of_trainer["input_ids"][0]))  # fmt: skip
+verdict("the trainer learns the answer and its end", tokenizer.eos_token_id in ids and len(ids) < len(of_trainer["input_ids"][0]),
+        look_at="A row that is cut at max_length loses its end, and its answer first: see the lengths in section 3.")  # fmt: skip
 
 # %% tags=["nbval-ignore-output", "train"] reason="seconds vary with the machine"
 with cures.while_training(trainer):
@@ -659,13 +660,13 @@ if steps_of_few == settings.max_steps and len(train_rows) > 2 * len(few):
 #
 # ## 9 What it forgot
 #
-# Fine-tuning on one task can cost other abilities. The same four as before training:
+# Fine-tuning on one task can cost other abilities. Does the model still know the four capitals, and does it answer as before?
 
 # %% tags=["nbval-ignore-output"] reason="answers vary with the machine's rounding"
 table(list(zip(countries, knew, knows)), columns=("the capital of", "before", "after"))
 
 # %% [markdown]
-# In the run that is stored here the bundled model still knows its four, and stops after the answer. Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
+# In the run that is stored here the bundled model still knows its four, and now it stops after the answer. Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
 # rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
 #
 # ## 10 The same on a T4 with a 7B model

@@ -76,7 +76,10 @@ def memory_timeline(samples, title: str, unit: str = "MB", x: str = "seconds", l
 
 
 def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
-    """How often each value comes; `line` marks a limit. Of whole numbers every bar counts equally many of them."""
+    """How often each value comes. Of whole numbers every bar counts equally many of them.
+
+    `line` marks a limit, which is left out where it is so far off that the bars would be squeezed.
+    """
     figure, ax = axes(title, x, y)
     low, high = min(values), max(values)
     most = min(40, max(10, int(2 * len(values) ** 0.5)))  # few values in many bars are a fence
@@ -85,7 +88,7 @@ def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
         width = int(high - low) // most + 1
         bins = [n - 0.5 for n in range(int(low), int(high) + width + 1, width)]
     ax.hist(values, bins=bins, color=COLOURS["blue"], edgecolor="white", linewidth=0.5)
-    if line is not None:
+    if line is not None and line <= 3 * high:
         ax.axvline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
         figure.legend(frameon=False, loc="outside lower center")
     return figure

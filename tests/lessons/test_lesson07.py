@@ -183,6 +183,12 @@ def test_every_bar_of_whole_numbers_counts_equally_many_of_them(values):
     assert sum(bar.get_height() for bar in bars) == len(values)
 
 
+@pytest.mark.parametrize(("limit", "lines"), [(256, 1), (300, 1), (301, 0), (4096, 0), (None, 0)])
+def test_a_limit_far_beyond_the_bars_is_not_drawn(limit, lines):
+    drawn = histogram(range(50, 101), "t", "x", "y", line=limit, line_label="limit").axes[0].lines
+    assert len(drawn) == lines
+
+
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
