@@ -1,5 +1,9 @@
 """A training by a file of settings: what the file says, and what each of its processes does."""
 
+import ctypes
+import os
+import signal
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +56,19 @@ class Job:
         except CourseError as error:
             raise ConfigError(f"{file}: {error}") from error
 
+    def outlook(self) -> str:
+        """What the run will do, and what each GPU will take, predicted; nothing is loaded."""
+        from helpers.commands._training import Training
+
+        return Training(self, machine.detect(), machine.own_gpus()).outlook()
+
     def run(self, callbacks=()) -> dict | None:
         """Train, in this process and in those beside it; what was found, in the first process, else None."""
         import torch
 
         from helpers.commands._training import Training
 
+        end_with_parent()
         own = machine.own_gpus()
         if own:
             torch.cuda.set_device(own[0])
@@ -67,6 +78,16 @@ class Job:
                 share = self.gpu_bytes / torch.cuda.get_device_properties(gpu).total_memory
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), gpu)
         return Training(self, here, own).run(callbacks)
+
+
+def end_with_parent() -> None:
+    """On Linux, have this process killed when the one that started it ends.
+
+    torch's launcher starts its processes in sessions of their own. If it is killed, they would train on, unseen, on GPUs
+    that the next run wants.
+    """
+    if sys.platform == "linux" and "RANK" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _layers(value) -> tuple[int, ...]:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers import data, models, saving
+from helpers.commands._job import ConfigError
 from helpers.files import write_whole
-from helpers.memory import shape_of
+from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
 from helpers.training import adapters_to_float32, keep_4bit_layout, repeat_kv_heads, stop_when_not_finite
 
 
@@ -20,12 +21,67 @@ class Training:
         recipe = models.recipe_for(self.model)
         chosen = {name: recipe[name] for name, value in job.parameters.items() if value == "auto" and name in recipe}
         self.settings: Any = SimpleNamespace(**job.parameters | chosen)
+        asked = job.parameters["optimizer"]
+        self.settings.optimizer = optimizer_of(job.way.name, asked, self.settings.optimizer)
         self.shape = shape_of(self.model.path)
-        self.way = job.way.with_layers(self.shape.layers)
+        self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
         wanted = self.settings.dataset_id
         wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
         told = {name: getattr(self.settings, name) for name in ("columns", "encoding", "split", "revision")}
         self.rows, self.data_name = data.load_instructions(wanted, here, self.settings.seed, **told)
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run as helpers.memory knows it."""
+        chosen, dtype = self.settings, self.here.dtype if self.here.device == "cuda" else "float16"
+        targets = chosen.target_modules
+        return RunSpec(
+            quant_type=chosen.quant_type,
+            double_quant=chosen.double_quant,
+            load_dtype=dtype,
+            compute_dtype=dtype,
+            rank=chosen.rank,
+            target_modules=targets if targets == "all-linear" else tuple(targets.split(",")),
+            lora_dropout=chosen.lora_dropout,
+            optimizer=chosen.optimizer,
+            batch_size=chosen.batch_size,
+            seq_len=chosen.max_length,
+            checkpoint_every=int(bool(chosen.checkpointing)),
+            checkpoint_offload=chosen.checkpointing == "offload",
+            attention_kernels="all" if self.here.native_bfloat16 else "t4",
+            repeat_kv=not self.here.native_bfloat16,
+        )
+
+    @property
+    def gpu(self) -> str:
+        """The GPU that predictions are for; on a CPU a T4."""
+        return gpu_of(self.here.name) if self.here.device == "cuda" else "t4"
+
+    def outlook(self) -> str:
+        """What the run will do and take, in words, before anything is loaded."""
+        way, total = self.way, self.job.gpu_bytes or self.here.gpu_bytes or GPUS[self.gpu].total_bytes
+        on = f", {' and '.join(map(str, way.layers))} layers" if way.layers else ""
+        lines = [
+            f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
+            f"{self.rows_per_step} rows, {self.settings.batch_size} at once"
+        ]
+        try:
+            found = predict(self.shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
+        except CannotPredict as unknown:
+            return "\n".join([*lines, f"memory: no prediction ({unknown})"])
+        for number, one in enumerate(found.each or (found,)):
+            lines.append(
+                f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
+                f" of {total / 1e9:.2f} GB; predicted"
+            )
+        whole = sum(weight_bytes(self.shape, self.settings.quant_type, self.settings.double_quant).values())
+        if way.name == "fsdp2" and whole > total:
+            lines.append(
+                f"does not fit: each GPU quantizes all of the model, {whole / 1e9:.2f} GB, before it keeps its part"
+            )
+        else:
+            lines.append("fits" if fits(found, self.gpu, total) else "does not fit")
+        return "\n".join(lines)
 
     @property
     def identity(self) -> dict:
@@ -90,15 +146,19 @@ class Training:
 
     def trainer(self, model, tokenizer, callbacks=()):
         """TRL's trainer as this way needs it."""
+        import torch
         from peft import LoraConfig
         from transformers import PrinterCallback
         from trl import SFTTrainer
 
+        if self.way.name == "fsdp2" and self.gpus:  # divided where it lies, the GPU would hold it one and a half times
+            model.to("cpu")
+            torch.cuda.empty_cache()
         chosen = self.settings.target_modules
         trainer = SFTTrainer(
             model=model,
             args=self.arguments(model),
-            train_dataset=self.chats("train", self.rows["train"].num_rows),
+            train_dataset=self.used_rows(),
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 r=self.settings.rank,
@@ -146,9 +206,11 @@ class Training:
             **self.way.arguments(model),
         )
 
-    def chats(self, part: str, most: int):
-        rows = self.rows[part]
-        return rows.select(range(min(most, len(rows)))).map(data.to_chat, remove_columns=rows.column_names)
+    def used_rows(self):
+        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them."""
+        rows = self.rows["train"].shuffle(seed=self.settings.seed)
+        used = rows.select(range(min(self.settings.max_steps * self.rows_per_step, len(rows))))
+        return used.map(data.to_chat, remove_columns=rows.column_names)
 
     def heldout_loss(self, model, tokenizer) -> float:
         """On the same rows, in the same batches, in every process: what the trainer logs depends on who had which rows."""
@@ -171,3 +233,12 @@ class Training:
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(new, state_dict=state)
                 tokenizer.save_pretrained(new)
         trainer.accelerator.wait_for_everyone()
+
+
+def optimizer_of(way: str, asked: str, recipe: str) -> str:
+    """bitsandbytes' optimizers cannot take FSDP2's divided tensors: torch's takes their place, where none is asked for."""
+    if way != "fsdp2" or (asked == "auto" and recipe.startswith("adamw_torch")):
+        return recipe
+    if asked not in ("auto", "adamw_torch"):
+        raise ConfigError(f"optimizer is {asked!r} with way 'fsdp2'; it can be adamw_torch there")
+    return "adamw_torch"

@@ -7,12 +7,13 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
     output_dir = "runs/two"   # adapter, checkpoints and train.json go there
     way = "ddp"               # one; ddp: a copy on each GPU; split: layers divided; fsdp2: every weight divided
     gpus = 2
-    layers = [13, 15]         # of a split, how many lie on each GPU; where left out, as even as memory allows
+    layers = [13, 15]         # of a split, how many lie on each GPU; where left out, so that both take the same
     gpu_gib = 14.56           # where left out, all that a GPU has
 
 batch_size is what each process computes at once. A run that was killed goes on from its last whole checkpoint.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -26,7 +27,10 @@ from helpers.machine import ALL_GPUS, gpus_of_driver
 
 def add_arguments(parser):
     parser.add_argument("config", help="a file of settings, as above")
-    parser.add_argument("--process", help="what a process that this command starts is told: where its last words go")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and what each GPU would take")
+    parser.add_argument(
+        "--process", help=argparse.SUPPRESS
+    )  # of a process that this command starts: where its words go
 
 
 def main(arguments) -> int:
@@ -34,11 +38,15 @@ def main(arguments) -> int:
     if arguments.process:
         return in_process(job, Path(arguments.process))
     surroundings = around(job)
+    if arguments.dry_run:
+        os.environ["CUDA_VISIBLE_DEVICES"] = surroundings["CUDA_VISIBLE_DEVICES"]
+        print(job.outlook())
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
         words = Path(scratch) / "words"
         command = job.way.command("-m", "helpers", "train", arguments.config, "--process", str(words))
         with open(job.folder / "train.log", "w", encoding="utf-8") as log:
-            code = subprocess.run(command, stderr=log, env=surroundings).returncode
+            code = _wait(subprocess.Popen(command, stderr=log, env=surroundings))
         if words.is_file():
             raise CourseError(words.read_text(encoding="utf-8"))
         if code:
@@ -47,6 +55,16 @@ def main(arguments) -> int:
                 f"training ended with code {code}; {job.folder / 'train.log'} ends: {' '.join(last[-1:])}"
             )
     return 0
+
+
+def _wait(child: subprocess.Popen) -> int:
+    """A child's exit code; if this process is interrupted, the child is told to end first, and its processes end with it."""
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
 
 
 def in_process(job, words: Path) -> int:

@@ -16,13 +16,14 @@ class CheckpointError(CourseError):
     """Checkpoints that cannot go where they were meant to."""
 
 
-DIVIDED = "pytorch_model_fsdp.bin"  # what FSDP's checkpoints have besides
-
-
 def needed(folder: Path, processes: int = 1) -> list[str]:
-    """What transformers writes for an adapter's run, each process its own random state; the trainer's state comes last."""
+    """What transformers writes for an adapter's run, each process its own random state; the trainer's state comes last.
+
+    Where weights are divided among processes (FSDP2), each has a file of its own parts in place of the optimizer's.
+    """
     states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
-    optimizer = [DIVIDED, "optimizer.bin"] if (folder / DIVIDED).is_file() else ["optimizer.pt"]
+    parts = [f"parts_{rank}.pt" for rank in range(processes)]
+    optimizer = parts if any((folder / part).is_file() for part in parts) else ["optimizer.pt"]
     return ["adapter_model.safetensors", *optimizer, "scheduler.pt", *states, "trainer_state.json"]
 
 
@@ -39,7 +40,7 @@ def checkpoint_fault(folder: Path, processes: int = 1) -> str | None:
         safetensors_shapes(folder / "adapter_model.safetensors")
     except ValueError:
         return "adapter_model.safetensors is cut off"
-    for file in sorted(file for kind in ("*.pt", "*.pth", "*.bin") for file in folder.glob(kind)):
+    for file in sorted(file for kind in ("*.pt", "*.pth") for file in folder.glob(kind)):
         if not zipfile.is_zipfile(file):  # torch.save writes a zip, whose table of contents stands at its end
             return f"{file.name} is cut off"
     try:

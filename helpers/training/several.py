@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 
 from helpers import CourseError
+from helpers.memory import CannotPredict, RunSpec, predict, shape_of
+from helpers.training.divided import checkpoints_in_parts, divide_on_a_cpu, gather_bits
 
 WAYS = ("one", "ddp", "split", "fsdp2")
 
@@ -42,12 +44,18 @@ class Way:
                 f"layers is {list(self.layers)} for {self.gpus} GPUs; a split gives at least one to each"
             )
 
-    def with_layers(self, layers: int) -> "Way":
-        """This way for a model of so many layers: a split that names no shares has equal ones, the first the smaller."""
+    def with_layers(self, config, spec: RunSpec, gpu: str) -> "Way":
+        """This way for a model: a split that names no shares gets those with which the fullest GPU takes the least.
+
+        What cannot be predicted is divided evenly, the smaller shares first.
+        """
         if self.name != "split" or self.layers:
             return self
-        share, more = divmod(layers, self.gpus)
-        return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
+        try:
+            return dataclasses.replace(self, layers=predict(config, spec, gpu, self.gpus, "split").layers)
+        except CannotPredict:
+            share, more = divmod(shape_of(config).layers, self.gpus)
+            return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
 
     @property
     def processes(self) -> int:
@@ -82,6 +90,7 @@ class Way:
     def arguments(self, model) -> dict:
         """What SFTConfig is told besides."""
         if self.name == "fsdp2":
+            divide_on_a_cpu()
             kept = {"version": 2, "reshard_after_forward": True, "cpu_ram_efficient_loading": False}
             layer = type(model.get_decoder().layers[0]).__name__
             return {"fsdp": True, "fsdp_config": kept | {"transformer_layer_cls_to_wrap": [layer]}}
@@ -92,6 +101,10 @@ class Way:
         """What a trainer of this way needs before `train()`; returns it."""
         if self.name == "split":
             loss_where_the_head_lies(trainer)
+        if self.name == "fsdp2" and not trainer.is_fsdp_enabled:
+            raise SeveralError("way is 'fsdp2', and accelerate would not divide the weights here: use way = 'ddp'")
+        if self.name == "fsdp2":
+            checkpoints_in_parts(gather_bits(trainer), whole_adapter)
         return save_whole_or_not_at_all(trainer)
 
     def adapter(self, trainer) -> dict:
@@ -108,7 +121,7 @@ class Way:
         """
         if self.processes == 1:
             return [sys.executable, *words]
-        told = {"num_processes": self.processes, "num_machines": 1, "main_process_port": 0}
+        told: dict[str, int | str] = {"num_processes": self.processes, "num_machines": 1, "main_process_port": 0}
         told |= {"mixed_precision": "no", "dynamo_backend": "no", "num_cpu_threads_per_process": 1}
         options = [word for name, value in told.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *words]
@@ -166,16 +179,25 @@ def whole_adapter(trainer) -> dict:
     Under FSDP1, as the libraries set it up, it holds none at all, and `save_model` writes that without a word (seen with
     transformers 5.23 and accelerate 1.15).
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in trainer.adapter_shapes}
-    state = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
+    state = _named_state(trainer.accelerator.unwrap_model(trainer.model))
+    state = {name: tensor for name, tensor in state.items() if name in trainer.adapter_shapes}
+    state = {name: _put_together(tensor) for name, tensor in state.items()}
     wrong = [name for name, shape in trainer.adapter_shapes.items() if name not in state or state[name].shape != shape]
     if wrong:
         raise SeveralError(
             f"the adapter would be saved without {len(wrong)} of its {len(trainer.adapter_shapes)} tensors, {wrong[0]} the "
             "first: this way of dividing weights hides them (FSDP1 does). Use way = 'ddp', 'split' or 'fsdp2'"
         )
-    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+    return state
+
+
+def _named_state(model) -> dict:
+    return model.state_dict()
+
+
+def _put_together(tensor):
+    """A tensor in the computer's memory, whole where it lies in parts."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu().clone()
 
 
 def save_whole_or_not_at_all(trainer):

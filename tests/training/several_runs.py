@@ -1,12 +1,11 @@
 """Trainings of the bundled model in processes of their own, for the tests of several GPUs and for those of two processes."""
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 from helpers import COURSE_ROOT
@@ -30,13 +29,17 @@ class SeveralRun:
         self.config.write_text("\n".join(lines) + "\n")
         self.job = _job.Job.read(self.config)
 
-    def start(self) -> subprocess.Popen:
-        words = [str(SCRIPT), str(self.config), str(self.folder / "kept.pt"), *([self.fault] if self.fault else [])]
+    @property
+    def word(self) -> str:
+        """What several_job.py is told of it."""
+        return f"{self.config}={self.fault}" if self.fault else str(self.config)
+
+    def start(self, words=None) -> subprocess.Popen:
+        """Start it, or several runs of the same way of starting, by their words."""
+        words = [str(SCRIPT), *(words or [self.word])]
         env = train.around(self.job) | {"COURSE_T4_RULES": self.rules, "HF_HUB_OFFLINE": "1"}
         self.log = open(self.folder / "log", "w")  # noqa: SIM115 (the child writes it)
-        return subprocess.Popen(
-            self.job.way.command(*words), stdout=self.log, stderr=self.log, env=env, start_new_session=True
-        )
+        return subprocess.Popen(self.job.way.command(*words), stdout=self.log, stderr=self.log, env=env)
 
     def said(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
@@ -45,10 +48,13 @@ class SeveralRun:
         """To the end; what several_job.py kept."""
         code = self.start().wait(timeout=400)
         assert code == 0, self.said()[-4000:]
+        return self.kept()
+
+    def kept(self) -> dict:
         return torch.load(self.folder / "kept.pt", weights_only=True)
 
     def run_until_killed(self, step: int) -> None:
-        """kill -9 all its processes as soon as the checkpoint of this step is whole."""
+        """kill -9 what was started as soon as the checkpoint of this step is whole; its processes have to end with it."""
         child, begun = self.start(), time.monotonic()
         while child.poll() is None and time.monotonic() - begun < 300:
             found = list(self.folder.glob(f"checkpoints-*/checkpoint-{step}"))
@@ -56,8 +62,11 @@ class SeveralRun:
                 break
             time.sleep(0.01)
         assert child.poll() is None, self.said()[-4000:]
-        os.killpg(child.pid, signal.SIGKILL)
+        children = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
         child.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert alive == []
 
     def tensors(self) -> dict:
         """Names and shapes of the adapter that it saved."""
@@ -90,7 +99,7 @@ def first_difference(one: dict, other: dict) -> str:
     for step, pair in enumerate(zip(one["found"]["losses"], other["found"]["losses"], strict=True)):
         if pair[0] != pair[1]:
             return f"the loss of step {step + 1}: {pair[0]!r} and {pair[1]!r}"
-        for kind in ("gradients", "adapters"):
+        for kind in ("raw", "gradients", "adapters"):
             a, b = one[kind][step], other[kind][step]
             for name in reversed(a):  # gradients arrive from the last layer on
                 if not torch.equal(a[name], b[name]):
