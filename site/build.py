@@ -17,13 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-import checks
 import cheat_sheet
+import checks
 import planned
 from charts import write_charts
 from staging import SITE, write_sources
 
-from helpers import COURSE_ROOT, course
+from helpers import COURSE_ROOT, CourseError, course
 from helpers.failures import FAILURES, failures_page
 from helpers.files import write_whole
 from helpers.memory import GPUS
@@ -36,7 +36,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lessons", nargs="*", help="numbers; all that have a notebook unless given")
     parser.add_argument("--small", action="store_true", help="one model in the calculator")
-    parser.add_argument("--out", type=lambda text: Path(text).resolve(), default=RUNS, help="folder (default: runs/site)")
+    parser.add_argument(
+        "--out", type=lambda text: Path(text).resolve(), default=RUNS, help="folder (default: runs/site)"
+    )
     parser.add_argument("--external", action="store_true", help="check the links to elsewhere, and write no pages")
     arguments = parser.parse_args()
     begun = time.perf_counter()
@@ -58,10 +60,12 @@ def write_all_sources(out: Path, numbers: list[str] | None, small: bool) -> Path
     """Write what Sphinx reads into `out`/source, anew, and what scripts read beside it; returns that folder."""
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
-    found = map(course.find_lesson, numbers) if numbers else course.lessons()
-    lessons = [lesson for lesson in found if (course.NOTEBOOKS / f"{lesson.stem}.ipynb").is_file()]
+    wanted = map(course.find_lesson, numbers) if numbers else course.lessons()
+    lessons = [lesson for lesson in wanted if (course.NOTEBOOKS / f"{lesson.stem}.ipynb").is_file()]
     models, ranks = planned.SMALL if small else (planned.MODELS, planned.RANKS)
     predicted = planned.planned(RUNS / "cache", models, ranks)
+    if found := planned.faults(predicted):
+        raise CourseError("\n".join(found))
     write_sources(source, [lesson.stem for lesson in lessons], values(source, lessons, predicted, models, ranks))
     (source / "figures").mkdir(exist_ok=True)
     shutil.copy(SITE / "figures" / "three_ways.png", source / "figures")
@@ -103,8 +107,10 @@ def in_table(found: tuple[int, str]) -> str:
 
 
 def failure_patterns() -> str:
-    """The patterns of the table as a script. """
-    rows = [{"name": it.name, "patterns": [in_javascript(pattern.pattern) for pattern in it.patterns]} for it in FAILURES]
+    """The patterns of the table as a script."""
+    rows = [
+        {"name": it.name, "patterns": [in_javascript(pattern.pattern) for pattern in it.patterns]} for it in FAILURES
+    ]
     return f"window.FAILURES = {json.dumps(rows)};\n"
 
 
@@ -116,7 +122,18 @@ def in_javascript(pattern: str) -> str:
 def sphinx(builder: str, source: Path, out: Path, options: tuple[str, ...]) -> int:
     """Run Sphinx with the settings of site/conf.py; its exit status."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "--quiet", "-b", builder, "-c", str(SITE), "-d", str(out.parent / "doctrees")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "-b",
+        builder,
+        "-c",
+        str(SITE),
+        "-d",
+        str(out.parent / "doctrees"),
+    ]
     surroundings = os.environ | {"COURSE_SITE_GENERATED": str(out.parent / "generated"), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([*command, *options, str(source), str(out)], env=surroundings).returncode
 

@@ -14,6 +14,9 @@ from helpers.records import MEASUREMENTS, measured_lessons, measured_runs, read_
 SERIES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"))
 
 
+FIRST = ("full", "lora", "nf4", "fp4", "int8")  # of the ways of training
+
+
 @dataclass(frozen=True)
 class Chart:
     """A section of the page. `alt` is "" where there is no figure; `rows` are texts, ready to print."""
@@ -51,7 +54,7 @@ def predictions() -> Chart:
     ours, others = errors["predict"], [median(e) for name, e in errors.items() if name != "predict"]
     title = f"predict is off by {mean(ours):.2%} on average, and at most by {max(ours):.2%}"
     figure, ax = axes(title, "error of the peak (%), each step ten times the one before", "", size=(7.6, 2.9))
-    for place, (name, values) in enumerate(errors.items()):
+    for place, values in enumerate(errors.values()):
         colour, marker = SERIES[place]
         shown = [max(100 * value, 1e-4) for value in values]
         ax.scatter(shown, [place + 0.5 * (i / len(shown) - 0.5) for i in range(len(shown))], s=22, marker=marker,
@@ -66,7 +69,10 @@ def predictions() -> Chart:
         f"{len(rows)} runs of real shapes on an H200 that only score the predictions, and were not looked at to write them. Two "
         "public estimators were asked about the same runs, as far as they have words for them."
     )
-    alt = f"Error of the predicted peak, a dot for each held-out run. {title}; the other two have medians of {others[0]:.0%} and {others[1]:.0%}."
+    alt = (
+        f"Error of the predicted peak, a dot for each held-out run. {title}; the other two have medians of {others[0]:.0%} "
+        f"and {others[1]:.0%}."
+    )
     return Chart("Predicted memory beside measured memory", words, ("estimator", "runs", "mean error", "median", "largest"),
                  table, ("estimators.json", "h200_memory_rows.jsonl"), found["date"], alt, figure)  # fmt: skip
 
@@ -76,7 +82,10 @@ def speed() -> Chart:
     runs = measured_runs("h200_speed").query("rules == 't4' and tokens_per_second.notna()")
     recipes = list(dict.fromkeys(runs["recipe"]))
     by = {name: runs[runs["recipe"] == name] for name in recipes}
-    first, best = by["source"]["tokens_per_second"].median(), max(recipes, key=lambda n: by[n]["tokens_per_second"].median())
+    first, best = (
+        by["source"]["tokens_per_second"].median(),
+        max(recipes, key=lambda n: by[n]["tokens_per_second"].median()),
+    )
     gain = by[best]["tokens_per_second"].median() / first
     title = f'"{best}" trains {gain:.1f} times as many tokens a second as the tutorials\' recipe ("source")'
     figure, ax = axes(title, "tokens a second", "", size=(7.6, 1.1 + 0.32 * len(recipes)))
@@ -97,7 +106,8 @@ def speed() -> Chart:
         "times slower, and nobody has timed it."
     )
     alt = f"Tokens a second of {len(recipes)} recipes, a dot for each run. {title}."
-    return Chart("Speed, one change at a time", words, ("recipe", "what it changes", "median tokens a second", "range", "peak (GB)"),
+    return Chart("Speed, one change at a time", words,
+                 ("recipe", "what it changes", "median tokens a second", "range", "peak (GB)"),
                  table, ("h200_speed.jsonl",), _dates(runs.to_dict("records")), alt, figure)  # fmt: skip
 
 
@@ -105,19 +115,22 @@ def side_by_side() -> Chart:
     """Scores of the ways of training on each task, a dot for each seed."""
     rows = [row for row in read_rows(MEASUREMENTS / "quality_rows.jsonl") if row["phase"] == "runs"]
     tasks, arms = list(dict.fromkeys(row["task"] for row in rows)), list(dict.fromkeys(row["arm"] for row in rows))
-    arms.sort(key=lambda arm: ("full", "lora", "nf4", "fp4", "int8").index(arm) if arm in ("full", "lora", "nf4", "fp4", "int8") else 9)
+    arms.sort(key=lambda arm: FIRST.index(arm) if arm in FIRST else len(FIRST))
     scores = {
         (task, arm): [row["score"] for row in rows if (row["task"], row["arm"]) == (task, arm)]
         for task in tasks
         for arm in arms
     }
+    shown = {"QLoRA (nf4)": "nf4", "LoRA": "lora", "full": "full"}
     said = [
-        f"{task}: QLoRA (nf4) {mean(scores[task, 'nf4']):.1%}, LoRA {mean(scores[task, 'lora']):.1%}, full {mean(scores[task, 'full']):.1%}"
+        f"{task}: " + ", ".join(f"{words} {mean(scores[task, arm]):.1%}" for words, arm in shown.items())
         for task in tasks
-        if all(scores[task, arm] for arm in ("nf4", "lora", "full"))
+        if all(scores[task, arm] for arm in shown.values())
     ]
     title = "Held-out answers that are right. " + "; ".join(said)
-    figure, panels = axes(title, "right (%)", "", size=(8.6, 1.5 + 0.3 * len(arms)), ncols=len(tasks), sharey=True, squeeze=False)
+    figure, panels = axes(
+        title, "right (%)", "", size=(8.6, 1.5 + 0.3 * len(arms)), ncols=len(tasks), sharey=True, squeeze=False
+    )
     for ax, task in zip(panels.flat, tasks, strict=True):
         for place, arm in enumerate(arms):
             values = [100 * score for score in scores[task, arm]]
@@ -145,10 +158,16 @@ def own_data() -> Chart:
     rows = read_rows(MEASUREMENTS / "smollm2_own_data.jsonl")
     curve = sorted((row for row in rows if row["what"] == "curve"), key=lambda row: row["learned"])
     few, many = curve[0], curve[-1]
-    title = f"From {few['learned']} messages {few['right']:.0%} of the answers are right, from {many['learned']:,} {many['right']:.0%}"
-    figure, ax = axes(title, "messages to learn from, each step twice as many", "right in all fields (%)", size=(7.2, 3.4))
+    title = f"From {few['learned']} messages {few['right']:.0%} of the answers are right"
+    title += f", from {many['learned']:,} {many['right']:.0%}"
+    figure, ax = axes(
+        title, "messages to learn from, each step twice as many", "right in all fields (%)", size=(7.2, 3.4)
+    )
     middle = [100 * row["right"] for row in curve]
-    spread = [[100 * (row["right"] - row["low"]) for row in curve], [100 * (row["high"] - row["right"]) for row in curve]]
+    spread = [
+        [100 * (row["right"] - row["low"]) for row in curve],
+        [100 * (row["high"] - row["right"]) for row in curve],
+    ]
     ax.errorbar([row["learned"] for row in curve], middle, spread, color=COLOURS["blue"], marker="o", capsize=3)
     ax.set(xscale="log", ylim=(0, 100))
     ax.set_xticks([row["learned"] for row in curve], [f"{row['learned']:,}" for row in curve])
@@ -179,7 +198,8 @@ def rounding() -> Chart:
         for way in ways
     ]  # fmt: skip
     words = "SmolLM2-135M-Instruct rounded in many ways, and asked for a text that it was not trained on by the course."
-    alt = f"Two bars for each way to round a model: the error of its weights, and its perplexity. {title}; with fewer than 4 bits it grows fast."
+    alt = f"Two bars for each way to round a model: the error of its weights, and its perplexity. {title}"
+    alt += "; with fewer than 4 bits it grows fast."
     return Chart("What rounding does to a model", words, ("way", "bits per weight", "relative error", "perplexity"), table,
                  ("smollm2_quality.json",), found["date"], alt, diagrams.error_and_perplexity(ways, title))  # fmt: skip
 
@@ -192,8 +212,11 @@ def merges() -> Chart:
     title = f"Merged into the 4-bit base {lost['exact_match']:.0%} are right, beside it {kept['exact_match']:.0%}"
     names, shares = list(scores), [100 * of["exact_match"] for of in scores.values()]
     figure, ax = axes(title, "right (%)", "", size=(7.4, 2.8))
-    ends = [(100 * of["interval"][0], 100 * of["interval"][1]) for of in scores.values()]
-    spread = [[s - low for s, (low, _) in zip(shares, ends, strict=True)], [high - s for s, (_, high) in zip(shares, ends, strict=True)]]
+    lows, highs = zip(*(of["interval"] for of in scores.values()), strict=True)
+    spread = [
+        [share - 100 * low for share, low in zip(shares, lows, strict=True)],
+        [100 * high - share for share, high in zip(shares, highs, strict=True)],
+    ]
     ax.errorbar(shares, range(len(names)), xerr=spread, fmt="o", color=COLOURS["blue"], capsize=3)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(-1, None))
     table = [
@@ -211,7 +234,9 @@ def merges() -> Chart:
 
 def merge_memory() -> Chart:
     """The memory of the course's own merge."""
-    rows = sorted(read_rows(MEASUREMENTS / "cpu_merges.jsonl"), key=lambda row: (row["base_weights"], row["base_bytes"]))
+    rows = sorted(
+        read_rows(MEASUREMENTS / "cpu_merges.jsonl"), key=lambda row: (row["base_weights"], row["base_bytes"])
+    )
     labels = [f"{row['layers']} of {row['layers_of_the_whole']} layers, {row['base_weights']}" for row in rows]
     values = [row["above_bare_python_bytes"] / 1e9 for row in rows]
     whole = max(rows, key=lambda row: row["base_bytes"])
@@ -239,9 +264,11 @@ def lessons_on_gpus() -> Chart:
         for row in rows
     ]  # fmt: skip
     held, all_of = (sum(row[name] for row in rows) for name in ("verdicts_that_held", "verdicts"))
-    words = f"{len(rows)} runs of whole lessons, in which {held} of {all_of} verdicts held. Runs of one name are of one day and one machine."
+    words = f"{len(rows)} runs of whole lessons, in which {held} of {all_of} verdicts held. Runs of one name are of one day."
     files = tuple(file.name for file in sorted(MEASUREMENTS.glob("*_lessons.jsonl")))
-    return Chart("Lessons on GPUs", words, ("lesson", "run", "GPU", "date", "verdicts that held"), table, files, _dates(rows))
+    return Chart(
+        "Lessons on GPUs", words, ("lesson", "run", "GPU", "date", "verdicts that held"), table, files, _dates(rows)
+    )
 
 
 CHARTS = (predictions, speed, side_by_side, own_data, rounding, merges, merge_memory, lessons_on_gpus)

@@ -106,7 +106,9 @@ def faults_of_page(name: str, page: Page) -> list[str]:
     faults += [] if page.headings.count(1) == 1 else [f"{name}: {page.headings.count(1)} headings of the first level"]
     steps = zip(page.headings, page.headings[1:], strict=False)
     faults += [f"{name}: a heading of level {b} follows one of level {a}" for a, b in steps if b > a + 1]
-    faults += [f"{name}: two elements have the id {one}" for one in sorted({i for i in page.ids if page.ids.count(i) > 1})]
+    faults += [
+        f"{name}: two elements have the id {one}" for one in sorted({i for i in page.ids if page.ids.count(i) > 1})
+    ]
     faults += [] if page.language and page.title.strip() else [f"{name}: no language, or no title"]
     return faults
 

@@ -15,7 +15,11 @@ def engine(room: str) -> dict:
     text = (COURSE_ROOT / "helpers" / room / "__init__.py").read_text(encoding="utf-8")
     lines = re.findall(r'^ +"(\w+)",  # (.+)$', text, re.MULTILINE)
     about = (module.__doc__ or "").strip().partition("\n")[0]
-    return {"room": room, "about": about, "names": [(name, words, _kind(getattr(module, name))) for name, words in lines]}
+    return {
+        "room": room,
+        "about": about,
+        "names": [(name, words, _kind(getattr(module, name))) for name, words in lines],
+    }
 
 
 def _kind(thing) -> str:

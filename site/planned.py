@@ -32,9 +32,11 @@ METHODS = {
     "full": ("full fine-tuning: every weight", {"quant_type": None, "rank": None, **BFLOAT16}),
 }
 LAYERS = {"all": ("all linear layers", "all-linear"), "qkvo": ("attention: q, k, v, o", RunSpec.QKVO)}
-RANKS, BATCHES, LENGTHS = (8, 16, 64), (1, 2, 4, 8), (256, 512, 1024, 2048, 4096)
+RANKS, BATCHES, LENGTHS = (8, 16, 64), (1, 2, 4, 8), (512, 1024, 2048, 4096)
 # What every run here has in common; lesson 02's calculator can change these, too.
 COMMON = {"lora_dropout": 0.0, "optimizer": "paged_adamw_8bit", "checkpoint_every": 1}
+# A block of torch's may be larger than what it holds, and one for fewer tokens may waste more than one for more tokens.
+ROUNDING = 0.005
 NO_ADAPTER = "-"  # of full fine-tuning, where a rank and layers would stand
 SMALL = ({"qwen2.5-7b": MODELS["qwen2.5-7b"]}, (16,))  # for the tests' site: models, ranks
 
@@ -75,27 +77,43 @@ def numbers_of(key: tuple) -> list[int]:
     return [found.peak_allocated, found.peak_reserved, *(groups.get(name, 0) for name in diagrams.GROUPS)]
 
 
-def _hash(models, ranks) -> str:
-    """Of all that the numbers follow from."""
-    files = [*sorted((COURSE_ROOT / "helpers" / "memory").glob("*.py")), COURSE_ROOT / "helpers/models/presets.py"]
-    files += [Path(__file__), Path(__file__).with_name("evidence.py"), COURSE_ROOT / "helpers/plots/diagrams.py"]
-    digest = hashlib.sha256(repr((list(models), ranks)).encode())
-    for file in files:
+def _hash(wanted: list[tuple]) -> str:
+    """Of all that the numbers follow from: the planner, the shapes, the settings, and the groups that are shown."""
+    shapes = {model: SHAPES[model] for model, *_ in wanted}
+    asked = [(key, spec_of_key(key)) for key in wanted]
+    digest = hashlib.sha256(repr((asked, shapes, GPUS, diagrams.GROUPS)).encode())
+    for file in sorted((COURSE_ROOT / "helpers" / "memory").glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def planned(cache: Path, models=MODELS, ranks=RANKS) -> dict[str, list[int]]:
     """{key joined by "/": its numbers}. Kept in the folder `cache` as long as nothing has changed that they follow from."""
-    file = cache / f"planned-{_hash(models, ranks)}.json"
+    wanted = keys(models, ranks)
+    file = cache / f"planned-{_hash(wanted)}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
-    wanted = keys(models, ranks)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(map(joined, wanted), pool.map(numbers_of, wanted, chunksize=24), strict=True))
     cache.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(found))
     return found
+
+
+def faults(found: dict[str, list[int]]) -> list[str]:
+    """Numbers that contradict themselves, or each other: parts that do not add up, and less memory for more tokens."""
+    lines = []
+    for name, numbers in found.items():
+        *way, batch, length, kind = name.split("/")
+        if len(numbers) > 1 and (sum(numbers[2:]) != numbers[0] or numbers[1] < numbers[0]):
+            lines.append(f"calculator: the parts of {name} do not add up")
+        larger = ((batch, other, kind) for other in map(str, LENGTHS) if int(other) > int(length))
+        more = ((other, length, kind) for other in map(str, BATCHES) if int(other) > int(batch))
+        for after in (*larger, *more):
+            other = "/".join((*way, *after))
+            if other in found and found[other][0] < (1 - ROUNDING) * numbers[0]:
+                lines.append(f"calculator: {name} takes more than {other}")
+    return lines
 
 
 def joined(key: tuple) -> str:

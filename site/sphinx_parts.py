@@ -1,4 +1,4 @@
-"""What the site adds to Sphinx: formulas as MathML, glossary words linked in the lessons, docstrings as the course writes them."""
+"""What the site adds to Sphinx: formulas as MathML, glossary words linked in the lessons, docstrings as they stand."""
 
 import posixpath
 import re
@@ -18,9 +18,13 @@ _MARKS = re.compile(r"([*|\\]|(?<=\w)_(?=\W|$))")
 # --- formulas ---------------------------------------------------------------------------------------------------------
 
 
-def _mathml(self, node, display: str) -> None:
-    text = latex2mathml.converter.convert(node.astext(), display=display)
-    self.body.append(f'<div class="formula">{text}</div>' if display == "block" else text)
+def _in_a_line(self, node) -> None:
+    self.body.append(latex2mathml.converter.convert(node.astext(), display="inline"))
+    raise nodes.SkipNode
+
+
+def _by_itself(self, node) -> None:
+    self.body.append(f'<div class="formula">{latex2mathml.converter.convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 
 
@@ -132,10 +136,28 @@ def _read_docstring(app, what, name, obj, options, lines) -> None:
     lines[:] = as_rst(lines)
 
 
+# --- what a screen reader says ----------------------------------------------------------------------------------------
+
+LABELS = {  # Furo's parts of a page, of which there are two of a kind, and headings without a level
+    '<aside class="sidebar-drawer"': '<aside class="sidebar-drawer" aria-label="All pages"',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+}
+
+
+def _label(app, exception) -> None:
+    """Give names to what has none in the written pages."""
+    if exception is None and app.builder.name == "html":
+        for file in app.outdir.rglob("*.html"):
+            text = file.read_text(encoding="utf-8")
+            for old, new in LABELS.items():
+                text = text.replace(old, new)
+            file.write_text(text, encoding="utf-8")
+
+
 def setup(app):
-    app.add_html_math_renderer(
-        "mathml", (lambda self, node: _mathml(self, node, "inline"), None), (lambda self, node: _mathml(self, node, "block"), None)
-    )  # fmt: skip
+    app.add_html_math_renderer("mathml", (_in_a_line, None), (_by_itself, None))
     app.connect("doctree-read", _link_lesson)
     app.connect("autodoc-process-docstring", _read_docstring)
+    app.connect("build-finished", _label)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

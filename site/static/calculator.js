@@ -22,6 +22,9 @@
     return ["no", `Does not fit: tensors take ${gb(peak)} of ${gb(total)} GB, ${besides}.`];
   }
 
+  // Beside the greys of what tensors take, it is told apart by its stripes.
+  const STRIPES = "repeating-linear-gradient(135deg, #f6f7f7 0 4px, #8d9499 4px 5px)";
+
   function row(name, colour, bytes) {
     const line = document.createElement("tr");
     const head = document.createElement("th");
@@ -71,7 +74,7 @@
       const [kind, words] = verdict(peak, reserved, gpu);
       line.className = `verdict ${kind}`;
       line.textContent = words;
-      const held = groups.map(([name, colour], i) => [name, colour, sizes[i]]);
+      const held = groups.map(([name, colour], i) => [name, name === BESIDES ? STRIPES : colour, sizes[i]]);
       for (const part of held) if (part[0] === BESIDES) part[2] = reserved + gpu[1] - peak;
       draw(held.filter((part) => part[2] > 0), gpu[0]);
     }
@@ -90,6 +93,7 @@
   }
 
   form.hidden = document.getElementById("prediction").hidden = false;
+  document.getElementById("without-script").hidden = true;
   form.addEventListener("change", show);
   form.addEventListener("submit", (event) => event.preventDefault());
   addEventListener("hashchange", () => { read(); show(); });

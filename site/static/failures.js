@@ -69,6 +69,7 @@
     if (target && target.closest("[hidden]")) { box.value = ""; find(); target.scrollIntoView(); }
   });
   form.hidden = false;
+  document.getElementById("without-script").hidden = true;
   const asked = new URLSearchParams(location.search).get("q");
   if (asked) box.value = asked;
   find();
