@@ -90,14 +90,21 @@ def values(source: Path, lessons, predicted: dict, models: dict, ranks: tuple) -
         "batches": planned.BATCHES,
         "margin": MARGIN,
         "in_table": in_table,
+        "numeric": lambda cell: str(cell)[:1].isdecimal(),  # such columns stand right
         "controls": planned.controls(models, ranks),
         "failures": len(FAILURES),
-        "failures_list": failures_page().partition("cures them.\n")[2],
+        "failures_list": failures_list(),
         "figure_alt": alt,
         "figure_words": words,
         "charts": write_charts(source / "figures"),
         "sheet": cheat_sheet.values(),
     }
+
+
+def failures_list() -> str:
+    """The page of failures without its head. A part is called one, so that no part and failure have one name, hence one id."""
+    listed = failures_page().partition("cures them.\n")[2]
+    return re.sub(r"^## (\d+) ", r"## Part \1: ", listed, flags=re.MULTILINE)
 
 
 def in_table(found: tuple[int, str]) -> str:

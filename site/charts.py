@@ -66,8 +66,9 @@ def predictions() -> Chart:
         for name, values in errors.items()
     ]
     words = (
-        f"{len(rows)} runs of real shapes on an H200 that only score the predictions, and were not looked at to write them. Two "
-        "public estimators were asked about the same runs, as far as they have words for them."
+        f"{len(rows)} runs of real shapes on an H200 that were measured to score the predictions; "
+        "[their story](how-measured.md#roles) says which of them were predicted blind. Two public estimators were asked about "
+        "the same runs, as far as they have words for them."
     )
     alt = (
         f"Error of the predicted peak, a dot for each held-out run. {title}; the other two have medians of {others[0]:.0%} "

@@ -20,11 +20,13 @@ exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # the notebooks are stored with their outputs
 nb_ipywidgets_js = {}  # by default these come from elsewhere, and no stored output needs them
 nb_merge_streams = True
+nb_code_prompt_show = nb_code_prompt_hide = "The set-up cell"  # the one cell that is folded
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 myst_heading_anchors = 4  # as on GitHub: glossary.md#base-model
 html_math_renderer = "mathml"  # formulas are MathML, made at build: nothing is loaded, and a screen reader reads them
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 96
 default_role = "code"
 # Links into the course's own release are checked by each build, against the files that are here.
 linkcheck_ignore = [rf".*{PYPROJECT['tool']['course']['repository']}.*"]

@@ -23,6 +23,7 @@ PAGES = {
     "site/decide.md": "decide",
     "measurements/README.md": "how-measured",
 }
+TITLES = {"how-measured": "How it was measured"}  # where the page's own is that of another
 _CODE = re.compile(  # fenced, or between backticks within a paragraph
     r"^([ \t>]*)(?P<fence>`{3,}|~{3,}).*?^\1(?P=fence)[ \t]*$|(?<!`)(?P<ticks>`{1,2})(?!`)(?:(?!\n\n).)+?(?<!`)(?P=ticks)(?!`)",
     re.MULTILINE | re.DOTALL,
@@ -84,6 +85,8 @@ class Links:
 def staged_page(text: str, folder: str, page: str, links: Links) -> str:
     """A page of the repository as the site has it: links led, headings in order, anchors as Sphinx knows them."""
     text = re.sub(r"^<!-- .*? -->\n+", "", text)
+    if page in TITLES:
+        text = re.sub(r"^# .+$", f"# {TITLES[page]}", text, count=1, flags=re.MULTILINE)
     if not re.search(r"^## ", text, re.MULTILINE):  # GitHub's small headings are the next level here
         text = re.sub(r"^###(#*) ", r"##\1 ", text, flags=re.MULTILINE)
     text = re.sub(r'<a id="([\w-]+)"></a>', r"[]{#\1}", text)

@@ -171,6 +171,14 @@ def shown(page) -> list[str]:
     )
 
 
+def test_each_failure_s_name_leads_to_its_own_heading(page, site):
+    opened(page, site, "failures.html")
+    headings = page.evaluate(
+        "window.FAILURES.map(({ name }) => document.getElementById(name).querySelector(':scope > h3').firstChild.textContent)"
+    )
+    assert headings == [it.name for it in FAILURES]
+
+
 def test_javascript_reads_the_patterns_as_python_does(page, site):
     rows = tomllib.loads((COURSE_ROOT / "tests" / "failures" / "messages.toml").read_text(encoding="utf-8"))
     texts = [it.shown for it in FAILURES] + rows["near"] + [text for said in rows["said"].values() for text in said]
