@@ -26,7 +26,6 @@ myst_heading_anchors = 4  # as on GitHub: glossary.md#base-model
 html_math_renderer = "mathml"  # formulas are MathML, made at build: nothing is loaded, and a screen reader reads them
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-python_maximum_signature_line_length = 96
 default_role = "code"
 # Links into the course's own release are checked by each build, against the files that are here.
 linkcheck_ignore = [rf".*{PYPROJECT['tool']['course']['repository']}.*"]

@@ -25,7 +25,7 @@ from evidence import SHAPES  # noqa: E402
 LESSONS = ("00", "03")
 # A page of each kind.
 KINDS = (
-    "index.html", "lessons/00_start_here.html", "glossary.html", "failures.html", "claims.html", "decide.html",
+    "index.html", "lessons/03_t4_training.html", "glossary.html", "failures.html", "claims.html", "decide.html",
     "measurements.html", "how-measured.html", "calculator.html", "cheat-sheet.html", "api/memory.html", "search.html",
 )  # fmt: skip
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 800}
@@ -127,6 +127,17 @@ def test_axe_notices_a_button_without_a_name_and_grey_on_grey(chromium, site):
     ids = {fault["id"] for fault in axe.run(page).response["violations"]}
     page.close()
     assert {"button-name", "color-contrast"} <= ids
+
+
+@pytest.mark.parametrize("width", [320, 390, 700, 1000, 1080, 1150, 1300, 1400, 1553, 1920])
+def test_no_page_is_wider_than_its_window_and_nothing_hangs_out_of_it(page, site, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in ("lessons/03_t4_training.html", "decide.html", "calculator.html"):
+        opened(page, site, name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        box = page.locator("article").bounding_box()
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
 
 
 # --- a reader who has never seen the course ---------------------------------------------------------------------------
