@@ -29,9 +29,8 @@ def steps() -> str:
     """The code of lesson 00's steps, which runs without the course."""
     cells = read_notebook(NOTEBOOKS / "00_start_here.ipynb").cells
     chosen = [cell.source for cell in cells if "copy" in cell.metadata.get("tags", [])]
-    return "\n\n".join(
-        re.sub(r"\n\n\n", "\n\n", code) for code in chosen if not code.startswith(tuple(f"# {s}" for s in ASKING))
-    )
+    kept = [code for code in chosen if not code.startswith(tuple(f"# {step}" for step in ASKING))]
+    return "\n\n".join(kept).replace("\n\n\n", "\n\n").replace("  # fmt: skip", "")
 
 
 def ladder() -> list[tuple[str, float]]:
