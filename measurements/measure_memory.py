@@ -59,6 +59,7 @@ MODELS = {
     "Phi-3-mini": shape("phi3", 32064, 3072, 8192, 32, 32, 32, positions=4096, pad_token_id=0),
     "Gemma-2-2b": shape("gemma2", 256000, 2304, 9216, 26, 8, 4, head_dim=256, tied=True, positions=8192),
     "Qwen2.5-14B": shape("qwen2", 152064, 5120, 13824, 48, 40, 8),
+    "Qwen2.5-32B": shape("qwen2", 152064, 5120, 27648, 64, 40, 8),
     "Qwen2.5-0.5B": shape("qwen2", 151936, 896, 4864, 24, 14, 2, tied=True),
     "Mistral-Small-24B": shape("mistral", 131072, 5120, 32768, 40, 32, 8, head_dim=128),
 }
@@ -199,13 +200,20 @@ def table():
 def make_model(config, folder, device):
     """Random 16-bit weights of this shape, and a word-level tokenizer, in `folder`."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float16)
     model.save_pretrained(folder, max_shard_size="5GB")
+    make_tokenizer(folder)
+
+
+def make_tokenizer(folder):
+    """A word-level tokenizer in `folder`, which the trainer asks for; the rows are tokens already."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i + 3 for i in range(400)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -214,8 +222,12 @@ def make_model(config, folder, device):
     ).save_pretrained(folder)
 
 
-def load(folder, spec, device):
-    """The model as a learner loads it: quantized on the way in, everything else in `load_dtype`."""
+def load(folder, spec, device, storage=None, kind=None, **more):
+    """The model as a learner loads it: quantized on the way in, everything else in `load_dtype`.
+
+    `storage`: what BitsAndBytesConfig is told besides; `more`: what from_pretrained is. `kind`: the model's class, where
+    there is no folder that says it.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -241,13 +253,14 @@ def load(folder, spec, device):
             bnb_4bit_quant_type=spec["quant_type"],
             bnb_4bit_use_double_quant=spec["double_quant"],
             bnb_4bit_compute_dtype=getattr(torch, spec["compute_dtype"]),
+            **(storage or {}),
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    model = (kind or AutoModelForCausalLM).from_pretrained(
         folder,
         quantization_config=quantization,
-        device_map={"": device},
         dtype=getattr(torch, spec["load_dtype"]),
         attn_implementation=spec["attention"],
+        **({"device_map": {"": device}} | more),
     )
     model.config.use_cache = False
     return model
@@ -260,8 +273,11 @@ def upcast(model, spec):
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=spec["checkpoint_every"] > 0)
 
 
-def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS, accumulation=1):
-    """TRL's SFTTrainer on random tokens, adapters in `adapter_dtype`; checks before the last step that states exist."""
+def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS, accumulation=1, copies=1, more=None):
+    """TRL's SFTTrainer on random tokens, adapters in `adapter_dtype`; checks before the last step that states exist.
+
+    `copies`: how many processes train on rows of their own. `more`: what SFTConfig is told besides.
+    """
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -276,7 +292,7 @@ def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS
                 raise RuntimeError("no optimizer state before the last step: every step so far was skipped")
             if state.global_step == steps - 1 and record:
                 torch.cuda.memory._record_memory_history(max_entries=400_000, stacks="python")
-                trainer.allocated_at_record = torch.cuda.memory_allocated()
+                trainer.allocated_at_record = [torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())]
             if device != "cpu":
                 torch.cuda.synchronize()
             seconds.append(-time.perf_counter())
@@ -287,7 +303,7 @@ def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS
             seconds[-1] += time.perf_counter()
 
     random = torch.Generator().manual_seed(0)
-    count = spec["batch_size"] * accumulation * steps
+    count = spec["batch_size"] * accumulation * steps * copies
     tokens = torch.randint(3, model.config.vocab_size, (count, spec["seq_len"]), generator=random).tolist()
     checkpointing = {"every_n_layers": spec["checkpoint_every"], "offload": spec["checkpoint_offload"]}
     trainer = SFTTrainer(
@@ -310,6 +326,7 @@ def make_trainer(model, folder, spec, scratch, device, record=False, steps=STEPS
             report_to=[],
             max_grad_norm=0.3,
             disable_tqdm=True,
+            **(more or {}),
         ),
         train_dataset=Dataset.from_dict({"input_ids": tokens}),
         processing_class=AutoTokenizer.from_pretrained(folder),
@@ -344,12 +361,12 @@ def frames_of(event):
     return " < ".join(names) or "(backward)"
 
 
-def write_trace(path, before_step):
+def write_trace(path, before_step, gpu=0):
     """What is alive at the peak, grouped by size and frame, and every event of 64 KiB and more around the last peak."""
     import torch
 
     events = [
-        e for e in torch.cuda.memory._snapshot()["device_traces"][0] if e["action"] in ("alloc", "free_completed")
+        e for e in torch.cuda.memory._snapshot()["device_traces"][gpu] if e["action"] in ("alloc", "free_completed")
     ]
     live, total, peak, at = {}, 0, 0, 0
     for index, event in enumerate(events):
@@ -418,7 +435,7 @@ def worker(job):
         measured["step_s"] = round(sorted(seconds[2:])[1], 4)
         measured["nvidia_smi"] = nvidia_smi() if job["alone"] and device != "cpu" else None
         if job["trace"] and device != "cpu":
-            write_trace(job["trace"], trainer.allocated_at_record)
+            write_trace(job["trace"], trainer.allocated_at_record[0])
             measured["step_s"] = None  # recording slows a step down
     except Exception as error:  # an out-of-memory row is a result too
         row["error"] = f"{type(error).__name__}: {error}"[:400]

@@ -53,7 +53,7 @@ def predictions() -> Chart:
     }  # fmt: skip
     ours, others = errors["predict"], [median(e) for name, e in errors.items() if name != "predict"]
     title = f"predict is off by {mean(ours):.2%} on average, and at most by {max(ours):.2%}"
-    figure, ax = axes(title, "error of the peak (%), each step ten times the one before", "", size=(7.6, 2.9))
+    figure, ax = axes(title, "error of the peak (%, logarithmic)", "", size=(7.6, 2.9))
     for place, values in enumerate(errors.values()):
         colour, marker = SERIES[place]
         shown = [max(100 * value, 1e-4) for value in values]
@@ -161,9 +161,7 @@ def own_data() -> Chart:
     few, many = curve[0], curve[-1]
     title = f"From {few['learned']} messages {few['right']:.0%} of the answers are right"
     title += f", from {many['learned']:,} {many['right']:.0%}"
-    figure, ax = axes(
-        title, "messages to learn from, each step twice as many", "right in all fields (%)", size=(7.2, 3.4)
-    )
+    figure, ax = axes(title, "messages to learn from (logarithmic)", "right in all fields (%)", size=(7.2, 3.4))
     middle = [100 * row["right"] for row in curve]
     spread = [
         [100 * (row["right"] - row["low"]) for row in curve],

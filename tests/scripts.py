@@ -7,7 +7,10 @@ from helpers import COURSE_ROOT
 
 
 def measuring_script(name: str):
-    """A script of measurements/, executed anew; by its name the scripts beside it can import it."""
+    """A script of measurements/, executed anew; it finds the scripts beside it, as when it is run, and they find it."""
+    folder = COURSE_ROOT / "measurements"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
     return script(f"measurements/{name}.py", name)
 
 

@@ -127,21 +127,36 @@ def detect() -> Machine:
     if not torch.cuda.is_available():
         return Machine("cpu", platform.processor() or platform.machine(), 0, ram, cores, None)
     rules = os.environ.get("COURSE_T4_RULES") == "1"
+    own = own_gpus()
     if rules:
-        apply_t4_rules()
-    properties = torch.cuda.get_device_properties(0)
+        apply_t4_rules(own)
+    properties = torch.cuda.get_device_properties(own[0])
     gpu_bytes = min(properties.total_memory, T4_BYTES) if rules else properties.total_memory
-    return Machine("cuda", properties.name, gpu_bytes, ram, cores, torch.cuda.get_device_capability(0), rules)
+    return Machine("cuda", properties.name, gpu_bytes, ram, cores, torch.cuda.get_device_capability(own[0]), rules)
 
 
-def apply_t4_rules() -> None:
-    """Hold a larger GPU to what a T4 has: 14.56 GiB, and no flash or cuDNN attention.
+def own_gpus() -> list[int]:
+    """The GPUs in sight that this process uses: all of them, or that of its rank where a launcher started several processes.
+
+    [] without a GPU. A process must not touch another's: a mere question may take half a gigabyte there, for a context.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    return [rank] if int(os.environ.get("WORLD_SIZE", 1)) > 1 else list(range(torch.cuda.device_count()))
+
+
+def apply_t4_rules(gpus: list[int]) -> None:
+    """Hold larger GPUs to what a T4 has: 14.56 GiB each, and no flash or cuDNN attention.
 
     float16 follows from `Machine.dtype`. What this does not reproduce is the T4's speed.
     """
     import torch
 
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, T4_BYTES / total))
+    for gpu in gpus:
+        total = torch.cuda.get_device_properties(gpu).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, T4_BYTES / total), gpu)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)

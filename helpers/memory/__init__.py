@@ -17,6 +17,7 @@ What is computed is not tensors but their sizes, and when each comes and goes. O
      +- tally            or a mere sum, which takes a fraction of the time: planner ranks hundreds of settings by it, before
                          it predicts the best of them in earnest (`plan`; what fits is `fits`)
 
+across has `predict`: a run on one GPU, or on several (`shares` of a model that is split; copies; every weight divided).
 labels has the names of what memory is held for; each taking carries one. sizes has the formulas for what stays all through
 a run, which lessons use, too. rows puts predictions beside measured runs.
 
@@ -25,9 +26,9 @@ Sources, read in the releases named: transformers 5.24 (modeling files, `integra
 `optim/optimizer.py`), torch 2.11 (autograd, `utils/checkpoint.py`, the caching allocator). No constant is fitted.
 """
 
+from helpers.memory.across import predict
 from helpers.memory.over_time import step_over_time
 from helpers.memory.planner import DoesNotFit, fits, plan
-from helpers.memory.replay import predict
 from helpers.memory.rows import gpu_of, score
 from helpers.memory.runs import GPUS, RunSpec
 from helpers.memory.shapes import CannotPredict, shape_of

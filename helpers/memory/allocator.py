@@ -1,5 +1,6 @@
 """torch's caching allocator in miniature: where blocks lie, which are free, and what torch reserves for them."""
 
+import contextlib
 from bisect import bisect_left, insort
 
 from helpers.memory.labels import ROUNDING
@@ -27,6 +28,7 @@ class Allocator(Tally):
         # Free blocks as (pages, address), in order: the best fit is the first that fits.
         self.small: list[tuple[int, int]] = []
         self.large: list[tuple[int, int]] = []
+        self.aside: tuple[list, list] = ([], [])  # the same of another stream
         self.ends: dict[int, int] = {}  # of each free block: address -> end
         self.starts: dict[int, int] = {}  # and end -> address
         self.segments: dict[int, int] = {}  # address -> pages
@@ -100,6 +102,15 @@ class Allocator(Tally):
         other.allocated = other.peak = self.allocated
         other.reserved = other.peak_reserved = self.reserved
         return other
+
+    @contextlib.contextmanager
+    def elsewhere(self):
+        """Within, blocks come from and go to another stream's free blocks: torch gives one stream nothing of another's."""
+        own = self.small, self.large
+        self.small, self.large = self.aside
+        yield
+        self.aside = self.small, self.large
+        self.small, self.large = own
 
     def empty_cache(self) -> None:
         """Give back every segment that is wholly free (`torch.cuda.empty_cache`)."""

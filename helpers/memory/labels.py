@@ -10,10 +10,12 @@ ACTIVATIONS, DEQUANTIZED, CASTS = "one layer's activations", "a dequantized weig
 GRADIENTS, WEIGHT_GRADIENTS = "gradients of activations", "gradients of weights"
 FINAL, LOGITS = "final norm and hidden states", "tile of logits"
 STEPPING = "optimizer scratch"
+GATHERED = "weights gathered from all GPUs"
 ROUNDING = "blocks larger than what they hold"  # see helpers/memory/allocator.py
 LABELS = (
     CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WORKSPACES, INPUT_IDS, KEPT, INPUTS, ACTIVATIONS, DEQUANTIZED,
-    CASTS, GRADIENTS, WEIGHT_GRADIENTS, FINAL, LOGITS, STEPPING, ROUNDING,
+    CASTS, GRADIENTS, WEIGHT_GRADIENTS, FINAL, LOGITS, STEPPING, GATHERED,
+    ROUNDING,
 )  # fmt: skip
 # What does not grow with the rows.
 STAYING = (CODES, SCALES, TABLES, PLAIN, UPCAST, ADAPTERS, STATES, WEIGHT_GRADIENTS)

@@ -1,11 +1,13 @@
 """What fits a GPU, and the fastest setting that does."""
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
 
 from helpers.machine import GIB
-from helpers.memory.replay import Prediction, least_peak, predict
+from helpers.memory.across import even_layers, least_of, predict
+from helpers.memory.replay import Prediction
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
 from helpers.memory.sizes import weight_bytes
@@ -32,11 +34,12 @@ def fits(prediction: Prediction, gpu: str, total_bytes: float | None = None, mar
 
     `total_bytes`: what it reports (`torch.cuda.get_device_properties(0).total_memory`), GPUS' figure unless given.
     `margin`: the share of it that tensors have to leave free besides, for what a prediction may be off; None is what
-    `plan` leaves. Raises CannotPredict for an unknown GPU.
+    `plan` leaves. Of a run on several GPUs each has to fit. Raises CannotPredict for an unknown GPU.
     """
     margin = MARGIN if margin is None else margin
     total = gpu_named(gpu).total_bytes if total_bytes is None else total_bytes
-    return prediction.held_bytes(gpu) <= total and prediction.peak_allocated <= (1 - margin) * total
+    each = prediction.each or (prediction,)
+    return all(one.held_bytes(gpu) <= total and one.peak_allocated <= (1 - margin) * total for one in each)
 
 
 class DoesNotFit(CannotPredict):
@@ -90,13 +93,15 @@ def cost_per_token(shape: Shape, spec: RunSpec) -> float:
 
 
 def plan(
-    config, budget_bytes: int, spec=None, choices: dict | None = None, gpu: str = "t4", margin: float = MARGIN
-) -> Plan:
+    config, budget_bytes: int, spec=None, choices: dict | None = None, gpu: str = "t4", margin: float = MARGIN,
+    gpus: int = 1, way: str | None = None, layers=None,
+) -> Plan:  # fmt: skip
     """The fastest setting that fits (see `fits`) with `margin` of `budget_bytes`, what the GPU reports, left free.
 
     `spec` (a RunSpec or its fields) holds what is given: rank, length, dtypes, ... `choices` maps fields of RunSpec to
     the values that may be tried (default CHOICES). Time is `cost_per_token`'s; among equally fast settings the smaller
-    peak wins. Raises DoesNotFit when nothing fits, CannotPredict for what cannot be predicted.
+    peak wins. `gpus`, `way` and `layers` are `predict`'s, and `budget_bytes` is what each GPU has; how a split divides its
+    layers is settled once, for what is given. Raises DoesNotFit when nothing fits, CannotPredict for what cannot be predicted.
     """
     shape = shape_of(config)
     base = on_gpu(gpu, spec_of({"repeat_kv": gpu_named(gpu).kernels == "t4"} if spec is None else spec))
@@ -105,14 +110,20 @@ def plan(
     if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
         raise CannotPredict(f"plan: margin is {margin!r}; it must be at least 0 and below 1")
     loaded = sum(weight_bytes(shape, base.quant_type, base.double_quant).values())
-    if not choices and budget_bytes < loaded:
+    if not choices and budget_bytes * (1 if way == "ddp" else gpus) < loaded:
         raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; the weights alone take {loaded:,}")
-    choices = _checked(base, CHOICES if choices is None else choices)
-    candidates = _candidates(shape, base, choices, gpu)
+    usual = CHOICES if way != "fsdp2" else CHOICES | {"optimizer": ("adamw_torch",)}
+    choices = _checked(base, usual if choices is None else choices)
+    if way == "fsdp2" and "optimizer" not in choices:
+        base = dataclasses.replace(base, optimizer="adamw_torch")
+    if way == "split" and layers is None:
+        layers = even_layers(shape, base, gpu, gpus)
+    several = {"gpus": gpus, "way": way, "layers": layers}
+    candidates = _candidates(shape, base, choices, gpu, several)
     room = budget_bytes * (1 - margin)
     fitting = [candidate for candidate in candidates if candidate.least <= room]
     for candidate in sorted(fitting, key=lambda one: (one.cost, one.least)):
-        prediction = predict(shape, candidate.spec, gpu)
+        prediction = predict(shape, candidate.spec, gpu, **several)
         if fits(prediction, gpu, budget_bytes, margin):
             reasons = _reasons(candidates, candidate, choices)
             reasons["room"] = (
@@ -136,14 +147,14 @@ def _checked(base: RunSpec, choices: dict) -> dict[str, tuple]:
     return checked
 
 
-def _candidates(shape: Shape, base: RunSpec, choices: dict, gpu: str) -> list[Candidate]:
+def _candidates(shape: Shape, base: RunSpec, choices: dict, gpu: str, several: dict) -> list[Candidate]:
     """Every combination of choices but offloading without checkpointing."""
     found = []
     for values in itertools.product(*choices.values()):
         chosen = vars(base) | dict(zip(choices, values, strict=True))
         if chosen["checkpoint_every"] or not chosen["checkpoint_offload"]:
             spec = RunSpec(**chosen)
-            found.append(Candidate(spec, cost_per_token(shape, spec), least_peak(shape, spec, gpu)))
+            found.append(Candidate(spec, cost_per_token(shape, spec), least_of(shape, spec, gpu, **several)))
     return found
 
 

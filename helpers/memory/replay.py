@@ -1,6 +1,5 @@
 """A run from loading to its second step, block by block: what it takes at its peak, and of what that consists."""
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -8,8 +7,9 @@ from helpers.memory import labels
 from helpers.memory.loading import prepared
 from helpers.memory.loss import Loss
 from helpers.memory.programs import layer_programs
-from helpers.memory.runs import RunSpec, gpu_named, kind_of, on_gpu, spec_of, trained_sizes
-from helpers.memory.shapes import Shape, shape_of
+from helpers.memory.runs import RunSpec, gpu_named, kind_of, trained_sizes
+from helpers.memory.shapes import Shape
+from helpers.memory.shares import whole
 from helpers.memory.sizes import PAGE, blocks, state_sizes
 from helpers.memory.tally import Tally
 
@@ -29,6 +29,8 @@ class Prediction:
     parts: dict[str, int]
     moment: str
     notes: tuple[str, ...] = ()  # what this prediction leaves out or assumes
+    each: tuple["Prediction", ...] = ()  # of a run on several GPUs, that of each; then this is the fullest one's
+    layers: tuple[int, ...] = ()  # of a model that is split, how many lie on each GPU
 
     @property
     def passing_bytes(self) -> int:
@@ -40,19 +42,8 @@ class Prediction:
         return self.peak_reserved + gpu_named(gpu).context_bytes
 
 
-def predict(config, spec, gpu: str = "h200") -> Prediction:
-    """Predict the memory of a fine-tuning run, in bytes, from the model's configuration and the run's settings.
-
-    `config`: a transformers config, a dictionary of its keys, a local folder or a hub id. `spec`: a RunSpec or a
-    dictionary of its fields. `gpu`: a key of GPUS; it decides the cuBLAS workspace, and a T4 has no flash attention.
-    Full sequences are assumed: padding only makes less. Raises CannotPredict for what cannot be predicted.
-    """
-    found = _replayed(shape_of(config), on_gpu(gpu, spec_of(spec)), gpu)
-    return dataclasses.replace(found, parts=dict(found.parts))
-
-
 @functools.lru_cache(maxsize=512)
-def _replayed(shape: Shape, spec: RunSpec, gpu: str) -> Prediction:
+def replayed(shape: Shape, spec: RunSpec, gpu: str) -> Prediction:
     """The prediction, from two steps played in an allocator."""
     loaded, after_load = prepared(shape, spec)
     heap = loaded.copy()
@@ -64,14 +55,19 @@ def _replayed(shape: Shape, spec: RunSpec, gpu: str) -> Prediction:
             spec.trl_loss == "full"
         ),
     }
+    return prediction(after_load, loaded.allocated, heap, tuple(note for note, applies in notes.items() if applies))
+
+
+def prediction(after_load: int, before: int, heap, notes: tuple = ()) -> Prediction:
+    """What a heap saw of a run, and before it, in pages, as a Prediction."""
     return Prediction(
         after_load=PAGE * after_load,
-        before_training=PAGE * loaded.allocated,
+        before_training=PAGE * before,
         peak_allocated=PAGE * heap.peak,
         peak_reserved=PAGE * heap.peak_reserved,
         parts={label: heap.at_peak[label] for label in labels.LABELS if heap.at_peak.get(label)},
         moment=heap.moment_of_peak,
-        notes=tuple(note for note, applies in notes.items() if applies),
+        notes=notes,
     )
 
 
@@ -83,18 +79,32 @@ def least_peak(shape: Shape, spec: RunSpec, gpu: str) -> int:
 
 
 def train(heap: Tally, shape: Shape, spec: RunSpec, gpu: str) -> None:
-    """Two steps: the first makes cuBLAS's workspaces and the optimizer's states, the second finds them there."""
-    step, (in_layer, outside) = Step(heap, shape, spec), trained_sizes(shape, spec)
-    in_layers = in_layer * shape.layers
+    """Two steps on one GPU: the first makes cuBLAS's workspaces and the optimizer's states, the second finds them there."""
+    train_on([heap], [whole(shape)], shape, spec, gpu)
+
+
+def train_on(heaps: list, shares, shape: Shape, spec: RunSpec, gpu: str) -> None:
+    """`train`, on the GPUs that have these shares of the model."""
+    play_steps(Step(heaps, shares, shape, spec), gpu)
+
+
+def play_steps(step: "Step", gpu: str, processes: int = 1) -> None:
+    """Two steps. Where weights are divided among processes, each has its part of what the optimizer keeps."""
+    heaps, shares, shape, spec = step.heaps, step.shares, step.shape, step.spec
+    (in_layer, outside) = trained_sizes(shape, spec)
+    in_layer = tuple(-(-n // processes) for n in in_layer)
     for number in range(2):
         gradients = step.play(gpu_named(gpu).workspace_bytes if number == 0 else 0)
-        heap.moment = "optimizer step"
-        if number == 0:
-            for size in _states(in_layers, outside, spec.optimizer, spec.trained):
-                heap.take(labels.STATES, size)
-        if spec.optimizer == "adamw_torch":  # torch `_multi_tensor_adam` makes a square root of each second moment
-            heap.borrow(labels.STEPPING, *(spec.trained * n for n in (*in_layers, *outside)))
-        heap.give(*gradients)
+        for heap, share, made in zip(heaps, shares, gradients, strict=True):
+            heap.moment = "optimizer step"
+            in_layers = in_layer * share.layers
+            others = outside[: share.embedding] + outside[1:] * share.norm
+            if number == 0:
+                for size in _states(in_layers, others, spec.optimizer, spec.trained):
+                    heap.take(labels.STATES, size)
+            if spec.optimizer == "adamw_torch":  # torch `_multi_tensor_adam` makes a square root of each second moment
+                heap.borrow(labels.STEPPING, *(spec.trained * n for n in (*in_layers, *others)))
+            heap.give(*made)
 
 
 def _states(in_layers: tuple, outside: tuple, optimizer: str, width: int) -> list[int]:
@@ -108,10 +118,17 @@ def _states(in_layers: tuple, outside: tuple, optimizer: str, width: int) -> lis
 
 
 class Step:
-    """One training step on a heap."""
+    """One training step on the heaps of the GPUs that have these shares of the model; on one, most often.
 
-    def __init__(self, heap: Tally, shape: Shape, spec: RunSpec):
-        self.heap, self.shape, self.spec, self.kind = heap, shape, spec, kind_of(shape, spec)
+    Where a layer's GPU is another than that before it, accelerate's hooks copy what comes to it (`hooks.py AlignDevicesHook`),
+    and autograd its gradient on the way back. For each layer of a later GPU they copy the rotary tables and the positions,
+    too, and checkpointing keeps these.
+    """
+
+    def __init__(self, heaps: list, shares, shape: Shape, spec: RunSpec):
+        self.heaps, self.shares = heaps, shares
+        self.on = [gpu for gpu, share in enumerate(shares) for _ in range(share.layers)]  # of each layer
+        self.shape, self.spec, self.kind = shape, spec, kind_of(shape, spec)
         every = spec.checkpoint_every
         self.checkpointed = [bool(every) and i % every == 0 for i in range(shape.layers)]
         outputs = [labels.INPUTS if follows else labels.KEPT for follows in self.checkpointed[1:]] + [labels.FINAL]
@@ -119,63 +136,111 @@ class Step:
         self.layers = [
             layer_programs(self.kind, *each) for each in zip(self.checkpointed, firsts, outputs, strict=True)
         ]
+        self.border = [i > 0 and self.on[i] != self.on[i - 1] for i in range(shape.layers)]
 
-    def play(self, workspace: int) -> list:
-        """One step up to the optimizer's; the gradients of weights. `workspace`: bytes, 0 where cuBLAS has them already."""
-        heap, kind = self.heap, self.kind
-        heap.moment = "forward pass of layer 0"
-        tables = heap.take(labels.INPUT_IDS, _tables(self.shape, self.spec))
-        embedded = heap.take(labels.INPUTS if self.checkpointed[0] else labels.KEPT, kind.residual * kind.stream)
+    def play(self, workspace: int) -> list[list]:
+        """One step up to the optimizer's; each GPU's gradients of weights.
+
+        `workspace`: bytes, 0 where cuBLAS has them already.
+        """
+        first, last, kind = self.heaps[0], self.heaps[-1], self.kind
+        first.moment = "forward pass of layer 0"
+        gradients: list[list] = [[] for _ in self.heaps]
+        tables = first.take(labels.INPUT_IDS, _tables(self.shape, self.spec))
+        self.meet("embedding")
+        embedded = first.take(labels.INPUTS if self.checkpointed[0] else labels.KEPT, kind.residual * kind.stream)
+        self.leave("embedding")
         if workspace:
-            heap.take(labels.WORKSPACES, workspace)
+            for heap in self.heaps:
+                heap.take(labels.WORKSPACES, workspace)
+        copies = [heap.take(labels.INPUT_IDS, self._rotary(share)) for heap, share in self._later()]
         inputs, held, casts = self._forward(embedded)
-        loss = Loss(heap, kind, workspace)
-        gradient = loss.play(inputs.pop(), casts, self.spec.trl_loss)
-        gradient, gradients = self._backward(gradient, inputs, held)
-        heap.moment = "backward pass of the embedding"
+        for heap, made in zip(self.heaps[:-1], casts, strict=False):
+            heap.give(*made)
+            if workspace:
+                heap.take(labels.WORKSPACES, workspace)
+        self.meet("head")
+        loss = Loss(last, kind, workspace)
+        gradient = loss.play(inputs.pop(), casts[-1], self.spec.trl_loss)
+        self.leave("head")
+        gradients[-1] += loss.gradients
+        gradient = self._backward(gradient, inputs, held, gradients)
+        for (heap, _), copy in zip(self._later(), copies, strict=True):
+            heap.give(copy)
+        first.moment = "backward pass of the embedding"
+        self.meet("embedding", back=True)
         if self.checkpointed[0]:
-            heap.give(embedded)
+            first.give(embedded)
         if kind.full:
-            table = heap.take(labels.WEIGHT_GRADIENTS, kind.residual * self.shape.vocab * self.shape.hidden)
+            table = first.take(labels.WEIGHT_GRADIENTS, kind.residual * self.shape.vocab * self.shape.hidden)
             if partial := _embedding_scratch(self.shape, kind.tokens):
-                heap.borrow(labels.WEIGHT_GRADIENTS, partial)
+                first.borrow(labels.WEIGHT_GRADIENTS, partial)
             if self.shape.tied:  # added to the head's
-                heap.give(table)
+                first.give(table)
             else:
-                gradients.append(table)
+                gradients[0].append(table)
         if gradient is not None:
-            heap.give(gradient)
-        heap.give(tables)
-        return loss.gradients + gradients
+            first.give(gradient)
+        first.give(tables)
+        self.leave("embedding", back=True)
+        return gradients
+
+    def meet(self, what, back: bool = False) -> None:
+        """Called before a layer (its number), the embedding or the head is needed, and again on the way back."""
+
+    def leave(self, what, back: bool = False) -> None:
+        """Called when it is done with."""
+
+    def _later(self):
+        """(heap, share) of each GPU but the first."""
+        return list(zip(self.heaps, self.shares, strict=True))[1:]
+
+    def _rotary(self, share) -> int:
+        """Bytes of the copies of cos, sin and positions that a later GPU's layers have."""
+        table = self.spec.residual * self.spec.seq_len * self.shape.head_dim
+        return share.layers * blocks(table, table, 8 * self.spec.seq_len)
 
     def _forward(self, embedded):
-        """All layers: (their inputs and the last one's output, each one's blocks by slot, autocast's copies)."""
-        inputs, held, casts = [embedded], [], []
+        """All layers: (their inputs and the last one's output, each one's blocks by slot, autocast's copies on each GPU)."""
+        inputs, held, casts = [embedded], [], [[] for _ in self.heaps]
         for i, layer in enumerate(self.layers):
-            self.heap.moment = f"forward pass of layer {i}"
+            heap = self.heaps[self.on[i]]
+            heap.moment = f"forward pass of layer {i}"
+            if self.border[i]:
+                copy = heap.take(labels.INPUTS, self.kind.residual * self.kind.stream)
+                self.heaps[self.on[i - 1]].give(inputs[i])
+                inputs[i] = copy
             own = {layer.tape.source.made: inputs[i]}  # under checkpointing it has no number, and is not played
-            self.heap.play(layer.forward, own)
-            casts += [own[slot] for slot in layer.casts]
+            self.meet(i)
+            heap.play(layer.forward, own)
+            self.leave(i)
+            casts[self.on[i]] += [own[slot] for slot in layer.casts]
             # Of what is offloaded, the embedding's output stays: gradients are asked of it.
             if self.checkpointed[i] and self.kind.offload and i:
-                self.heap.give(inputs[i])
+                heap.give(inputs[i])
             inputs.append(own[layer.tape.out.made])
             held.append(own)
         return inputs, held, casts
 
-    def _backward(self, gradient, inputs: list, held: list):
-        """All layers, the last one first: (the gradient of the embedding's output or None, gradients of weights)."""
-        gradients = []
+    def _backward(self, gradient, inputs: list, held: list, gradients: list[list]):
+        """All layers, the last one first; the gradient of the embedding's output or None. Adds to each GPU's gradients."""
         for i in reversed(range(len(self.layers))):
             tape, own, again = self.layers[i].tape, held[i], " (recomputed)" if self.checkpointed[i] else ""
-            self.heap.moment = f"backward pass of layer {i}{again}"
+            heap = self.heaps[self.on[i]]
+            heap.moment = f"backward pass of layer {i}{again}"
             own[tape.gradient.made] = gradient
-            self.heap.play(self.layers[i].backward, own)
+            self.meet(i, back=True)
+            heap.play(self.layers[i].backward, own)
+            self.leave(i, back=True)
             gradient = own[tape.result.made] if tape.result else None
-            gradients += [own[x.made] for x in tape.gradients if x.made in own]
+            gradients[self.on[i]] += [own[x.made] for x in tape.gradients if x.made in own]
+            if self.border[i]:
+                arrived = self.heaps[self.on[i - 1]].take(labels.GRADIENTS, self.kind.residual * self.kind.stream)
+                heap.give(gradient)
+                gradient = arrived
             if self.checkpointed[i] and i and not self.kind.offload:
-                self.heap.give(inputs[i])
-        return gradient, gradients
+                heap.give(inputs[i])
+        return gradient
 
 
 def _tables(shape: Shape, spec: RunSpec) -> int:

@@ -1,6 +1,6 @@
 """Measured runs, and predictions beside them."""
 
-from helpers.memory.replay import predict
+from helpers.memory.across import predict
 from helpers.memory.runs import GPUS
 
 

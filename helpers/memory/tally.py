@@ -1,5 +1,7 @@
 """A heap that only adds up, for the planner: a run on it takes the least that any allocator could take."""
 
+import contextlib
+
 from helpers.memory.programs import Program
 from helpers.memory.sizes import pages
 
@@ -32,6 +34,10 @@ class Tally:
         fresh = self.take(label, size)
         self._give(block)
         return fresh
+
+    def elsewhere(self):
+        """A context in which another stream's blocks are taken and given: here they are all one."""
+        return contextlib.nullcontext()
 
     def play(self, program: Program, held: dict) -> None:
         """Play a program; `held` has the blocks by slot, before and after."""

@@ -16,21 +16,31 @@ class CheckpointError(CourseError):
     """Checkpoints that cannot go where they were meant to."""
 
 
-# What transformers writes for an adapter's run, in this order; the trainer's state comes last.
-NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+def needed(folder: Path, processes: int = 1) -> list[str]:
+    """What transformers writes for an adapter's run, each process its own random state; the trainer's state comes last.
+
+    Where weights are divided among processes (FSDP2), each has a file of its own parts in place of the optimizer's.
+    """
+    states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
+    parts = [f"parts_{rank}.pt" for rank in range(processes)]
+    optimizer = parts if any((folder / part).is_file() for part in parts) else ["optimizer.pt"]
+    return ["adapter_model.safetensors", *optimizer, "scheduler.pt", *states, "trainer_state.json"]
 
 
-def checkpoint_fault(folder: Path) -> str | None:
-    """What makes a checkpoint unusable, in a few words; None if it is whole. Reads ends and headers, unpickles nothing."""
+def checkpoint_fault(folder: Path, processes: int = 1) -> str | None:
+    """What makes a checkpoint unusable, in a few words; None if it is whole. Reads ends and headers, unpickles nothing.
+
+    `processes`: of the run that wrote it.
+    """
     folder = Path(folder)
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    missing = [name for name in needed(folder, processes) if not (folder / name).is_file()]
     if missing:
         return f"{missing[0]} is missing"
     try:
         safetensors_shapes(folder / "adapter_model.safetensors")
     except ValueError:
         return "adapter_model.safetensors is cut off"
-    for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+    for file in sorted(file for kind in ("*.pt", "*.pth") for file in folder.glob(kind)):
         if not zipfile.is_zipfile(file):  # torch.save writes a zip, whose table of contents stands at its end
             return f"{file.name} is cut off"
     try:
@@ -40,14 +50,14 @@ def checkpoint_fault(folder: Path) -> str | None:
     return None if folder.name == f"checkpoint-{step}" else f"its name and its step, {step}, differ"
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint-N in `folder`, or None; half-written ones are passed over.
+def last_complete_checkpoint(folder: Path, processes: int = 1) -> Path | None:
+    """The newest whole checkpoint-N in `folder`, or None; half-written ones are passed over. `processes`: of the run.
 
     transformers' own get_last_checkpoint takes the highest number, whatever is in it.
     """
     found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
     newest_first = sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    return next((p for p in newest_first if checkpoint_fault(p) is None), None)
+    return next((p for p in newest_first if checkpoint_fault(p, processes) is None), None)
 
 
 def checkpoint_folder(place: Path, **run) -> Path:

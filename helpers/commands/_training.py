@@ -1,0 +1,244 @@
+"""What each process of a training by a file of settings does: load, train or go on, save, record."""
+
+import json
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from helpers import data, models, saving
+from helpers.commands._job import ConfigError
+from helpers.files import write_whole
+from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
+from helpers.training import adapters_to_float32, keep_4bit_layout, repeat_kv_heads, stop_when_not_finite
+
+
+class Training:
+    """One process's part of a run; `gpus` are those that it uses, [] on a CPU."""
+
+    def __init__(self, job, here, gpus: list[int]):
+        self.job, self.here, self.gpus = job, here, gpus
+        self.model = models.resolve_model(job.parameters["model_id"], here, large=True)
+        recipe = models.recipe_for(self.model)
+        chosen = {name: recipe[name] for name, value in job.parameters.items() if value == "auto" and name in recipe}
+        self.settings: Any = SimpleNamespace(**job.parameters | chosen)
+        asked = job.parameters["optimizer"]
+        self.settings.optimizer = optimizer_of(job.way.name, asked, self.settings.optimizer)
+        self.shape = shape_of(self.model.path)
+        self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
+        wanted = self.settings.dataset_id
+        wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
+        told = {name: getattr(self.settings, name) for name in ("columns", "encoding", "split", "revision")}
+        self.rows, self.data_name = data.load_instructions(wanted, here, self.settings.seed, **told)
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run as helpers.memory knows it."""
+        chosen, dtype = self.settings, self.here.dtype if self.here.device == "cuda" else "float16"
+        targets = chosen.target_modules
+        return RunSpec(
+            quant_type=chosen.quant_type,
+            double_quant=chosen.double_quant,
+            load_dtype=dtype,
+            compute_dtype=dtype,
+            rank=chosen.rank,
+            target_modules=targets if targets == "all-linear" else tuple(targets.split(",")),
+            lora_dropout=chosen.lora_dropout,
+            optimizer=chosen.optimizer,
+            batch_size=chosen.batch_size,
+            seq_len=chosen.max_length,
+            checkpoint_every=int(bool(chosen.checkpointing)),
+            checkpoint_offload=chosen.checkpointing == "offload",
+            attention_kernels="all" if self.here.native_bfloat16 else "t4",
+            repeat_kv=not self.here.native_bfloat16,
+        )
+
+    @property
+    def gpu(self) -> str:
+        """The GPU that predictions are for; on a CPU a T4."""
+        return gpu_of(self.here.name) if self.here.device == "cuda" else "t4"
+
+    def outlook(self) -> str:
+        """What the run will do and take, in words, before anything is loaded."""
+        way, total = self.way, self.job.gpu_bytes or self.here.gpu_bytes or GPUS[self.gpu].total_bytes
+        on = f", {' and '.join(map(str, way.layers))} layers" if way.layers else ""
+        lines = [
+            f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
+            f"{self.rows_per_step} rows, {self.settings.batch_size} at once"
+        ]
+        try:
+            found = predict(self.shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
+        except CannotPredict as unknown:
+            return "\n".join([*lines, f"memory: no prediction ({unknown})"])
+        for number, one in enumerate(found.each or (found,)):
+            lines.append(
+                f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
+                f" of {total / 1e9:.2f} GB; predicted"
+            )
+        whole = sum(weight_bytes(self.shape, self.settings.quant_type, self.settings.double_quant).values())
+        if way.name == "fsdp2" and whole > total:
+            lines.append(
+                f"does not fit: each GPU quantizes all of the model, {whole / 1e9:.2f} GB, before it keeps its part"
+            )
+        else:
+            lines.append("fits" if fits(found, self.gpu, total) else "does not fit")
+        return "\n".join(lines)
+
+    @property
+    def identity(self) -> dict:
+        """What makes this run this run: another one gets other checkpoints, and another adapter."""
+        about = {"model": self.model.name, "data": self.data_name, "way": self.way.name, "gpus": self.way.gpus}
+        return vars(self.settings) | about | {"layers": self.way.layers}
+
+    def run(self, callbacks=()) -> dict | None:
+        """Train and save; what was found, in the first process, and None in the others."""
+        from accelerate.utils import gather_object
+        from transformers import set_seed
+
+        set_seed(self.settings.seed)
+        model, tokenizer = self.load()
+        before = self.heldout_loss(model, tokenizer)
+        trainer = self.trainer(model, tokenizer, callbacks)
+        folder = saving.checkpoint_folder(self.job.folder, **self.identity)
+        last = saving.last_complete_checkpoint(folder, self.way.processes)
+        begun = time.perf_counter()
+        trainer.train(resume_from_checkpoint=last and str(last))
+        seconds = time.perf_counter() - begun
+        peaks = gather_object([self.peaks()])
+        after = self.heldout_loss(trainer.model.eval(), tokenizer)
+        self.save(trainer, tokenizer)
+        if not trainer.is_world_process_zero():
+            return None
+        history = trainer.state.log_history
+        found = {
+            "way": self.way.name, "gpus": self.way.gpus, "layers": list(self.way.layers), "machine": str(self.here),
+            "model": self.model.name, "data": self.data_name, "rows_per_step": self.rows_per_step,
+            "losses": [entry["loss"] for entry in history if "loss" in entry],
+            "gradient_norms": [entry["grad_norm"] for entry in history if "grad_norm" in entry],
+            "heldout_loss_before": before, "heldout_loss_after": after, "resumed_from": last and last.name,
+            "peak_bytes": [peak for process in peaks for peak in process], "train_seconds": seconds,
+        }  # fmt: skip
+        write_whole(self.job.folder / "train.json", json.dumps(found | {"parameters": vars(self.settings)}, indent=1))
+        return found
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.settings.batch_size * self.settings.gradient_accumulation * self.way.processes
+
+    def load(self):
+        """(model, tokenizer): the base in 4 bits, where this way wants it."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+        repeat_kv_heads(self.here)
+        dtype, rank = self.here.torch_dtype, self.gpus[0] if self.gpus else 0
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.settings.quant_type,
+            bnb_4bit_use_double_quant=self.settings.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+            **self.way.quantization(dtype),
+        )
+        where = self.way.device_map(self.shape.layers, self.shape.tied, rank, self.here.device)
+        base = AutoModelForCausalLM.from_pretrained(
+            self.model.path, quantization_config=quantization, dtype=dtype, device_map=where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(self.model.path)
+        return keep_4bit_layout(base).eval(), data.with_template(tokenizer, self.settings.template)
+
+    def trainer(self, model, tokenizer, callbacks=()):
+        """TRL's trainer as this way needs it."""
+        import torch
+        from peft import LoraConfig
+        from transformers import PrinterCallback
+        from trl import SFTTrainer
+
+        if self.way.name == "fsdp2" and self.gpus:  # divided where it lies, the GPU would hold it one and a half times
+            model.to("cpu")
+            torch.cuda.empty_cache()
+        chosen = self.settings.target_modules
+        trainer = SFTTrainer(
+            model=model,
+            args=self.arguments(model),
+            train_dataset=self.used_rows(),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=self.settings.rank,
+                lora_alpha=self.settings.lora_alpha,
+                lora_dropout=self.settings.lora_dropout,
+                target_modules=chosen if chosen == "all-linear" else chosen.split(","),
+                task_type="CAUSAL_LM",
+            ),
+            callbacks=list(callbacks),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return self.way.after_building(stop_when_not_finite(adapters_to_float32(trainer)))
+
+    def arguments(self, model):
+        """SFTConfig: lesson 03's settings, and what this way adds."""
+        from trl import SFTConfig
+
+        chosen = self.settings
+        recompute = {"every_n_layers": 1, "offload": chosen.checkpointing == "offload"}
+        return SFTConfig(
+            output_dir=str(saving.checkpoint_folder(self.job.folder, **self.identity)),
+            max_steps=chosen.max_steps,
+            per_device_train_batch_size=chosen.batch_size,
+            gradient_accumulation_steps=chosen.gradient_accumulation,
+            max_length=chosen.max_length,
+            learning_rate=chosen.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,
+            weight_decay=0.0,
+            max_grad_norm=0.3,
+            optim=chosen.optimizer,
+            seed=chosen.seed,
+            fp16=self.here.dtype == "float16",
+            bf16=self.here.dtype == "bfloat16",
+            use_cpu=self.here.device == "cpu",
+            activation_checkpointing=bool(chosen.checkpointing),
+            activation_checkpointing_kwargs=recompute if chosen.checkpointing else None,
+            gradient_checkpointing=None,
+            logging_steps=1,
+            save_strategy="steps",
+            save_steps=chosen.save_steps,
+            save_total_limit=2,
+            report_to="none",
+            disable_tqdm=True,
+            **self.way.arguments(model),
+        )
+
+    def used_rows(self):
+        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them."""
+        rows = self.rows["train"].shuffle(seed=self.settings.seed)
+        used = rows.select(range(min(self.settings.max_steps * self.rows_per_step, len(rows))))
+        return used.map(data.to_chat, remove_columns=rows.column_names)
+
+    def heldout_loss(self, model, tokenizer) -> float:
+        """On the same rows, in the same batches, in every process: what the trainer logs depends on who had which rows."""
+        from helpers.evaluation import completion_loss
+
+        rows = self.rows["heldout"].select(range(min(self.settings.eval_rows, len(self.rows["heldout"]))))
+        return completion_loss(model, tokenizer, rows, 32 if self.model.bundled else 4, self.settings.max_length)
+
+    def peaks(self) -> list[int]:
+        """The most bytes that torch has allocated on each of this process's GPUs."""
+        import torch
+
+        return [torch.cuda.max_memory_allocated(gpu) for gpu in self.gpus]
+
+    def save(self, trainer, tokenizer) -> None:
+        """Save the adapter, whole; every process has to come by, since each may hold a part of it."""
+        state = self.way.adapter(trainer)
+        if trainer.is_world_process_zero():
+            with saving.adapter_folder(self.job.folder / "adapter", "train", **self.identity) as new:
+                trainer.accelerator.unwrap_model(trainer.model).save_pretrained(new, state_dict=state)
+                tokenizer.save_pretrained(new)
+        trainer.accelerator.wait_for_everyone()
+
+
+def optimizer_of(way: str, asked: str, recipe: str) -> str:
+    """bitsandbytes' optimizers cannot take FSDP2's divided tensors: torch's takes their place, where none is asked for."""
+    if way != "fsdp2" or (asked == "auto" and recipe.startswith("adamw_torch")):
+        return recipe
+    if asked not in ("auto", "adamw_torch"):
+        raise ConfigError(f"optimizer is {asked!r} with way 'fsdp2'; it can be adamw_torch there")
+    return "adamw_torch"

@@ -1,0 +1,165 @@
+"""Training in several ways, on a CPU: two processes stand in for two GPUs. tests/gpu/test_several.py has the GPUs.
+
+All trainings of two processes go through one pair of them, one after the other; starting a pair takes longer than training.
+"""
+
+import sys
+
+import pytest
+import torch
+
+from helpers.memory import RunSpec, predict
+from helpers.models import PRESETS
+from helpers.training import Way
+from helpers.training.several import SeveralError
+from tests.training.several_job import train as train_here
+from tests.training.several_runs import SeveralRun, apart, gradients_apart
+
+LORA = {"max_steps": 4, "save_steps": 2, "rows_per_step": 8, "eval_rows": 16, "rank": 4, "learning_rate": 2e-3}
+PAIRS = {
+    "accelerate as it is": (
+        "fsdp2",
+        "accelerate as it is",
+    ),  # the first: what the engine changes holds for a whole process
+    "ddp": ("ddp", ""),
+    "fsdp2": ("fsdp2", ""),
+    "no all-reduce": ("ddp", "no all-reduce"),
+    "state without adapters": ("fsdp2", "state without adapters"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("several")
+
+
+@pytest.fixture(scope="module")
+def pairs(folder):
+    """Each of PAIRS as a run of two processes; then ddp and fsdp2 once more, with their last checkpoint taken away."""
+    import shutil
+
+    runs = {
+        name: SeveralRun(folder / name.replace(" ", "-"), way, fault, **LORA) for name, (way, fault) in PAIRS.items()
+    }
+    first = runs["ddp"]
+    started = first.start([run.word for run in runs.values()])
+    assert started.wait(timeout=900) == 0, first.said()[-4000:]
+    kept = {name: run.kept() for name, run in runs.items()}
+    again = [runs["ddp"], runs["fsdp2"]]
+    for run in again:
+        run.shapes = run.tensors()
+        for step in run.folder.glob("checkpoints-*/checkpoint-4"):
+            shutil.rmtree(step)
+    started = first.start([run.word for run in again])
+    assert started.wait(timeout=600) == 0, first.said()[-4000:]
+    return runs, kept, {name: runs[name].kept() for name in ("ddp", "fsdp2")}
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    run = SeveralRun(folder / "one", "one", **LORA)
+    train_here(run.config, "")
+    return run, run.kept()
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_the_gradients_of_two_processes_are_those_of_one_on_the_same_rows(pairs, one, way):
+    two = pairs[1][way]
+    assert two["found"]["rows_per_step"] == one[1]["found"]["rows_per_step"] == 8
+    assert gradients_apart(one[1], two) < 1e-3
+    assert two["found"]["losses"] == pytest.approx(one[1]["found"]["losses"], rel=1e-4)
+    assert two["found"]["heldout_loss_after"] == pytest.approx(one[1]["found"]["heldout_loss_after"], rel=1e-3)
+
+
+def test_without_the_all_reduce_they_are_not(pairs, one):
+    assert gradients_apart(one[1], pairs[1]["no all-reduce"]) > 1e-2
+
+
+def test_under_fsdp2_every_weight_lies_in_parts(pairs):
+    assert pairs[1]["ddp"]["divided"] == 0
+    assert pairs[1]["fsdp2"]["divided"] > 84 + 42  # the adapters' matrices, and the layers' 4-bit weights
+
+
+def test_what_would_not_be_divided_on_a_cpu_says_so(pairs, still_needed):
+    """accelerate drops FSDP where there is no GPU, without a word."""
+    said = pairs[1]["accelerate as it is"]["found"].get("error", "")
+    still_needed("would not divide" in said, "accelerate divides on a CPU: drop divide_on_a_cpu")
+
+
+def test_an_adapter_that_would_be_saved_without_its_tensors_stops_the_run_before_its_first_step(pairs):
+    run, kept = pairs[0]["state without adapters"], pairs[1]["state without adapters"]
+    assert "without 84 of its 84 tensors" in kept["found"]["error"]
+    assert "FSDP1" in kept["found"]["error"]
+    assert kept["gradients"] == []
+    assert not (run.folder / "adapter").exists()
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_the_adapter_has_the_names_and_shapes_of_one_gpus(pairs, one, way):
+    assert pairs[0][way].shapes == one[0].tensors()
+    assert len(one[0].tensors()) == 84
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_a_run_goes_on_from_its_last_whole_checkpoint(pairs, way):
+    whole, resumed = pairs[1][way], pairs[2][way]
+    assert (whole["found"]["resumed_from"], resumed["found"]["resumed_from"]) == (None, "checkpoint-2")
+    assert len(resumed["adapters"]) == 2
+    assert apart(whole["adapters"][-1], resumed["adapters"][-1]) < 1e-5
+
+
+# --- the way, without a training -----------------------------------------------------------------------------------
+
+
+def test_a_split_puts_norm_and_head_with_the_last_layers_and_a_tied_head_with_the_embedding():
+    way = Way("split", 2, (1, 2))
+    assert way.device_map(3, tied=False) == {
+        "model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": 1, "model.layers.2": 1,
+        "model.norm": 1, "lm_head": 1,
+    }  # fmt: skip
+    assert way.device_map(3, tied=True)["lm_head"] == 0
+    assert Way("ddp", 2).device_map(3, False, rank=1) == {"": 1}
+    assert way.device_map(3, False, device="cpu") == {"": "cpu"}
+
+
+def test_a_split_without_shares_has_those_that_memory_says():
+    spec = RunSpec(rank=8)
+    large = PRESETS["qwen2.5-7b"].shape
+    assert Way("split", 2).with_layers(large, spec, "t4").layers == predict(large, spec, "t4", 2, "split").layers
+    assert Way("split", 2, (5, 23)).with_layers(large, spec, "t4").layers == (5, 23)
+    assert Way("ddp", 2).with_layers(large, spec, "t4").layers == ()
+    assert Way("split", 3).with_layers(large, RunSpec(quant_type=None), "t4").layers == (9, 9, 10)  # not predicted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("dp", 2), "way is 'dp'; it can be one, ddp, split, fsdp2"),
+        (("one", 2), "one goes with 1"),
+        (("ddp", 1), "one goes with 1"),
+        (("split", 2, (3,)), "a split gives at least one"),
+        (("split", 2, (6, 0)), "a split gives at least one"),
+        (("ddp", 2, (3, 3)), "a split gives at least one"),
+    ],
+)
+def test_an_impossible_way_says_what_is_possible(given, said):
+    with pytest.raises(SeveralError, match=said):
+        Way(*given)
+
+
+def test_shares_that_are_not_the_models_layers_say_so():
+    with pytest.raises(SeveralError, match=r"\[3, 4\], 7 in all; the model has 6"):
+        Way("split", 2, (3, 4)).device_map(6, False)
+
+
+def test_one_process_is_started_by_python_and_several_by_accelerates_launcher():
+    assert Way().command("a.py", "b") == [sys.executable, "a.py", "b"]
+    assert Way("split", 2, (1, 1)).command("a.py") == [sys.executable, "a.py"]
+    command = Way("fsdp2", 2).command("-m", "helpers")
+    assert command[1:4] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
+    assert command[command.index("--num_processes") + 1] == "2"
+
+
+def test_only_fsdp2_stores_four_bit_weights_as_floats():
+    assert Way("fsdp2", 2).quantization(torch.float16) == {"bnb_4bit_quant_storage": torch.float16}
+    assert Way("ddp", 2).quantization(torch.float16) == {}
