@@ -50,6 +50,7 @@ FAST = [
     "test_runs",
     "test_splits",
     "test_class_page",
+    "test_site_parts",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]
@@ -66,6 +67,7 @@ SLOW = [
     "bootstrap",
     "lesson01",
     "merge",
+    "site_browser",
 ]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
 
