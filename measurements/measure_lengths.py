@@ -7,9 +7,9 @@
     python measurements/measure_lengths.py quality --out DIR           the held-out loss of each way, bundled model, five seeds
     python measurements/measure_lengths.py quality --out DIR --chat FOLDER    the same for SmolLM2-135M-Instruct
 
-All ways train the same rows: lengths drawn from a log-normal distribution (median 95 tokens, from 40 to 510), random tokens,
-a third of each is the prompt. Sixteen rows make an optimizer step, and everything else is lesson 03's recipe "fewer walks" of
-`measure_speed.py`, inside 14.56 GiB. The rows are gone through twice. The first time each step is timed, the second time
+All ways train the same rows: lengths of a log-normal distribution (median 95 tokens, none below 40 or above 510), random
+tokens, a third of each row is the prompt. Sixteen rows make an optimizer step, and everything else is `measure_speed.py`'s
+recipe "fewer walks", inside 14.56 GiB. The rows are gone through twice. The first time each step is timed, the second time
 each step's GPU kernels are summed by the profiler (`busy_s`). In `steps` stand the tokens of each step without padding
 (`tokens`), with it (`computed`), and whether a CUDA graph was recorded in it. `measured` leaves out such steps, and the first
 two of the clock's. Then the longest batch that can come goes through once (`longest`): its peak is what a plan has to know.
@@ -22,12 +22,16 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
+import random
+import statistics
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 COURSE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(COURSE), str(COURSE / "measurements")]
@@ -56,6 +60,7 @@ class Way:
     padding_free: bool = False
     recorded: bool = False
     checkpoint_every: int = 0
+    direct: bool = False  # the kernel is called by its own name, not through nested tensors
 
     def config(self) -> dict:
         """What SFTConfig is told."""
@@ -74,6 +79,7 @@ class Way:
 WAYS = {
     "padded": Way("four rows at once, filled up to the longest of them"),
     "row by row": Way("sixteen rows without padding, attention within each row", 16, 1, padding_free=True),
+    "row by row, direct": Way("the same, torch's kernel called directly", 16, 1, padding_free=True, direct=True),
     "rebalanced": Way("the step's rows by length, in four batches of like cost", sampling="batch_rebalance"),
     "sorted": Way("rows of like length in one step", sampling="group_by_length"),
     "packed": Way("TRL's packs of 2,048 tokens, a mask over all of them", 1, 1, packing=True),
@@ -86,12 +92,12 @@ WAYS = {
 
 
 def lengths(count: int = ROWS) -> list[int]:
-    """The rows' lengths in tokens, the same in every process."""
-    import torch
-
-    draw = torch.Generator().manual_seed(0)
-    drawn = MEDIAN * (SPREAD * torch.randn(count, generator=draw, dtype=torch.float64)).exp()
-    return drawn.round().clamp(SHORTEST, LONGEST).int().tolist()
+    """The rows' lengths in tokens: evenly spaced quantiles of the distribution, shuffled, the same in every process."""
+    normal = statistics.NormalDist(math.log(MEDIAN), SPREAD)
+    drawn = [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
+    found = [round(min(max(length, SHORTEST), LONGEST)) for length in drawn]
+    random.Random(0).shuffle(found)
+    return found
 
 
 def row_of_length(length: int, vocabulary: int, draw) -> dict:
@@ -102,12 +108,13 @@ def row_of_length(length: int, vocabulary: int, draw) -> dict:
     return {"input_ids": ids, "labels": [-100] * (length // 3) + ids[length // 3 :]}
 
 
-def dataset(vocabulary: int, count: int = ROWS):
+def dataset(vocabulary: int, count: int = ROWS, one_length: bool = False):
+    """The rows that every way trains; with `one_length` all of them have MAX_LENGTH tokens."""
     import torch
     from datasets import Dataset
 
-    draw = torch.Generator().manual_seed(1)
-    return Dataset.from_list([row_of_length(length, vocabulary, draw) for length in lengths(count)])
+    draw, drawn = torch.Generator().manual_seed(1), [MAX_LENGTH] * count if one_length else lengths(count)
+    return Dataset.from_list([row_of_length(length, vocabulary, draw) for length in drawn])
 
 
 class Collator:
@@ -176,7 +183,11 @@ def build(model, folder, way: Way, rows, scratch: str, device):
         activation_checkpointing_kwargs={"every_n_layers": every} if every else None, **way.config(),
     )  # fmt: skip
     lora = LoraConfig(
-        r=RECIPE["rank"], lora_alpha=16, target_modules=RECIPE["target_modules"], lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=RECIPE["rank"],
+        lora_alpha=16,
+        target_modules=RECIPE["target_modules"],
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
@@ -218,7 +229,7 @@ def measure(job: dict) -> dict:
         torch.cuda.set_per_process_memory_fraction(T4_GIB * 2**30 / total)
     begun = time.perf_counter()
     model = measure_memory.load(job["folder"], spec, device)
-    rows = dataset(model.config.vocab_size, job["rows"])
+    rows = dataset(model.config.vocab_size, job["rows"], job.get("one_length", False))
     trainer = build(model, job["folder"], way, rows, job["scratch"], device)
     if spec["fused_lora"]:
         fuse_lora(trainer.model)
@@ -231,6 +242,8 @@ def measure(job: dict) -> dict:
         shapes = around.enter_context(recorded(trainer)) if way.recorded and gpu else []
         if limit:
             around.enter_context(unpadded(trainer, limit))
+        if way.direct:
+            around.enter_context(patch("helpers.training.unpadded._together", direct_kernel))
         watch = watching(shapes)
         trainer.add_callback(watch)
         trainer.train()
@@ -241,9 +254,40 @@ def measure(job: dict) -> dict:
         found |= {"max_tokens": limit, "steps": watch.steps} | summary(watch.steps)
         found["checked"] = went_over_all(watch.steps, rows)
         found["longest"] = longest_batch(trainer, way, device)
+        if limit:
+            found["rows_apart"] = rows_apart(trainer, rows)
     rows_at_once, tokens = (1, limit) if limit else way.longest()
     found["longest"]["predicted"] = predicted(job["config"], spec, rows_at_once, tokens, predict).peak_allocated
     return found
+
+
+def direct_kernel(query, key, value, bounds, longest, dropout, scaling):
+    """What `helpers.training.unpadded._together` does, by the memory-efficient kernel's own name: less work for Python."""
+    import torch
+
+    heads = query.shape[1]
+    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
+    flat = [states.repeat_interleave(heads // states.shape[1], dim=1).contiguous()[None] for states in flat]
+    kernel = torch.ops.aten._efficient_attention_forward  # 1: causal from the top left; True: keep what backward needs
+    return kernel(*flat, None, bounds, bounds, longest, longest, dropout, 1, True, scale=scaling)[0][0]
+
+
+def rows_apart(trainer, rows, count: int = 4) -> dict:
+    """How far the logits of rows in one batch are from those of each row alone; and if all were taken for one text."""
+    import torch
+
+    model, some = trainer.model.eval(), [dict(rows[place]) for place in range(count)]
+    batch = trainer.data_collator.collate(some)
+    batch = {name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()}
+    del batch["labels"]
+    ends = batch["cu_seq_lens_q"][[0, -1]]
+    one_text = batch | {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": int(ends[-1])}
+    with torch.no_grad():
+        ids = [torch.tensor([row["input_ids"]], device=model.device) for row in some]
+        alone = torch.cat([model(one, use_cache=False).logits[0].float() for one in ids])
+        differences = [model(**one, use_cache=False).logits[0].float() - alone for one in (batch, one_text)]
+    together, leaking = (round((difference.norm() / alone.norm()).item(), 7) for difference in differences)
+    return {"together": together, "as_one_text": leaking}
 
 
 def with_tokens(steps: list[dict], made: list[dict], accumulation: int) -> None:
@@ -266,24 +310,21 @@ def went_over_all(steps: list[dict], rows) -> bool:
 
 
 def summary(steps: list[dict]) -> dict:
-    """Tokens without padding, a second of busy GPU time and of clock time; the padding; rows in a step."""
+    """Tokens without padding, a second of busy GPU time and of clock time (the median step's); padding; rows in a step."""
     clock = [step for step in steps if step["epoch"] == 1 and not step["shapes"]][2:]
     busy = [step for step in steps if step["epoch"] == 2 and not step["shapes"] and step.get("busy_s")]
-
-    def rate(those, seconds):
-        spent = sum(step[seconds] for step in those)
-        return round(sum(step["tokens"] for step in those) / spent, 1) if spent else None
-
+    rates, spent = [step["tokens"] / step["step_s"] for step in clock], sum(step["busy_s"] for step in busy)
     tokens, computed = (sum(step[name] for step in steps) for name in ("tokens", "computed"))
     return {
-        "tokens_per_clock_s": rate(clock, "step_s"), "tokens_per_busy_s": rate(busy, "busy_s"),
+        "tokens_per_clock_s": round(statistics.median(rates), 1) if rates else None,
+        "tokens_per_busy_s": round(sum(step["tokens"] for step in busy) / spent, 1) if spent else None,
         "clock_steps": len(clock), "busy_steps": len(busy), "padding": round(1 - tokens / computed, 4),
         "rows_per_step": round(sum(step["rows"] for step in steps) / len(steps), 2),
     }  # fmt: skip
 
 
 def longest_batch(trainer, way: Way, device) -> dict:
-    """The peak of the longest batch that can come: rows of MAX_LENGTH tokens, forward and backward, as in training."""
+    """{shape, peak_allocated} of the longest batch that can come: rows of MAX_LENGTH tokens, one training step."""
     import torch
 
     draw, gpu = torch.Generator().manual_seed(2), device != "cpu"
@@ -339,7 +380,9 @@ def in_turn(jobs: list[dict], command, out: Path, timeout: float, seconds: float
         Path(job["result"]).unlink(missing_ok=True)
         surroundings = os.environ | SEGMENTS | environment(job)
         with open(job["result"] + ".log", "w") as log:
-            return subprocess.Popen(command(job), stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=surroundings)
+            return subprocess.Popen(
+                command(job), stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=surroundings
+            )
 
     for place, job in enumerate(jobs):
         process, waiting = waiting or start(job), None
@@ -377,7 +420,7 @@ def one_line(row: dict) -> str:
         return f"{name} {row['error'][-300:]}"
     size = (m["peak_allocated"] or 0) / 1e9
     return (
-        f"{name} {m['tokens_per_busy_s'] or 0:>8,.0f} tokens/s busy, {m['tokens_per_clock_s']:>8,.0f} by the clock, "
+        f"{name} {m['tokens_per_busy_s'] or 0:>8,.0f} tokens/s busy, {m['tokens_per_clock_s'] or 0:>8,.0f} by the clock, "
         f"{m['padding']:.0%} padding, {size:.2f} GB; longest batch {m['longest']}"
     )
 
@@ -407,7 +450,7 @@ def job_of(name: str, rules: str, args, folder: Path) -> dict:
         spec |= {"layer_kernels": None}
     return {
         "name": name, "rules": rules, "model": MODEL, "config": TOY if args.cpu else MODELS[MODEL], "spec": spec,
-        "way": asdict(way), "rows": args.rows, "device": "cpu" if args.cpu else 0, "folder": str(folder),
+        "way": asdict(way), "rows": args.rows or ROWS, "device": "cpu" if args.cpu else 0, "folder": str(folder),
         "scratch": str(args.scratch), "result": str(args.scratch / f"{rules}-{name.replace(' ', '_')}.json"),
     }  # fmt: skip
 
@@ -433,7 +476,7 @@ def main():
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/measure_lengths"), help="where the model is made")
     parser.add_argument("--rules", choices=("t4", "all"), default="t4", help="the attention kernels that may be used")
     parser.add_argument("--only", nargs="*", help="only ways of these names")
-    parser.add_argument("--rows", type=int, default=ROWS, help="rows of a pass, a multiple of 16")
+    parser.add_argument("--rows", type=int, help="rows of a pass, a multiple of 16, in place of as many as are measured")
     parser.add_argument("--timeout", type=float, default=150, help="seconds after which a way is given up")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no way after this many seconds")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="quality: one run for each")
@@ -446,9 +489,10 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     if args.what == "speed":
         return speed(args)
-    from lengths_quality import quality
+    import lengths_quality
 
-    return quality(args.out / "lengths_quality.jsonl", args.chat, args.seeds, args.only)
+    count = args.rows or lengths_quality.ROWS
+    return lengths_quality.quality(args.out / "lengths_quality.jsonl", args.chat, args.seeds, args.only, count)
 
 
 if __name__ == "__main__":

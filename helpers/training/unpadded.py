@@ -27,20 +27,31 @@ def row_by_row(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     if more.get("softcap") is not None or longest > (more.get("sliding_window") or longest):
         raise ValueError(f"attention row by row has no softcap, and no window shorter than a row of {longest} tokens")
+    if query.device.type == "cuda":
+        return _together(query, key, value, bounds, longest, dropout, scaling)[None], None
     groups = query.shape[1] // key.shape[1]
-    if query.device.type == "cuda":  # torch's kernels for nested tensors want as many key heads as query heads
-        flat = [query[0].transpose(0, 1).contiguous()]
-        flat += [states[0].transpose(0, 1).repeat_interleave(groups, dim=1) for states in (key, value)]
-        nested = [torch.nested.nested_tensor_from_jagged(x, bounds, min_seqlen=1, max_seqlen=longest) for x in flat]
-        rows = [states.transpose(1, 2) for states in nested]
-        output = scaled_dot_product_attention(*rows, dropout_p=dropout, is_causal=True, scale=scaling)
-        return output.transpose(1, 2).values()[None], None
     states = (query, repeat_kv(key, groups), repeat_kv(value, groups))
     outputs = [
         scaled_dot_product_attention(*(x[:, :, a:b] for x in states), dropout_p=dropout, is_causal=True, scale=scaling)
         for a, b in pairwise(bounds.tolist())
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _together(query, key, value, bounds, longest, dropout, scaling):
+    """All rows in one call of a GPU's kernel: [tokens, heads, size]. Nested tensors want as many key heads as query heads."""
+    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
+    heads = query.shape[1]
+    flat = [
+        states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
+        for states in flat
+    ]
+    nested = [
+        torch.nested.nested_tensor_from_jagged(x.contiguous(), bounds, min_seqlen=1, max_seqlen=longest) for x in flat
+    ]
+    rows = [states.transpose(1, 2) for states in nested]
+    output = scaled_dot_product_attention(*rows, dropout_p=dropout, is_causal=True, scale=scaling)
+    return output.transpose(1, 2).values()
 
 
 AttentionInterface.register(NAME, row_by_row)

@@ -19,7 +19,9 @@ LENGTHS = (40, 9, 77, 30, 5, 51, 22, 60)
 def rows_of(lengths):
     draw = torch.Generator().manual_seed(1)
     ids = [torch.randint(10, 2000, (n,), generator=draw).tolist() for n in lengths]
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100] * (len(row) // 3) + row[len(row) // 3 :] for row in ids]})
+    return Dataset.from_dict(
+        {"input_ids": ids, "labels": [[-100] * (len(row) // 3) + row[len(row) // 3 :] for row in ids]}
+    )
 
 
 def trainer_of(folder, **settings):
