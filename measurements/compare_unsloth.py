@@ -11,7 +11,7 @@ of Unsloth are tried, since nobody here can know its best, and the lesson compar
 as in measure_lengths.py: steps by the clock, then the GPU kernels of each step.
 
 Unsloth asks for other versions than the course (transformers up to 5.17, trl up to 1.15, datasets below 5). So it is no
-requirement of the course, and has a folder of its own, which only its processes see, before everything else:
+requirement of the course, and has a folder of its own, which only its processes see, in place of PYTHONPATH:
 
     pip install --no-deps --target FOLDER unsloth==2026.10.9 unsloth_zoo==2026.10.9 trl==1.15.0 transformers==5.17.0 \\
         tokenizers==0.23.2 huggingface_hub==1.33.0 datasets==4.8.5 dill==0.4.1 multiprocess==0.70.19 peft==0.21.2 \\
@@ -77,17 +77,16 @@ def command(job: dict) -> list[str]:
 
 
 def environment(job: dict, theirs: str) -> dict[str, str]:
-    """Unsloth's processes see its folder first, nothing of the hub, and no statistics are sent."""
+    """Unsloth's processes see its folder in place of the course's packages, no hub, and send no statistics."""
     if job["side"] == "ours":
         return {"HF_HUB_OFFLINE": "1"}
-    before = os.environ.get("PYTHONPATH", "")
     libraries = [str(Path(theirs) / "nvidia" / "cuda_runtime" / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
     known = {
         "HF_HUB_OFFLINE": "1",
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "UNSLOTH_COMPILE_LOCATION": job["scratch"] + "/unsloth",
     }
-    known |= {"PYTHONPATH": f"{theirs}:{before}", "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
+    known |= {"PYTHONPATH": theirs, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
     return known | ({"UNSLOTH_TOKEN_BUDGET": str(job["budget"])} if job["budget"] else {})
 
 

@@ -417,7 +417,7 @@ def in_turn(jobs: list[dict], command, out: Path, timeout: float, seconds: float
 def one_line(row: dict) -> str:
     m, name = row["measured"], f"{row['rules']:4} {row['name']:24}"
     if not m:
-        return f"{name} {row['error'][-300:]}"
+        return f"{name} {' '.join(row['error'].split())[-300:]}"
     size = (m["peak_allocated"] or 0) / 1e9
     return (
         f"{name} {m['tokens_per_busy_s'] or 0:>8,.0f} tokens/s busy, {m['tokens_per_clock_s'] or 0:>8,.0f} by the clock, "
@@ -476,7 +476,9 @@ def main():
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/measure_lengths"), help="where the model is made")
     parser.add_argument("--rules", choices=("t4", "all"), default="t4", help="the attention kernels that may be used")
     parser.add_argument("--only", nargs="*", help="only ways of these names")
-    parser.add_argument("--rows", type=int, help="rows of a pass, a multiple of 16, in place of as many as are measured")
+    parser.add_argument(
+        "--rows", type=int, help="rows of a pass, a multiple of 16, in place of as many as are measured"
+    )
     parser.add_argument("--timeout", type=float, default=150, help="seconds after which a way is given up")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no way after this many seconds")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="quality: one run for each")
