@@ -78,15 +78,15 @@ def test_a_process_that_fails_or_hangs_leaves_a_row_and_the_rest_goes_on(tmp_pat
     def command(job):
         return [sys.executable, "-c", programs[job["name"]], job["result"]]
 
-    ml.in_turn(jobs, command, out, timeout=15, seconds=1000)
+    ml.in_turn(jobs, command, out, timeout=8, seconds=1000)
     rows = {row["name"]: row for row in map(json.loads, out.read_text().splitlines())}
     assert list(rows) == names
     assert "no such kernel" in rows["crash"]["error"]
-    assert "given up after 15 seconds" in rows["hang"]["error"]
+    assert "given up after 8 seconds" in rows["hang"]["error"]
     assert rows["right"]["error"] is None
     assert ml.have(out) == {("t4", "right")}
     assert len(capsys.readouterr().out.splitlines()) == 3
-    ml.in_turn(jobs, command, out, timeout=15, seconds=-1)  # no time: nothing is begun
+    ml.in_turn(jobs, command, out, timeout=8, seconds=-1)  # no time: nothing is begun
     assert len(out.read_text().splitlines()) == 3
 
 
