@@ -40,6 +40,7 @@ FAST = [
     "test_tables",
     "test_measured",
     "test_measurements",
+    "test_lengths",
     "test_claims",
     "test_allocator",
     "test_shapes",
