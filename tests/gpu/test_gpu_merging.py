@@ -31,4 +31,4 @@ def test_weights_are_quantized_as_the_gpu_quantizes_them(double_quant):
         }
         assert torch.equal(made["cuda"], expected)
         otherwise += (made["cpu"] != expected).sum().item()
-    assert (otherwise > 0) == double_quant, "CPU and GPU agree now: the device no longer matters"
+    assert otherwise > 0, "CPU and GPU agree now: the device no longer matters"
