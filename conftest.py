@@ -69,6 +69,7 @@ SLOW = [
     "lesson01",
     "merge",
     "site_browser",
+    "two_processes",
 ]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers import data, models, saving
-from helpers.commands._job import ConfigError
 from helpers.files import write_whole
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
 from helpers.training import adapters_to_float32, keep_4bit_layout, repeat_kv_heads, stop_when_not_finite
@@ -22,7 +21,7 @@ class Training:
         chosen = {name: recipe[name] for name, value in job.parameters.items() if value == "auto" and name in recipe}
         self.settings: Any = SimpleNamespace(**job.parameters | chosen)
         asked = job.parameters["optimizer"]
-        self.settings.optimizer = optimizer_of(job.way.name, asked, self.settings.optimizer)
+        self.settings.optimizer = job.way.optimizer(asked, self.settings.optimizer)
         self.shape = shape_of(self.model.path)
         self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
         wanted = self.settings.dataset_id
@@ -233,12 +232,3 @@ class Training:
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(new, state_dict=state)
                 tokenizer.save_pretrained(new)
         trainer.accelerator.wait_for_everyone()
-
-
-def optimizer_of(way: str, asked: str, recipe: str) -> str:
-    """bitsandbytes' optimizers cannot take FSDP2's divided tensors: torch's takes their place, where none is asked for."""
-    if way != "fsdp2" or (asked == "auto" and recipe.startswith("adamw_torch")):
-        return recipe
-    if asked not in ("auto", "adamw_torch"):
-        raise ConfigError(f"optimizer is {asked!r} with way 'fsdp2'; it can be adamw_torch there")
-    return "adamw_torch"

@@ -26,6 +26,8 @@ def add_arguments(parser):
         "--gpu", default="t4", choices=sorted(memory.GPUS), help="whose memory it must fit (default: t4)"
     )
     parser.add_argument("--plan", action="store_true", help="choose batch, checkpointing and optimizer for the GPU")
+    parser.add_argument("--gpus", type=int, default=1, help="how many there are (default: 1)")
+    parser.add_argument("--way", choices=("ddp", "split", "fsdp2"), help="how a run lies on several (default: ddp)")
     parser.add_argument("--role", help="score only rows of this role, such as holdout")
     for name, default in SPEC_FIELDS.items():
         shown = ",".join(default) if isinstance(default, tuple) else default
@@ -39,15 +41,18 @@ def main(arguments) -> int | None:
     given = {name: read(name, getattr(arguments, name)) for name in SPEC_FIELDS if getattr(arguments, name) is not None}
     if memory.GPUS[arguments.gpu].kernels == "t4":  # what the course does there; see helpers/training/workarounds.py
         given = {"attention_kernels": "t4", "repeat_kv": True, **given}
+    if arguments.way == "fsdp2":  # bitsandbytes' optimizers cannot take divided tensors
+        given = {"optimizer": "adamw_torch", **given}
     spec, shape = memory.RunSpec(**given), memory.shape_of(config_of(arguments.what))
+    several = {"gpus": arguments.gpus, "way": arguments.way or ("one" if arguments.gpus == 1 else "ddp")}
     if arguments.plan:
-        found = memory.plan(shape, memory.GPUS[arguments.gpu].total_bytes, spec, gpu=arguments.gpu)
+        found = memory.plan(shape, memory.GPUS[arguments.gpu].total_bytes, spec, gpu=arguments.gpu, **several)
         prediction = found.prediction
         print(f"{found.considered} settings, {found.fitting} fit. The fastest:")
         for name, reason in found.reasons.items():
             print(f"  {name:<22} {reason}")
     else:
-        prediction = memory.predict(shape, spec, arguments.gpu)
+        prediction = memory.predict(shape, spec, arguments.gpu, **several)
     show(prediction, shape, arguments.gpu)
     return None
 
@@ -87,6 +92,9 @@ def read(name: str, text: str):
 def show(prediction, shape, gpu: str) -> None:
     """The terms of a prediction as a table, and whether it fits."""
     total = memory.GPUS[gpu].total_bytes
+    for number, one in enumerate(prediction.each):
+        layers = f", {prediction.layers[number]} layers" if prediction.layers else ""
+        print(f"GPU {number}{layers}: {one.peak_allocated / 1e9:.3f} GB at the peak; below is the fullest GPU")
     for name, size in prediction.parts.items():
         print(f"{name:<42} {size / 1e9:8.3f} GB")
     print(f"{'peak allocated, in the ' + prediction.moment:<42.42} {prediction.peak_allocated / 1e9:8.3f} GB")

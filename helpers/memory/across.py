@@ -90,8 +90,6 @@ def _several(shape: Shape, spec: RunSpec, gpu: str, gpus: int, way: str, layers)
     else:
         each = ({"ddp": _copy, "fsdp2": _divided}[way](shape, spec, gpu, gpus),) * gpus
     notes = replayed(shape, spec, gpu).notes
-    if way == "split" and shape.tied:
-        notes = (*notes, "a tied head lies with the first layers, and what the loss takes is counted with the last")
     fullest = max(each, key=lambda one: one.peak_allocated)
     return dataclasses.replace(fullest, each=each, layers=layers or (), notes=notes)
 

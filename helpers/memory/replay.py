@@ -143,7 +143,7 @@ class Step:
 
         `workspace`: bytes, 0 where cuBLAS has them already.
         """
-        first, last, kind = self.heaps[0], self.heaps[-1], self.kind
+        first, kind = self.heaps[0], self.kind
         first.moment = "forward pass of layer 0"
         gradients: list[list] = [[] for _ in self.heaps]
         tables = first.take(labels.INPUT_IDS, _tables(self.shape, self.spec))
@@ -155,15 +155,16 @@ class Step:
                 heap.take(labels.WORKSPACES, workspace)
         copies = [heap.take(labels.INPUT_IDS, self._rotary(share)) for heap, share in self._later()]
         inputs, held, casts = self._forward(embedded)
-        for heap, made in zip(self.heaps[:-1], casts, strict=False):
-            heap.give(*made)
-            if workspace:
-                heap.take(labels.WORKSPACES, workspace)
+        at = 0 if self.shape.tied else len(self.heaps) - 1  # a tied head lies with the embedding
+        for place, heap in enumerate(self.heaps):
+            if place != at:
+                heap.give(*casts[place])
+                if workspace:
+                    heap.take(labels.WORKSPACES, workspace)
         self.meet("head")
-        loss = Loss(last, kind, workspace)
-        gradient = loss.play(inputs.pop(), casts[-1], self.spec.trl_loss)
+        gradient, made = self._loss(at, inputs.pop(), casts[at], workspace)
         self.leave("head")
-        gradients[-1] += loss.gradients
+        gradients[at] += made
         gradient = self._backward(gradient, inputs, held, gradients)
         for (heap, _), copy in zip(self._later(), copies, strict=True):
             heap.give(copy)
@@ -184,6 +185,26 @@ class Step:
         first.give(tables)
         self.leave("embedding", back=True)
         return gradients
+
+    def _loss(self, at: int, hidden, casts: list, workspace: int) -> tuple:
+        """The loss on the GPU that has the head: (the gradient of the last layer's output, gradients of weights).
+
+        Where that is not the last layer's GPU, the norm's float32 input stays there, and what it gives is copied; the norm's
+        passing tensors are counted with the head all the same.
+        """
+        head, last, size = self.heaps[at], self.heaps[-1], self.kind.residual * self.kind.stream
+        loss = Loss(head, self.kind, workspace)
+        if head is last:
+            return loss.play(hidden, casts, self.spec.trl_loss), loss.gradients
+        last.moment = "loss, forward"
+        saved = last.replace(hidden, labels.FINAL, 4 * self.kind.stream)
+        gradient = loss.play(head.take(labels.FINAL, size), casts, self.spec.trl_loss)
+        last.moment = "backward pass of the final norm"
+        arrived = last.take(labels.GRADIENTS, size)
+        head.give(gradient)
+        last.borrow(labels.GRADIENTS, *(4 * self.kind.stream,) * 4)
+        last.give(saved)
+        return arrived, loss.gradients
 
     def meet(self, what, back: bool = False) -> None:
         """Called before a layer (its number), the embedding or the head is needed, and again on the way back."""

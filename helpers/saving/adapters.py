@@ -19,12 +19,12 @@ class CheckpointError(CourseError):
 def needed(folder: Path, processes: int = 1) -> list[str]:
     """What transformers writes for an adapter's run, each process its own random state; the trainer's state comes last.
 
-    Where weights are divided among processes (FSDP2), each has a file of its own parts in place of the optimizer's.
+    Where weights are divided among processes (FSDP2), each has a file of its own parts in place of optimizer and scheduler.
     """
     states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
-    parts = [f"parts_{rank}.pt" for rank in range(processes)]
-    optimizer = parts if any((folder / part).is_file() for part in parts) else ["optimizer.pt"]
-    return ["adapter_model.safetensors", *optimizer, "scheduler.pt", *states, "trainer_state.json"]
+    parts = [f"parts_{rank}.safetensors" for rank in range(processes)]
+    optimizer = parts if any((folder / part).is_file() for part in parts) else ["optimizer.pt", "scheduler.pt"]
+    return ["adapter_model.safetensors", *optimizer, *states, "trainer_state.json"]
 
 
 def checkpoint_fault(folder: Path, processes: int = 1) -> str | None:
@@ -36,10 +36,11 @@ def checkpoint_fault(folder: Path, processes: int = 1) -> str | None:
     missing = [name for name in needed(folder, processes) if not (folder / name).is_file()]
     if missing:
         return f"{missing[0]} is missing"
-    try:
-        safetensors_shapes(folder / "adapter_model.safetensors")
-    except ValueError:
-        return "adapter_model.safetensors is cut off"
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            safetensors_shapes(file)
+        except ValueError:
+            return f"{file.name} is cut off"
     for file in sorted(file for kind in ("*.pt", "*.pth") for file in folder.glob(kind)):
         if not zipfile.is_zipfile(file):  # torch.save writes a zip, whose table of contents stands at its end
             return f"{file.name} is cut off"

@@ -35,7 +35,9 @@ class Way:
     def __post_init__(self):
         if self.name not in WAYS:
             raise SeveralError(f"way is {self.name!r}; it can be {', '.join(WAYS)}")
-        if self.gpus < 1 or (self.name == "one") != (self.gpus == 1):
+        if isinstance(self.gpus, bool) or not isinstance(self.gpus, int) or self.gpus < 1:
+            raise SeveralError(f"gpus is {self.gpus!r}; give how many there are to be")
+        if (self.name == "one") != (self.gpus == 1):
             raise SeveralError(
                 f"way is {self.name!r} with gpus {self.gpus}; one goes with 1, the others with 2 or more"
             )
@@ -47,9 +49,12 @@ class Way:
     def with_layers(self, config, spec: RunSpec, gpu: str) -> "Way":
         """This way for a model: a split that names no shares gets those with which the fullest GPU takes the least.
 
-        What cannot be predicted is divided evenly, the smaller shares first.
+        What cannot be predicted is divided evenly, the smaller shares first. SeveralError for shares that are not the model's.
         """
-        if self.name != "split" or self.layers:
+        if self.name != "split":
+            return self
+        if self.layers:
+            self.device_map(shape_of(config).layers, shape_of(config).tied)
             return self
         try:
             return dataclasses.replace(self, layers=predict(config, spec, gpu, self.gpus, "split").layers)
@@ -67,6 +72,14 @@ class Way:
         Stored as bytes, which is the default, 4-bit weights stay whole on each GPU, and accelerate 1.15 only warns of it.
         """
         return {"bnb_4bit_quant_storage": dtype} if self.name == "fsdp2" else {}
+
+    def optimizer(self, asked: str, recipe: str) -> str:
+        """The optimizer: bitsandbytes' cannot take FSDP2's divided tensors, so torch's does there where none is asked for."""
+        if self.name != "fsdp2" or recipe == "adamw_torch":
+            return recipe
+        if asked != "auto":
+            raise SeveralError(f"optimizer is {asked!r} with way 'fsdp2'; it can be adamw_torch there")
+        return "adamw_torch"
 
     def device_map(self, layers: int, tied: bool, rank: int = 0, device: str = "cuda") -> dict:
         """For from_pretrained: where each module of a model with so many layers lies.

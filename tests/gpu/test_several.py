@@ -8,13 +8,18 @@ is kept there, as several.json.
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from helpers.machine import gpus_of_driver
+from helpers import COURSE_ROOT
+from helpers.machine import T4_BYTES, gpus_of_driver
+from helpers.memory import GPUS, gpu_of, predict
 from helpers.models import BUNDLED_MODEL
+from helpers.records import read_rows
 from tests.training.several_runs import SeveralRun, apart, first_difference, gradients_apart
 
 pytestmark = pytest.mark.skipif(len(gpus_of_driver()) < 2, reason="needs two GPUs")
@@ -171,3 +176,17 @@ def test_each_way_goes_on_after_a_kill(runs, way):
     COMPARED[f"killed {way}"] = {"adapters apart": differ, "heldout": resumed["found"]["heldout_loss_after"]}
     assert resumed["found"]["losses"][10:] == pytest.approx(whole["found"]["losses"][10:], rel=0.05, abs=0.02)
     assert len(resumed["adapters"]) == STEPS - 10
+
+
+def test_a_32b_shape_trains_at_all_linear_layers_on_two_gpus_of_a_t4s_size(tmp_path):
+    command = [sys.executable, str(COURSE_ROOT / "measurements" / "measure_two_gpus.py"), "--out", str(tmp_path)]
+    command += ["--scratch", str(tmp_path / "scratch"), "--only", "32b-split-all-2048"]
+    subprocess.run(command, check=True, timeout=300)
+    (row,) = read_rows(tmp_path / "two_gpus_rows.jsonl")
+    assert row["error"] is None
+    found = predict(row["config"], row["spec"], gpu_of(row["device"]), 2, "split", row["layers"])
+    for one, peak, reserved in zip(
+        found.each, row["measured"]["peak_allocated"], row["measured"]["peak_reserved"], strict=True
+    ):
+        assert one.peak_allocated == pytest.approx(peak, rel=0.02)
+        assert reserved + GPUS["t4"].context_bytes < T4_BYTES

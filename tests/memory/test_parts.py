@@ -134,7 +134,7 @@ def plant(fault, label, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("fault", [halved, doubled, one_missing])
-@pytest.mark.parametrize("label", [label for label in labels.LABELS if label != labels.ROUNDING])
+@pytest.mark.parametrize("label", [label for label in labels.LABELS if label not in (labels.ROUNDING, labels.GATHERED)])
 def test_a_fault_in_any_part_changes_what_is_stored(label, fault, monkeypatch):
     """The rows whose figures are stored are enough to notice it: those that have their parts stored."""
     plant(fault, label, monkeypatch)

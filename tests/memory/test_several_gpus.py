@@ -9,7 +9,8 @@ from helpers.memory import CannotPredict, DoesNotFit, RunSpec, fits, labels, pla
 from helpers.memory.across import _split, least_of
 from helpers.models import PRESETS
 from helpers.records import read_rows
-from tests.memory.cases import MEASUREMENTS, MISTRAL
+from tests.memory.cases import MEASUREMENTS, MISTRAL, forget
+from tests.memory.test_parts import doubled, halved, one_missing, plant
 
 ROWS = read_rows(MEASUREMENTS / "two_gpus_rows.jsonl")
 PLANNED = {row["name"]: row for row in tomllib.loads((MEASUREMENTS / "two_gpus_plan.toml").read_text())["row"]}
@@ -74,6 +75,15 @@ def test_what_is_reserved_is_predicted_within_five_percent_but_for_divided_weigh
     assert max(abs(e) for row in rows for e in errors(row, "peak_reserved")) <= 0.05
 
 
+@pytest.mark.parametrize("fault", [halved, doubled, one_missing])
+def test_a_fault_in_what_is_gathered_is_noticed(fault, monkeypatch):
+    plant(fault, labels.GATHERED, monkeypatch)
+    forget()
+    wrong = max(abs(error) for row in SEVERAL if row["way"] == "fsdp2" for error in errors(row))
+    forget()
+    assert wrong > 0.02
+
+
 @pytest.mark.parametrize("row", SEVERAL, ids=name)
 def test_the_parts_of_each_gpu_add_up_and_the_least_lies_a_little_below(row):
     found = predicted(row)
@@ -96,7 +106,7 @@ def test_layers_are_divided_so_that_no_other_border_gives_a_smaller_peak(preset)
     assert found.peak_allocated == min(max(one.peak_allocated for one in other) for other in others)
 
 
-def test_a_tied_head_moves_the_border_towards_the_first_gpu():
+def test_a_tied_head_leaves_the_first_gpu_fewer_layers():
     first, second = predict(PRESETS["qwen2.5-0.5b"].shape, LEAN, "t4", 2, "split").layers
     assert first < second
 

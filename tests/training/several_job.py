@@ -2,11 +2,13 @@
 
 Each config is trained in turn as `python -m helpers train` does it in each process, with a fault planted where one is named. The
 first process keeps, in kept.pt beside the config, what no record has: the gradients of each step as the optimizer gets them,
-and the adapters after it. A CourseError is kept in its place.
+and the adapters after it. A CourseError is kept in its place. "resumed" is no fault: the run's last checkpoint is taken away,
+and the run goes on from the one before; that is kept in resumed.pt.
 """
 
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -77,7 +79,13 @@ def policy_as_accelerate_sets_it():
     return mock.patch.object(several, "gather_bits", lambda trainer: trainer)
 
 
+def resumed():
+    """The same run once more."""
+    return contextlib.nullcontext()
+
+
 FAULTS = {
+    "resumed": resumed,
     "policy as accelerate sets it": policy_as_accelerate_sets_it,
     "": contextlib.nullcontext,
     "no all-reduce": no_all_reduce,
@@ -88,6 +96,13 @@ FAULTS = {
 
 
 def train(config: Path, fault: str) -> None:
+    first = int(os.environ.get("RANK", 0)) == 0
+    if fault == "resumed":
+        checkpoints = sorted(config.parent.glob("checkpoints-*/checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+        torch.distributed.barrier()
+        if first:
+            shutil.rmtree(checkpoints[-1])
+        torch.distributed.barrier()
     keep = Keep()
     ready = several.Way.after_building
 
@@ -100,9 +115,9 @@ def train(config: Path, fault: str) -> None:
             found = Job.read(config).run([keep])
     except CourseError as error:
         found = {"error": str(error)}
-    if found is not None and int(os.environ.get("RANK", 0)) == 0:
+    if found is not None and first:
         kept = {name: getattr(keep, name) for name in ("raw", "gradients", "adapters", "divided")} | {"found": found}
-        torch.save(kept, config.with_name("kept.pt"))
+        torch.save(kept, config.with_name("resumed.pt" if fault == "resumed" else "kept.pt"))
     AcceleratorState._reset_state()  # the next training may be of another way
     os.environ.pop("ACCELERATE_USE_FSDP", None)
 

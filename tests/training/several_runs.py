@@ -50,8 +50,8 @@ class SeveralRun:
         assert code == 0, self.said()[-4000:]
         return self.kept()
 
-    def kept(self) -> dict:
-        return torch.load(self.folder / "kept.pt", weights_only=True)
+    def kept(self, name: str = "kept") -> dict:
+        return torch.load(self.folder / f"{name}.pt", weights_only=True)
 
     def run_until_killed(self, step: int) -> None:
         """kill -9 what was started as soon as the checkpoint of this step is whole; its processes have to end with it."""
@@ -102,6 +102,6 @@ def first_difference(one: dict, other: dict) -> str:
         for kind in ("raw", "gradients", "adapters"):
             a, b = one[kind][step], other[kind][step]
             for name in reversed(a):  # gradients arrive from the last layer on
-                if not torch.equal(a[name], b[name]):
+                if not torch.allclose(a[name], b[name], rtol=0, atol=0, equal_nan=True):
                     return f"{kind} of step {step + 1}, {name}: {apart({name: a[name]}, {name: b[name]}):.2e} apart"
     return ""

@@ -1,0 +1,149 @@
+"""python -m helpers train: what a file of settings says, what is refused in one true line, and what a dry run tells.
+
+Trainings themselves are in tests/training/test_two_processes.py and tests/gpu/test_several.py.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers import COURSE_ROOT, CourseError
+from helpers.commands import _job, train
+from helpers.machine import ALL_GPUS
+from helpers.training import Way
+
+WHOLE = 'model_id = "bundled"\noutput_dir = "{out}"\nway = "ddp"\ngpus = 2\nbatch_size = 4\n'
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a config file: the lines given, with an output folder unless they name one."""
+
+    def write(text: str):
+        file = tmp_path / "config.toml"
+        out = "" if "output_dir" in text else f'output_dir = "{tmp_path / "out"}"\n'
+        file.write_text(out + text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def helpers(*words, **env):
+    around = os.environ | {"PYTHONPATH": str(COURSE_ROOT)} | env
+    return subprocess.run([sys.executable, "-m", "helpers", *words], capture_output=True, text=True, env=around)
+
+
+def test_a_file_of_settings_is_read(config, tmp_path):
+    job = _job.Job.read(
+        config('model_id = "bundled"\nway = "split"\ngpus = 2\nlayers = [2, 4]\ngpu_gib = 14.56\nrank = 4')
+    )
+    assert (job.way.name, job.way.gpus, job.way.layers) == ("split", 2, (2, 4))
+    assert job.gpu_bytes == int(14.56 * 2**30)
+    assert job.parameters["rank"] == 4
+    assert job.parameters["learning_rate"] == "auto"
+    assert job.folder == tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ranks = 4", "no parameter 'ranks'; did you mean rank?"),
+        ("max_step = 4", "did you mean max_steps?"),
+        ("rank = 0", "rank = 0 is not possible; allowed:"),
+        ("rank = true", "rank = True is not possible"),
+        ('way = "dp"\ngpus = 2', "way is 'dp'; it can be one, ddp, split, fsdp2"),
+        ('way = "ddp"', "way is 'ddp' with gpus 1"),
+        ("gpus = 2", "way is 'one' with gpus 2"),
+        ('way = "ddp"\ngpus = "two"', "gpus is 'two'"),
+        ('way = "ddp"\ngpus = true', "gpus is True"),
+        ('way = "split"\ngpus = 2\nlayers = [3, 0]', "a split gives at least one"),
+        ('way = "split"\ngpus = 2\nlayers = "even"', "layers is 'even'"),
+        ('way = "split"\ngpus = 2\nlayers = [true, 3]', "layers is [True, 3]"),
+        ("gpu_gib = 0", "gpu_gib is 0"),
+        ('gpu_gib = "all"', "gpu_gib is 'all'"),
+        ("output_dir = 3", "output_dir is 3; name a folder"),
+        ('output_dir = ""', "output_dir is ''; name a folder"),
+        ("rank = ", "is no TOML"),
+        ("[lora]\nrank = 4", "no parameter 'lora'"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused_in_one_line_that_names_it(config, text, said):
+    with pytest.raises(_job.ConfigError) as refused:
+        _job.Job.read(config(text))
+    assert said in str(refused.value)
+    assert "config.toml" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_without_a_folder_to_write_to_or_that_is_not_there_says_so(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("rank = 4")
+    with pytest.raises(_job.ConfigError, match="output_dir is None"):
+        _job.Job.read(file)
+    with pytest.raises(_job.ConfigError, match="No such file"):
+        _job.Job.read(tmp_path / "none.toml")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(_job.ConfigError, match="is no TOML"):
+        _job.Job.read(file)
+
+
+@pytest.mark.parametrize(
+    ("seen", "given", "chosen"),
+    [
+        (2, {}, "0,1"),
+        (4, {}, "0,1"),
+        (4, {"CUDA_VISIBLE_DEVICES": "3,1,2"}, "3,1"),
+        (2, {"CUDA_VISIBLE_DEVICES": "0", ALL_GPUS: ""}, "0,1"),  # a lesson of this session chose the first
+        (0, {}, ""),
+    ],
+)
+def test_the_runs_processes_see_its_gpus(config, monkeypatch, seen, given, chosen):
+    for name in ("CUDA_VISIBLE_DEVICES", ALL_GPUS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, "gpus_of_driver", lambda: ("a GPU",) * seen)
+    around = train.around(_job.Job.read(config('way = "ddp"\ngpus = 2')))
+    assert around["CUDA_VISIBLE_DEVICES"] == chosen
+    assert ALL_GPUS not in around
+    assert around["PYTHONPATH"].split(os.pathsep)[0] == str(COURSE_ROOT)
+
+
+@pytest.mark.parametrize(("seen", "given"), [(1, {}), (2, {"CUDA_VISIBLE_DEVICES": "1"})])
+def test_too_few_gpus_are_counted(config, monkeypatch, seen, given):
+    for name in ("CUDA_VISIBLE_DEVICES", ALL_GPUS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, "gpus_of_driver", lambda: ("a GPU",) * seen)
+    with pytest.raises(CourseError, match="gpus is 2, and 1 can be seen here"):
+        train.around(_job.Job.read(config('way = "ddp"\ngpus = 2')))
+
+
+def test_divided_weights_get_torchs_optimizer_unless_another_is_asked_for():
+    assert Way("ddp", 2).optimizer("auto", "paged_adamw_8bit") == "paged_adamw_8bit"
+    assert Way("fsdp2", 2).optimizer("auto", "paged_adamw_8bit") == "adamw_torch"
+    assert Way("fsdp2", 2).optimizer("adamw_torch", "adamw_torch") == "adamw_torch"
+    with pytest.raises(CourseError, match="adamw_8bit.*fsdp2"):
+        Way("fsdp2", 2).optimizer("adamw_8bit", "adamw_8bit")
+
+
+def test_a_dry_run_says_what_each_gpu_takes_and_trains_nothing(config, tmp_path):
+    done = helpers("train", str(config('model_id = "bundled"\nway = "split"\ngpus = 2\nbatch_size = 8')), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    first, *gpus, verdict = done.stdout.splitlines()
+    assert first.startswith("the bundled model, split on 2 GPUs, ")
+    assert "8 at once" in first
+    assert [line.split(":")[0] for line in gpus] == ["GPU 0", "GPU 1"]
+    assert all(line.endswith("; predicted") for line in gpus)
+    assert verdict == "fits"
+    assert not (tmp_path / "out" / "train.json").exists()
+
+
+def test_what_stops_a_process_is_said_once_by_the_command(config, tmp_path):
+    file = config('model_id = "bundled"\nway = "split"\ngpus = 2\nlayers = [3, 4]\nmax_steps = 1')
+    done = helpers("train", str(file), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "python -m helpers train: layers is [3, 4], 7 in all; the model has 6"
