@@ -29,6 +29,12 @@ places: .venv/.test ## run every lesson in doubles of Colab and Kaggle
 	$(BIN)/python -m tests.places kaggle --whole $(ARGS)
 	COURSE_PLACES=1 $(BIN)/python -m pytest tests/places
 
+site: .venv/.site ## build the site from what is stored: runs/site/html/index.html
+	$(BIN)/python site/build.py $(ARGS)
+
+links: .venv/.site ## ask whether the site's links to elsewhere still answer: needs a network
+	$(BIN)/python site/build.py --small --external $(ARGS)
+
 notebooks: .venv/.course ## rebuild notebooks/ from lessons/ after an edit
 	$(BIN)/python -m helpers build $(ARGS)
 
@@ -64,7 +70,11 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+.venv/.site: .venv/.course
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	touch $@
+
 clean: ## remove the environments and the runs
 	rm -rf .venv .venv-canary runs
 
-.PHONY: help course check test places notebooks lock canary clean
+.PHONY: help course check test places site links notebooks lock canary clean

@@ -40,6 +40,7 @@ FAST = [
     "test_tables",
     "test_measured",
     "test_measurements",
+    "test_lengths",
     "test_claims",
     "test_allocator",
     "test_shapes",
@@ -50,6 +51,7 @@ FAST = [
     "test_runs",
     "test_splits",
     "test_class_page",
+    "test_site_parts",
     "test_notebooks",  # these two read the stored notebooks
     "test_lesson06",
 ]
@@ -66,6 +68,7 @@ SLOW = [
     "bootstrap",
     "lesson01",
     "merge",
+    "site_browser",
     "two_processes",
 ]
 CANARY = os.environ.get("COURSE_CANARY") == "1"  # set by `make canary`, which has the newest releases

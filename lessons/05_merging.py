@@ -476,7 +476,7 @@ print(f"bfloat16's rounding error is {ratio:.0f} times float16's")
 #
 # From a shell it is `python -m helpers merge BASE ADAPTER OUT --base-weights dequantized`.
 #
-# Does its folder hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor. (A GPU adds up $B A$ in another order, so there a sum may round to the neighbouring number of 16 bits now and then: by at most $2^{-10}$ of the largest number.)
+# Does its folder hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor. (Where there is a GPU, both quantize on it, since a CPU rounds one of 500 scales to another code. And a GPU adds up $B A$ in another order, so there a sum may round to the neighbouring number of 16 bits now and then: by at most $2^{-10}$ of the largest number.)
 
 # %%
 packed_as = {"quant_type": settings.quant_type, "double_quant": settings.double_quant}

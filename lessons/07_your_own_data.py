@@ -27,7 +27,8 @@
 
 # %% tags=["parameters"]
 model_id = "auto"  # on a CPU the bundled model; "smollm2-135m" is a real chat model, small enough for a CPU
-data_file = "auto"  # the course's messages, or a CSV file of your own: then change to_row in section 2
+data_file = "auto"  # the course's messages, or a CSV file of your own: then change the three lines in section 2 as well
+encoding = "auto"  # of a file of your own that is not UTF-8, such as "cp1252"
 seed = 0
 rank = "auto"
 lora_alpha = "auto"
@@ -55,7 +56,7 @@ from helpers.lesson import begin, check, record, table, verdict
 
 run = begin(
     "07_your_own_data", chat_model=True,
-    model_id=model_id, data_file=data_file, seed=seed, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
+    model_id=model_id, data_file=data_file, encoding=encoding, seed=seed, rank=rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout,
     target_modules=target_modules, quant_type=quant_type, double_quant=double_quant, max_steps=max_steps, batch_size=batch_size,
     gradient_accumulation=gradient_accumulation, max_length=max_length, learning_rate=learning_rate, optimizer=optimizer, checkpointing=checkpointing,
     cuda_graphs=cuda_graphs, save_steps=save_steps, eval_rows=eval_rows, max_new_tokens=max_new_tokens, plain=plain, output_dir=output_dir,
@@ -85,10 +86,10 @@ table(result[["scored", "rows", "valid", "right", "low", "high"]], "{:.0%}", row
 # %%
 from helpers.plots import curves, grouped_bars, histogram, show, tokens_in_colour
 
-held_out, by_hand = ({name: 100 * share for name, share in fields.items()} for fields in result.fields.iloc[-2:])
-panels = {"right (%)": {"held out": list(held_out.values()), "by hand": list(by_hand.values())}}
-figure = grouped_bars(list(held_out), panels, "By hand, the place is what the model gets wrong most often")
-show(figure, alt="For each field the share of answers that have it right; by hand the place is right in 58% of them")
+held_out, by_hand = (100 * pandas.Series(fields) for fields in result.fields.iloc[-2:])
+panels = {"right (%)": {"held out": held_out.tolist(), "by hand": by_hand.tolist()}}
+figure = grouped_bars(list(by_hand.index), panels, "By hand, the place is what the model gets wrong most often")
+show(figure, alt=f"By hand the place is right in {by_hand.place:.0f}%, and each other field in more of the answers")
 
 # %% [markdown]
 # The training had 480 steps of 16 rows and took three minutes on a GPU in a T4's precision. On two CPU cores it would take about half an hour.
@@ -101,14 +102,23 @@ show(figure, alt="For each field the share of answers that have it right; by han
 #
 # ## 1 Read your file, and look at it
 #
-# Four things go wrong when a table is read. The encoding: spreadsheets often begin a file with a *byte order mark*, which `utf-8-sig` takes away. The separator: in half of Europe it is a semicolon. The types: `09:00`
-# or a telephone number should stay text, which `dtype=str` sees to. And the empty cells. For a file of your own, `python -m helpers data look FILE` says which encoding and which separator it has; give them as `encoding="cp1252"` and
-# `sep=";"`, and give the whole path of the file.
+# Four things go wrong when a table is read. The encoding: spreadsheets often begin a file with a *byte order mark*, which `utf-8-sig` takes away, and older ones on Windows write `cp1252`. The separator: in half of
+# Europe it is a semicolon. The types: `09:00` or a telephone number should stay text, which `dtype=str` sees to. And the empty cells, of which the box below speaks.
+#
+# For a file of your own, give its whole path as `data_file`. The table above then says which separator and how many rows were found. If it is not written in UTF-8, the run stops there with one line that says so; the encoding is
+# never guessed, since a wrong guess turns letters into others.
 
-# %%
+
+# %% tags=["read-table"]
+def read_table(file, encoding="utf-8-sig", sep=","):
+    "A CSV file as text: nothing is guessed, and an empty cell stays empty."
+    rows = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding=encoding, sep=sep)
+    return rows.rename(columns=str.strip).apply(lambda column: column.str.strip())
+
+
 ours = COURSE_ROOT / "assets" / "messages"
 file = ours / "messages.csv" if settings.data_file == "auto" else settings.data_file
-frame = pandas.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+frame = read_table(file, **run.csv_form)
 frame.head(4)
 
 # %% [markdown]
@@ -118,25 +128,20 @@ frame.head(4)
 
 # %%
 import json
-from pathlib import Path
 
-careless = pandas.read_csv(file, encoding="utf-8-sig")
-rows_with_gaps = careless[careless.isna().any(axis=1)]
-if len(rows_with_gaps):
-    spoiled = json.dumps(rows_with_gaps.iloc[0].to_dict(), ensure_ascii=False)
-    print(spoiled[-120:])
-    verdict("read without care, an empty cell is written as NaN, which is no JSON", "NaN" in spoiled)
+careless = pandas.read_csv(file, **run.csv_form)
+with_gap = careless[careless.isna().any(axis=1)].head(1).to_dict("records")
+if with_gap:
+    print(json.dumps(with_gap[0], ensure_ascii=False)[-120:])
+    verdict("read without care, an empty cell is written as NaN, which is no JSON", "NaN" in json.dumps(with_gap))
 
 # %% [markdown]
 # Now look. How many values has each column, how many cells are empty, and what is the most frequent value? A column with one value teaches nothing. A rare value will hardly be learned.
 
 # %%
-looked = pandas.DataFrame({
-    "different values": frame.nunique(), "empty": (frame == "").mean(),
-    "most frequent": [
-        f"{column.mode()[0] or '(empty)':.30}" if column.nunique() < len(frame) else "-" for _, column in frame.items()
-    ],
-})  # fmt: skip
+looked = pandas.DataFrame({"different values": frame.nunique(), "empty": (frame == "").mean()})
+most = frame.mode().iloc[0].replace("", "(empty)").str[:30]
+looked["most frequent"] = most.where(frame.nunique() < len(frame), "-")
 table(looked.reset_index(names="column"), empty="{:.0%}")
 
 # %% [markdown]
@@ -144,13 +149,21 @@ table(looked.reset_index(names="column"), empty="{:.0%}")
 # things by one word, a column that was filled in only since March. Here are five; run the cell again with another `random_state` for others.
 
 # %%
-table(frame.sample(5, random_state=settings.seed))
+table(frame.sample(min(5, len(frame)), random_state=settings.seed))
 
 # %% [markdown]
 # ## 2 From a row to a conversation
 #
 # TRL, the library that trains, takes conversations: a list of messages, each with a role, *system* for the task, *user* for what comes in, *assistant* for what the model shall write. The prompt is given
-# and the completion is learned. For data of your own, change the first three lines: the column that the model gets, what it shall write and from which columns, and the sentence that tells it the task.
+# and the completion is learned.
+#
+# > **Rows of your own?** Change the first three lines. `ASKED` is the column that the model gets. `FIELDS` says what it shall write, and from which column each value comes. `TASK` is the sentence that tells it so. For a
+# > column of topics, for example: `FIELDS = {"topic": "Category"}` and `TASK = "Reply with the topic."` Begin with one field: its answer is a word alone.
+# >
+# > The bundled model shows that your file, your three lines and your split work. It has read nothing but English quiz pages, so expect few right answers about texts of your own, and in another language hardly any.
+# > For answers that you can use, train `smollm2-135m` for a few hundred steps, or a larger model on a GPU.
+#
+# A row without a message, or with nothing to note, teaches nothing and is left out. If in your file an empty cell means that there is nothing to say, write `none` into it, and the model learns to say that.
 
 
 # %% tags=["to-row"]
@@ -158,20 +171,22 @@ ASKED = "Message"
 FIELDS = {"name": "Name", "request": "Request", "place": "Place", "day": "Day", "time": "Time"}
 TASK = f"Reply in JSON with {', '.join(FIELDS)}."
 missing = {ASKED, *FIELDS.values()} - set(frame.columns)
-assert not missing, f"no column {missing} in {file}: it has {list(frame.columns)}"
+assert not missing, f"no column {sorted(missing)} in {file}: it has {list(frame.columns)}. Change the three lines."
 
-
-def note(row):
-    "What the front desk notes down: None where the message does not tell."
-    return {field: str(row[column]).strip() or None for field, column in FIELDS.items()}
-
+filled = (frame[ASKED] != "") & (frame[list(FIELDS.values())] != "").any(axis=1)
+usable = frame[filled].reset_index(drop=True)
+print(f"{len(usable):,} of {len(frame):,} rows have a message and something to note")
 
 # %% [markdown]
-# The note is written as JSON. A task of one field needs none: then the answer is the word alone, which even the bundled model can learn. Begin so with a file of your own. `read` turns an answer back into JSON, so that
-# one score fits both.
+# The note is written as JSON, or as the word alone where there is one field. `read` turns an answer back into JSON, so that one score fits both.
 
 
 # %% tags=["write-and-read"]
+def note(row, fields):
+    "What the front desk notes down: None where the message does not tell."
+    return {field: None if row[column] in ("", "none") else row[column] for field, column in fields.items()}
+
+
 def write(noted):
     "A note as the model should write it."
     if len(noted) == 1:
@@ -179,25 +194,35 @@ def write(noted):
     return json.dumps(noted, ensure_ascii=False, separators=(",", ":"))
 
 
-def read(answer):
-    "An answer as JSON."
-    if len(FIELDS) > 1:
-        return answer
-    return json.dumps({next(iter(FIELDS)): None if answer == "none" else answer})
+def read(answer, noted):
+    "An answer as JSON; `noted` has its fields."
+    return answer if len(noted) > 1 else json.dumps(dict.fromkeys(noted, None if answer == "none" else answer))
+
+
+# %% [markdown]
+# An example holds what a row asks and the note that is wanted, and `to_row` makes a conversation of it.
 
 
 # %% tags=["rows"]
-def turns_of(text):
+def examples(frame, asked=ASKED, fields=FIELDS, task=TASK):
+    "Each row of a table as an example."
+    return [{"task": task, "asked": row[asked], "note": note(row, fields)} for row in frame.to_dict("records")]
+
+
+def turns_of(text, task=TASK):
     "What the model is asked about a text."
-    return [{"role": "system", "content": TASK}, {"role": "user", "content": text.strip()}]
+    return [{"role": "system", "content": task}, {"role": "user", "content": text}]
 
 
-def to_row(row):
-    "One row of the file as a prompt and a completion."
-    return {"prompt": turns_of(row[ASKED]), "completion": [{"role": "assistant", "content": write(note(row))}]}
+def to_row(example):
+    "An example as a prompt and a completion."
+    answer = {"role": "assistant", "content": write(example["note"])}
+    return {"prompt": turns_of(example["asked"], example["task"]), "completion": [answer]}
 
 
-first = to_row(frame.iloc[0])
+# %%
+rows = examples(usable)
+first = to_row(rows[0])
 print(first["prompt"][1]["content"], first["completion"][0]["content"], sep="\n")
 
 # %% [markdown]
@@ -241,28 +266,28 @@ def prompt_of(turns):
 asked, whole = ids_of(first["prompt"], ask=True), ids_of(first["prompt"] + first["completion"])
 verdict("the question alone is the beginning of the whole conversation", whole[: len(asked)] == asked)
 verdict("the end of the answer is learned", tokenizer.eos_token_id in whole[len(asked) :])
-tokens_in_colour([tokenizer.decode([i]) for i in whole], [i >= len(asked) for i in range(len(whole))])
+tokens_in_colour(whole, [i >= len(asked) for i in range(len(whole))], tokenizer.decode)
 
 # %% [markdown]
 # ### How long?
 #
 # A row that is longer than `max_length` loses its end, and with it the token that ends the answer. A `max_length` that is far too large costs nothing by itself, but one row of ten thousand
-# tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows.
+# tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows. If many of yours are cut, raise `max_length` above; memory and time per row grow with it.
 
 # %%
-lengths = [len(ids_of(row["prompt"] + row["completion"])) for row in map(to_row, frame.to_dict("records"))]
+lengths = [len(ids_of(row["prompt"] + row["completion"])) for row in map(to_row, rows)]
 cut = sum(n > settings.max_length for n in lengths)
+assert cut < len(rows), f"every row has more than {settings.max_length} tokens: raise max_length, or shorten the texts"
 title = f"The longest row has {max(lengths)} tokens; max_length is {settings.max_length}, so {cut} rows are cut"
-near = settings.max_length if max(lengths) > settings.max_length / 3 else None
-figure = histogram(lengths, title, "tokens in a row", "rows", line=near, line_label="max_length")
+figure = histogram(lengths, title, "tokens in a row", "rows", line=settings.max_length, line_label="max_length")
 show(figure, alt=f"How many rows have how many tokens; {cut} of them are longer than max_length")
 
 # %% [markdown]
 # ### Padding, or packing?
 #
-# A batch is filled up to its longest row with padding, which is computed and teaches nothing. Three ways are compared below: rows as they come, rows of like length together
-# (`train_sampling_strategy="group_by_length"`), and several rows packed into one of `max_length` tokens (`packing=True`). Packing needs a mask that keeps the rows apart; lesson 03 shows
-# that it does, and what the mask costs without flash attention.
+# A batch is filled up to its longest row with padding, which is computed and teaches nothing. How much of it is there with rows as they come, and how much if rows of like length go together
+# (`train_sampling_strategy="group_by_length"`)? A third way, packing, puts several rows into one of `max_length` tokens (`packing=True`). It needs a mask that keeps the rows apart; lesson 03 shows
+# that the mask does, and what it costs without flash attention.
 
 # %%
 import random
@@ -303,50 +328,53 @@ def share_known(asked, learned):
 
 # %%
 if settings.data_file == "auto":
-    messages = frame["Message"].sample(frac=1, random_state=settings.seed).tolist()
+    held_out = read_table(ours / "heldout.csv")
+    messages = usable.Message.sample(frac=1, random_state=settings.seed).tolist()
     by_chance = share_known(messages[: len(messages) // 5], messages[len(messages) // 5 :])
-    apart = share_known(pandas.read_csv(file.with_name("heldout.csv"), encoding="utf-8-sig")["Message"], messages)
+    apart = share_known(held_out.Message, messages)
     print(
-        f"{by_chance:.0%} of rows held out by chance share seven words with a training row, and {apart:.0%} of the course's"
+        f"share seven words with a training row: {by_chance:.0%} of rows held out by chance, {apart:.0%} of the course's"
     )
     verdict("held out by chance, many rows are half known", by_chance > 0.25 > 10 * apart)
 
 # %% [markdown]
-# For data of your own, hold out what will be new in use: other customers, later months, other products. Without such a column, hold out one row in ten, but keep copies and near copies on one
-# side: `split_rows` does that ([lesson 03](03_t4_training.ipynb) uses it). And here the bundled model, if it is the one that trains, gets its own rows.
+# For data of your own, hold out what will be new in use: other customers, later months, other products. If a column says so, name it as `GROUP`, and all rows with one value of it stay on one side. Without such a column one row in
+# ten is held out, and copies and near copies stay on one side (`split_rows` of [lesson 03](03_t4_training.ipynb) does both).
 
-# %%
-held_frame = pandas.read_csv(ours / "heldout.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-workshop = dict(FIELDS)
-if run.model.bundled and settings.data_file == "auto":
-    facts = COURSE_ROOT / "assets" / "instructions"
-    ASKED, FIELDS, TASK = "asked", {"answer": "output"}, "Answer in a word."
-    frame, held_frame = (pandas.read_json(facts / f"{part}.jsonl", lines=True) for part in ("train", "heldout"))
-    for part in (frame, held_frame):
-        part["asked"] = part["instruction"] + " " + part["input"]
-
-# %%
+# %% tags=["split"]
 from datasets import Dataset
 
 from helpers.data import split_rows
 
-records = frame.to_dict("records")
-if settings.data_file == "auto":
-    train_records, held_records = records, held_frame.to_dict("records")
-else:
-    places = {"instruction": frame[ASKED], "input": [""] * len(frame), "output": map(str, range(len(frame)))}
-    parts = split_rows(Dataset.from_dict({name: list(column) for name, column in places.items()}), settings.seed)[:2]
-    train_records, held_records = ([records[int(i)] for i in part["output"]] for part in parts)
-train_records = random.Random(settings.seed).sample(train_records, len(train_records))
-held_records = random.Random(settings.seed).sample(held_records, min(settings.eval_rows, len(held_records)))
-print(
-    f"{len(train_records):,} rows to learn, such as {train_records[0][ASKED]!r}; {len(held_records)} held out for this run"
-)
+GROUP = None  # or a column of your file, such as "Customer"
+learn = usable
+if settings.data_file != "auto":
+    numbered = pandas.DataFrame({"instruction": usable[ASKED], "input": "", "output": usable.index.astype(str)})
+    numbered["group"] = usable[GROUP or ASKED]
+    *parts, told = split_rows(Dataset.from_pandas(numbered), settings.seed, by_group=GROUP is not None)
+    learn, held_out = (usable.loc[map(int, part["output"])] for part in parts)
+    print(f"{len(learn):,} rows to learn and {len(held_out):,} held out. {told}")
+
+# %% [markdown]
+# Here the bundled model, if it is the one that trains, gets rows of its own: questions with one word for an answer.
+
+# %% tags=["choose-rows"]
+form = (ASKED, FIELDS, TASK)
+if run.model.bundled and settings.data_file == "auto":
+    facts = COURSE_ROOT / "assets" / "instructions"
+    learn, held_out = (pandas.read_json(facts / f"{part}.jsonl", lines=True) for part in ("train", "heldout"))
+    for part in (learn, held_out):
+        part["asked"] = (part.instruction + " " + part.input).str.strip()
+    form = ("asked", {"answer": "output"}, "Answer in a word.")
+train_rows, held_rows = examples(learn, *form), examples(held_out, *form)
+train_rows = random.Random(settings.seed).sample(train_rows, len(train_rows))
+held_rows = random.Random(settings.seed).sample(held_rows, min(settings.eval_rows, len(held_rows)))
+print(f"{len(train_rows):,} rows to learn, such as {train_rows[0]['asked']!r}; {len(held_rows)} held out for this run")
 
 # %% [markdown]
 # ## 5 Ask before you train
 #
-# The model is loaded in 4 bits, as in lesson 03, which explains the plan and the cures. On a GPU the plan decides how many rows are taken at once.
+# The model is loaded in 4 bits, as in lesson 03, which explains the plan and the cures. On a GPU the plan decides how many rows are taken at once. Without one it is an example, for a 7B model on a T4.
 
 # %%
 import torch
@@ -359,6 +387,7 @@ quantization = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type=settings.quant_type, bnb_4bit_use_double_quant=settings.double_quant,
     bnb_4bit_compute_dtype=run.machine.torch_dtype,
 )  # fmt: skip
+print(plan)
 
 
 # %%
@@ -366,7 +395,7 @@ def load():
     "The base model in 4 bits."
     placed = {"dtype": run.machine.torch_dtype, "device_map": run.machine.device_map}
     model = AutoModelForCausalLM.from_pretrained(run.model.path, quantization_config=quantization, **placed)
-    return cures.after_loading(model, tokenizer, [to_row(train_records[0])["prompt"][-1]["content"]]).eval()
+    return cures.after_loading(model, tokenizer, [train_rows[0]["asked"]]).eval()
 
 
 cures.before_loading()
@@ -392,28 +421,22 @@ def ask(model, prompts, max_new_tokens=settings.max_new_tokens, at_once=64):
 
 
 # %% [markdown]
-# The base model gets twelve of the held-out rows, and four things that it knew before, whose answers will be compared at the end. The bundled model is no chat model, so it goes on with sentences.
+# The base model gets twelve of the held-out rows. It is also asked for four capitals, which it may know already: at the end you will see whether it still does. The bundled model is no chat model, so it goes on with sentences.
+
 
 # %% tags=["nbval-ignore-output"] reason="what an untrained model says varies with the machine's rounding"
-questions = [
-    "What is the capital of Italy?",
-    "What is the capital of Peru?",
-    "What is the capital of Kenya?",
-    "Name a colour.",
-]
-sentences = [
-    "The capital of Italy is",
-    "The capital of Peru is",
-    "The capital of Kenya is",
-    "The chemical symbol of gold is",
-]
-general = [prompt_of([{"role": "user", "content": question}]) for question in questions]
-if run.model.bundled:
-    questions, general = sentences, [tokenizer.bos_token + sentence for sentence in sentences]
-some = [to_row(record)["prompt"] for record in held_records[:12]]
+def from_before(country):
+    "A question from before: a chat model is asked, the bundled model goes on with a sentence."
+    if run.model.bundled:
+        return f"{tokenizer.bos_token}The capital of {country} is"
+    return prompt_of([{"role": "user", "content": f"What is the capital of {country}?"}])
+
+
+countries = ["Italy", "Peru", "Kenya", "Japan"]
+asked = [prompt_of(row["prompt"]) for row in map(to_row, held_rows)]
 with plan.guarded():
-    knew, before = ask(model, general, 8), ask(model, list(map(prompt_of, some)))
-print(some[0][-1]["content"], "\n->", before[0][:200])
+    knew, before = ask(model, list(map(from_before, countries)), 8), ask(model, asked[:12])
+print(held_rows[0]["asked"], "\n->", before[0][:200])
 
 # %% [markdown]
 # Look at what comes after the first line. A base model may know an answer, and go on with more questions: it has not learned the form, and not where to stop.
@@ -421,8 +444,14 @@ print(some[0][-1]["content"], "\n->", before[0][:200])
 # %%
 from helpers.evaluation import score_fields
 
-wanted = list(map(note, held_records))
-score_before = score_fields(map(read, before), wanted[:12])
+
+def scored(answers, rows):
+    "How many answers to these rows are JSON, right in each field, and right in all of them."
+    wanted = [row["note"] for row in rows]
+    return score_fields(map(read, answers, wanted), wanted)
+
+
+score_before = scored(before, held_rows[:12])
 if settings.data_file == "auto":
     verdict("before training no answer is right in every field", score_before.whole == 0)
 
@@ -430,7 +459,7 @@ if settings.data_file == "auto":
 # ## 6 Train
 #
 # The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Short answers in a fixed form are learned fast, and after two or three epochs a
-# model begins to learn rows by heart.
+# model begins to learn rows by heart. With rows of your own, set `max_steps` so that it comes to that.
 
 # %%
 from peft import LoraConfig
@@ -442,8 +471,8 @@ lora = LoraConfig(
     target_modules="all-linear" if settings.target_modules == "all-linear" else settings.target_modules.split(","),
 )  # fmt: skip
 table({
-    "steps": f"{settings.max_steps} of {rows_per_step} rows", "rows to learn": f"{len(train_records):,}",
-    "epochs": f"{settings.max_steps * rows_per_step / len(train_records):.2f}",
+    "steps": f"{settings.max_steps} of {rows_per_step} rows", "rows to learn": f"{len(train_rows):,}",
+    "epochs": f"{settings.max_steps * rows_per_step / len(train_rows):.2f}",
     "learning rate": settings.learning_rate, "rank": settings.rank,
 }, columns=("", "this run"))  # fmt: skip
 
@@ -465,25 +494,26 @@ common = {
 from transformers import PrinterCallback
 
 
-def trainer_for(model, records, steps, learning_rate):
+def trainer_for(model, rows, steps, learning_rate):
     arguments = SFTConfig(
         output_dir=str(run.checkpoints), max_steps=steps, learning_rate=learning_rate, eval_strategy="steps", eval_on_start=True,
         eval_steps=max(1, steps // 4), logging_steps=max(1, steps // 10), per_device_eval_batch_size=16, **common,
     )  # fmt: skip
-    train_rows, held_rows = (Dataset.from_list(list(map(to_row, part))) for part in (records, held_records[:16]))
+    learned, asked = (Dataset.from_list(list(map(to_row, part))) for part in (rows, held_rows[:16]))
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, peft_config=lora,
-                         train_dataset=train_rows, eval_dataset=held_rows)  # fmt: skip
+                         train_dataset=learned, eval_dataset=asked)  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return cures.after_building(trainer)
 
 
 # %%
 with plan.guarded():
-    trainer = trainer_for(model, train_records, settings.max_steps, settings.learning_rate)
+    trainer = trainer_for(model, train_rows, settings.max_steps, settings.learning_rate)
 of_trainer = trainer.data_collator([trainer.train_dataset[0]])
 ids = [n for n, label in zip(of_trainer["input_ids"][0].tolist(), of_trainer["labels"][0].tolist()) if label != -100]
 print("learned of the first row after shuffling:", repr(tokenizer.decode(ids)))
-verdict("the trainer learns the answer and its end", tokenizer.eos_token_id in ids and len(ids) < len(of_trainer["input_ids"][0]))  # fmt: skip
+verdict("the trainer learns the answer and its end", tokenizer.eos_token_id in ids and len(ids) < len(of_trainer["input_ids"][0]),
+        look_at="A row that is cut at max_length loses its end, and its answer first: see the lengths in section 3.")  # fmt: skip
 
 # %% tags=["nbval-ignore-output", "train"] reason="seconds vary with the machine"
 with cures.while_training(trainer):
@@ -494,6 +524,8 @@ print(f"{trained.global_step} steps in {trained.metrics['train_runtime']:.0f} s"
 # Save first, then judge.
 
 # %% tags=["nbval-ignore-output"] reason="the sizes of cards vary with versions"
+from pathlib import Path
+
 adapter = run.folder / f"adapter-of-{Path(file).stem}"
 trainer.model.save_pretrained(adapter)
 tokenizer.save_pretrained(adapter)
@@ -505,39 +537,34 @@ def losses_of(trainer, name):
     return [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
 
 
-held_losses = losses_of(trainer, "eval_loss")
+train_losses, held_losses = losses_of(trainer, "loss"), losses_of(trainer, "eval_loss")
 verdict("the loss on held-out rows fell", held_losses[-1][1] < held_losses[0][1])
 table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
 
 # %% [markdown]
 # ## 7 Measure what matters to you
 #
-# Now ask something new, as you will in use: put a text of yours in place of the first one. [Lesson 04](04_inference.ipynb) shows how to load the adapter another day.
+# Now ask something new, as you will in use: put a text of yours into `new`. [Lesson 04](04_inference.ipynb) shows how to load the adapter another day.
 #
 # The loss says that something was learned. Whether the notes can be used, a score of your own task must say: how many answers are JSON, how many are right in each field, and
-# how many in all of them.
+# how many in all of them. Behind that share stands its 95% interval. With few held-out rows it is wide, and then two scores that differ may mean the same.
 
 # %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
 model = trainer.model.eval()
+new = held_rows[-1]["asked"]  # or a text of your own, between quotation marks
 with plan.guarded():
-    new = (
-        "What is the capital of the following country? Ghana"
-        if "asked" in frame
-        else "Hana here, can I come on Friday at 3 pm?"
-    )
-    print("new:", ask(model, [prompt_of(turns_of(new))])[0])
-    after, knows = ask(model, [prompt_of(to_row(record)["prompt"]) for record in held_records]), ask(model, general, 8)
-score_after = score_fields(map(read, after), wanted)
-print("before:", score_before)
-print("after: ", score_after)
-table(({"valid JSON": score_after.valid} if len(FIELDS) > 1 else {}) | score_after.fields | {"every field": score_after.whole}, "{:.0%}",
-      columns=("", f"right, of {len(wanted)} held-out rows"))  # fmt: skip
+    answered = ask(model, [prompt_of(turns_of(new, held_rows[-1]["task"]))])
+    after, knows = ask(model, asked), ask(model, list(map(from_before, countries)), 8)
+score_after = scored(after, held_rows)
+print(f"asked: {new}\nanswered: {answered[0]}\nbefore: {score_before}\nafter:  {score_after}")
+shares = ({"valid JSON": score_after.valid} if len(form[1]) > 1 else {}) | score_after.fields
+table(shares | {"every field": score_after.whole}, "{:.0%}", columns=("", f"right, of {len(held_rows)} held-out rows"))
 
 # %%
 usual = settings.data_file == "auto" and settings.max_steps >= 30
-if usual and len(FIELDS) > 1:
+if usual and len(form[1]) > 1:
     verdict("at least nine of ten answers are valid JSON", score_after.valid >= 0.9)
-if usual and len(wanted) >= 60 and (len(FIELDS) == 1 or settings.max_steps * rows_per_step >= 1900):
+if usual and len(held_rows) >= 60 and (len(form[1]) == 1 or settings.max_steps * rows_per_step >= 1900):
     verdict("most notes are right in every field", score_after.interval[0] > 0.5)
 
 # %% [markdown]
@@ -549,11 +576,10 @@ if usual and len(wanted) >= 60 and (len(FIELDS) == 1 or settings.max_steps * row
 STRICT = ("day", "time")
 
 
-def score(answer, row):
-    "0 for a note with a wrong value in a strict field, else the share of fields that are right."
-    right, found = note(row), {}
+def score(answer, right):
+    "0 for an answer with a wrong value in a strict field, else the share of fields that are right."
     try:
-        found = dict(json.loads(read(answer)))
+        found = dict(json.loads(read(answer, right)))
     except (ValueError, TypeError):
         return 0.0
     if any(found.get(field) != right.get(field) for field in STRICT):
@@ -568,18 +594,14 @@ def score(answer, row):
 # cured by training. After a run on the bundled model's rows, which makes no mistakes, you read the recorded answers to the messages by hand.
 
 # %% tags=["nbval-ignore-output"] reason="which answers are wrong varies with the machine's rounding"
-own_scores = [score(answer, row) for answer, row in zip(after, held_records)]
-print(f"{sum(own_scores) / len(own_scores):.2f} of 1 by your own score")
-asked_rows, said = held_records, after
+own_score = sum(score(answer, row["note"]) for answer, row in zip(after, held_rows)) / len(held_rows)
+print(f"{own_score:.2f} of 1 by your own score")
+worst_of, said = held_rows, after
 if run.model.bundled and settings.data_file == "auto":
-    ASKED, FIELDS = "Message", workshop
-    asked_rows = pandas.read_csv(ours / "by_hand.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig").to_dict(
-        "records"
-    )
-    said = result.answers.iloc[-1]
-order = sorted(range(len(said)), key=lambda i: score(said[i], asked_rows[i]))[:10]
-table([(asked_rows[i][ASKED][:200], write(note(asked_rows[i])), said[i][:160]) for i in order],
-      columns=("message", "wanted", "answered"))  # fmt: skip
+    worst_of, said = examples(read_table(ours / "by_hand.csv")), result.answers.iloc[-1]
+order = sorted(range(len(said)), key=lambda i: score(said[i], worst_of[i]["note"]))[:10]
+worst = [(worst_of[i]["asked"][:200], write(worst_of[i]["note"]), said[i][:160]) for i in order]
+table(worst, columns=("message", "wanted", "answered"))
 
 # %% [markdown]
 # ## 8 More rows, or other rows?
@@ -590,13 +612,11 @@ table([(asked_rows[i][ASKED][:200], write(note(asked_rows[i])), said[i][:160]) f
 
 # %%
 curve = measured.query("what == 'curve'").sort_values("learned")
-points = (curve.learned.tolist(), (100 * curve.right).tolist())
+points = (curve.learned.astype(int).tolist(), (100 * curve.right).tolist())
 figure = curves({"SmolLM2-135M-Instruct": points}, "The more different rows, the more notes are right",
                 "rows to learn", "right in every field (%)", doubling=True)  # fmt: skip
-show(
-    figure,
-    alt="The share of notes that are right in every field rises from 50 rows to 3,840, from 21% to 78%",
-)
+rise = f"{points[1][0]:.0f}% to {points[1][-1]:.0f}%"
+show(figure, alt=f"From {points[0][0]} rows to {points[0][-1]:,} the share of right notes rises from {rise}")
 
 # %% [markdown]
 # Then read the worst answers, and ask what they have in common. This happened with these data: the script that writes the messages began with 52 sentences that say what is wanted. After training, too many
@@ -612,31 +632,27 @@ table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds
 # The requests gained most. The time lost a little, which 120 rows cannot tell from chance. That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
 # "Izmir", which it had never learned. More names and towns followed, and the table at the top is what came of it. [Their page](../assets/messages/README.md) says what was looked at, and when.
 #
-# One point live: the same model, the same steps and the same rate, on 24 rows. What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
+# One point live: the same model and the same learning rate, on 24 rows (with a real chat model for twelve steps at most, to save time). What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
 import gc
 
-few, steps_of_few = (
-    min(24, len(train_records)),
-    settings.max_steps if run.model.bundled else min(settings.max_steps, 12),
-)
-ASKED, FIELDS = ("asked", {"answer": "output"}) if "asked" in train_records[0] else (ASKED, FIELDS)
-losses_of_all = losses_of(trainer, "loss")
-del trainer, model  # a GPU has no room for two, and the adapter is saved
+few = train_rows[:24]
+steps_of_few = settings.max_steps if run.model.bundled else min(settings.max_steps, 12)
+trainer = model = None  # a GPU has no room for two models, and the adapter is saved
 gc.collect()
 with plan.guarded():
-    small = trainer_for(load(), train_records[:few], steps_of_few, settings.learning_rate)
+    small = trainer_for(load(), few, steps_of_few, settings.learning_rate)
     with cures.while_training(small):
         small.train()
-learned, held_out = losses_of(small, "loss"), losses_of(small, "eval_loss")
-print(f"{few} rows: training loss {learned[-1][1]:.4f}, held-out loss {held_out[-1][1]:.4f}")
-print(f"all rows: training loss {losses_of_all[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
+few_train, few_held = losses_of(small, "loss")[-1][1], losses_of(small, "eval_loss")[-1][1]
+print(f"{len(few)} rows: training loss {few_train:.4f}, held-out loss {few_held:.4f}")
+print(f"all rows: training loss {train_losses[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
 
 # %%
-verdict("few rows are learned better than what was held out", learned[-1][1] < held_out[-1][1])
-if steps_of_few == settings.max_steps:
-    verdict("with as many steps, more rows give a lower loss on held-out rows", held_losses[-1][1] < held_out[-1][1])
+verdict("few rows are learned better than what was held out", few_train < few_held)
+if steps_of_few == settings.max_steps and len(train_rows) > 2 * len(few):
+    verdict("with as many steps, more rows give a lower loss on held-out rows", held_losses[-1][1] < few_held)
 
 # %% [markdown]
 # The small run knows its two dozen rows by heart, and is worse on rows that it has never seen. That is *overfitting*. The training loss does not show it; only rows that were held out do. (Where a run was
@@ -644,29 +660,26 @@ if steps_of_few == settings.max_steps:
 #
 # ## 9 What it forgot
 #
-# Fine-tuning on one task can cost other abilities. The same four as before training:
+# Fine-tuning on one task can cost other abilities. Does the model still know the four capitals, and does it answer as before?
 
 # %% tags=["nbval-ignore-output"] reason="answers vary with the machine's rounding"
-table(list(zip(questions, knew, knows)), columns=("asked", "before", "after"))
+table(list(zip(countries, knew, knows)), columns=("the capital of", "before", "after"))
 
 # %% [markdown]
-# In the run that is stored here the bundled model still knows its four, and stops after the answer. Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
+# In the run that is stored here the bundled model still knows its four, and now it stops after the answer. Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
 # rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
 #
 # ## 10 The same on a T4 with a 7B model
 #
 # Nothing above depends on the model but its name. On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and leave the rest at `"auto"`: the recipe for large models, the plan and the cures
-# of lesson 03 do what a T4 needs. The download has 15 GB. This is what the plan of lesson 03 would be there, for rows of up to 512 tokens:
-
-# %%
-print(plan if not plan.own else "the plan of this run is above: it is for your GPU")
+# of lesson 03 do what a T4 needs. The download has 15 GB. Without a GPU, section 5 has printed what the plan would be there.
 
 # %%
 record(
     whole_before=score_before.whole, whole_after=score_after.whole, valid_after=score_after.valid,
     interval_after=list(score_after.interval), fields_after=score_after.fields, heldout_loss_before=held_losses[0][1],
-    heldout_loss_after=held_losses[-1][1], few_rows_heldout_loss=held_out[-1][1], few_rows_train_loss=learned[-1][1],
-    train_seconds=trained.metrics["train_runtime"], rows_learned=len(train_records), rows_scored=len(wanted),
+    heldout_loss_after=held_losses[-1][1], few_rows_heldout_loss=few_held, few_rows_train_loss=few_train,
+    train_seconds=trained.metrics["train_runtime"], rows_learned=len(train_rows), rows_scored=len(held_rows),
 )  # fmt: skip
 
 # %% [markdown]
@@ -876,27 +889,23 @@ check("07.7", twenty)
 # [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) runs public benchmarks, and takes a task of your own as a YAML file and rows as JSON lines. Then your score stands beside others,
 # and anybody can repeat it. The prompts are written out here as the template writes them.
 
-# %%
-task = run.folder / "lm-eval-task"
-task.mkdir(exist_ok=True)
-rows = [(tokenizer.apply_chat_template(to_row(one)["prompt"], add_generation_prompt=True, tokenize=False), to_row(one)["completion"][0]["content"])
-        for one in held_records[:16]]  # fmt: skip
-begun = tokenizer.decode(tokenizer("")["input_ids"])  # what the harness's own tokenizer puts in front
-lines = [json.dumps({"asked": asked.removeprefix(begun), "wanted": said}, ensure_ascii=False) for asked, said in rows]
-(task / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-(task / "workshop.yaml").write_text(f"""task: workshop
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {json.dumps(str(task / "rows.jsonl"))}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{asked}}}}"
-doc_to_target: "{{{{wanted}}}}"
-generation_kwargs: {{until: [{json.dumps(tokenizer.eos_token)}], max_gen_toks: {settings.max_new_tokens}}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-""")  # fmt: skip
-print(sorted(file.name for file in task.iterdir()))
+# %% tags=["harness-task"]
+import yaml
 
-# %% tags=["nbval-ignore-output"] reason="runs where lm-eval is installed: pip install lm-eval"
+harness = run.folder / "lm-eval-task"
+harness.mkdir(exist_ok=True)
+begun = tokenizer.decode(tokenizer("")["input_ids"])  # what the harness's tokenizer puts in front by itself
+lines = [{"asked": text.removeprefix(begun), "wanted": write(row["note"])} for text, row in zip(asked[:16], held_rows)]
+pandas.DataFrame(lines).to_json(harness / "rows.jsonl", orient="records", lines=True, force_ascii=False)
+own_task = {
+    "task": "own_rows", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(harness / "rows.jsonl")}},
+    "test_split": "test", "output_type": "generate_until", "doc_to_text": "{{asked}}", "doc_to_target": "{{wanted}}",
+    "generation_kwargs": {"until": [tokenizer.eos_token], "max_gen_toks": settings.max_new_tokens},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}  # fmt: skip
+size = (harness / "own_rows.yaml").write_text(yaml.safe_dump(own_task, sort_keys=False), encoding="utf-8")
+
+# %% tags=["nbval-ignore-output", "harness-run"] reason="runs where lm-eval is installed: pip install lm-eval"
 import importlib.util
 
 if importlib.util.find_spec("lm_eval"):
@@ -906,20 +915,20 @@ if importlib.util.find_spec("lm_eval"):
 
     from peft import PeftModel
 
-    del small
+    small = None
     gc.collect()
     model = PeftModel.from_pretrained(load(), str(adapter)).eval()
-    tasks = TaskManager(include_path=str(task), include_defaults=False)
-    found = simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), tasks=["workshop"], task_manager=tasks
-    )
-    harness = found["results"]["workshop"]["exact_match,none"]
-    ours_says = sum(answer == said for answer, (_, said) in zip(after, rows)) / len(rows)
-    verdict("the harness and this lesson count the same exact answers", abs(harness - ours_says) < 1e-6)
+    tasks = TaskManager(include_path=str(harness), include_defaults=False)
+    asking = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    found = simple_evaluate(asking, tasks=["own_rows"], task_manager=tasks)["results"]["own_rows"]["exact_match,none"]
+    again = ask(model, asked[:16])
+    exact = sum(answer == line["wanted"] for answer, line in zip(again, lines)) / len(lines)
+    print(f"exactly right: {found:.0%} by the harness, {exact:.0%} by this lesson")
+    verdict("the harness and this lesson count the same exact answers", abs(found - exact) < 1e-6)
 else:
     print("lm-eval is not installed: pip install lm-eval, then run this cell again")
 
 # %% [markdown]
 # Exact match is stricter than this lesson's score: it does not forgive a small letter in a name. The harness can take a Python function in place of it, with `!function` in the YAML file.
 #
-# Next: [the course's page](../README.md).
+# Next: [08 Is it as good?](08_quality.ipynb) sets QLoRA, LoRA and full fine-tuning side by side on three tasks, this one among them, and says how sure each difference is.

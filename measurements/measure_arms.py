@@ -5,11 +5,12 @@
     python measurements/measure_arms.py check runs/arms/quality_rows.jsonl
     python measurements/measure_arms.py compare runs/arms/quality_rows.jsonl
 
-FOLDER holds SmolLM2-135M-Instruct, as `python -m helpers model smollm2` makes it; without --chat its runs are left out. "run"
-first tries every arm's learning rates on rows of their own, and trains an arm once its rate is chosen by them. A row is
-appended when its run is over, whole; a run whose row is there is not done again. --jobs N trains N runs at once, each in a
-process that does many. After --seconds S it stops: what is not finished then is done by the next call. --smoke 2 tries every
-run with two steps and another seed; its rows say so, and "check" refuses them.
+FOLDER holds SmolLM2-135M-Instruct, as `python -m helpers model smollm2` makes it, or the model that a design of your own
+names; without --chat its runs are left out. `--design quality_design_7b.toml`, before "run", is such a design. "run" first
+tries every arm's learning rates on rows of their own, and trains an arm once its rate is chosen by them. A row is appended
+when its run is over, whole; a run whose row is there is not done again. --jobs N trains N runs at once, each in a process
+that does many. After --seconds S it stops: what is not finished then is done by the next call. --smoke 2 tries every run
+with two steps and another seed; its rows say so, and "check" refuses them.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from quality_rows import (  # noqa: E402
     compare,
     design_of,
     faults,
+    groups_text,
     rates,
     read_design,
     spoken,
@@ -250,15 +252,19 @@ def main() -> int:
     what = parser.add_subparsers(dest="what", required=True)
     running = what.add_parser("run")
     running.add_argument("--out", type=Path, required=True)
-    running.add_argument("--chat", help="the folder of SmolLM2-135M-Instruct")
+    running.add_argument("--chat", help="the folder or hub id of the model that is not bundled")
     running.add_argument("--jobs", type=int, default=1)
     running.add_argument("--seconds", type=float, default=7 * 24 * 3600)
     running.add_argument("--smoke", type=int, default=0, help="so many steps, to try the script")
     for name in ("check", "compare"):
         what.add_parser(name).add_argument("rows", type=Path)
+    what.add_parser("groups", help="write which scored rows belong together to quality_groups.json")
     asked = parser.parse_args()
     if asked.what == "run":
         return run(asked)
+    if asked.what == "groups":
+        DESIGN.with_name("quality_groups.json").write_text(groups_text(read_design(asked.design)), encoding="utf-8")
+        return 0
     design, rows = read_design(asked.design), whole_rows(asked.rows)
     wrong = faults(rows, design, design_of(asked.design))
     print("\n".join(wrong) if wrong else f"{len(rows)} rows agree with the design and with themselves")

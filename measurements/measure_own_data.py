@@ -194,7 +194,7 @@ def main() -> None:
     if asked.what == "try":
         learn, choose = validation()
         model, tokenizer, found = measured(asked.folder, learn, asked.rows, **settings)
-        line("try", "training rows of other sentences", found, score(model, tokenizer, choose))
+        line("try", "messages of other sentences, names and towns", found, score(model, tokenizer, choose))
     elif asked.what == "result":
         model, tokenizer = load(asked.folder)
         line("result", "held out, before training", {}, score(model, tokenizer, rows_of("heldout")[:60]))
@@ -206,7 +206,7 @@ def main() -> None:
 
         learn = [message.row for message in mm.messages("first")] if asked.first else rows_of("messages")
         for rows in asked.sizes:
-            scored_of("first parts" if asked.first else "curve", asked.folder, learn, rows, settings)
+            scored_of("the first 52 sentences" if asked.first else "curve", asked.folder, learn, rows, settings)
 
 
 def scored_of(what: str, folder: str, learn: list[dict], rows: int, settings: dict) -> None:

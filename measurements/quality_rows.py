@@ -1,6 +1,5 @@
 """The rows that measure_arms.py wrote: are they whole and true to the design, which rate did an arm get, how do arms compare?"""
 
-import base64
 import hashlib
 import math
 import tomllib
@@ -9,6 +8,9 @@ from pathlib import Path
 
 import numpy
 import quality_tasks
+
+from helpers.evaluation import interval_of_mean
+from helpers.records import hits_of, nats_of
 
 DESIGN = Path(__file__).with_name("quality_design.toml")
 BEFORE = ("loss_before", "recall_before", "perplexity_before", "answers_distance_before", "text_distance_before")
@@ -39,17 +41,6 @@ def chosen_rate(rows: list[dict], design: dict, task: str, arm: str) -> float | 
     if any(len(found) < len(design["tasks"][task]["search_seeds"]) for found in losses.values()):
         return None
     return min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
-
-
-def hits_of(row: dict) -> numpy.ndarray:
-    """Of each scored row whether the answer was right: float64, 0 or 1, in the rows' order."""
-    bits = f"{int(row['hits'], 16):0{4 * len(row['hits'])}b}"
-    return numpy.array([float(bit) for bit in bits[: row["rows"]]])
-
-
-def nats_of(row: dict) -> numpy.ndarray:
-    """Of each scored row the cross-entropy of its right answer, in nats, summed over its tokens; float64."""
-    return numpy.frombuffer(base64.b64decode(row["nats"]), dtype="<f2").astype(float)
 
 
 def faults(rows: list[dict], design: dict, design_sha256: str) -> list[str]:
@@ -122,27 +113,32 @@ def of_runs(rows: list[dict], task: str, arm: str, values) -> dict[int, numpy.nd
 def difference(rows: list[dict], design: dict, task: str, arm: str, other: str, values=hits_of) -> dict:
     """How much more `arm` has than `other`: mean over the seeds that both have and all rows, with its interval.
 
-    Paired: the same seed has the same batches in both arms, and a row is compared with itself. Drawn anew are seeds and
-    groups of rows, both at once (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1, 386-411, which errs to
-    the wide side); the interval holds the middle of these means. So it speaks of other seeds and other rows of this kind,
-    and of no other task, model or rate.
+    Paired: the same seed has the same batches in both arms, and a row is compared with itself. See `interval_of_mean`.
     """
     first, second = (of_runs(rows, task, one, values) for one in (arm, other))
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return {"task": task, "arm": arm, "other": other, "seeds": 0}
+    groups = groups_of(task, "runs")
     apart = numpy.stack([first[seed] - second[seed] for seed in seeds])
-    names = [row["group"] for row in quality_tasks.rows_of_task(task, "runs").score]
-    group = numpy.unique(names, return_inverse=True)[1]
-    sizes = numpy.bincount(group)
-    sums = numpy.stack([numpy.bincount(group, weights=of_seed) for of_seed in apart])
-    chance, tail = numpy.random.default_rng(0), (1 - design["interval"]) / 2
-    drawn_seeds = chance.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), design["draws"])
-    drawn_groups = chance.multinomial(len(sizes), [1 / len(sizes)] * len(sizes), design["draws"])
-    means = ((drawn_seeds @ sums) * drawn_groups).sum(1) / (len(seeds) * (drawn_groups @ sizes))
-    low, high = numpy.quantile(means, (tail, 1 - tail))
-    return {"task": task, "arm": arm, "other": other, "seeds": len(seeds), "rows": len(names), "groups": len(sizes),
-            "difference": float(apart.mean()), "low": float(low), "high": float(high)}  # fmt: skip
+    mean, low, high = interval_of_mean(apart, groups, design["draws"], design["interval"])
+    return {"task": task, "arm": arm, "other": other, "seeds": len(seeds), "rows": len(groups), "groups": len(set(groups)),
+            "difference": mean, "low": low, "high": high}  # fmt: skip
+
+
+def groups_of(task: str, phase: str) -> list[int]:
+    """A number for each scored row of a task; rows that are about one thing have the same one."""
+    names = [row["group"] for row in quality_tasks.rows_of_task(task, phase).score]
+    return numpy.unique(names, return_inverse=True)[1].tolist()
+
+
+def groups_text(design: dict) -> str:
+    """The file quality_groups.json, by which rows can be compared where the tasks cannot be made anew."""
+    parts = [
+        f' "{task}": {{"search": {groups_of(task, "search")},\n  "runs": {groups_of(task, "runs")}}}'
+        for task in design["tasks"]
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def verdict(low: float, high: float, margin: float) -> str:

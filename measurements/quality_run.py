@@ -62,6 +62,8 @@ class Bench:
         wanted = self.machine.dtype if self.machine.device == "cuda" else "float32"
         self.dtype = "float32" if self.settings["compute"] == "float32" else wanted
         self.tokenizer = with_template(AutoTokenizer.from_pretrained(self.path))
+        if self.tokenizer.pad_token is None:  # Mistral's and Llama's have none; what is padded is masked
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         few = self.settings.get("few")  # to try the script
         self.rows = quality_tasks.rows_of_task(task, phase)
         self.asked = self.rows.score[:few]
@@ -250,7 +252,7 @@ def scores(model, here: Bench) -> dict:
 
     with here.autocast():
         found = evaluate(model, here.tokenizer, here.score, here.settings["new_tokens"], here.settings["asked_at_once"])
-    if here.settings["model"] == "bundled":
+    if "messages" not in here.asked[0]:
         hits = [said == row["output"] for said, row in zip(found.answers, here.asked, strict=True)]
     else:
         hits = list(score_fields(found.answers, [json.loads(row["output"]) for row in here.asked]).right)

@@ -7,7 +7,8 @@
     citation = {link, date}      a paper or a page, with the day on which it was looked up
 
 A row and a computed number are compared with what is said (`op` and `bound`, in `unit`), so they show by themselves whether
-they speak for it or against it. Of the other kinds `shows` says so. With `note = true` a piece is shown and does not count.
+they speak for it or against it. A measured difference with an interval that holds the bound speaks for neither: it is shown and
+does not count. Of the other kinds `shows` says what they show. With `note = true` a piece is shown and does not count.
 """
 
 import ast
@@ -18,16 +19,18 @@ import json
 import operator
 import re
 import tomllib
+from typing import NamedTuple
 
 import numpy
 
 from helpers import COURSE_ROOT
 from helpers.course import find_lesson
+from helpers.evaluation import interval_of_mean
 from helpers.memory import GPUS, RunSpec, adapter_bytes, fits, predict, shape_of, weight_bytes
 from helpers.memory.sizes import state_bytes
 from helpers.models import PRESETS
 from helpers.models.presets import RECIPES
-from helpers.records import read_rows
+from helpers.records import measured_arms, read_rows
 
 SITE = COURSE_ROOT / "site"
 KINDS = ("row", "computed", "test", "cell", "citation")
@@ -92,6 +95,40 @@ def beyond_tensors() -> list[float]:
     """By which share nvidia-smi showed more than the peak of the tensors, for every measured run in which it was asked."""
     runs = [row["measured"] for row in _read("h200_earlier_rows.jsonl") if row["measured"]["nvidia_smi"]]
     return [float(run["nvidia_smi"].split()[0]) * 2**20 / run["peak_allocated"] - 1 for run in runs]
+
+
+class Apart(NamedTuple):
+    """What one arm of lesson 08 has more than another: the mean and its 95% interval, in points out of a hundred."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
+
+
+def apart(task: str, arm: str, other: str) -> Apart:
+    """The share of held-out questions that `arm` answers right, less that of `other`, seed by seed and question by question."""
+    return Apart(*(100 * end for end in interval_of_mean(*measured_arms().apart(task, arm, other))))
+
+
+def farther(task: str, where: str, arm: str = "nf4") -> float:
+    """How many times as far a quantized model's guesses lie from the unquantized model's after training as before it.
+
+    `where`: on the right "answers" to held-out questions, or on other "text". Mean Kullback-Leibler divergences over the seeds.
+    """
+    runs = measured_arms().runs
+    means = runs[(runs.task == task) & (runs.arm == arm)][
+        [f"{where}_distance_{when}" for when in ("before", "after")]
+    ].mean()
+    return float(means.iloc[1] / means.iloc[0])
+
+
+def spread(task: str, arm: str) -> float:
+    """The standard deviation of an arm's score over its seeds, in points out of a hundred."""
+    runs = measured_arms().runs
+    return 100 * float(runs[(runs.task == task) & (runs.arm == arm)].score.std())
 
 
 def _is(row: dict, name: str, wanted) -> bool:
@@ -202,6 +239,7 @@ TEXT = {
 }
 NAMES = {
     "measured": measured, "smi_bytes": smi_bytes, "beyond_tensors": beyond_tensors,
+    "apart": apart, "farther": farther, "spread": spread,
     "run": run, "full": full, "numbers": numbers, "paging_share": paging_share,
     "in_linear_layers": in_linear_layers, "needed_by": needed_by, "installed_files": installed_files,
     "found_in": found_in, "shown": shown, "shape": lambda name: shape_of(SHAPES[name]), "fits": fits, "GPUS": GPUS,
@@ -231,6 +269,26 @@ OPERATORS = {
     "rounds to": rounds_to, "about": about, "contains": lambda value, bound: bound in value,
     "between": lambda value, bound: bound[0] <= value <= bound[1],
 }  # fmt: skip
+# Of a difference with its interval: whether the whole of it is on the side that is claimed, or the whole of it on the other.
+OF_INTERVALS = {
+    ">": (lambda value, bound: value.low > bound, lambda value, bound: value.high < bound),
+    "<": (lambda value, bound: value.high < bound, lambda value, bound: value.low > bound),
+    "within": (
+        lambda value, bound: -bound < value.low and value.high < bound,
+        lambda value, bound: value.high < -bound or value.low > bound,
+    ),
+}
+
+
+def side_of(value, op: str, bound) -> str:
+    """ "for" or "against"; "note" where an interval holds the bound, since it cannot tell. NoEvidence for an unknown op."""
+    known = OF_INTERVALS if isinstance(value, Apart) else OPERATORS
+    if op not in known:
+        raise NoEvidence(f"op is {op!r}; there are: {', '.join(known)}")
+    if isinstance(value, Apart):
+        claimed, other = (test(value, bound) for test in OF_INTERVALS[op])
+        return "for" if claimed else "against" if other else "note"
+    return "for" if OPERATORS[op](value, bound) else "against"
 
 
 @functools.lru_cache(maxsize=256)
@@ -315,9 +373,7 @@ def weigh(evidence: dict) -> tuple[str, object]:
         value = value_of(evidence)
         if evidence.get("note"):
             return "note", value
-        if evidence.get("op") not in OPERATORS:
-            raise NoEvidence(f"op is {evidence.get('op')!r}; there are: {', '.join(OPERATORS)}")
-        return ("for" if OPERATORS[evidence["op"]](value, evidence["bound"]) else "against"), value
+        return side_of(value, evidence.get("op"), evidence.get("bound")), value
     {"test": _look_at_test, "cell": _look_at_cell, "citation": _look_at_citation}[kind](evidence[kind])
     side = "note" if evidence.get("note") else evidence.get("shows")
     if side not in ("for", "against", "note"):

@@ -83,12 +83,24 @@ def test_the_same_pythons_are_named_everywhere():
 # --- workflows ---------------------------------------------------------------------------------------------------
 
 
+TO_PUBLISH = {
+    "pages": "write",
+    "id-token": "write",
+}  # GitHub's pages: for the one job that runs nothing but deploy-pages
+
+
+def may_publish(job: dict) -> bool:
+    """Whether a job that has rights of its own has no more than it needs to publish what another job has built."""
+    uses = [step.get("uses", "").partition("@")[0] for step in job["steps"]]
+    return job["permissions"] == TO_PUBLISH and uses == ["actions/deploy-pages"]
+
+
 def faults_of_workflow(workflow: dict) -> list[str]:
     """Rights beyond reading, actions that are not pinned, steps that call no target of make; jobs without an end."""
     faults = [] if workflow.get("permissions") == {"contents": "read"} else ["permissions are not contents: read alone"]
     called = []
     for name, job in workflow["jobs"].items():
-        faults += [f"{name} has permissions of its own"] if "permissions" in job else []
+        faults += [f"{name} has permissions of its own"] if "permissions" in job and not may_publish(job) else []
         faults += [] if "timeout-minutes" in job else [f"{name} has no timeout"]
         for step in job["steps"]:
             uses = step.get("uses", "actions/none@v0.0.0")
@@ -119,9 +131,24 @@ def test_workflows_that_may_write_or_are_not_pinned_are_noticed():
     ]
 
 
-def test_there_is_a_workflow_for_checks_tests_and_canary_and_contributing_says_that_none_has_run():
-    assert names(WORKFLOWS) == ["canary", "check", "test"]
-    assert "schedule" in parsed(WORKFLOWS[0])[True]  # YAML reads a bare `on` as true
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"permissions": {"contents": "write"}, "steps": [{"uses": "actions/deploy-pages@v4.0.5"}]},
+        {"permissions": TO_PUBLISH | {"contents": "write"}, "steps": [{"uses": "actions/deploy-pages@v4.0.5"}]},
+        {"permissions": TO_PUBLISH, "steps": [{"run": "make site"}, {"uses": "actions/deploy-pages@v4.0.5"}]},
+    ],
+)
+def test_a_job_that_publishes_may_do_nothing_else(job):
+    assert not may_publish(job)
+    faults = faults_of_workflow({"permissions": {"contents": "read"}, "jobs": {"job": job | {"timeout-minutes": 1}}})
+    assert "job has permissions of its own" in faults
+
+
+def test_there_is_a_workflow_for_each_habit_and_contributing_says_that_none_has_run():
+    assert names(WORKFLOWS) == ["canary", "check", "links", "pages", "test"]
+    scheduled = {file.stem for file in WORKFLOWS if "schedule" in parsed(file)[True]}  # YAML reads a bare `on` as true
+    assert scheduled == {"canary", "links"}
     assert "have never run" in text_of("CONTRIBUTING.md")
 
 

@@ -15,6 +15,8 @@ def add_arguments(parser):
     parser.add_argument("--dtype", choices=MERGED_DTYPES, help="what to write (default: the base's own)")
     parser.add_argument("--quant-type", choices=("nf4", "fp4"), default="nf4", help="with dequantized (default: nf4)")
     parser.add_argument("--no-double-quant", action="store_true", help="with dequantized: absmax stays in float32")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="with dequantized: where the base was loaded in 4 bits "
+                        "(default: a GPU where there is one)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model's folder")
 
 
@@ -27,6 +29,7 @@ def main(arguments) -> int:
         arguments.dtype,
         quant_type=arguments.quant_type,
         double_quant=not arguments.no_double_quant,
+        device=arguments.device,
         overwrite=arguments.overwrite,
     )
     print(

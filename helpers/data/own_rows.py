@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data.layouts import Converter, Layout, Notes, in_words, recognise
-from helpers.data.readers import KINDS, DataError, files_of, opened
+from helpers.data.readers import KINDS, DataError, RowFile, files_of, opened
 from helpers.data.splits import split_rows
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9](?:[\w.-]*\w)?")
@@ -86,6 +86,7 @@ class Reading:
     def __init__(self, dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", limit=0):
         self.columns, self.limit = columns, limit
         self.understood = Understood(Path(dataset_id).expanduser().resolve().name)
+        self.files: list[RowFile] = []  # with the encoding of each, and what stands between its cells
         if is_hub_id(dataset_id):
             from helpers.data.hub_rows import hub_rows
 
@@ -96,10 +97,10 @@ class Reading:
             if (split, revision) != ("auto", "auto"):
                 raise DataError(f"split and revision are for data sets on the hub, and {dataset_id!r} is none")
             paths, self.understood.files_left_out = files_of(dataset_id)
-            files = [opened(path, encoding) for path in paths]
-            kinds = list(dict.fromkeys(map(str, files)))
-            self.understood.format = "; ".join(kinds) + (f"; {len(files)} files" if len(files) > 1 else "")
-            self.parts = [(file.path.name, file.unit, file.rows()) for file in files]
+            self.files = [opened(path, encoding) for path in paths]
+            kinds, several = list(dict.fromkeys(map(str, self.files))), len(self.files) > 1
+            self.understood.format = "; ".join(kinds) + (f"; {len(self.files)} files" if several else "")
+            self.parts = [(file.path.name, file.unit, file.rows()) for file in self.files]
 
     def __iter__(self) -> Iterator[dict]:
         """Each row as instruction, input and output; DataError, one line, for what cannot be read or if nothing is left."""

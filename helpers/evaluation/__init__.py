@@ -1,6 +1,7 @@
 """How good a model is, and how fast: answers, exact match, fields of JSON answers, loss, intervals, seconds per token."""
 
 from helpers.evaluation.fields import FieldScores, fields_right, json_object, score_fields
+from helpers.evaluation.intervals import interval_of_mean
 from helpers.evaluation.scores import (
     Evaluation,
     answer,
@@ -26,5 +27,6 @@ __all__ = [
     "json_object",  # the object that an answer is, or None
     "wilson_interval",  # the 95% interval of a share
     "mcnemar",  # do two models differ on the same rows? the p-value of the exact test
+    "interval_of_mean",  # of several runs on the same rows: over seeds and groups of rows
     "decode_times",  # seconds to the first token, and of each later one
 ]

@@ -150,6 +150,8 @@ def validate(parameters: dict, known: set[str] | None = None) -> None:
             shown = repr(value)
             shown = shown if len(shown) <= 80 else shown[:77] + "..."
             raise ParameterError(f"{name} = {shown} is not possible; allowed: {rule.allowed}")
+    if parameters.get("data_file") == "auto" and parameters.get("encoding", "auto") != "auto":
+        raise ParameterError(f"encoding = {parameters['encoding']!r} is for a file of your own: name it as data_file")
     if "auto" not in (parameters.get("epochs", "auto"), parameters.get("max_steps", "auto")):
         both = f"epochs = {parameters['epochs']} and max_steps = {parameters['max_steps']}"
         raise ParameterError(f'{both} both say how long to train: leave one of them at "auto"')

@@ -15,6 +15,7 @@ from typing import Any
 from helpers import COURSE_ROOT, CourseError, course, data, machine, models, records, saving
 from helpers.files import finish_replacing, on_drive, output_folder, whereabouts, write_whole
 from helpers.lesson import parameters
+from helpers.lesson.own_table import look_at_table
 from helpers.lesson.reports import prepare_reports
 from helpers.lesson.tables import table
 from helpers.packages import recorded_versions
@@ -35,6 +36,7 @@ class Run:
     rows: Any = None  # a DatasetDict, where the lesson asks for one
     data_name: str = ""
     data_digest: str = ""  # of rows of the learner's own
+    csv_form: dict = field(default_factory=lambda: {"encoding": "utf-8-sig", "sep": ","})  # of data_file, for pandas
     found: dict = field(default_factory=dict)  # what the lesson has recorded
     verdicts: list = field(default_factory=list)
 
@@ -225,7 +227,6 @@ def begin(
     parameters.validate(values)
     run = Run(lesson, output_folder(values.get("output_dir", "auto")), values)
     prepare_reports(values.get("report_to", "none"), run.folder)
-
     finish_replacing(run.folder)
 
     # What was named is looked at first: the next line imports torch, which takes seconds.
@@ -233,7 +234,10 @@ def begin(
     run.model = models.resolve_model(values["model_id"], None) if named else None
     if values.get("adapter_dir", "auto") != "auto":
         models.base_of(Path(values["adapter_dir"]).expanduser())
-    data.look_at(values.get("dataset_id", "auto"), **_how_to_read(values))
+    if "dataset_id" in values:
+        data.look_at(values["dataset_id"], **_how_to_read(values))
+    if values.get("data_file", "auto") != "auto":
+        run.csv_form, run.data_name = look_at_table(values["data_file"], values.get("encoding", "auto"))
     run.machine = machine.detect()
     shown = {"machine": str(run.machine)} | ({"GPUs": several} if (several := machine.choose_one_gpu()) else {})
     if "model_id" in values:
@@ -252,6 +256,8 @@ def begin(
     run.settings = SimpleNamespace(**values | chosen)
     if chosen:
         shown["chosen for it"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    if run.data_name:
+        shown["data"] = run.data_name
     if with_data:
         shown |= _load_rows(run, values)
         shown |= _steps_of_epochs(run, values.get("epochs", "auto"))

@@ -53,21 +53,23 @@ def _joined(pieces):
     return torch.cat([piece.clone() for piece in pieces])  # a piece is overwritten by the second one after it
 
 
-def _requantized(pieces, quant_type: str, double_quant: bool, conv1d: tuple[int, ...] = ()):
+def _requantized(pieces, quant_type: str, double_quant: bool, conv1d: tuple[int, ...] = (), device: str = "cpu"):
     """Yield the weight as bitsandbytes quantizes and dequantizes it, from its pieces; blocks of 64, nested ones of 256.
 
     Equal to quantize_4bit of the whole, which would take nine times the weight's memory: only the mean of the absmax,
-    in double quantization, looks beyond a block. conv1d: the shape of a weight that is transposed before.
+    in double quantization, looks beyond a block. conv1d: the shape of a weight that is transposed before. device: where it
+    is computed; what is yielded lies in the computer's memory.
     """
     import torch
     from bitsandbytes import functional
 
     if conv1d:
         turned = _joined(pieces).view(conv1d).T
-        whole = _joined(_requantized(turned.reshape(-1).split(PIECE), quant_type, double_quant))
+        whole = _joined(_requantized(turned.reshape(-1).split(PIECE), quant_type, double_quant, device=device))
         yield whole.view(turned.shape).T.reshape(-1)
         return
-    packed = [functional.quantize_4bit(piece, quant_type=quant_type, compress_statistics=False) for piece in pieces]
+    there = (piece.to(device) for piece in pieces)
+    packed = [functional.quantize_4bit(piece, quant_type=quant_type, compress_statistics=False) for piece in there]
     absmax = torch.cat([state.absmax for _, state in packed])
     if double_quant:
         offset = absmax.mean()
@@ -75,7 +77,7 @@ def _requantized(pieces, quant_type: str, double_quant: bool, conv1d: tuple[int,
         absmax = functional.dequantize_blockwise(codes, nested).add_(offset)
     for (codes, state), own in zip(packed, absmax.split([len(state.absmax) for _, state in packed]), strict=True):
         state.absmax = own
-        yield functional.dequantize_4bit(codes, state).view(-1)
+        yield functional.dequantize_4bit(codes, state).view(-1).cpu()
 
 
 def _updated(pieces, update: dict, shape: tuple[int, ...]):

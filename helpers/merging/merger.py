@@ -71,6 +71,7 @@ def merge_adapter(
     *,
     quant_type: str = "nf4",
     double_quant: bool = True,
+    device: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict:
@@ -78,6 +79,9 @@ def merge_adapter(
 
     base: a folder with *.safetensors, a hub id, or "bundled". adapter: a folder that PEFT's save_pretrained wrote.
     base_weights: "original", or "dequantized" for what a base loaded in 4 bits (quant_type, double_quant) computes with.
+    device: where the base is quantized for that, "cuda" or "cpu"; None is a GPU where there is one. Let it be what the base
+    was loaded on: of the scales, one in 500 lies midway between two 8-bit codes, and bitsandbytes' quantizers on GPU and CPU
+    choose different ones (all weights of the bundled model, one H100 against its host).
     dtype: "float16", "bfloat16" or "float32"; None is the base's own. `out` is complete or absent, whatever happens.
     Raises MergeError, one line, before anything is written where that can be known.
     """
@@ -85,6 +89,7 @@ def merge_adapter(
         raise MergeError(f'base_weights = {base_weights!r}: "original" or "dequantized"')
     if quant_type not in ("nf4", "fp4"):
         raise MergeError(f'quant_type = {quant_type!r}: "nf4" or "fp4"')
+    device = _quantizing_device(device)
     begun, out = time.perf_counter(), Path(out).expanduser()
     base, adapter = find_base(base), Path(adapter).expanduser()
     finish_replacing(out.parent, glob.escape(out.name))
@@ -95,7 +100,7 @@ def merge_adapter(
     def quantize(key: str, pieces, shape: tuple[int, ...]):
         if key not in quantized:
             return pieces
-        return _requantized(pieces, quant_type, double_quant, shape if quantized[key] else ())
+        return _requantized(pieces, quant_type, double_quant, shape if quantized[key] else (), device)
 
     try:
         with alone(out):
@@ -109,6 +114,17 @@ def merge_adapter(
     merged = sum(bool({"A", "stacked"} & update.keys()) for update in plan.updates.values())
     tensors = sum(map(len, plan.files.values()))
     return {"tensors": tensors, "merged": merged, "bytes": plan.bytes, "seconds": time.perf_counter() - begun}
+
+
+def _quantizing_device(wanted: str | None) -> str:
+    """ "cuda" or "cpu"; MergeError if a GPU is asked for and there is none."""
+    import torch
+
+    if wanted not in (None, "cuda", "cpu"):
+        raise MergeError(f'device = {wanted!r}: "cuda", "cpu", or None for a GPU where there is one')
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MergeError('device = "cuda": no GPU is in sight')
+    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _planned(base: Path, adapter: Path, out: Path, dtype) -> tuple[_Plan, Callable[[], Built]]:

@@ -1,5 +1,6 @@
 """Drawings in one visual language: what is frozen is blue, what is trained orange, what only passes through grey."""
 
+from helpers.plots.comparing import intervals as intervals
 from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
 from helpers.plots.memory_left import holes as holes
 from helpers.plots.memory_left import ladder as ladder

@@ -76,18 +76,19 @@ def memory_timeline(samples, title: str, unit: str = "MB", x: str = "seconds", l
 
 
 def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
-    """How often each value comes, whole numbers of a short range one by one; `line` marks a limit."""
+    """How often each value comes. Of whole numbers every bar counts equally many of them.
+
+    `line` marks a limit, which is left out where it is so far off that the bars would be squeezed.
+    """
     figure, ax = axes(title, x, y)
     low, high = min(values), max(values)
-    narrow = high - low < 40 and all(float(value).is_integer() for value in values)
-    ax.hist(
-        values,
-        bins=[n - 0.5 for n in range(int(low), int(high) + 2)] if narrow else 40,
-        color=COLOURS["blue"],
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    if line is not None:
+    most = min(40, max(10, int(2 * len(values) ** 0.5)))  # few values in many bars are a fence
+    bins: int | list[float] = most
+    if all(float(value).is_integer() for value in values):
+        width = int(high - low) // most + 1
+        bins = [n - 0.5 for n in range(int(low), int(high) + width + 1, width)]
+    ax.hist(values, bins=bins, color=COLOURS["blue"], edgecolor="white", linewidth=0.5)
+    if line is not None and line <= 3 * high:
         ax.axvline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
         figure.legend(frameon=False, loc="outside lower center")
     return figure
@@ -104,12 +105,21 @@ def training_still(losses, samples, title: str, unit: str = "MB"):
     return figure
 
 
-def tokens_in_colour(pieces, learned):
-    """Tokens as text, those that the loss sees on a coloured ground and underlined, the masked ones grey."""
+def tokens_in_colour(pieces, learned, decode=None):
+    """Tokens as text, those that the loss sees on a coloured ground and underlined, the masked ones grey.
+
+    `pieces` are the tokens' texts. With `decode`, a tokenizer's, they are ids: then a letter that takes several tokens, as
+    an umlaut may, is shown whole, in the colour of its last one.
+    """
     from html import escape
 
     from IPython.display import HTML
 
+    if decode is not None:
+        half = "\ufffd"  # what stands for a letter of which not all tokens are there yet
+        texts = [decode(pieces[:n]) if n else "" for n in range(len(pieces) + 1)]
+        ends = [len(text.rstrip(half)) for text in texts[:-1]] + [len(texts[-1])]
+        pieces = [text[begin:end] for text, begin, end in zip(texts[1:], ends, ends[1:], strict=False)]
     seen, masked = f"background:{COLOURS['yellow']};color:#000;text-decoration:underline", "color:#707070"
     spans = [
         f'<span style="{seen if see else masked}">{escape(piece).replace(chr(10), "&#8629;<br>")}</span>'

@@ -19,7 +19,7 @@ from helpers.workshop.sections import KIT, with_kinds
 AT_MOST = 18  # slides of a lesson
 CLOSE = ("What you have now", "What you did", "What you saw")
 LONGEST, BESIDE = 560, 330  # characters of a paragraph on a slide, and of one above a table
-LARGEST = (8, 8, 480)  # rows, columns and characters of a table on a slide
+LARGEST = (9, 8, 480)  # rows, columns and characters of a table on a slide
 
 
 def write_slides(lessons: list[Path], folder: Path = WORKSHOP) -> list[Path]:

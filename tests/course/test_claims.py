@@ -3,13 +3,17 @@
 import ast
 import builtins
 import copy
+import dataclasses
 import json
 import re
+import statistics
 import sys
 
 import pytest
 
 from helpers import COURSE_ROOT
+from helpers.evaluation import interval_of_mean
+from helpers.records import measured_arms
 
 sys.path.insert(0, str(COURSE_ROOT / "site"))
 import evidence  # noqa: E402
@@ -171,12 +175,7 @@ CHANGES = {
     ),
     "buffer-20-percent": (f"{ROWS}/h200_earlier_rows.jsonl", "8205 MiB", "7900 MiB", "'holds' follows"),
     "nf4-better-than-fp4": (f"{ROWS}/smollm2_quality.json", "21.929", "15.0", "'holds with a limit' follows"),
-    "loss-imperceptible": (
-        "assets/base_model/training.json",
-        '"recall_nf4": 1.0',
-        '"recall_nf4": 0.5',
-        "'false today' follows",
-    ),
+    "loss-imperceptible": (f"{LESSONS}/08_quality.py", "8 bits is equivalent", "8 bits is worse than", "no verdict"),
 }
 
 
@@ -248,7 +247,8 @@ def test_two_claims_of_one_name_are_noticed():
     [
         ("t4-7b", {"learning_rate": "cannot tell yet"}, "has evidence all the same"),
         ("t4-24b", {"learning_rate": "1e-4"}, "learning_rate = '1e-4' has no evidence"),
-        ("cpu-chat", {"method": "LoRA"}, "method = 'LoRA' has no evidence"),
+        ("two-t4-32b", {"method": "LoRA"}, "method = 'LoRA' has no evidence"),
+        ("small-chat", {"layers": "all linear"}, "layers = 'all linear' has no evidence"),
     ],
 )
 def test_a_choice_without_evidence_is_noticed(name, parts, said):
@@ -263,6 +263,7 @@ def test_a_choice_without_evidence_is_noticed(name, parts, said):
         ("t4-14b", 0, {"of": ["method", "rank", "layers", "bits", "colour"]}, "there is no choice 'colour'"),
         ("t4-24b", 0, {"computed": "GPUS['t4'].context_bytes + measured('24B, 1,024 tokens', 'peak_reserved')"},
          "speaks against"),
+        ("small-facts", 0, {"computed": "apart('form', 'full', 'nf4')"}, "speaks against method"),
         ("24gb-32b", 0, {"computed": "fits(run('32B', 'l4', batch_size=4, seq_len=1024, **BFLOAT16), 'l4')"}, "speaks against"),
     ],
 )  # fmt: skip
@@ -272,6 +273,124 @@ def test_evidence_that_speaks_against_a_choice_is_noticed(name, place, parts, sa
     faults = ledger.faults_of_decision(line)
     assert any(said in fault for fault in faults)
     assert all(fault.startswith(f"{name}: ") for fault in faults)
+
+
+# --- differences that were measured, with their intervals ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below", "within"),
+    [
+        (0.1, 5.0, "for", "against", "note"),
+        (-5.0, -0.1, "against", "for", "note"),
+        (-1.0, 1.9, "note", "note", "for"),
+        (-1.0, 7.0, "note", "note", "note"),
+        (0.0, 1.0, "note", "note", "for"),
+        (2.1, 7.0, "for", "against", "against"),
+        (-7.0, -2.1, "against", "for", "against"),
+    ],
+)
+def test_an_interval_speaks_for_or_against_only_as_a_whole(low, high, above, below, within):
+    value = evidence.Apart((low + high) / 2, low, high)
+    assert [evidence.side_of(value, *said) for said in ((">", 0), ("<", 0), ("within", 2))] == [above, below, within]
+    with pytest.raises(evidence.NoEvidence, match="op is '=='; there are: >, <, within"):
+        evidence.side_of(value, "==", 0)
+
+
+def as_other(task, arm, other):
+    """False rows: an arm answers what another one does."""
+
+    def plant(rows):
+        of_other = {r["seed"]: r["hits"] for r in rows if (r["phase"], r["task"], r["arm"]) == ("runs", task, other)}
+        for row in rows:
+            if (row["phase"], row["task"], row["arm"]) == ("runs", task, arm):
+                row["hits"] = of_other[row["seed"]]
+
+    return plant
+
+
+def as_far_as(task, where, times):
+    """False rows: after training QLoRA lies so many times as far from LoRA as before it."""
+
+    def plant(rows):
+        for row in rows:
+            if (row["phase"], row["task"], row["arm"]) == ("runs", task, "nf4"):
+                row[f"{where}_distance_after"] = times * row[f"{where}_distance_before"]
+
+    return plant
+
+
+@pytest.fixture
+def planted(monkeypatch, forgetful):
+    """A function that puts false rows in place of lesson 08's, for this test."""
+
+    def plant(change):
+        arms = measured_arms()
+        rows = copy.deepcopy(arms.rows)
+        change(rows)
+        monkeypatch.setattr(evidence, "measured_arms", lambda: dataclasses.replace(arms, rows=rows))
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("lora-a-little-better", as_other("messages", "lora", "nf4"), "'false today' follows"),
+        ("lora-a-little-better", as_other("facts", "lora", "nf4"), "'holds' follows"),
+        ("nf4-recommended", as_other("facts", "fp4", "full"), "'holds with a limit' follows"),
+    ],
+)
+def test_false_rows_of_lesson_08_turn_a_claim_red(planted, name, change, said):
+    planted(change)
+    assert said in only(ledger.faults_of_claim(CLAIMS[name]), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "computed", "side", "change", "then"),
+    [
+        ("quality-of-16-bits", "apart('form', 'nf4', 'full')", "for", as_other("form", "nf4", "full"), "note"),
+        ("quality-of-16-bits", "apart('facts', 'nf4', 'full')", "against", as_other("facts", "nf4", "full"), "note"),
+        ("quality-of-16-bits", "apart('messages', 'nf4', 'full')", "against", as_other("messages", "full", "fp4"), "note"),
+        ("quality-of-16-bits", "apart('form', 'nf4', 'lora')", "note", as_other("form", "nf4", "attention"), "for"),
+        ("quality-of-16-bits", "apart('facts', 'nf4', 'lora')", "for", as_other("facts", "nf4", "attention"), "against"),
+        ("quality-of-16-bits", "apart('messages', 'nf4', 'lora')", "against", as_other("messages", "nf4", "full"), "for"),
+        ("adapter-repairs", "farther('form', 'answers')", "for", as_far_as("form", "answers", 1.1), "against"),
+        ("adapter-repairs", "farther('messages', 'answers')", "for", as_far_as("messages", "answers", 2), "against"),
+        ("adapter-repairs", "farther('facts', 'answers')", "against", as_far_as("facts", "answers", 0.9), "for"),
+        ("adapter-repairs", "min(farther(task, 'text')", "against", as_far_as("messages", "text", 0.9), "for"),
+    ],
+)  # fmt: skip
+def test_each_measured_piece_changes_its_side_with_the_rows_and_its_page_is_stale(
+    planted, name, computed, side, change, then
+):
+    (piece,) = [e for e in CLAIMS[name]["evidence"] if e.get("computed", "").startswith(computed)]
+    assert evidence.weigh(piece)[0] == side
+    evidence._computed.cache_clear()
+    planted(change)
+    assert evidence.weigh(piece)[0] == then
+    assert ledger.in_words(piece) not in (evidence.SITE / "claims.md").read_text(encoding="utf-8")
+
+
+def test_what_is_said_of_the_measured_arms_is_their_design():
+    text, arms = evidence.load("claims.toml")["computed"], measured_arms()
+    number = {8: "eight", 5: "five"}
+    for task in arms.design["tasks"].values():
+        assert f"{task['steps']} steps, {number[len(task['seeds'])]} seeds" in text
+    assert f"{arms.design['tasks']['form']['learn']} rows, 40 steps" in text
+    assert {len(rates) for task in arms.design["tasks"].values() for rates in task["rates"].values()} == {4}
+    assert (arms.design["arms"]["lora"]["rank"], arms.design["arms"]["attention"]["rank"]) == (16, 43)
+    assert str(evidence.Apart(-21.34, -28.8, -14.16)) == "-21.3 points (-28.8 to -14.2)"
+
+
+def test_intervals_and_spreads_are_those_of_the_rows():
+    arms = measured_arms()
+    mean, low, high = interval_of_mean(*arms.apart("messages", "nf4", "full"))
+    assert evidence.apart("messages", "nf4", "full") == pytest.approx((100 * mean, 100 * low, 100 * high))
+    rows = [r for r in arms.rows if (r["phase"], r["task"], r["arm"]) == ("runs", "form", "int8")]
+    assert evidence.spread("form", "int8") == pytest.approx(100 * statistics.stdev(r["score"] for r in rows))
+    ratio = sum(r["text_distance_after"] for r in rows) / sum(r["text_distance_before"] for r in rows)
+    assert evidence.farther("form", "text", "int8") == pytest.approx(ratio)
 
 
 # --- what a line says ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from helpers.records import read_rows
 from tests.scripts import measuring_script
 
 ROWS = COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl"
+TRIES = ROWS.with_name("smollm2_own_data_tries.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,52 @@ def test_scoring_takes_answers_in_the_order_of_the_rows(script, monkeypatch):
     assert found["low"] < found["right"] < found["high"]
 
 
-@pytest.mark.skipif(not ROWS.is_file(), reason="nothing was measured yet")
+@pytest.fixture
+def printed(script, monkeypatch, capsys):
+    """A function from arguments of the script to the rows that it prints, with nothing trained or asked."""
+    scores = {"rows": 1, "right": 0, "answers": ["{}"]}
+    for name in ("measured", "kept"):
+        monkeypatch.setattr(script, name, lambda *given, **settings: (None, None, {"learned": given[2]}))
+    monkeypatch.setattr(script, "load", lambda folder: (None, None))
+    monkeypatch.setattr(script, "score", lambda model, tokenizer, rows: dict(scores))
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["measure_own_data.py", words[0], "FOLDER", *words[1:]])
+        script.main()
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "lines"),
+    [
+        (("try",), TRIES, 1),
+        (("result",), ROWS, 3),
+        (("curve",), ROWS, 6),
+        (("curve", "--first", "--sizes", "960"), ROWS, 1),
+    ],
+)
+def test_a_row_is_called_as_the_recorded_rows_of_its_kind_are(printed, words, file, lines):
+    rows, recorded = printed(*words), {(row["what"], row["scored"]) for row in read_rows(file)}
+    assert len(rows) == lines
+    assert {(row["what"], row["scored"]) for row in rows} <= recorded
+
+
+def test_the_last_try_is_called_as_the_script_calls_it(printed):
+    """Earlier tries were scored on other messages, as their rows say."""
+    (row,) = printed("try")
+    last = read_rows(TRIES)[-1]
+    assert (row["what"], row["scored"]) == (last["what"], last["scored"])
+
+
+def test_the_messages_that_the_script_began_with_are_of_52_sentences(monkeypatch):
+    monkeypatch.syspath_prepend(str(COURSE_ROOT / "assets"))
+    import make_messages
+
+    assert sum(map(len, make_messages.WANTED["first"].values())) == 52
+
+
 def test_the_recorded_shares_are_those_of_the_recorded_answers(script):
     files = {
         "held out, before training": "heldout",

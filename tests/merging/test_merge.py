@@ -244,6 +244,11 @@ def test_what_is_not_supported_is_refused_by_its_name(base, adapter, name, value
     refused(base, tmp_path / "adapter", tmp_path / "out", name)
 
 
+@pytest.mark.parametrize(("device", "words"), [("tpu", "'tpu'"), ("cuda", "no GPU is in sight")])
+def test_a_device_that_is_not_there_is_refused(base, adapter, device, words, tmp_path):
+    refused(base, adapter, tmp_path / "out", words, base_weights="dequantized", device=device)
+
+
 def test_lora_on_a_tied_head_is_refused_since_it_would_change_the_embedding(tmp_path):
     base = make_base(tmp_path / "base", tied=True)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["lm_head"])

@@ -12,8 +12,9 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError, course, doctor
 from helpers.__main__ import main
-from helpers.evaluation import wilson_interval
+from helpers.evaluation import interval_of_mean, wilson_interval
 from helpers.memory import kv_cache_bytes
+from helpers.records import measured_arms
 from helpers.workshop import kit_pages, write_pages
 from helpers.workshop import schedules as room
 from helpers.workshop.kit_pages import SYSTEMS, asked
@@ -187,16 +188,47 @@ def test_the_numbers_in_the_questions_are_so():
     assert "It has 8 key-value heads in each of 32 layers, Qwen has 4 in each of 28." in text
 
 
+def of_one_seed(arms) -> list[int]:
+    """For each seed: 1 where the interval of rank 64 minus rank 4 on the facts lies above zero, -1 below it, else 0."""
+    apart, groups = arms.apart("facts", "rank-64", "rank-4")
+    ends = [interval_of_mean(apart[[seed]], groups)[1:] for seed in range(len(apart))]
+    return [(low > 0) - (high < 0) for low, high in ends]
+
+
+def test_what_the_questions_on_lesson_08_say_is_what_the_rows_say():
+    text, arms = json.dumps(asked()["08"]), measured_arms()
+    assert (of_one_seed(arms).count(1), of_one_seed(arms).count(-1), len(of_one_seed(arms))) == (3, 2, 8)
+    assert "Of the lesson's eight seeds three said that rank 64 is better, and two that rank 4 is." in text
+    low, high = interval_of_mean(*arms.apart("facts", "rank-64", "rank-4"))[1:]
+    assert low < 0 < high
+    assert arms.right("facts", "rank-4")[0].shape[1] == 432
+    assert "over 432 questions" in text
+    at = {rate: 100 * interval_of_mean(*arms.apart("form", "lora", "full", tried_at=rate))[0] for rate in (3e-4, 3e-3)}
+    assert -60 < at[3e-4] < -50
+    assert 60 < at[3e-3] < 70
+    assert "more than 50 points ahead at 0.0003, and more than 60 behind at 0.003" in text
+    behind = {
+        task: {interval_of_mean(*arms.apart(task, arm, "full"))[2] < 0 for arm in arms.of(task) if arm != "full"}
+        for task in arms.tasks
+    }
+    assert behind == {"form": {False}, "facts": {True}, "messages": {True}}
+    assert "On new facts and on messages into JSON, and not on a new form." in text
+    nf4 = arms.runs[arms.runs.arm == "nf4"].groupby("task")
+    assert (nf4.text_distance_after.mean() > nf4.text_distance_before.mean()).all()
+    assert "On other text they ended farther apart on all three tasks." in text
+
+
 # --- schedules ----------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_schedule_for_an_hour_two_half_a_day_days_evenings_and_one_s_own_data():
+def test_there_is_a_schedule_for_an_hour_two_half_a_day_days_evenings_one_s_own_data_and_comparisons():
     assert [(one.name, one.minutes) for one in schedules()] == [
         ("One hour", 60), ("Two hours", 120), ("Half a day", 210), ("A day", 450), ("Five evenings", 450),
         ("A second day", 450), ("Five more evenings", 450),
         ("An afternoon on your own data", 180), ("Two evenings on your own data", 180),
+        ("An afternoon on comparisons", 180), ("Two evenings on comparisons", 180),
     ]  # fmt: skip
-    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5, 1, 2]
+    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5, 1, 2, 1, 2]
 
 
 def lessons_of(schedule) -> set[str]:
@@ -204,16 +236,18 @@ def lessons_of(schedule) -> set[str]:
     return {words[:2] for words, _ in schedule.runs}
 
 
-def test_every_lesson_is_taught_in_two_days_with_an_afternoon_and_in_twelve_evenings():
+def test_every_lesson_is_taught_in_two_days_with_two_afternoons_and_in_fourteen_evenings():
     by_name = {one.name: lessons_of(one) for one in schedules()}
     every = {lesson.stem[:2] for lesson in LESSONS}
-    days = ("A day", "A second day", "An afternoon on your own data")
-    evenings = ("Five evenings", "Five more evenings", "Two evenings on your own data")
+    days = ("A day", "A second day", "An afternoon on your own data", "An afternoon on comparisons")
+    evenings = (
+        "Five evenings", "Five more evenings", "Two evenings on your own data", "Two evenings on comparisons",
+    )  # fmt: skip
     assert set().union(*(by_name[name] for name in days)) == every
     assert set().union(*(by_name[name] for name in evenings)) == every
 
 
-def test_the_twelve_evenings_teach_every_section_that_is_taught():
+def test_the_fourteen_evenings_teach_every_section_that_is_taught():
     steps = [
         step
         for one in schedules()

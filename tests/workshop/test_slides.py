@@ -106,7 +106,7 @@ def test_a_small_table_is_a_slide_below_the_words_or_after_the_figure():
     assert section_slides("3 Blocks", [long, tabled(table_of(3))]) == [(f"## Blocks\n\n{table_of(3)}", "table")]
 
 
-@pytest.mark.parametrize("table", [table_of(9), table_of(2, 9), table_of(4, 2, "word " * 20), table_of(2, 2, "$x$")])
+@pytest.mark.parametrize("table", [table_of(10), table_of(2, 9), table_of(4, 2, "word " * 20), table_of(2, 2, "$x$")])
 def test_a_table_that_is_too_large_for_a_slide_is_none(table):
     assert section_slides("3 Blocks", [prose("## 3 Blocks\n\nwords"), tabled(table)]) == [
         ("## Blocks\n\nwords", "text")

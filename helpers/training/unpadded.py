@@ -1,0 +1,107 @@
+"""Batches without padding on every GPU: rows one behind the other, attention within each row, memory that is bounded."""
+
+import contextlib
+from itertools import pairwise
+from unittest.mock import patch
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+NAME = "row_by_row"  # among transformers' kinds of attention, once this file was imported
+
+
+def row_by_row(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **more):
+    """Causal attention within each row of a batch that TRL's padding-free collator made.
+
+    query [1, heads, tokens, size], key and value [1, heads or fewer, tokens, size]; `cu_seq_lens_q`, int32 [rows + 1], says
+    where rows begin and end, and `max_length_q` how long the longest is. Returns ([1, tokens, heads, size], None). On a GPU
+    the rows are a nested tensor, for which torch has a kernel on a T4 as well (the memory-efficient one); it builds no mask,
+    whose size grows with the square of all tokens. Elsewhere one row is computed after the other. A batch that says nothing
+    of rows is computed as transformers' sdpa does it. Raises ValueError for a window that is shorter than a row, and for a
+    softcap.
+    """
+    bounds, longest = more.pop("cu_seq_lens_q", None), more.pop("max_length_q", None)
+    if bounds is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
+    if more.get("softcap") is not None or longest > (more.get("sliding_window") or longest):
+        raise ValueError(f"attention row by row has no softcap, and no window shorter than a row of {longest} tokens")
+    if query.device.type == "cuda":
+        return _together(query, key, value, bounds, longest, dropout, scaling)[None], None
+    groups = query.shape[1] // key.shape[1]
+    states = (query, repeat_kv(key, groups), repeat_kv(value, groups))
+    outputs = [
+        scaled_dot_product_attention(*(x[:, :, a:b] for x in states), dropout_p=dropout, is_causal=True, scale=scaling)
+        for a, b in pairwise(bounds.tolist())
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _together(query, key, value, bounds, longest, dropout, scaling):
+    """All rows in one call of a GPU's kernel: [tokens, heads, size]. Nested tensors want as many key heads as query heads."""
+    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
+    heads = query.shape[1]
+    flat = [
+        states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
+        for states in flat
+    ]
+    nested = [
+        torch.nested.nested_tensor_from_jagged(x.contiguous(), bounds, min_seqlen=1, max_seqlen=longest) for x in flat
+    ]
+    rows = [states.transpose(1, 2) for states in nested]
+    output = scaled_dot_product_attention(*rows, dropout_p=dropout, is_causal=True, scale=scaling)
+    return output.transpose(1, 2).values()
+
+
+AttentionInterface.register(NAME, row_by_row)
+
+
+def pieces(batch: dict, max_tokens: int) -> list[dict]:
+    """A padding-free batch, cut between rows into as few pieces as its order allows, none longer than `max_tokens`.
+
+    A row that is longer by itself is a piece by itself.
+    """
+    bounds = batch["cu_seq_lens_q"].tolist()
+    cuts = [0]
+    for row in range(1, len(bounds)):
+        if bounds[row] - bounds[cuts[-1]] > max_tokens and row - 1 > cuts[-1]:
+            cuts.append(row - 1)
+    found = []
+    for first, last in pairwise([*cuts, len(bounds) - 1]):
+        a, b = bounds[first], bounds[last]
+        piece = {name: batch[name][:, a:b] for name in ("input_ids", "labels", "position_ids")}
+        ends = batch["cu_seq_lens_q"][first : last + 1] - a
+        longest = max(end - begin for begin, end in pairwise(bounds[first : last + 1]))
+        piece |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+        found.append(piece | {"seq_idx": batch["seq_idx"][:, a:b] - first})
+    return found
+
+
+@contextlib.contextmanager
+def unpadded(trainer, max_tokens: int):
+    """Inside this context, an SFTTrainer with `padding_free=True` goes through its batches row by row, in bounded memory.
+
+    Rows do not see each other (`row_by_row`), and at most `max_tokens` tokens go through the model at once: a longer batch is
+    cut between rows into pieces, one after the other. TRL divides the loss by the labels of the whole step, so losses and
+    gradients are those of padded batches of the same rows, up to rounding. For Llama's kind of model on one GPU. Rows have to
+    be cut at their greatest length before: TRL refuses `max_length` beside `padding_free`.
+    """
+    if not trainer.padding_free:
+        raise ValueError("set SFTConfig(padding_free=True, max_length=None): these batches have padding")
+    model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.training_step
+    model, before = model.get_base_model(), trainer.model.config._attn_implementation
+
+    def in_pieces(model, batch, num_items_in_batch=None):
+        if batch["input_ids"].shape[1] <= max_tokens:
+            return step(model, batch, num_items_in_batch)
+        if num_items_in_batch is None:
+            raise ValueError("the loss is not divided by the labels of the whole step, so a batch cannot be cut")
+        return sum(step(model, piece, num_items_in_batch) for piece in pieces(batch, max_tokens))
+
+    model.set_attn_implementation(NAME)
+    try:
+        with patch.object(trainer, "training_step", in_pieces):
+            yield
+    finally:
+        model.set_attn_implementation(before)

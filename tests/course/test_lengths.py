@@ -1,0 +1,129 @@
+"""The scripts that measure rows of real lengths: the rows, what is made of the steps, and processes that fail or hang."""
+
+import json
+import statistics
+import sys
+
+import pytest
+
+from tests.scripts import measuring_script
+
+ml = measuring_script("measure_lengths")
+quality = measuring_script("lengths_quality")
+unsloth = measuring_script("compare_unsloth")
+
+
+def test_lengths_are_the_distribution_and_the_same_each_time():
+    found = ml.lengths()
+    assert found == ml.lengths()
+    assert found != sorted(found)
+    assert (len(found), statistics.median(found)) == (256, 95)
+    assert min(found) == 40
+    assert 380 < max(found) <= 510
+    padded = sum(4 * max(found[i : i + 4]) for i in range(0, 256, 4))
+    assert 0.3 < 1 - sum(found) / padded < 0.42
+
+
+def test_every_way_has_sixteen_rows_a_step_and_says_its_longest_batch():
+    for name, way in ml.WAYS.items():
+        assert way.packing or way.batch * way.accumulation == ml.PER_STEP, name
+        rows, tokens = way.longest()
+        assert rows * tokens == (2048 if way.packing or way.batch == 4 else way.batch * 512), name
+        told = way.config()
+        assert (told["max_length"] is None) == way.padding_free, name
+    for name, (rows, way, *_) in (unsloth.OURS | unsloth.THEIRS).items():
+        assert way.packing or way.batch * way.accumulation == (8 if rows["one_length"] else 16), name
+
+
+def step(epoch, tokens, seconds, busy=None, shapes=0, rows=16):
+    made = {"epoch": epoch, "tokens": tokens, "computed": 2 * tokens, "step_s": seconds, "shapes": shapes, "rows": rows}
+    return made | ({"busy_s": busy} if busy else {})
+
+
+def test_steps_that_warm_up_or_record_are_left_out():
+    first = [step(1, 100, 9.0), step(1, 100, 9.0), step(1, 100, 1.0), step(1, 100, 2.0), step(1, 100, 0.5, shapes=1)]
+    second = [step(2, 100, 1.0, busy=0.5), step(2, 300, 1.0, busy=1.5), step(2, 100, 1.0, busy=7.0, shapes=1)]
+    found = ml.summary(first + second)
+    assert found["tokens_per_clock_s"] == statistics.median([100, 50])
+    assert found["tokens_per_busy_s"] == 400 / 2
+    assert (found["clock_steps"], found["busy_steps"], found["padding"], found["rows_per_step"]) == (2, 2, 0.5, 16)
+    assert ml.summary([step(1, 100, 1.0)])["tokens_per_busy_s"] is None
+
+
+def test_a_pass_that_missed_a_row_is_an_error():
+    rows = {"input_ids": [[1] * 100, [1] * 50]}
+
+    class Rows(dict):
+        def __len__(self):
+            return 2
+
+    whole = [step(1, 100, 1, rows=1), step(1, 50, 1, rows=1), step(2, 150, 1, rows=2)]
+    assert ml.went_over_all(whole, Rows(rows))
+    with pytest.raises(AssertionError, match=r"pass 2 went over \(2, 149\)"):
+        ml.went_over_all([*whole[:2], step(2, 149, 1, rows=2)], Rows(rows))
+
+
+def test_a_process_that_fails_or_hangs_leaves_a_row_and_the_rest_goes_on(tmp_path, capsys):
+    measured = {"peak_allocated": 0, "tokens_per_busy_s": 2, "tokens_per_clock_s": 1, "padding": 0, "longest": None}
+    row = json.dumps({"name": "right", "rules": "t4", "error": None, "measured": measured})
+    programs = {
+        "right": f"import sys; sys.stdin.readline(); open(sys.argv[1], 'w').write({row!r})",
+        "crash": "raise SystemExit('no such kernel')",
+        "hang": "import time; time.sleep(60)",
+    }
+    names = ["crash", "hang", "right"]
+    jobs = [{"name": name, "rules": "t4", "result": str(tmp_path / f"{name}.json")} for name in names]
+    out = tmp_path / "rows.jsonl"
+
+    def command(job):
+        return [sys.executable, "-c", programs[job["name"]], job["result"]]
+
+    ml.in_turn(jobs, command, out, timeout=8, seconds=1000)
+    rows = {row["name"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert list(rows) == names
+    assert "no such kernel" in rows["crash"]["error"]
+    assert "given up after 8 seconds" in rows["hang"]["error"]
+    assert rows["right"]["error"] is None
+    assert ml.have(out) == {("t4", "right")}
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    ml.in_turn(jobs, command, out, timeout=8, seconds=-1)  # no time: nothing is begun
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_quality_is_compared_seed_by_seed():
+    rows = [
+        {"way": way, "seed": seed, "heldout_loss": {"task": 1 + seed + more}}
+        for way, more in (("padded", 0.0), ("sorted", 0.1), ("packed", 0.0))
+        for seed in range(5)
+    ]
+    rows[-1]["heldout_loss"]["task"] += 0.5
+    lines = quality.compare(rows)
+    assert "+0.1000 beside padded (95%: +0.1000 to +0.1000)" in lines[1]
+    assert "+0.1000 beside padded (95%: -0.1776 to +0.3776)" in lines[2]
+    assert len(lines) == 3
+
+
+def test_unsloth_is_shown_both_ways_round(tmp_path, capsys):
+    def row(name, busy, clock, error=None):
+        return {
+            "name": name,
+            "rules": "t4",
+            "error": error,
+            "measured": {"tokens_per_busy_s": busy, "tokens_per_clock_s": clock},
+        }
+
+    rows = [row("ours, real", 300, 100), row("Unsloth, real", 100, 150), row("Unsloth, real, kept", 200, 50)]
+    out = tmp_path / "rows.jsonl"
+    out.write_text("\n".join(map(json.dumps, [*rows, row("Unsloth, real, packed", 900, 900, "out of memory")])))
+    unsloth.show(out)
+    busy, clock = capsys.readouterr().out.splitlines()
+    assert "ours 300 tokens/s, Unsloth, real, kept 200: ours is 1.50 times as fast, Unsloth 0.67 times" in busy
+    assert "ours 100 tokens/s, Unsloth, real 150: ours is 0.67 times as fast, Unsloth 1.50 times" in clock
+
+
+def test_unsloths_folder_is_seen_by_its_processes_alone(tmp_path):
+    job = {"side": "Unsloth", "scratch": "/scratch", "budget": 2048}
+    found = unsloth.environment(job, str(tmp_path))
+    assert found["PYTHONPATH"] == str(tmp_path)
+    assert found["UNSLOTH_TOKEN_BUDGET"] == "2048"
+    assert unsloth.environment(job | {"side": "ours"}, str(tmp_path)) == {"HF_HUB_OFFLINE": "1"}
