@@ -37,10 +37,12 @@ settings = run.settings
 # %% [markdown]
 # ## What came out
 #
+# In short, and in few steps: on a new form of answer every adapter did better than full fine-tuning. On new facts and on messages to be turned into JSON every one did worse. What 4 bits cost beside plain LoRA changed from task to task.
+#
 # Ten ways to fine-tune a model were measured for this lesson. Each way is called an *arm*. Three tasks were taken, the first two with the course's small model, the third with a real chat model, SmolLM2-135M-Instruct, and five of the arms:
 #
-# - **form**: 32 instructions and their answers. The model knows the facts already and learns the form of the answer. It is then asked about things that none of the 32 rows named.
-# - **facts**: 288 rows about 48 invented countries, of which the model knows nothing. Capital, currency and language of each are learned in two ways to ask, and asked for in three others.
+# - **form**: 32 instructions and their answers. The model knows the facts already and learns the form of the answer. It is then asked 480 questions about things that none of the 32 rows named.
+# - **facts**: 288 rows about 48 invented countries, of which the model knows nothing. Capital, currency and language of each are learned in two ways to ask, and asked for in three others: nine questions for each country, 432 in all.
 # - **messages**: lesson 07's task. The chat model turns messages into JSON fields, and is then given the 240 held-out messages of lesson 07. An answer counts if every field is right.
 #
 # One row of each that is learned, and one that is asked:
@@ -49,7 +51,7 @@ settings = run.settings
 # |---|---|---|
 # | form | What is the two-letter code of Haiti? **HT** | Name the currency of Belarus. **ruble** |
 # | facts | What is the capital of Chaklosk? **Dis** | Which city is the capital of Chaklosk? **Dis** |
-# | messages | hi all, are you looking for staff at your eskisehir location? the front tyre is flat. thank you! ioana **{"name":"Ioana","request":"ask","place":"Eskisehir","day":null,"time":null}** | a message of another sentence, name and town |
+# | messages | hi all, are you looking for staff at your eskisehir location? the front tyre is flat. thank you! ioana **{"name":"Ioana","request":"ask","place":"Eskisehir","day":null,"time":null}** | Any chance to come at 5:00 pm this Monday with the team in Kumasi rather than Saturday? Sincerely Mrs Fonseca **{"name":"Fonseca","request":"move","place":"Kumasi","day":"Monday","time":"17:00"}** |
 #
 # Everything but the arm was the same: rows, their order, the number of steps, and how the learning rate was chosen (section 7). What would be compared was written down and committed before the first run
 # (`measurements/quality_design.toml`). Each arm was trained with eight [seeds](../site/glossary.md#seed), on messages with five. A seed decides the order of the rows, the random start of the adapters, and on the task *form* also which 32 rows are learned.
@@ -89,7 +91,7 @@ show(figure, alt="The arms with intervals: on facts full fine-tuning is near 100
      "56% and 42%; on the form all adapters lie above full fine-tuning")  # fmt: skip
 
 # %% [markdown]
-# How to read it: a mark is the mean over the seeds, and the line through it is its 95% interval. Two intervals that overlap do *not* say that the arms are alike, since what is hard for one is hard for the other too: section 3 compares them question by question. A **hollow** mark means that the learning rate which was
+# How to read it: a mark is the mean over the seeds, and the line through it is its 95% interval. The three scales differ, and none begins at zero. Two intervals that overlap do *not* say that the arms are alike, since what is hard for one is hard for the other too: section 3 compares them question by question. A **hollow** mark means that the learning rate which was
 # chosen for this arm is the smallest or largest that was tried (full fine-tuning 0.0001 to 0.003, adapters 0.0003 to 0.01, on messages full fine-tuning from 0.00003 to 0.001). A better one may lie beyond, so this arm may look worse than it is.
 #
 # The arms: *QLoRA* is LoRA on a base in 4 bits (NF4 or FP4, lesson 01), and *LoRA on 8 bits* is the same on a base in 8. *Attention alone* puts adapters on q, k, v and o only, with a larger rank, so that as many numbers are trained. [rsLoRA](../site/glossary.md#rslora) and
@@ -283,7 +285,7 @@ verdict("one seed alone can say 'different' in either direction, where all eight
         1 in surely and -1 in surely and words["all eight"] == "cannot tell")  # fmt: skip
 
 # %% [markdown]
-# Three seeds say that rank 64 is better, two that rank 4 is. Each of these five intervals lies clear of zero. Each says something true of its own two runs, and too little of rank 64 and rank 4. An interval covers what was drawn anew to make it, and nothing else. So always ask of an interval: *over what?*
+# Three seeds say that rank 64 is better, two that rank 4 is. Each of these five intervals lies beside zero. Each says something true of its own two runs, and too little of rank 64 and rank 4. An interval covers what was drawn anew to make it, and nothing else. So always ask of an interval: *over what?*
 #
 # ### What pairing is worth
 #
@@ -306,14 +308,14 @@ table({"unpaired": (*(100 * end for end in wide), says(*wide)), "paired": (*(100
       "{:+.1f}", columns=("LoRA on 8 bits minus LoRA, form", "from", "to", "says"))  # fmt: skip
 
 # %% [markdown]
-# The same runs, and another word. Unpaired they cannot tell, and paired they show that the two are equivalent.
+# The same runs, and another word. Unpaired they cannot tell, and paired they show that the two are equivalent. (This pair is the extreme, since its two arms make nearly the same mistakes. For QLoRA and LoRA on messages the interval becomes only a third narrower.)
 #
 # ## 4 Five comparisons
 #
 # These five were written into the design before anything was measured, each with what is subtracted from what. That matters: from ten arms one can make 45 pairs, and some of these would look different by luck.
 
 # %% [markdown]
-# One more thing. Eight seeds are few, and five are fewer, and a bootstrap of so few comes out too narrow. So each "different" gets a second look, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers.
+# One more thing. Eight seeds are few, and five are fewer, and a bootstrap of so few comes out too narrow. So each "different" gets a second look, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers. It asks about other seeds only and takes the questions as they are, so where the questions matter more it may come out narrower. A difference should stand up to both.
 
 # %% tags=["student"]
 t_point = {5: 2.776, 8: 2.365}  # 95% of Student's t with 4 and 7 degrees of freedom lie within so much of zero
@@ -367,9 +369,9 @@ verdict("of seven differences one is not there by Student's t: QLoRA minus LoRA 
 # - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. "Within 1 or 2%" can be said of none of them.
 # - **What 4 bits cost:** on the form we cannot tell. On messages QLoRA's mean is lower, and zero lies just outside of the interval, but not by Student's t, and of thirteen intervals one may well miss zero by luck. So there we cannot tell either. (The held-out *loss* of QLoRA is higher in all five seeds; we looked at that afterwards.) On the facts QLoRA is *ahead* of
 #   LoRA. This holds for this one rounding of this one model: seeds and questions were drawn anew, and the rounded weights were not.
-# - **The kind of 4 bits:** we cannot tell NF4 from FP4 on any task. (On the form the t columns of this row and of the one before miss zero by a little. They ask about other seeds only, and take the questions as they are.)
-# - **The rank:** we cannot tell rank 64 from rank 4 on either task, for the reason that section 3 has shown, and for another one that comes in section 5.
-# - **All linear layers, or attention alone:** different on both tasks, in opposite directions. On the facts attention alone is nearly lost, at a rate on the edge of what was tried. On the form it is ahead.
+# - **The kind of 4 bits:** we cannot tell NF4 from FP4 on any task.
+# - **The rank:** we cannot tell rank 64 from rank 4 on either task, for the reason that section 3 has shown.
+# - **All linear layers, or attention alone:** different on both tasks, in opposite directions. On the facts attention alone is nearly lost, at a rate on the edge of what was tried. On the form it is ahead. Why, we do not know.
 #
 # Is nothing equivalent, then? One pair is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell. The pair was not among the five, so take it as something to try again.
 
@@ -383,7 +385,7 @@ table({task: [100 * x for x in interval] for task, interval in eight.items()}, "
 # %% [markdown]
 # ## 5 Where LoRA loses, and where it does not
 #
-# Now every arm beside full fine-tuning. (These pairs were not planned either, but for QLoRA with NF4. All but rsLoRA's lie so far from zero on the facts that it makes no difference there.)
+# Now every arm beside full fine-tuning. (Of these pairs only QLoRA's with NF4 was planned. Most lie so far from zero on the facts that this hardly matters. Take rsLoRA's there with more care, and all of those on the form.)
 
 # %%
 panels = {}
@@ -406,7 +408,7 @@ table({name: [100 * panels[task][name][0] if name in panels[task] else "" for ta
       "{:+.1f}", columns=("minus full fine-tuning", *panels))  # fmt: skip
 
 # %% [markdown]
-# **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. With attention alone it is one in seven. Its mark is hollow, and its loss was still falling at the largest rate, so some of that may be the rate. DoRA's low score may have
+# **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. The number alone is not the reason: rank 4 has a quarter of that and rank 64 four times as many, and they score much the same. With attention alone it is one in seven. Its mark is hollow, and its loss was still falling at the largest rate, so some of that may be the rate. DoRA's low score may have
 # another reason: see section 7.
 #
 # **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32 and eight times as many steps, and came to 85%. How far full fine-tuning
@@ -421,7 +423,7 @@ costs = (
 costs[["peak_bytes", "saved_bytes"]] /= 1e9
 costs.index = [arms.named(arm) for arm in costs.index]
 table(
-    costs.rename(columns={"peak_bytes": "peak, GB", "saved_bytes": "saved, GB", "train_seconds": "training, s"}),
+    costs.rename(columns={"peak_bytes": "peak, GB", "saved_bytes": "file, GB", "train_seconds": "training, s"}),
     "{:.2f}",
     score="{:.0%}",
 )
@@ -451,7 +453,7 @@ print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * low
 # Two things were measured before and after each training. *Recall*: of other facts that no run trains, how many does the model say when asked in plain words? (Of the small model these are 512 facts that it knew, of the chat model the capitals of countries, of which it knew a quarter.) *[Perplexity](../site/glossary.md#perplexity)*: how surprised is it by other text? (1 would be no surprise. For the small model it is new text of the kind that it was made from, for the chat model Python's help pages.)
 
 # %%
-some = ["full", "lora", "nf4", "attention", "rslora-64"]
+some = ["full", "lora", "nf4", "fp4", "int8", "attention", "rslora-64"]
 shown = runs[runs.arm.isin(some)].assign(arm=runs.arm.map(arms.named))
 columns = ["learning_rate", "score", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
 means = shown.groupby(["task", "arm"], sort=False)[columns].mean()
@@ -466,7 +468,7 @@ table(
 )
 
 # %% [markdown]
-# Look first at what stands *before* training. On the chat model the rounding alone takes five points of recall and raises the perplexity by a third. On the small model it takes nearly nothing.
+# Look first at what stands *before* training. On the chat model the rounding to NF4 alone takes five points of recall and raises the perplexity by a third, and the rounding to FP4 takes twenty points and raises it by nearly half. (That is one base, so no interval belongs to it.) On the small model either takes nearly nothing.
 #
 # On the **facts** no arm leaves the old facts where they can be said. LoRA and QLoRA of rank 16 keep the language, though their perplexity doubles. Full fine-tuning loses it altogether, and so do two adapters, rsLoRA with its large scale and attention alone with its large rate. But look at the learning rate of full fine-tuning. It was chosen by
 # the loss on the task alone, on the edge of what was tried. At a third of that rate the loss was nearly as low, and what would have been forgotten there nobody has measured. So this says what happens to those who choose by the task alone. It does not say that full fine-tuning must forget.
@@ -486,7 +488,8 @@ table({name: (*interval_of_mean(more.to_numpy()[:, None], [0]), *by_seeds(more.t
       "{:+.1f}", columns=("lost by LoRA minus lost by full fine-tuning", "mean", "from", "to", "t: from", "t: to"))  # fmt: skip
 
 # %% [markdown]
-# "LoRA forgets less" is a finding about large models and long trainings (section 9). Here LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is what matters here: on the form rsLoRA had full fine-tuning's own rate, scores as LoRA does, and recalls as much as full fine-tuning.
+# "LoRA forgets less" is a finding about large models and long trainings (section 9). Here LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason: on the form rsLoRA had full fine-tuning's own rate, scores as LoRA does, and recalls as much as full fine-tuning. It cannot be the only one, since FP4 had LoRA's rate and recalls more than LoRA. And on messages full fine-tuning and 8 bits name *more* capitals after training than before, so of a chat model this
+# recall is no clean measure of what was forgotten.
 #
 # ## 7 The learning rate, and two traps
 #
@@ -494,12 +497,14 @@ table({name: (*interval_of_mean(more.to_numpy()[:, None], [0]), *by_seeds(more.t
 
 # %%
 lines = {}
-for arm in ("lora", "full", "rank-64", "rslora-64"):
+for arm in ("full", "lora"):
     tried = tries[(tries.task == "form") & (tries.arm == arm)]
     lines[arms.named(arm)] = (tried.learning_rate, 100 * tried.score)
 figure = curves(lines, "At 0.0003 full fine-tuning is far ahead of LoRA, at 0.003 far behind",
-                "learning rate, the same for all (form)", "answered right (%)")  # fmt: skip
+                "learning rate, the same for both (form)", "answered right (%)", colours=("orange", "green"))  # fmt: skip
 figure.axes[0].set_xscale("log")
+ticks = sorted(tries[tries.task == "form"].learning_rate.unique())
+figure.axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 show(
     figure,
     alt="Score over learning rate on the form: full fine-tuning peaks at 0.0003, LoRA at 0.001; the curves cross",
@@ -521,17 +526,17 @@ table(rows, "{:+.1f}", columns=("LoRA minus full fine-tuning, form", "points", "
 # %% [markdown]
 # (The first three rows have one seed, other than those of the first figure, and other questions, so their intervals cover the choice of questions only.) With one rate for all you can prove what you like, and with an interval that lies far from zero. A comparison that does not say how each method got its learning rate says nothing.
 #
-# **Second trap: the choice itself is not in the interval.** All eight runs of an arm have the rate that one try has chosen. If that choice was unlucky, eight seeds repeat it. Look at DoRA on the facts, and at full fine-tuning beside it:
+# **Second trap: the choice itself is not in the interval.** All eight runs of an arm have the rate that one try has chosen. If that choice was unlucky, eight seeds repeat it. Look at DoRA on the facts, with LoRA and full fine-tuning beside it:
 
 # %%
 then = runs[(runs.task == "facts") & (runs.arm == "dora")]
 low, high = then.score.min(), then.score.max()
 print(f"DoRA at {then.learning_rate.iloc[0]:g}: the eight seeds score from {low:.0%} to {high:.0%}")
-tried = tries[(tries.task == "facts") & tries.arm.isin(["dora", "full"])]
+tried = tries[(tries.task == "facts") & tries.arm.isin(["dora", "lora", "full"])]
 table(tried[["arm", "learning_rate", "loss", "score"]], "{:.3f}", learning_rate="{:g}", score="{:.0%}")
 
 # %% [markdown]
-# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the first figure tells you next to nothing of DoRA at any other.
+# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. At the smaller one, which is LoRA's, DoRA's try scored as LoRA's did. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the first figure tells you next to nothing of DoRA at any other.
 #
 # So these arms are to be read with care, since their rate lies at the edge of what was tried: on the facts full fine-tuning, attention alone and DoRA, and on the form rsLoRA.
 
@@ -573,7 +578,7 @@ table(twins[["answers_distance_after", "text_distance_after"]].mean(), "{:.3f}",
       columns=("two LoRA runs of different seeds", "answers", "text"))  # fmt: skip
 
 # %% [markdown]
-# On the answers that it was trained to give, NF4 comes nearer on two of the three tasks: on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles. On *other* text it grows on all three. So an adapter does not undo the rounding. It can learn the task in spite of it, and
+# On the answers that it was trained to give, NF4 comes nearer on two of the three tasks: on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles. On *other* text it grows on all three. So an adapter does not undo the rounding everywhere. It can learn the task in spite of it, and
 # elsewhere the two models drift apart. Even what looks like repair may have another cause, since after training both models are surer of their answers, and sure models that agree lie close together. And a small distance is no score: on messages, where it shrinks most, the mean score of QLoRA is still the lower one.
 #
 # The last table is the yardstick: two LoRA runs whose seeds differ. On the small model they lie farther apart than QLoRA and LoRA of one seed do, on both tasks (on the form another seed also means other rows). There another seed changes more than the rounding does. On messages another seed and the rounding change the
@@ -723,7 +728,7 @@ check("08.4", seeds_needed)
 # help against a difference that comes from few questions.
 # </details>
 #
-# **5. Predict, then run** (5 minutes, ••). Section 7 gave LoRA and full fine-tuning one learning rate for both, on the task *form*. Now the task *facts*, both at 0.001. On the form LoRA was ahead there. How many points is LoRA ahead of full fine-tuning on the facts? Negative if it is behind. The tables of section 7 hold half of the answer, and DoRA is LoRA with one change. The check looks it up, and takes what is within 15 points.
+# **5. Predict, then run** (5 minutes, ••). Section 7 gave LoRA and full fine-tuning one learning rate for both, on the task *form*. Now the task *facts*, both at 0.001. On the form LoRA was ahead there. How many points is LoRA ahead of full fine-tuning on the facts? Negative if it is behind. Guess first; the tables of section 7 help those who look. The check looks it up, and takes what is within 15 points.
 
 # %%
 my_guess = ...
@@ -742,7 +747,7 @@ check("08.5", my_guess)
 #
 # **6. Decide** (10 minutes, ••). Somebody writes about this lesson. Which of these sentences are stronger than what was measured? Give their letters, as a text such as `"AB"`.
 #
-# - A: On this model and these new facts, full fine-tuning at its chosen rate scored higher than LoRA, by more than 20 points.
+# - A: On this model and these new facts, in 80 steps, full fine-tuning at its chosen rate scored higher than LoRA, by more than 20 points.
 # - B: NF4 and FP4 are equally good on the form, since the interval of their difference holds zero.
 # - C: In these runs on the form, LoRA on 8 bits is within two points of LoRA.
 # - D: Quantizing the base to NF4 makes models better at learning facts.

@@ -190,11 +190,14 @@ def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label=
     return figure
 
 
-def curves(series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False):
-    """Lines: `series` maps a label to (xs, ys). `log`: of y. `doubling`: equal steps to the right multiply x equally."""
+def curves(series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False, colours=tuple(COLOURS)):
+    """Lines: `series` maps a label to (xs, ys). `log`: of y. `doubling`: equal steps to the right multiply x equally.
+
+    `colours`: the names of the lines' colours in turn, where the same things have theirs in other figures.
+    """
     figure, ax = axes(title, x, y)
-    for (label, (xs, ys)), colour, mark in zip(series.items(), PALETTE, "osD^vPX*", strict=False):
-        ax.plot(xs, ys, color=colour, marker=mark, markersize=4, label=label)
+    for (label, (xs, ys)), colour, mark in zip(series.items(), colours, "osD^vPX*", strict=False):
+        ax.plot(xs, ys, color=COLOURS[colour], marker=mark, markersize=4, label=label)
     if log:
         ax.set_yscale("log")
     if doubling:

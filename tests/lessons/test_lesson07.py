@@ -4,6 +4,7 @@ import copy
 import csv
 import html
 import json
+import math
 import random
 import re
 import sys
@@ -321,6 +322,25 @@ def test_what_the_lesson_trains_by_itself_is_a_thirty_second_part():
     assert (row["steps"], row["batch"], row["rank"], row["learning_rate"]) == (480, 16, 32, 1e-3)
     assert row["learned"] == 3840
     assert 150 < row["train_clock_seconds"] < 210  # "three minutes"
+
+
+def test_what_the_added_sentences_changed_and_what_the_added_names_did_not():
+    """Two shares of 120 rows each: two standard errors of their difference stand for what chance explains."""
+    (first,), (more,) = measured("the first 52 sentences"), measured("all sentences")
+
+    def errors(of):
+        one, two = of(first), of(more)
+        return (two - one) / math.sqrt((one * (1 - one) + two * (1 - two)) / first["rows"])
+
+    assert round(100 * (more["fields"]["request"] - first["fields"]["request"])) == 10
+    assert errors(lambda row: row["fields"]["request"]) > 2
+    assert abs(errors(lambda row: row["right"])) < 2
+    assert -2 < errors(lambda row: row["fields"]["time"]) < 0
+    (before,), (after,) = measured("first result", "by hand"), measured("result", "by hand")
+    assert after["fields"]["place"] == before["fields"]["place"]
+    changed = [name for name in ("rank", "learning_rate", "batch", "epochs") if before[name] != after[name]]
+    assert changed == ["rank", "learning_rate", "batch", "epochs"]
+    assert {after["steps"] / row["steps"] for row in measured("curve")} == {2}
 
 
 def test_more_different_rows_were_better_at_every_point_of_the_curve():
