@@ -1,10 +1,10 @@
 """What a training needs beside the libraries: cures, faster layers, graphs, and advice when memory runs out."""
 
 from helpers.training.cures import Cures
-from helpers.training.finite import stop_when_not_finite
+from helpers.training.finite import require_finite_logits, stop_when_not_finite
 from helpers.training.fused_lora import fuse_lora
 from helpers.training.graphs import recorded
-from helpers.training.out_of_memory import OutOfMemory, explained
+from helpers.training.out_of_memory import explained
 from helpers.training.planning import plan_training
 from helpers.training.several import Way
 from helpers.training.workarounds import (
@@ -28,7 +28,7 @@ __all__ = [
     "fewer_walks",  # walk over the modules once a run, not once a step
     "fuse_lora",  # adapters of one input as one operation
     "recorded",  # CUDA graphs of a training step
+    "require_finite_logits",  # no training from a model that overflows
     "stop_when_not_finite",  # no training beyond a loss that is no number
-    "OutOfMemory",  # the error raised in place of torch's, with what to change
-    "explained",  # turns an out-of-memory error into that advice
+    "explained",  # an out-of-memory error with the advice what to change
 ]

@@ -137,7 +137,8 @@ def test_lesson_07_trains_a_7b_shape_with_a_chat_template_within_a_t4(tmp_path, 
 
 def test_a_real_out_of_memory_is_explained_and_leaves_the_gpu_as_it_was():
     from helpers.memory import GPUS, RunSpec
-    from helpers.training import OutOfMemory, explained
+    from helpers.training import explained
+    from helpers.training.out_of_memory import OutOfMemory
 
     def train():
         held = [torch.empty(2**28, device="cuda")]

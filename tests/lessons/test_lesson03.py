@@ -27,9 +27,9 @@ from helpers.models import BUNDLED_MODEL, PRESETS, Model, bundled, recipe_for
 from helpers.quick import forget_side_runs, killed_side_run, side_run
 from helpers.records import measured_runs
 from helpers.saving import CheckpointError, checkpoint_folder, require_login
-from helpers.training import Cures, OutOfMemory, explained, plan_training
+from helpers.training import Cures, explained, plan_training
 from helpers.training.cures import CURES, NEEDED
-from helpers.training.out_of_memory import explain, ladder, ran_out
+from helpers.training.out_of_memory import OutOfMemory, explain, ladder, ran_out
 from tests.cells import lesson_cell
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
