@@ -35,6 +35,7 @@ linkcheck_retries = 2
 linkcheck_workers = 4
 
 html_theme = "furo"
+smartquotes = False  # the cures hold code, which has to be pasted as it stands
 html_title = "QLoRA by doing it"
 templates_path = ["templates"]
 html_static_path = ["static"]

@@ -329,6 +329,13 @@ def test_the_calculator_works_with_the_keyboard_and_its_settings_are_a_link(page
     assert page.locator("#link-to-this a").get_attribute("href").startswith("#model=qwen2.5-7b&method=full")
 
 
+@pytest.mark.parametrize("name", ["failures.html", "cheat-sheet.html"])
+def test_code_among_words_can_be_pasted(page, site, name):
+    """Quotes that a typesetter has turned are a SyntaxError in Python."""
+    opened(page, site, name)
+    assert not set("\u201c\u201d\u2018\u2019") & set(page.inner_text("article"))
+
+
 # --- on paper ---------------------------------------------------------------------------------------------------------
 
 
