@@ -92,12 +92,12 @@ figure = grouped_bars(list(by_hand.index), panels, "By hand, the place is what t
 show(figure, alt=f"By hand the place is right in {by_hand.place:.0f}%, and each other field in more of the answers")
 
 # %% [markdown]
-# The training had 480 steps of 16 rows and took three minutes on an H100 that was held to a T4's precision. On two CPU cores it would take about an hour.
+# The training had 480 steps of 16 rows and took three minutes on an H100 that was held to a T4's precision. On two CPU cores it would take more than an hour.
 #
 # By default a CPU trains the bundled model here, so that the lesson takes about a minute. That model cannot write JSON: in all that it has read there is no brace. So you work on the
 # workshop's file up to section 4. Then the bundled model gets rows of its own, questions with one word for an answer, and every step is the same.
 #
-# For the real chat model, fetch it with `python -m helpers model smollm2` and set `model_id = "smollm2-135m"`. On a CPU it then trains for two minutes on 240 rows. That is a thirty-second part of what the
+# For the real chat model, fetch it with `python -m helpers model smollm2` and set `model_id = "smollm2-135m"`. On a CPU it then trains for some minutes on 240 rows. That is a thirty-second part of what the
 # table above took, so expect a beginning and no more. For the whole, best on a GPU, set `max_steps = 480`, `batch_size = 16`, `rank = 32` and `learning_rate = 1e-3` as well.
 #
 # ## 1 Read your file, and look at it
