@@ -74,9 +74,7 @@ class Job:
             torch.cuda.set_device(own[0])
         here = machine.detect()
         if self.gpu_bytes is not None:
-            for gpu in own:
-                share = self.gpu_bytes / torch.cuda.get_device_properties(gpu).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, share), gpu)
+            machine.limit_memory(own, self.gpu_bytes)
         return Training(self, here, own).run(callbacks)
 
 

@@ -32,24 +32,7 @@ class Training:
     @property
     def spec(self) -> RunSpec:
         """The run as helpers.memory knows it."""
-        chosen, dtype = self.settings, self.here.dtype if self.here.device == "cuda" else "float16"
-        targets = chosen.target_modules
-        return RunSpec(
-            quant_type=chosen.quant_type,
-            double_quant=chosen.double_quant,
-            load_dtype=dtype,
-            compute_dtype=dtype,
-            rank=chosen.rank,
-            target_modules=targets if targets == "all-linear" else tuple(targets.split(",")),
-            lora_dropout=chosen.lora_dropout,
-            optimizer=chosen.optimizer,
-            batch_size=chosen.batch_size,
-            seq_len=chosen.max_length,
-            checkpoint_every=int(bool(chosen.checkpointing)),
-            checkpoint_offload=chosen.checkpointing == "offload",
-            attention_kernels="all" if self.here.native_bfloat16 else "t4",
-            repeat_kv=not self.here.native_bfloat16,
-        )
+        return RunSpec.of_settings(self.settings, not self.here.native_bfloat16)
 
     @property
     def gpu(self) -> str:

@@ -8,6 +8,7 @@ from helpers.machine.hardware import (
     choose_one_gpu,
     detect,
     gpus_of_driver,
+    limit_memory,
     own_gpus,
     peak_resident,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "detect",  # the machine that this process runs on
     "choose_one_gpu",  # take one of several GPUs, before CUDA starts
     "gpus_of_driver",  # the GPUs that the driver knows, asked without CUDA
+    "limit_memory",  # the most bytes that this process may take of its GPUs
     "own_gpus",  # those in sight that this process uses
     "ALL_GPUS",  # the environment variable that keeps what CUDA_VISIBLE_DEVICES was before
     "GIB",  # 2**30 bytes

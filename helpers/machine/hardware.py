@@ -148,6 +148,15 @@ def own_gpus() -> list[int]:
     return [rank] if int(os.environ.get("WORLD_SIZE", 1)) > 1 else list(range(torch.cuda.device_count()))
 
 
+def limit_memory(gpus: list[int], most: int) -> None:
+    """Let this process take so many bytes at most of each of these GPUs; of a smaller one, all that it has."""
+    import torch
+
+    for gpu in gpus:
+        total = torch.cuda.get_device_properties(gpu).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), gpu)
+
+
 def apply_t4_rules(gpus: list[int]) -> None:
     """Hold larger GPUs to what a T4 has: 14.56 GiB each, and no flash or cuDNN attention.
 
@@ -155,8 +164,6 @@ def apply_t4_rules(gpus: list[int]) -> None:
     """
     import torch
 
-    for gpu in gpus:
-        total = torch.cuda.get_device_properties(gpu).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, T4_BYTES / total), gpu)
+    limit_memory(gpus, T4_BYTES)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -224,9 +224,8 @@ class Divided(Step):
             self.drop_buffer(before)
             self.scatter(what, size)
         if back and isinstance(what, int):
-            if self.buffer is not None:
-                self.drop_buffer(self.buffer)
-                self.buffer = None
+            self.drop_buffer(self.buffer)
+            self.buffer = None
             if what or not self.shape.tied:
                 self.gather(self.layer if what else self.table)
 

@@ -127,6 +127,24 @@ class RunSpec:
         if self.checkpoint_offload and not self.checkpoint_every:
             yield "checkpoint_offload is True with checkpoint_every 0; offload needs checkpointing"
 
+    @classmethod
+    def of_settings(cls, settings, like_t4: bool, **more) -> "RunSpec":
+        """The run that a recipe's settings describe, by their names in a lesson; `more` are fields that they do not say.
+
+        `like_t4`: in float16, with a T4's attention kernels and keys and values repeated; else in bfloat16 with all kernels.
+        """
+        dtype, targets = "float16" if like_t4 else "bfloat16", settings.target_modules
+        said = {
+            "quant_type": settings.quant_type, "double_quant": settings.double_quant, "load_dtype": dtype,
+            "compute_dtype": dtype, "rank": settings.rank, "lora_dropout": settings.lora_dropout,
+            "target_modules": targets if targets == "all-linear" else targets.split(","),
+            "optimizer": settings.optimizer, "batch_size": settings.batch_size, "seq_len": settings.max_length,
+            "checkpoint_every": int(bool(settings.checkpointing)),
+            "checkpoint_offload": settings.checkpointing == "offload",
+            "attention_kernels": "t4" if like_t4 else "all", "repeat_kv": like_t4,
+        }  # fmt: skip
+        return cls(**said | more)
+
     @property
     def trained(self) -> int:
         """Bytes a value of what is trained: the adapters, or without them the model itself."""

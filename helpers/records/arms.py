@@ -65,7 +65,8 @@ class SideBySide:
 
     def of(self, task: str) -> list[str]:
         """The arms of a task of which there are runs, in the design's order."""
-        return [arm for arm in self.design["tasks"][task]["arms"] if self._found(task, arm, None)]
+        measured = set(self.runs[self.runs.task == task].arm)
+        return [arm for arm in self.design["tasks"][task]["arms"] if arm in measured]
 
     def right(self, task: str, arm: str, tried_at: float | None = None) -> tuple:
         """(which rows an arm answered right, which group each row belongs to), for evaluation's `interval_of_mean`.

@@ -163,7 +163,9 @@ def plan_training(model, machine, settings: SimpleNamespace, asked: dict, plain:
     values = SimpleNamespace(**(vars(settings) if own else vars(settings) | RECIPES["other"]))
     gpu, budget = (gpu_of(machine.name), machine.gpu_bytes) if on_gpu else ("t4", GPUS["t4"].total_bytes)
     liger = not plain and liger_layers(model.path, machine)
-    spec = _spec(values, not on_gpu or not machine.native_bfloat16, liger, plain)
+    like_t4 = not machine.native_bfloat16
+    more = {"repeat_kv": like_t4 and not plain, "fused_lora": values.lora_dropout == 0 and not plain}
+    spec = RunSpec.of_settings(values, like_t4, layer_kernels="liger" if liger else None, **more)
     rows = values.batch_size * values.gradient_accumulation
     name, config = (model.name, model.path) if own else (PRESETS[AUTO_LARGE].hub_id, PRESETS[AUTO_LARGE].shape)
     every, offload = int(bool(settings.checkpointing)), settings.checkpointing == "offload"
@@ -178,28 +180,6 @@ def plan_training(model, machine, settings: SimpleNamespace, asked: dict, plain:
     except CannotPredict as unknown:
         found.unknown = str(unknown)
     return found
-
-
-def _spec(values: SimpleNamespace, like_t4: bool, liger: bool, plain: bool) -> RunSpec:
-    dtype, targets = "float16" if like_t4 else "bfloat16", values.target_modules
-    return RunSpec(
-        quant_type=values.quant_type,
-        double_quant=values.double_quant,
-        load_dtype=dtype,
-        compute_dtype=dtype,
-        rank=values.rank,
-        target_modules=targets if targets == "all-linear" else targets.split(","),
-        lora_dropout=values.lora_dropout,
-        optimizer=values.optimizer,
-        batch_size=values.batch_size,
-        seq_len=values.max_length,
-        checkpoint_every=int(bool(values.checkpointing)),
-        checkpoint_offload=values.checkpointing == "offload",
-        attention_kernels="t4" if like_t4 else "all",
-        repeat_kv=like_t4 and not plain,
-        fused_lora=values.lora_dropout == 0 and not plain,
-        layer_kernels="liger" if liger else None,
-    )
 
 
 def _choices(asked: dict, rows_per_step: int, spec: RunSpec) -> dict:

@@ -20,6 +20,7 @@ from tests.scripts import measuring_script
 SOURCE = course.find_lesson("08").read_text(encoding="utf-8")
 PROSE = re.sub(r"\s*\n#\s+", " ", SOURCE)
 ARMS = measured_arms()
+BITS_OF = measuring_script("quality_run").bits_of
 TWO = ("form", "facts")
 
 
@@ -146,15 +147,18 @@ def own_result() -> dict:
 # --- plants: false rows ----------------------------------------------------------------------------------------------
 
 
+def answer(row, hits):
+    """Have a row say which questions were answered right."""
+    row["hits"], row["score"] = BITS_OF([bool(hit) for hit in hits]), float(hits.mean())
+
+
 def answered(task, arm, share, phase="runs", rate=None):
     """A plant: this arm's questions are answered right by so large a share, the same in each seed."""
 
     def plant(rows):
         for row in rows:
             if (row["phase"], row["task"], row["arm"]) == (phase, task, arm) and rate in (None, row["learning_rate"]):
-                hits = numpy.random.default_rng(1).random(row["rows"]) < share
-                bits = "".join("01"[int(hit)] for hit in hits) + "0" * (-len(hits) % 4)
-                row["hits"], row["score"] = f"{int(bits, 2):0{len(bits) // 4}x}", float(hits.mean())
+                answer(row, numpy.random.default_rng(1).random(row["rows"]) < share)
 
     return plant
 
@@ -180,8 +184,7 @@ def slightly(task, arm, other):
             if (row["phase"], row["task"], row["arm"]) == ("runs", task, arm):
                 hits = hits_of(row)
                 hits[numpy.flatnonzero(hits == 0)[:5]] = 1
-                bits = "".join("01"[int(hit)] for hit in hits) + "0" * (-len(hits) % 4)
-                row["hits"], row["score"] = f"{int(bits, 2):0{len(bits) // 4}x}", float(hits.mean())
+                answer(row, hits)
 
     return plant
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.saving import checkpoint_fault, last_complete_checkpoint
+from tests.saving.cutting import cut
 
 OF_EACH = ["rng_state_{}.pth", "parts_{}.safetensors"]
 
@@ -37,12 +38,7 @@ def test_a_whole_one_is_taken_by_as_many_processes_as_wrote_it(checkpoints):
 @pytest.mark.parametrize("name", [one.format(rank) for one in OF_EACH for rank in range(2)])
 @pytest.mark.parametrize("keep", [None, 0.0, 0.5, 0.98])
 def test_a_process_that_had_not_written_its_own_file_is_noticed(checkpoints, name, keep):
-    file = checkpoints / "checkpoint-4" / name
-    content = file.read_bytes()
-    if keep is None:
-        file.unlink()
-    else:
-        file.write_bytes(content[: int(keep * len(content))])
+    cut(checkpoints / "checkpoint-4" / name, keep)
     fault = checkpoint_fault(checkpoints / "checkpoint-4", 2)
     assert name in fault
     assert ("missing" if keep is None else "cut off") in fault

@@ -16,6 +16,7 @@ import pytest
 from helpers import COURSE_ROOT
 from helpers.files import safetensors_header
 from helpers.saving import checkpoint_fault, last_complete_checkpoint
+from tests.saving.cutting import cut
 
 STEPS, EVERY = 10, 2
 RUN = f"""
@@ -100,12 +101,7 @@ def test_the_newest_whole_checkpoint_is_taken_by_number_not_by_name(checkpoints)
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("keep", [None, 0.0, 0.5, 0.98])
 def test_a_half_written_checkpoint_is_passed_over(checkpoints, name, keep):
-    file = checkpoints / "checkpoint-4" / name
-    content = file.read_bytes()
-    if keep is None:
-        file.unlink()
-    else:
-        file.write_bytes(content[: int(keep * len(content))])
+    cut(checkpoints / "checkpoint-4" / name, keep)
     fault = checkpoint_fault(checkpoints / "checkpoint-4")
     assert name in fault
     assert ("missing" if keep is None else "cut off") in fault
