@@ -4,7 +4,13 @@ Importing it is cheap: torch and its friends are imported where they are first n
 """
 
 import os
+import sys
 from pathlib import Path
+
+if sys.version_info < (3, 11):  # noqa: UP036 (files are imported, too, that nobody installed)
+    raise SystemExit(
+        f"Python {sys.version.split()[0]} is too old: install Python 3.11, 3.12 or 3.13, and make the environment again"
+    )
 
 # Idle OpenMP threads sleep instead of spinning. With another busy process on two cores, spinning made training of the
 # bundled model several times slower. It must be set before torch loads its OpenMP, so lessons import helpers first.

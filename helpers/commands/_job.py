@@ -23,6 +23,8 @@ PARAMETERS = {
 }  # fmt: skip
 OWN = {"way": "one", "gpus": 1, "layers": None, "gpu_gib": None, "output_dir": None}
 
+LARGEST = 1_000_000  # bytes of a file of settings; what never ends, such as /dev/zero, is told from one
+
 
 class ConfigError(CourseError):
     """A file of settings that no training can go by: one line."""
@@ -41,7 +43,11 @@ class Job:
     def read(cls, file: Path) -> "Job":
         """From a TOML file; ConfigError, one line, for what is unknown, missing or impossible in it."""
         try:
-            given = tomllib.loads(file.read_text(encoding="utf-8"))
+            with open(file, "rb") as opened:
+                text = opened.read(LARGEST + 1)
+            if len(text) > LARGEST:
+                raise ConfigError(f"{file} is larger than a file of settings can be")
+            given = tomllib.loads(text.decode())
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror or error}") from error
         except ValueError as error:  # no TOML, or no UTF-8

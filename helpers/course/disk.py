@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import tomllib
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
@@ -35,8 +36,6 @@ def find_lesson(text: str) -> Path:
 
 def address() -> tuple[str, str]:
     """Repository as owner/name, and release tag: the one address, from pyproject.toml."""
-    import tomllib  # late, so that the doctor can tell a Python before 3.11 that it is too old
-
     course = tomllib.loads((COURSE_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["course"]
     return course["repository"], course["tag"]
 

@@ -89,12 +89,14 @@ def merge_adapter(
         raise MergeError(f'base_weights = {base_weights!r}: "original" or "dequantized"')
     if quant_type not in ("nf4", "fp4"):
         raise MergeError(f'quant_type = {quant_type!r}: "nf4" or "fp4"')
-    device = _quantizing_device(device)
+    if device not in (None, "cuda", "cpu"):
+        raise MergeError(f'device = {device!r}: "cuda", "cpu", or None for a GPU where there is one')
     begun, out = time.perf_counter(), Path(out).expanduser()
     base, adapter = find_base(base), Path(adapter).expanduser()
     finish_replacing(out.parent, glob.escape(out.name))
     _check_out(out, (base, adapter), overwrite)
     plan, built = _planned(base, adapter, out, dtype)
+    device = _quantizing_device(device)
     quantized = _quantized(built()) if base_weights == "dequantized" else {}
 
     def quantize(key: str, pieces, shape: tuple[int, ...]):
@@ -118,10 +120,8 @@ def merge_adapter(
 
 def _quantizing_device(wanted: str | None) -> str:
     """ "cuda" or "cpu"; MergeError if a GPU is asked for and there is none."""
-    import torch
+    import torch  # after the checks: it takes seconds
 
-    if wanted not in (None, "cuda", "cpu"):
-        raise MergeError(f'device = {wanted!r}: "cuda", "cpu", or None for a GPU where there is one')
     if wanted == "cuda" and not torch.cuda.is_available():
         raise MergeError('device = "cuda": no GPU is in sight')
     return wanted or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -251,7 +251,10 @@ GROUPS = {
         ("adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch"),
     ),
     "kept for backward": (PASSING, ("layer inputs kept by checkpointing", "activations kept for backward")),
-    "one layer at work": ("#BFC5C9", ("one layer's activations", "a dequantized weight", "gradients of activations")),
+    "one layer at work": (
+        "#BFC5C9",
+        ("one layer's activations", "a dequantized weight", "gradients of activations", "weights gathered from all GPUs"),
+    ),
     "the loss": ("#5A6268", ("final norm and hidden states", "tile of logits")),
     "the rest": ("#DDE1E4", ()),
     "reserved, and the CUDA context": ("#F6F7F7", ("reserved and context",)),

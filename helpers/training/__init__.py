@@ -1,9 +1,9 @@
 """What a training needs beside the libraries: cures, faster layers, graphs, and advice when memory runs out."""
 
+from typing import TYPE_CHECKING
+
 from helpers.training.cures import Cures
 from helpers.training.finite import require_finite_logits, stop_when_not_finite
-from helpers.training.fused_lora import fuse_lora
-from helpers.training.graphs import recorded
 from helpers.training.out_of_memory import explained
 from helpers.training.planning import plan_training
 from helpers.training.several import Way
@@ -15,6 +15,10 @@ from helpers.training.workarounds import (
     repeat_kv_heads,
     right_dequantization,
 )
+
+if TYPE_CHECKING:
+    from helpers.training.fused_lora import fuse_lora
+    from helpers.training.graphs import recorded
 
 __all__ = [
     "plan_training",  # what a run will take, and the fastest setting that fits
@@ -32,3 +36,16 @@ __all__ = [
     "stop_when_not_finite",  # no training beyond a loss that is no number
     "explained",  # an out-of-memory error with the advice what to change
 ]
+
+
+def __getattr__(name: str):
+    """What imports torch, which takes seconds, only when it is asked for: a command refuses its words before that."""
+    if name == "fuse_lora":
+        from helpers.training.fused_lora import fuse_lora
+
+        return fuse_lora
+    if name == "recorded":
+        from helpers.training.graphs import recorded
+
+        return recorded
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,8 +4,6 @@ import contextlib
 
 from helpers.records import measured_runs
 from helpers.training.finite import require_finite_logits, stop_when_not_finite
-from helpers.training.fused_lora import fuse_lora
-from helpers.training.graphs import MULTIPLE, recorded
 from helpers.training.planning import TrainingPlan
 from helpers.training.workarounds import adapters_to_float32, fewer_walks, keep_4bit_layout, repeat_kv_heads
 
@@ -35,7 +33,11 @@ class Cures:
     @property
     def pad_to_multiple_of(self) -> int | None:
         """For SFTConfig: batches of a few lengths only, where CUDA graphs are recorded, one for each length."""
-        return MULTIPLE if self.graphs else None
+        if not self.graphs:
+            return None
+        from helpers.training.graphs import MULTIPLE  # this room's list holds nothing that imports torch at once
+
+        return MULTIPLE
 
     def used(self) -> dict[str, bool]:
         """Which cures do something in this run."""
@@ -90,6 +92,8 @@ class Cures:
         if not self.plan.plain:
             stop_when_not_finite(trainer)
         if self.used()["fuse_lora"]:
+            from helpers.training.fused_lora import fuse_lora
+
             fuse_lora(trainer.model)
         return trainer
 
@@ -101,5 +105,7 @@ class Cures:
             if not self.plan.plain:
                 stack.enter_context(fewer_walks(trainer))
             if self.graphs:
+                from helpers.training.graphs import recorded
+
                 self.shapes = stack.enter_context(recorded(trainer))
             yield
