@@ -94,7 +94,7 @@ show(figure, alt=f"By hand the place is right in {by_hand.place:.0f}%, and each 
 # %% [markdown]
 # The training had 480 steps of 16 rows and took three minutes on an H100 that was held to a T4's precision. On two CPU cores it would take more than an hour.
 #
-# By default a CPU trains the bundled model here, so that the lesson takes about a minute. That model cannot write JSON: in all that it has read there is no brace. So you work on the
+# By default a CPU trains the bundled model here, so that the lesson takes {{cpu_time}}. That model cannot write JSON: in all that it has read there is no brace. So you work on the
 # workshop's file up to section 4. Then the bundled model gets rows of its own, questions with one word for an answer, and every step is the same.
 #
 # For the real chat model, fetch it with `python -m helpers model smollm2` and set `model_id = "smollm2-135m"`. On a CPU it then trains for about a minute on 80 rows. That is a ninety-sixth part of what the
