@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import cheat_sheet
@@ -114,11 +115,12 @@ def in_table(found: tuple[int, str]) -> str:
 
 
 def failure_patterns() -> str:
-    """The patterns of the table as a script."""
+    """The patterns of the table as a script, and what people say in other words."""
     rows = [
         {"name": it.name, "patterns": [in_javascript(pattern.pattern) for pattern in it.patterns]} for it in FAILURES
     ]
-    return f"window.FAILURES = {json.dumps(rows)};\n"
+    words = tomllib.loads((SITE / "search_words.toml").read_text(encoding="utf-8"))["line"]
+    return f"window.FAILURES = {json.dumps(rows)};\nwindow.SEARCH_WORDS = {json.dumps(words)};\n"
 
 
 def in_javascript(pattern: str) -> str:

@@ -232,11 +232,52 @@ def test_the_search_for_failures_works_with_the_keyboard_alone(page, site):
             break
     page.keyboard.type("Attempting to unscale FP16 gradients")
     assert shown(page) == ["unscale-fp16"]
+    page.keyboard.press("Control+Enter")
+    assert page.evaluate("document.activeElement.id") == "unscale-fp16"
+    assert page.url.endswith("?q=Attempting%20to%20unscale%20FP16%20gradients#unscale-fp16")
+    page.keyboard.press("Shift+Tab")  # out of the entry, backwards to what stands before it
+    page.get_by_label("Paste your message").focus()
+    page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert len(shown(page)) == len(FAILURES)
     page.wait_for_timeout(100)
     assert page.evaluate("document.activeElement.id") == "said"
+
+
+def first_found(page) -> str:
+    links = page.get_by_role("status").first.get_by_role("link")
+    return links.first.text_content() if links.count() else ""
+
+
+def test_what_people_say_in_other_words_leads_to_the_entry_that_is_meant(page, site):
+    lines = tomllib.loads((COURSE_ROOT / "site" / "search_words.toml").read_text(encoding="utf-8"))["line"]
+    names = {it.name for it in FAILURES}
+    assert [name for line in lines for name in line["names"] if name not in names] == []
+    opened(page, site, "failures.html")
+    box = page.get_by_label("Paste your message")
+    for line in lines:
+        for said in line["said"]:
+            box.fill(said)
+            page.wait_for_function("text => document.querySelector('#found').dataset.of === text", arg=said)
+            matched = [it.name for it in FAILURES if any(pattern.search(said) for pattern in it.patterns)]
+            assert set(shown(page)) >= (set(matched) or set(line["names"])), said
+    for said, name in {
+        "OOM!": "out-of-memory",
+        "my loss is NaN after 10 steps": "nan-loss",
+        "it hangs": "processes-wait",
+    }.items():
+        box.fill(said)
+        page.wait_for_function("text => document.querySelector('#found').dataset.of === text", arg=said)
+        assert first_found(page) == name
+
+
+def test_where_nothing_has_the_words_the_nearest_five_are_shown_and_a_search_is_a_link(page, site):
+    opened(page, site, "failures.html?q=tokenizer%20zebra%20yoghurt%20xylophone")
+    assert page.get_by_role("status").inner_text().startswith("None has these words. The nearest, 5 of ")
+    assert len(shown(page)) == 5
+    page.get_by_label("Paste your message").fill("x" * 501)
+    page.wait_for_function("location.search === ''")
 
 
 def shown_claims(page) -> list[str]:
