@@ -108,10 +108,10 @@ def failures_list() -> str:
     return re.sub(r"^## (\d+) ", r"## Part \1: ", listed, flags=re.MULTILINE)
 
 
-def in_table(found: tuple[int, str]) -> str:
-    """A peak in GB and, in a word, whether it fits."""
-    size, verdict = found
-    return f"{size / 1e9:.1f}" + {"fits": "", "tight": " tight", "no": " no"}[verdict]
+def in_table(found: tuple[int, bool, str]) -> str:
+    """What a run holds in GB and, in a word, whether it fits."""
+    size, least, verdict = found
+    return f"{'over ' if least else ''}{size / 1e9:.1f}" + {"fits": "", "tight": " tight", "no": " no"}[verdict]
 
 
 def failure_patterns() -> str:

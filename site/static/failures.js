@@ -2,12 +2,14 @@
 "use strict";
 
 (() => {
+  // Words between spaces, so that " oom" is found where a word begins so, and not in "room".
+  const plain = (text) => ` ${text.toLowerCase().replace(/[^\p{L}\d_.=+-]+/gu, " ").trim()} `;
   const form = document.getElementById("find");
   const box = document.getElementById("said");
   const found = document.getElementById("found");
   const entries = window.FAILURES.map(({ name, patterns }) => {
     const section = document.getElementById(name);
-    return { name, section, patterns: patterns.map((text) => new RegExp(text, "m")), text: section.textContent.toLowerCase() };
+    return { name, section, patterns: patterns.map((text) => new RegExp(text, "m")), text: plain(section.textContent) };
   });
   const parts = [...document.querySelectorAll("section > section")].filter((part) => part.querySelector("section"));
   const extra = [...document.querySelectorAll("section > section > section")].filter(
@@ -18,14 +20,13 @@
   const MOST = 12;  // by words
   const NEAREST = 5;  // where nothing has the words
   const byName = new Map(entries.map((entry) => [entry.name, entry]));
-  const plain = (text) => ` ${text.toLowerCase().replace(/[^\p{L}\d_.=+-]+/gu, " ").trim()} `;
 
   function matching(said) {
     const known = entries.filter((entry) => entry.patterns.some((pattern) => pattern.test(said)));
     if (known.length) return [known, "By your message"];
     const short = said.length <= 80;  // a search, and not a pasted text
     const words = [...new Set(said.toLowerCase().match(/[\p{L}\d_.-]{3,}/gu) || [])];
-    const share = (entry) => words.filter((word) => entry.text.includes(word)).length / words.length;
+    const share = (entry) => words.filter((word) => entry.text.includes(` ${word}`)).length / words.length;
     const meant = short ? window.SEARCH_WORDS.filter((line) => line.said.some((one) => plain(said).includes(plain(one)))) : [];
     const named = [...new Set(meant.flatMap((line) => line.names))].map((name) => byName.get(name));
     const all = entries.filter((entry) => share(entry) === 1 && !named.includes(entry));

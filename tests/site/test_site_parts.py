@@ -22,6 +22,7 @@ import engines  # noqa: E402
 import planned  # noqa: E402
 import staging  # noqa: E402
 
+BUILD = script("site/build.py", "site_build")
 LINKS = staging.Links(["03_t4_training"])
 STORED = [lesson.stem for lesson in lessons() if (NOTEBOOKS / f"{lesson.stem}.ipynb").is_file()]
 
@@ -145,9 +146,8 @@ def test_each_engine_s_page_has_every_name_of_its_list():
 
 
 def test_a_pattern_is_written_for_javascript():
-    build = script("site/build.py", "site_build")
-    assert build.in_javascript(r"(?P<saved>\d+), (?P=saved)") == r"(?<saved>\d+), \k<saved>"
-    assert build.failure_patterns().count('"name"') == len(FAILURES)
+    assert BUILD.in_javascript(r"(?P<saved>\d+), (?P=saved)") == r"(?<saved>\d+), \k<saved>"
+    assert BUILD.failure_patterns().count('"name"') == len(FAILURES)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -234,6 +234,19 @@ def test_the_calculator_s_verdicts_are_those_of_fits():
     assert planned.verdict_on([int(0.96 * total), total - context], "t4") == "tight"
     assert planned.verdict_on([int(0.9 * total), total - context + 1], "t4") == "no"
     assert planned.verdict_on([2 * total], "t4") == "no"
+
+
+def test_the_table_for_a_t4_shows_what_is_compared_with_what_the_gpu_has():
+    def numbers(batch, length):
+        return [9e9, total - context + 1e8] if (batch, length) == (8, 4096) else [5e9, 6e9]
+
+    total, context = planned.GPUS["t4"].total_bytes, planned.GPUS["t4"].context_bytes
+    keys = itertools.product(planned.BATCHES, planned.LENGTHS)
+    found = {f"m/qlora/16/all/{batch}/{length}/t4": numbers(batch, length) for batch, length in keys}
+    (row,) = planned.on_a_t4(found | {"m/qlora/16/all/8/2048/t4": [2 * total]}, {"m": "M"})
+    assert row["held"][1, 512] == (6e9 + context, False, "fits")
+    assert BUILD.in_table(row["held"][8, 4096]) == f"{(total + 1e8) / 1e9:.1f} no"
+    assert BUILD.in_table(row["held"][8, 2048]) == f"over {2 * total / 1e9:.1f} no"
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
