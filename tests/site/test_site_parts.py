@@ -145,6 +145,35 @@ def test_each_engine_s_page_has_every_name_of_its_list():
         assert found["about"]
 
 
+SAID = {  # what the example of each engine prints, among other lines
+    "memory": r"^\d\.\d\d of 15\.63 GB, .*\nfits\n\(\d+, \d+\) \['\d\.\d\d GB', '\d\.\d\d GB'\]$",
+    "merging": r"^42 of \d+ tensors merged, \d+ MB in the folder merged$",
+    "data": r"2 to learn and 1 held out[\s\S]*'role': 'user', 'content'",
+    "failures": r"^out-of-memory\n[\s\S]*It means  One more tensor",
+}
+
+
+@pytest.mark.parametrize("room", engines.ENGINES)
+def test_the_example_of_each_engine_runs_as_it_stands(room, tmp_path, monkeypatch, capsys):
+    if room == "merging":
+        an_adapter(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(engines.engine(room)["example"], f"{room}.py", "exec"), {})
+    assert re.search(SAID[room], capsys.readouterr().out.strip(), re.MULTILINE)
+
+
+def an_adapter(folder) -> None:
+    """An adapter of the bundled model, its numbers drawn: one that is all zero would be refused."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from helpers.models import BUNDLED_MODEL
+
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
+    drawn = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, drawn).save_pretrained(folder)
+
+
 def test_a_pattern_is_written_for_javascript():
     assert BUILD.in_javascript(r"(?P<saved>\d+), (?P=saved)") == r"(?<saved>\d+), \k<saved>"
     assert BUILD.failure_patterns().count('"name"') == len(FAILURES)
