@@ -69,17 +69,18 @@ def families_of(rows, by_group: bool = False) -> Families:
     return Families(_roots(parents), copies, near, note)
 
 
-def split_rows(rows, seed: int = 0, by_group: bool = False):
-    """(rows to learn, rows held out, in words how they were parted): one in ten, at least one; no family on both sides.
+def split_rows(rows, seed: int = 0, by_group: bool = False, held_out: int | None = None):
+    """(rows to learn, rows held out, in words how they were parted); no family on both sides.
 
-    Raises DataError, one line, where all rows belong together.
+    `held_out` is how many rows are held out at the most, None one in ten; at least one family is. Raises DataError, one
+    line, where all rows belong together.
     """
     import numpy
 
     if len(rows) < 2:
         raise DataError("1 row to use: at least 2 are needed, one to learn and one held out")
     families = families_of(rows, by_group)
-    learn, held = _parts(families.of_row, numpy.random.default_rng(seed))
+    learn, held = _parts(families.of_row, numpy.random.default_rng(seed), held_out)
     if not len(held):
         alike = "belong to one group" if by_group else "ask the same"
         raise DataError(f"all {len(rows):,} rows {alike}: none can be held out that was not learned")
@@ -90,12 +91,12 @@ def split_rows(rows, seed: int = 0, by_group: bool = False):
     return rows.select(learn), rows.select(held), "; ".join([*told, *filter(None, [families.note])])
 
 
-def _parts(of_row, chance):
-    """(places to learn, places held out), shuffled: whole families are held out, until it is one row in ten."""
+def _parts(of_row, chance, most: int | None = None):
+    """(places to learn, places held out), shuffled: whole families are held out, as many as make `most`, or one in ten."""
     import numpy
 
     _, family, sizes = numpy.unique(of_row, return_inverse=True, return_counts=True)
-    wanted, held, taken = -(-len(of_row) // 10), numpy.zeros(len(sizes), bool), 0
+    wanted, held, taken = most or -(-len(of_row) // 10), numpy.zeros(len(sizes), bool), 0
     for chosen in chance.permutation(len(sizes)):
         if taken + sizes[chosen] <= wanted:
             held[chosen], taken = True, taken + sizes[chosen]

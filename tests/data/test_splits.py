@@ -183,3 +183,14 @@ def test_no_rows_are_lost_and_no_question_is_on_both_sides(asked, seed):
     if len({normalised(text) or n for n, text in zip(rows["output"], asked, strict=True)}) > 1:
         assert len(held) >= 1
     assert both_sides(learn, held, lambda text: normalised(text) or None) <= {None}
+
+
+@pytest.mark.parametrize("wanted", [1, 7, 30, 60])
+def test_as_many_rows_are_held_out_as_are_asked_for_and_families_stay_whole(wanted):
+    chance = random.Random(0)
+    rows = dataset([sentence(chance) for _ in range(100)], groups=[str(n // 3) for n in range(100)])
+    alone = split_rows(rows, held_out=wanted)
+    assert (len(alone[0]), len(alone[1])) == (100 - wanted, wanted)
+    learn, held, _ = split_rows(rows, by_group=True, held_out=wanted)
+    assert max(1, wanted - 2) <= len(held) <= max(3, wanted)
+    assert not set(learn["group"]) & set(held["group"])

@@ -165,11 +165,11 @@ def test_the_example_of_each_engine_runs_as_it_stands(room, tmp_path, monkeypatc
 def an_adapter(folder) -> None:
     """An adapter of the bundled model, its numbers drawn: one that is all zero would be refused."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from helpers.models import BUNDLED_MODEL
 
-    model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BUNDLED_MODEL))
     drawn = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(model, drawn).save_pretrained(folder)
 
