@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 import cheat_sheet
@@ -108,19 +107,18 @@ def failures_list() -> str:
     return re.sub(r"^## (\d+) ", r"## Part \1: ", listed, flags=re.MULTILINE)
 
 
-def in_table(found: tuple[int, bool, str]) -> str:
-    """What a run holds in GB and, in a word, whether it fits."""
-    size, least, verdict = found
-    return f"{'over ' if least else ''}{size / 1e9:.1f}" + {"fits": "", "tight": " tight", "no": " no"}[verdict]
+def in_table(found: tuple[int, str]) -> str:
+    """A peak in GB and, in a word, whether it fits."""
+    size, verdict = found
+    return f"{size / 1e9:.1f}" + {"fits": "", "tight": " tight", "no": " no"}[verdict]
 
 
 def failure_patterns() -> str:
-    """The patterns of the table as a script, and what people say in other words."""
+    """The patterns of the table as a script."""
     rows = [
         {"name": it.name, "patterns": [in_javascript(pattern.pattern) for pattern in it.patterns]} for it in FAILURES
     ]
-    words = tomllib.loads((SITE / "search_words.toml").read_text(encoding="utf-8"))["line"]
-    return f"window.FAILURES = {json.dumps(rows)};\nwindow.SEARCH_WORDS = {json.dumps(words)};\n"
+    return f"window.FAILURES = {json.dumps(rows)};\n"
 
 
 def in_javascript(pattern: str) -> str:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
@@ -255,54 +254,6 @@ def merge_memory() -> Chart:
                  bars(labels, values, title, "GB above bare Python"))  # fmt: skip
 
 
-def two_gpus() -> Chart:
-    """Two GPUs, each held to a T4's memory: what each of them took, by the way in which the training lay on them."""
-    ways = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": "divided weights"}
-    rows = [row for row in read_rows(MEASUREMENTS / "two_gpus_rows.jsonl") if row["error"] is None]
-    rows.sort(key=lambda row: (row["model"], list(ways).index(row["way"]), max(row["measured"]["peak_allocated"])))
-
-    def about(row) -> tuple:
-        spec, model = row["spec"], f"{row['model']}, {row['config']['num_hidden_layers']} layers"
-        where = "attention" if len(spec["target_modules"]) == 4 else "all linear layers"
-        return (
-            model,
-            f"r={spec['rank']} on {where}",
-            f"{spec['batch_size']} x {spec['seq_len']:,}",
-            spec["compute_dtype"],
-        )
-
-    def peaks(row) -> list[float]:
-        return [size / 1e9 for size in row["measured"]["peak_allocated"]]
-
-    table = [
-        (*about(row), ways[row["way"]], " and ".join(f"{peak:.2f}" for peak in peaks(row)), f"{row['measured']['step_s']:.2f}")
-        for row in rows
-    ]  # fmt: skip
-    headline = next(row for row in rows if row["name"] == "32b-split-all-2048")
-    cap = headline["memory_cap_gib"] * 2**30 / 1e9
-    title = f"{headline['model']}'s shape trains on two GPUs of {cap:.1f} GB with {max(peaks(headline)):.1f} GB on each"
-    shown = [row for row in rows if row["spec"]["compute_dtype"] == "float16"]
-    size = [re.search(r"\d+B", row["model"])[0] for row in shown]
-    labels = [f"{of}, {', '.join(about(row)[1:3])}: {ways[row['way']]}" for of, row in zip(size, shown, strict=True)]
-    shape = {of: min(row["config"]["num_hidden_layers"] for row in shown if of in row["model"]) for of in size}
-    for place, (of, row) in enumerate(zip(size, shown, strict=True)):  # what has more layers than its model says so
-        if row["config"]["num_hidden_layers"] > shape[of]:
-            labels[place] = labels[place].replace(of, f"{of} with {row['config']['num_hidden_layers']} layers", 1)
-    colours = dict(zip(ways, ("grey", "blue", "orange", "green"), strict=True))
-    figure = bars(
-        labels, [max(peaks(row)) for row in shown], title, "GB on the fuller GPU",
-        [COLOURS[colours[row["way"]]] for row in shown], size=(8.2, 7.6), line=cap, line_label="all there is",
-    )  # fmt: skip
-    figure.axes[0].set_xlim(0, 1.15 * cap)  # room for the numbers beside the bars
-    words = (
-        f"Random weights of real shapes on {headline['device']}s, each held to {headline['memory_cap_gib']} GiB, which is what "
-        "Colab says that a T4 has. The seconds are those of the GPUs that were used, and no T4's."
-    )
-    alt = f"A bar for each run in float16 with the memory of its fuller GPU. {title}; divided layers take the least."
-    columns = ("model", "adapters", "rows x tokens", "format", "way", "peaks (GB)", "seconds a step")
-    return Chart("Two GPUs", words, columns, table, ("two_gpus_rows.jsonl",), _dates(rows), alt, figure)
-
-
 def lessons_on_gpus() -> Chart:
     """Whole lessons on GPUs: how many verdicts held."""
     rows = sorted(measured_lessons(), key=lambda row: (row["lesson"], row["date"], row["device"]))
@@ -319,7 +270,7 @@ def lessons_on_gpus() -> Chart:
     )
 
 
-CHARTS = (predictions, speed, side_by_side, own_data, rounding, merges, merge_memory, two_gpus, lessons_on_gpus)
+CHARTS = (predictions, speed, side_by_side, own_data, rounding, merges, merge_memory, lessons_on_gpus)
 
 
 def svg(figure) -> str:

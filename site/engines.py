@@ -10,7 +10,7 @@ ENGINES = ("memory", "merging", "data", "failures")
 
 
 def engine(room: str) -> dict:
-    """What the page of a room needs: its first sentence, an example, and (name, words, directive or "") of each public name."""
+    """What the page of a room needs: its first sentence, and (name, words, directive or "") of each public name."""
     module = importlib.import_module(f"helpers.{room}")
     text = (COURSE_ROOT / "helpers" / room / "__init__.py").read_text(encoding="utf-8")
     lines = re.findall(r'^ +"(\w+)",  # (.+)$', text, re.MULTILINE)
@@ -18,7 +18,6 @@ def engine(room: str) -> dict:
     return {
         "room": room,
         "about": about,
-        "example": (COURSE_ROOT / "site" / "examples" / f"{room}.py").read_text(encoding="utf-8"),
         "names": [(name, words, _kind(getattr(module, name))) for name, words in lines],
     }
 

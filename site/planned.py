@@ -154,22 +154,18 @@ def verdict_on(numbers: list[int], gpu: str) -> str:
 
 
 def on_a_t4(found: dict[str, list[int]], models=MODELS) -> list[dict]:
-    """What a T4 trains with QLoRA, rank 16 on all linear layers: a row for each model.
+    """What a T4 trains with QLoRA, rank 16 on all linear layers: a row for each model, a peak for each batch and length.
 
-    `held` maps a batch and a length to (bytes, whether they are the least that it can be, verdict): what torch reserves and
-    the CUDA context, or what the tensors take at the least. `longest` maps a batch to the longest rows that fit with the
-    planner's margin, and 0 stands for none.
+    `longest` maps a batch to the longest rows that fit with the planner's margin, and 0 stands for none.
     """
     rows = []
     for model, name in models.items():
-        held, longest = {}, {}
+        peaks, longest = {}, {}
         for batch, length in itertools.product(BATCHES, LENGTHS):
             key = (model, "qlora", 16, "all", batch, length, "t4")
             numbers = found[joined(key)]
             verdict = verdict_on(numbers, "t4")
-            least = len(numbers) == 1
-            size = numbers[0] if least else numbers[1] + GPUS["t4"].context_bytes
-            held[batch, length] = (size, least, verdict)
+            peaks[batch, length] = (numbers[0], verdict)
             longest[batch] = length if verdict == "fits" else longest.get(batch, 0)
-        rows.append({"model": name, "held": held, "longest": longest})
+        rows.append({"model": name, "peaks": peaks, "longest": longest})
     return rows

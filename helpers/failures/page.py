@@ -2,7 +2,6 @@
 
 import re
 
-from helpers.course import find_lesson
 from helpers.failures.table import FAILURES, PARTS, RENAMED, Failure
 
 # What Markdown would take for a mark; an underscore within a word is none.
@@ -53,18 +52,11 @@ def _entry(it: Failure) -> str:
     seen = (
         f"No message: {it.shown.removeprefix(silent)}." if it.shown.startswith(silent) else f"```text\n{it.shown}\n```"
     )
-    more = [f"[lesson 06, section {it.lesson}]({_section(it.lesson)})"] if it.lesson else []
+    more = [f"[lesson 06, section {it.lesson}](../notebooks/06_troubleshooting.ipynb)"] if it.lesson else []
     more += [f"[a thread of people who met it]({it.link})"] if it.link else []
     lines = [f"### {it.name}\n", f"{seen}\n", f"**It means:** {_plain(it.general(it.means))}\n"]
     lines += [f"**Do this:** {_plain(it.general(it.do))}\n", *([f"See {' and '.join(more)}.\n"] if more else [])]
     return "\n".join(lines)
-
-
-def _section(number: int) -> str:
-    """The address of a section of lesson 06, by its heading as GitHub and the site make an anchor of it."""
-    lesson = find_lesson("06")
-    (title,) = re.findall(rf"^# ## ({number} .+)$", lesson.read_text(encoding="utf-8"), re.MULTILINE)
-    return f"../notebooks/{lesson.stem}.ipynb#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}"
 
 
 def _rename(row) -> str:

@@ -51,9 +51,10 @@
     const line = document.createElement("div");
     line.className = "limit";
     line.style.left = `${(100 * total) / whole}%`;
-    document.getElementById("bar").replaceChildren(...boxes, line);
-    const sum = parts.length > 1 ? [row("all of it", "transparent", parts.reduce((held, part) => held + part[2], 0))] : [];
-    document.getElementById("parts").tBodies[0].replaceChildren(...parts.map((part) => row(...part)), ...sum);
+    document.getElementById("bar").replaceChildren(...(parts.length ? boxes : []), line);
+    const table = document.getElementById("parts");
+    table.hidden = !parts.length;
+    table.tBodies[0].replaceChildren(...parts.map((part) => row(...part)));
   }
 
   function show() {
@@ -67,7 +68,7 @@
     if (numbers.length === 1) {
       line.className = "verdict no";
       line.textContent = `Does not fit: its tensors take at least ${gb(numbers[0])} GB, and the GPU has ${gb(gpu[0])}.`;
-      draw([["tensors, at least", STRIPES, numbers[0]]], gpu[0]);
+      draw([], gpu[0]);
     } else {
       const [peak, reserved, ...sizes] = numbers;
       const [kind, words] = verdict(peak, reserved, gpu);
@@ -84,16 +85,11 @@
     document.getElementById("link-to-this").replaceChildren(link);
   }
 
-  // Settings come with the address, behind # or behind ?. What the page does not have is said, and the rest is set.
   function read() {
-    const asked = [...new URLSearchParams(location.search), ...new URLSearchParams(location.hash.slice(1))];
-    const unknown = asked.filter(([name, value]) => {
+    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
       const known = controls[name] && [...controls[name].options].some((option) => option.value === value);
       if (known) controls[name].value = value;
-      return !known;
-    });
-    const words = unknown.map(([name, value]) => `${name}=${value}`.slice(0, 60)).join(", ");
-    document.getElementById("unknown").textContent = words && `The address asks for what this page does not have: ${words}.`;
+    }
   }
 
   form.hidden = document.getElementById("prediction").hidden = false;

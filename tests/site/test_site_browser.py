@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -175,9 +174,9 @@ def test_the_search_works_from_disk(page, site):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def shown(page, pause: int = 400) -> list[str]:
-    """The failures that the page shows now: it waits until nobody has typed for a moment."""
-    page.wait_for_timeout(pause)
+def shown(page) -> list[str]:
+    """The failures that the page shows now."""
+    page.wait_for_timeout(400)  # it waits until nobody has typed for a moment
     return page.evaluate(
         "window.FAILURES.map(it => it.name).filter(name => document.getElementById(name).checkVisibility())"
     )
@@ -232,83 +231,11 @@ def test_the_search_for_failures_works_with_the_keyboard_alone(page, site):
             break
     page.keyboard.type("Attempting to unscale FP16 gradients")
     assert shown(page) == ["unscale-fp16"]
-    page.keyboard.press("Control+Enter")
-    assert page.evaluate("document.activeElement.id") == "unscale-fp16"
-    assert page.url.endswith("?q=Attempting%20to%20unscale%20FP16%20gradients#unscale-fp16")
-    page.keyboard.press("Shift+Tab")  # out of the entry, backwards to what stands before it
-    page.get_by_label("Paste your message").focus()
-    page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert len(shown(page)) == len(FAILURES)
     page.wait_for_timeout(100)
     assert page.evaluate("document.activeElement.id") == "said"
-
-
-def first_found(page) -> str:
-    links = page.get_by_role("status").first.get_by_role("link")
-    return links.first.text_content() if links.count() else ""
-
-
-def test_what_people_say_in_other_words_leads_to_the_entry_that_is_meant(page, site):
-    lines = tomllib.loads((COURSE_ROOT / "site" / "search_words.toml").read_text(encoding="utf-8"))["line"]
-    names = {it.name for it in FAILURES}
-    assert [name for line in lines for name in line["names"] if name not in names] == []
-    opened(page, site, "failures.html")
-    box = page.get_by_label("Paste your message")
-    for line in lines:
-        for said in line["said"]:
-            box.fill(said)
-            page.wait_for_function("text => document.querySelector('#found').dataset.of === text", arg=said)
-            matched = [it.name for it in FAILURES if any(pattern.search(said) for pattern in it.patterns)]
-            assert set(shown(page, 0)) >= (set(matched) or set(line["names"])), said
-    for said, name in {
-        "OOM!": "out-of-memory",
-        "my loss is NaN after 10 steps": "nan-loss",
-        "it hangs": "processes-wait",
-    }.items():
-        box.fill(said)
-        page.wait_for_function("text => document.querySelector('#found').dataset.of === text", arg=said)
-        assert first_found(page) == name
-    box.fill("oom")
-    page.wait_for_function("document.querySelector('#found').dataset.of === 'oom'")
-    assert shown(page) == ["out-of-memory", "does-not-fit", "host-memory"], "what has a room in it is not meant"
-
-
-def test_where_nothing_has_the_words_the_nearest_five_are_shown_and_a_search_is_a_link(page, site):
-    opened(page, site, "failures.html?q=tokenizer%20zebra%20yoghurt%20xylophone")
-    assert page.get_by_role("status").inner_text().startswith("None has these words. The nearest, 5 of ")
-    assert len(shown(page)) == 5
-    page.get_by_label("Paste your message").fill("x" * 501)
-    page.wait_for_function("location.search === ''")
-
-
-def shown_claims(page) -> list[str]:
-    heads = page.locator("article section > p:has(> strong + em)").all()
-    return [one.locator("em").first.text_content().rstrip(".").lower() for one in heads if one.is_visible()]
-
-
-def test_the_ledger_shows_the_claims_of_one_status_with_the_keyboard_alone(page, site):
-    claims = tomllib.loads((COURSE_ROOT / "site" / "claims.toml").read_text(encoding="utf-8"))["claim"]
-    count = Counter(claim["status"] for claim in claims)
-    opened(page, site, "claims.html")
-    assert len(shown_claims(page)) == len(claims)
-    choice = page.get_by_label("Show the claims that")
-    choice.focus()
-    for status in ("holds", "holds with a limit", "false today", "not checkable here"):
-        page.keyboard.press("ArrowDown")
-        assert shown_claims(page) == [status] * count[status]
-        assert f"{count[status]} of {len(claims)} claims are shown." in page.get_by_role("status").all_text_contents()
-        topics = [topic for topic in page.locator("article section > section").all() if topic.is_visible()]
-        of_topics = [topic.locator("> p:has(> strong + em)").all() for topic in topics]
-        assert all(any(claim.is_visible() for claim in claims) for claims in of_topics if claims)
-    assert page.url.endswith("?status=not%20checkable%20here")
-    opened(page, site, "claims.html?status=false%20today")
-    assert shown_claims(page) == ["false today"] * count["false today"]
-    hidden = next(claim["name"] for claim in claims if claim["status"] == "holds")
-    page.evaluate(f"location.hash = '{hidden}'")
-    page.wait_for_function(f"document.getElementById('{hidden}').checkVisibility()")
-    assert len(shown_claims(page)) == len(claims), "a link to a claim shows it, whatever was chosen"
 
 
 def test_without_javascript_all_failures_and_the_tables_stand_there(chromium, site):
@@ -348,12 +275,10 @@ def wrong_numbers(page, points) -> list[str]:
         if verdict.startswith("Does not fit: its tensors take at least"):
             least = float(re.search(r"at least (\d+\.\d\d) GB", verdict)[1]) * 1e9
             right = planned.GPUS[gpu].total_bytes < least <= prediction.peak_allocated + 5e6
-            right = right and list(parts) == ["tensors, at least"]
         else:
             groups = diagrams.grouped(prediction.parts)
             besides = prediction.held_bytes(gpu) - prediction.peak_allocated
             expected = {name: f"{size / 1e9:.2f}" for name, size in (groups | {diagrams.BESIDES: besides}).items()}
-            expected["all of it"] = f"{prediction.held_bytes(gpu) / 1e9:.2f}"
             right = verdict == verdict_on(prediction, gpu) and parts == expected
         found += [] if right else [f"{key} on {gpu}: {verdict}"]
     return found
@@ -402,45 +327,6 @@ def test_the_calculator_works_with_the_keyboard_and_its_settings_are_a_link(page
     page.locator("#set-method").select_option("full")
     assert page.locator("#set-rank").is_disabled()
     assert page.locator("#link-to-this a").get_attribute("href").startswith("#model=qwen2.5-7b&method=full")
-
-
-def test_the_calculator_says_which_words_of_its_address_it_does_not_have(page, site):
-    unknown = page.locator("#unknown")
-    opened(page, site, "calculator.html?model=nonsense&length=4096#batch=9&gpu=t4&colour=red")
-    assert page.locator("#set-length").input_value() == "4096"
-    assert (
-        unknown.inner_text()
-        == "The address asks for what this page does not have: model=nonsense, batch=9, colour=red."
-    )
-    assert unknown.get_attribute("role") == "status"
-    opened(page, site, "calculator.html#length=1024")
-    assert unknown.inner_text() == ""
-
-
-def test_on_a_narrow_screen_the_verdict_stays_in_sight_while_a_setting_changes(page, site):
-    page.set_viewport_size(NARROW)
-    opened(page, site, "calculator.html")
-    for name in ("model", "length", "gpu"):
-        page.locator(f"#set-{name}").scroll_into_view_if_needed()
-        page.evaluate(f"document.getElementById('set-{name}').scrollIntoView({{block: 'center'}})")
-        box, control = page.locator("#verdict").bounding_box(), page.locator(f"#set-{name}").bounding_box()
-        assert 0 <= box["y"] < NARROW["height"] - box["height"], name
-        assert control["y"] >= box["y"] + box["height"], "the verdict covers no control that is looked at"
-        hidden = page.locator(".mobile-header").bounding_box()
-        assert hidden is None or box["y"] >= hidden["y"] + hidden["height"] - 1, "the page's head covers no verdict"
-
-
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_what_never_fits_has_a_bar_that_ends_within_the_page(page, site, size):
-    page.set_viewport_size(size)
-    opened(page, site, "calculator.html#method=full&length=4096&batch=8&gpu=t4")
-    assert "at least" in page.locator("#verdict").inner_text()
-    bar = page.locator("#bar").bounding_box()
-    for part in page.locator("#bar > div").all():
-        box = part.bounding_box()
-        assert bar["x"] <= box["x"]
-        assert box["x"] + box["width"] <= bar["x"] + bar["width"]
-    assert bar["x"] + bar["width"] <= size["width"]
 
 
 @pytest.mark.parametrize("name", ["failures.html", "cheat-sheet.html"])
