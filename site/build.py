@@ -85,6 +85,7 @@ def values(source: Path, lessons, predicted: dict, models: dict, ranks: tuple) -
         "lessons": [(lesson.stem, course.title(lesson)) for lesson in lessons],
         "promise": {stem: f"afterwards you can {can}" for stem, can in promises},
         "t4": planned.on_a_t4(predicted, models),
+        "plain": planned.example(predicted),
         "t4_bytes": GPUS["t4"].total_bytes,
         "lengths": planned.LENGTHS,
         "batches": planned.BATCHES,
@@ -107,16 +108,18 @@ def failures_list() -> str:
     return re.sub(r"^## (\d+) ", r"## Part \1: ", listed, flags=re.MULTILINE)
 
 
-def in_table(found: tuple[int, str]) -> str:
-    """A peak in GB and, in a word, whether it fits."""
-    size, verdict = found
-    return f"{size / 1e9:.1f}" + {"fits": "", "tight": " tight", "no": " no"}[verdict]
+def in_table(found: tuple[int, int, str]) -> str:
+    """The peak of the tensors and all that is held, in GB, and in a word whether it fits."""
+    peak, held, verdict = found
+    sizes = f"{peak / 1e9:.1f} / {held / 1e9:.1f}" if held else f"at least {peak / 1e9:.1f}"
+    return sizes + {"fits": "", "tight": " tight", "no": " no"}[verdict]
 
 
 def failure_patterns() -> str:
-    """The patterns of the table as a script."""
+    """The patterns of the table, and the words that people type, as a script."""
     rows = [
-        {"name": it.name, "patterns": [in_javascript(pattern.pattern) for pattern in it.patterns]} for it in FAILURES
+        {"name": it.name, "words": it.words, "patterns": [in_javascript(one.pattern) for one in it.patterns]}
+        for it in FAILURES
     ]
     return f"window.FAILURES = {json.dumps(rows)};\n"
 

@@ -1,6 +1,8 @@
 """What the cheat sheet says: the steps as lesson 00 has them, and numbers that are computed when the site is built."""
 
+import ast
 import re
+import textwrap
 
 from helpers.course import NOTEBOOKS, read_notebook
 from helpers.failures import FAILURES, RENAMED
@@ -8,7 +10,16 @@ from helpers.memory import RunSpec, predict
 from helpers.models import PRESETS
 from helpers.models.presets import RECIPES
 
-ASKING = ("Step 5", "Step 9")  # of lesson 00: what it asks before and after, which a sheet has no room for
+LESSON = "00_start_here"
+ASKING = ("Step 5", "Step 9")  # what the lesson asks before and after, which a sheet has no room for
+# The numbers on the sheet assume it, and the lesson's small model needs none of it.
+REPEATED = """\
+# On a T4 only: repeat keys and values, or attention's memory grows with the square of the length
+if gpu and not modern:
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *given, **named: False"""
+TRL_S_OWN = {"max_length": 1024, "optim": "adamw_torch_fused", "gradient_accumulation_steps": 1}  # where the code says nothing
 MODEL = "qwen2.5-7b"
 # A run that does not fit a T4, and what to change, one after the other: words, fields of RunSpec.
 BEGIN = {
@@ -26,11 +37,54 @@ LADDER = (
 
 
 def steps() -> str:
-    """The code of lesson 00's steps, which runs without the course."""
-    cells = read_notebook(NOTEBOOKS / "00_start_here.ipynb").cells
+    """A script that runs without the course: the lesson's names and steps for a CSV file of one's own, as it tells them."""
+    cells = read_notebook(NOTEBOOKS / f"{LESSON}.ipynb").cells
+    home = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown").partition("### Take it home")[2]
+    names, csv = (_block(home, word) for word in ("base = ", "keep_default_na"))
     chosen = [cell.source for cell in cells if "copy" in cell.metadata.get("tags", [])]
     kept = [code for code in chosen if not code.startswith(tuple(f"# {step}" for step in ASKING))]
-    return "\n\n".join(kept).replace("\n\n\n", "\n\n").replace("  # fmt: skip", "")
+    kept = [f"# Step 6: examples, in two columns\n{csv}" if code.startswith("# Step 6") else code for code in kept]
+    text = "\n\n".join([f"# Yours: the model, the examples, where to save, how long\n{names}", kept[0], REPEATED, *kept[1:]])
+    return re.sub(r"\n{3,}", "\n\n", text).replace("  # fmt: skip", "")
+
+
+def _block(text: str, word: str) -> str:
+    """The block of Python in a Markdown text that holds a word."""
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    (found,) = [textwrap.dedent(block) for _, block in blocks if word in block]
+    return found.strip()
+
+
+def said(code: str) -> dict:
+    """The settings that the code has: its names, and the arguments of LoraConfig, SFTConfig and BitsAndBytesConfig."""
+    found = dict(TRL_S_OWN)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Assign):
+            pairs = zip(*((part.elts if isinstance(part, ast.Tuple) else [part]) for part in (node.targets[0], node.value)))
+            found |= {name.id: value.value for name, value in pairs if isinstance(name, ast.Name) and isinstance(value, ast.Constant)}
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Config"):
+            found |= {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
+            found |= {word.arg: found[word.value.id] for word in node.keywords
+                      if isinstance(word.value, ast.Name) and word.value.id in found}  # fmt: skip
+    return found
+
+
+def settings() -> list[tuple[str, str, str]]:
+    """(setting, what the code has, what the course gives a 7B model on a T4): the first from the code, the second from RECIPES."""
+    code, recipe = said(steps()), RECIPES["other"]
+    rows = [
+        ("rank `r`", code["r"], recipe["rank"]),
+        ("`lora_alpha`", code["lora_alpha"], recipe["lora_alpha"]),
+        ("`target_modules`", code["target_modules"], recipe["target_modules"]),
+        ("rows at once: `per_device_train_batch_size`", code["per_device_train_batch_size"], recipe["batch_size"]),
+        ("`gradient_accumulation_steps`", code["gradient_accumulation_steps"], recipe["gradient_accumulation"]),
+        ("tokens a row: `max_length`", code["max_length"], recipe["max_length"]),
+        ("optimizer: `optim`", code["optim"], recipe["optimizer"]),
+        ("`learning_rate`", code["learning_rate"], recipe["learning_rate"]),
+        ("steps", code["max_steps"], recipe["max_steps"]),
+    ]
+    return [(words, *(f"{n:,}" if isinstance(n, int) else f"{n:g}" if isinstance(n, float) else n for n in pair))
+            for words, *pair in rows]  # fmt: skip
 
 
 def ladder() -> list[tuple[str, float]]:
@@ -68,6 +122,6 @@ def shorter(message: str) -> str:
 
 def values() -> dict:
     return {
-        "steps": steps(), "ladder": ladder(), "messages": messages(), "renames": renames(), "recipe": RECIPES["other"],
+        "steps": steps(), "settings": settings(), "ladder": ladder(), "messages": messages(), "renames": renames(),
         "begin": BEGIN,
     }  # fmt: skip

@@ -4,6 +4,7 @@ Nothing is interpolated. A setting whose tensors cannot fit the largest GPU of i
 page says what it needs at the least, which the planner's own count gives (`least_peak`).
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -37,7 +38,11 @@ RANKS, BATCHES, LENGTHS = (8, 16, 64), (1, 2, 4, 8), (512, 1024, 2048, 4096)
 COMMON = {"lora_dropout": 0.0, "optimizer": "paged_adamw_8bit", "checkpoint_every": 1}
 # A block of torch's may be larger than what it holds, and one for fewer tokens may waste more than one for more tokens.
 ROUNDING = 0.005
+# A script without this course's `repeat_kv_heads`, and with a TRL before 1.15, whose loss keeps all logits at once.
+PLAIN = {"repeat_kv": False, "trl_loss": "full"}
 NO_ADAPTER = "-"  # of full fine-tuning, where a rank and layers would stand
+PLAIN_BATCHES = (1, 4)  # of the first page's table
+EXAMPLE = ("qwen2.5-7b", 4, 4096)  # model, rows at once, tokens a row
 SMALL = ({"qwen2.5-7b": MODELS["qwen2.5-7b"]}, (16,))  # for the tests' site: models, ranks
 
 
@@ -154,18 +159,49 @@ def verdict_on(numbers: list[int], gpu: str) -> str:
 
 
 def on_a_t4(found: dict[str, list[int]], models=MODELS) -> list[dict]:
-    """What a T4 trains with QLoRA, rank 16 on all linear layers: a row for each model, a peak for each batch and length.
+    """What a T4 trains with QLoRA, rank 16 on all linear layers: a row for each model.
 
-    `longest` maps a batch to the longest rows that fit with the planner's margin, and 0 stands for none.
+    `peaks` maps (batch, length) to (bytes of the tensors, bytes held in all or 0 where that was not asked, verdict);
+    `longest` maps a batch to the longest rows that fit with the planner's margin, and 0 stands for none; `plain` is
+    `longest` for a plain script (PLAIN), for the batches of PLAIN_BATCHES.
     """
     rows = []
     for model, name in models.items():
-        peaks, longest = {}, {}
-        for batch, length in itertools.product(BATCHES, LENGTHS):
-            key = (model, "qlora", 16, "all", batch, length, "t4")
-            numbers = found[joined(key)]
-            verdict = verdict_on(numbers, "t4")
-            peaks[batch, length] = (numbers[0], verdict)
-            longest[batch] = length if verdict == "fits" else longest.get(batch, 0)
-        rows.append({"model": name, "peaks": peaks, "longest": longest})
+        numbers = {(b, n): found[joined(key_on_a_t4(model, b, n))] for b, n in itertools.product(BATCHES, LENGTHS)}
+        plain = {(b, n): [*plain_peaks(model, b, n)] for b, n in itertools.product(PLAIN_BATCHES, LENGTHS)}
+        peaks = {place: (one[0], held(one, "t4"), verdict_on(one, "t4")) for place, one in numbers.items()}
+        rows.append({"model": name, "peaks": peaks, "longest": longest(numbers), "plain": longest(plain)})
     return rows
+
+
+def key_on_a_t4(model: str, batch: int, length: int) -> tuple:
+    return (model, "qlora", 16, "all", batch, length, "t4")
+
+
+def plain_peaks(model: str, batch: int, length: int, **kept) -> tuple[int, int]:
+    """Bytes that a plain script takes on a T4: (peak of the tensors, reserved). `kept`: fields of PLAIN that it does have."""
+    spec = dataclasses.replace(spec_of_key(key_on_a_t4(model, batch, length)), **(PLAIN | kept))
+    prediction = predict(shape_of(SHAPES[model]), spec, "t4")
+    return prediction.peak_allocated, prediction.peak_reserved
+
+
+def longest(numbers: dict[tuple[int, int], list[int]]) -> dict[int, int]:
+    """{batch: the longest rows that fit a T4 with the planner's margin, or 0} of {(batch, length): numbers}."""
+    fitting: dict[int, int] = {}
+    for (batch, length), one in numbers.items():
+        fitting[batch] = length if verdict_on(one, "t4") == "fits" else fitting.get(batch, 0)
+    return fitting
+
+
+def held(numbers: list[int], gpu: str) -> int:
+    """What is compared with the GPU: what torch reserves, tensors among it, and the CUDA context; 0 if it was not asked."""
+    return numbers[1] + GPUS[gpu].context_bytes if len(numbers) > 1 else 0
+
+
+def example(found: dict[str, list[int]]) -> dict:
+    """One run with and without what a plain script lacks: its words, and peaks of its tensors in bytes."""
+    model, batch, length = EXAMPLE
+    return {
+        "model": MODELS[model], "batch": batch, "length": length, "both": found[joined(key_on_a_t4(*EXAMPLE))][0],
+        "neither": plain_peaks(*EXAMPLE)[0], "tiled": plain_peaks(*EXAMPLE, trl_loss="tiled")[0],
+    }  # fmt: skip

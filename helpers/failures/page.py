@@ -2,10 +2,13 @@
 
 import re
 
+from helpers import CourseError
+from helpers.course import find_lesson
 from helpers.failures.table import FAILURES, PARTS, RENAMED, Failure
 
 # What Markdown would take for a mark; an underscore within a word is none.
 _MARKS = re.compile(r"[*<>|]|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
+_LESSON = re.compile(r"\blesson (\d\d)\b")
 
 HEAD = """\
 <!-- written by `python -m helpers build`: do not edit -->
@@ -14,7 +17,9 @@ HEAD = """\
 
 Search this page for a few words of your message, without your own paths and numbers. In a notebook of the course the same
 explanation appears under the traceback by itself, and `python -m helpers explain < log.txt` finds it in a log. {number} failures
-are known. A name in angle brackets stands for what the message says there.
+are known. A name in angle brackets stands for what the message says there. Code in a cure uses the names of
+[lesson 00](../notebooks/00_start_here.ipynb)'s script, such as model, tokenizer, trainer and rows; what it needs besides it
+imports, and text, file or folder stand for yours.
 [Lesson 06](../notebooks/06_troubleshooting.ipynb) provokes more than twelve of them and cures them.
 """
 RENAMES = """\
@@ -52,11 +57,31 @@ def _entry(it: Failure) -> str:
     seen = (
         f"No message: {it.shown.removeprefix(silent)}." if it.shown.startswith(silent) else f"```text\n{it.shown}\n```"
     )
-    more = [f"[lesson 06, section {it.lesson}](../notebooks/06_troubleshooting.ipynb)"] if it.lesson else []
+    more = [section_of(it)] if it.lesson else []
     more += [f"[a thread of people who met it]({it.link})"] if it.link else []
     lines = [f"### {it.name}\n", f"{seen}\n", f"**It means:** {_plain(it.general(it.means))}\n"]
     lines += [f"**Do this:** {_plain(it.general(it.do))}\n", *([f"See {' and '.join(more)}.\n"] if more else [])]
     return "\n".join(lines)
+
+
+def section_of(it: Failure) -> str:
+    """A link to where lesson 06 treats a failure: to its heading. CourseError where the lesson has no such heading."""
+    lesson = find_lesson("06")
+    headings = re.findall(r"^# ##+ (.+)$", lesson.read_text(encoding="utf-8"), re.MULTILINE)
+    found = [heading for heading in headings if heading == it.heading or not it.heading and _number(heading) == it.lesson]
+    if len(found) != 1:
+        raise CourseError(f"failures: {it.name} names a section of lesson 06 that is not there: {it.heading or it.lesson}")
+    words = f"lesson 06, section {it.lesson}" + (f", {it.heading}" if it.heading else "")
+    return f"[{words}](../notebooks/{lesson.stem}.ipynb#{_anchor(found[0])})"
+
+
+def _number(heading: str) -> int:
+    return int(heading.partition(" ")[0]) if heading[0].isdecimal() else 0
+
+
+def _anchor(heading: str) -> str:
+    """A heading's address: in lower case, words joined by dashes, without other marks."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def _rename(row) -> str:
@@ -68,5 +93,11 @@ def _plain(text: str) -> str:
     """Text of the table with what Markdown would take for marks escaped, outside of backticks."""
     pieces = text.split("`")
     for place in range(0, len(pieces), 2):
-        pieces[place] = _MARKS.sub(lambda mark: "".join("\\" + sign for sign in mark[0]), pieces[place])
+        escaped = _MARKS.sub(lambda mark: "".join("\\" + sign for sign in mark[0]), pieces[place])
+        pieces[place] = _LESSON.sub(_to_lesson, escaped)
     return "`".join(pieces)
+
+
+def _to_lesson(words: re.Match) -> str:
+    """A link from "lesson 05" to its notebook."""
+    return f"[{words[0]}](../notebooks/{find_lesson(words[1]).stem}.ipynb)"

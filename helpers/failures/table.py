@@ -56,7 +56,8 @@ class Failure:
     `raised_in`, where it is set, matches the name of a module that must be in the traceback: KeyError: 'text' out of a
     learner's own dictionary is another matter than the same words out of a library. `link` is where people talked about it,
     and `causes` names the failures that may be behind it: the first one that the same log shows is the answer then.
-    `lesson` is the section of lesson 06 that provokes it, 0 for most.
+    `lesson` is the section of lesson 06 that provokes it, 0 for most, and `heading` a heading within it, "" for most. `words`
+    are what people type who look for it and do not have its message.
     """
 
     name: str
@@ -69,6 +70,8 @@ class Failure:
     link: str = ""
     causes: tuple = ()
     lesson: int = 0
+    heading: str = ""
+    words: tuple = ()
 
     @staticmethod
     def general(text: str) -> str:
@@ -86,7 +89,8 @@ def _read() -> tuple[list[Failure], list[Renamed]]:
     renamed = [Renamed(**row) for row in table["renamed"]]
     failures = []
     for row in table["failure"]:
-        texts, row["causes"] = row.pop("patterns", []), tuple(row.pop("causes", []))
+        texts = row.pop("patterns", [])
+        row |= {name: tuple(row.get(name, ())) for name in ("causes", "words")}
         texts = [r.pattern for r in renamed] if row["name"] == "renamed" else texts
         failures.append(Failure(**row, patterns=tuple(re.compile(text, re.MULTILINE) for text in texts)))
     return failures, renamed

@@ -59,9 +59,9 @@ def verdict_on(prediction, gpu: str) -> str:
         return f"Too tight: {of_gpu}, and a prediction may be off."
     if peak > total:
         return f"Does not fit: its tensors take {peak:.2f} GB, {peak - total:.2f} GB more than the GPU has."
-    reserved, context = prediction.peak_reserved / 1e9, GPUS[gpu].context_bytes / 1e9
-    besides = f"but torch reserves {reserved:.2f} GB, and CUDA itself takes {context:.2f}"
-    return f"Does not fit: tensors take {peak:.2f} of {total:.2f} GB, {besides}."
+    context = GPUS[gpu].context_bytes / 1e9
+    besides = f"what torch reserves beside them {held - peak - context:.2f}, and the CUDA context {context:.2f}"
+    return f"Does not fit: it takes {held:.2f} of {total:.2f} GB: tensors {peak:.2f}, {besides}."
 
 
 @functools.lru_cache(maxsize=512)

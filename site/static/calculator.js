@@ -18,8 +18,8 @@
       const more = `${gb(peak - total)} GB more than the GPU has`;
       return ["no", `Does not fit: its tensors take ${gb(peak)} GB, ${more}.`];
     }
-    const besides = `but torch reserves ${gb(reserved)} GB, and CUDA itself takes ${gb(context)}`;
-    return ["no", `Does not fit: tensors take ${gb(peak)} of ${gb(total)} GB, ${besides}.`];
+    const besides = `what torch reserves beside them ${gb(reserved - peak)}, and the CUDA context ${gb(context)}`;
+    return ["no", `Does not fit: it takes ${gb(held)} of ${gb(total)} GB: tensors ${gb(peak)}, ${besides}.`];
   }
 
   // Beside the greys of what tensors take, it is told apart by its stripes.
@@ -85,14 +85,20 @@
     document.getElementById("link-to-this").replaceChildren(link);
   }
 
+  // The settings of the address, behind # or behind ?; what the controls do not have is told.
   function read() {
-    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    const unknown = [];
+    for (const [name, value] of [...new URLSearchParams(location.search), ...new URLSearchParams(location.hash.slice(1))]) {
       const known = controls[name] && [...controls[name].options].some((option) => option.value === value);
       if (known) controls[name].value = value;
+      else unknown.push(`${name}=${value}`);
     }
+    const line = document.getElementById("unknown");
+    line.hidden = !unknown.length;
+    line.textContent = unknown.length ? `The address asks for ${unknown.join(", ").slice(0, 200)}, which the calculator does not have. What it shows is set below.` : "";
   }
 
-  form.hidden = document.getElementById("prediction").hidden = false;
+  form.hidden = document.getElementById("prediction").hidden = document.getElementById("verdict").hidden = false;
   document.getElementById("without-script").hidden = true;
   form.addEventListener("change", show);
   form.addEventListener("submit", (event) => event.preventDefault());

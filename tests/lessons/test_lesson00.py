@@ -167,6 +167,45 @@ def test_a_csv_of_ones_own_trains_and_the_adapter_is_there_tomorrow(tmp_path):
     assert run_script("\n".join(again), tmp_path) == ANSWERS
 
 
+SETTINGS = """
+import json
+from dataclasses import asdict
+print(json.dumps({"r": lora_config.r, "lora_alpha": lora_config.lora_alpha, "target_modules": asked, "optim": str(settings.optim.value),
+    **{name: getattr(settings, name) for name in ("max_length", "learning_rate", "gradient_accumulation_steps",
+    "per_device_train_batch_size", "max_steps")}}))
+"""
+
+
+def run_sheet(code: str, folder: Path) -> dict:
+    """What the settings of the cheat sheet's code are in the end, run for two steps where the course is not."""
+    write_csv(folder / "questions.csv")
+    own = f"\nbase, steps = {str(BUNDLED_MODEL)!r}, 2\n\n# Step 1:"  # no network here, and little time
+    code = code.replace("\n# Step 1:", own, 1).replace("trainer = SFT", "asked = lora_config.target_modules\ntrainer = SFT")
+    return run_script(REFUSE + code + SETTINGS, folder)
+
+
+def test_the_code_on_the_cheat_sheet_runs_as_it_stands_and_its_table_names_its_settings(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(COURSE_ROOT / "site"))
+    import cheat_sheet
+
+    found = run_sheet(cheat_sheet.steps(), tmp_path)
+    assert (tmp_path / "my_adapter" / "adapter_model.safetensors").is_file()
+    said = cheat_sheet.said(cheat_sheet.steps()) | {"max_steps": 2}
+    assert {name: said[name] for name in found} == found
+    shown = [code for _, code, _ in cheat_sheet.settings()]
+    assert shown[:-1] == [f"{found[name]:,}" if isinstance(found[name], int) else str(found[name]) for name in (
+        "r", "lora_alpha", "target_modules", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "optim",
+        "learning_rate")]  # fmt: skip
+
+
+def test_a_name_that_the_cheat_sheet_does_not_set_stops_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(COURSE_ROOT / "site"))
+    import cheat_sheet
+
+    with pytest.raises(AssertionError, match="name 'seed' is not defined"):
+        run_sheet(cheat_sheet.steps().replace("steps, rate, seed = 60, 2e-4, 0", "steps, rate = 60, 2e-4"), tmp_path)
+
+
 @pytest.mark.parametrize(("answers", "taken"), [(["4", "", "9"], ["4", "9"]), (["None", "NA", ""], ["None", "NA"])])
 def test_numbers_and_words_like_none_are_answers_and_empty_cells_are_not(tmp_path, monkeypatch, answers, taken):
     monkeypatch.chdir(tmp_path)

@@ -440,8 +440,10 @@ def test_settings_within_a_twentieth_of_the_gpu_are_too_tight():
 
 def test_what_leaves_no_room_for_the_cuda_context_does_not_fit_and_is_told_why():
     said = calculator.verdict_on(changed(peak_reserved=GPUS["t4"].total_bytes - 1), "t4")
-    assert said.startswith("Does not fit: tensors take ")
-    assert "torch reserves 15.63 GB, and CUDA itself takes 0.27" in said
+    assert said.startswith("Does not fit: it takes 15.90 of 15.63 GB: tensors ")
+    found = [float(number) for number in re.findall(r"\d+\.\d\d", said)]
+    assert found[0] == pytest.approx(sum(found[2:]), abs=0.015), "the parts make the whole that is compared"
+    assert found[-1] == 0.27, "the CUDA context"
 
 
 @pytest.mark.parametrize("settings", [FITS, TOO_LARGE, *random_settings(8)], ids=str)

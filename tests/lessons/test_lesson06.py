@@ -13,9 +13,10 @@ import matplotlib.colors
 import pytest
 import torch
 
-from helpers import COURSE_ROOT
+from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
 from helpers.failures import FAILURES, PARTS, RENAMED, failure, failures_page
+from helpers.failures.page import section_of
 from helpers.memory import RunSpec, fits, predict
 from helpers.models import PRESETS
 from helpers.packages.lists import pinned_versions
@@ -106,6 +107,23 @@ def test_each_failure_names_the_section_that_meets_it(notebook):
         assert it.where == f"lesson 06, section {it.lesson}"
     assert failure("renamed").patterns
     assert "processing_class" in said[3]
+
+
+def test_the_page_links_to_the_very_heading_under_which_a_failure_is_treated():
+    text, headings, number = failures_page(), {}, 0
+    for marks, words in re.findall(r"^# (##+) (.+)$", SOURCE, re.MULTILINE):
+        number = int(words.split()[0]) if marks == "##" and words[0].isdecimal() else number
+        headings[re.sub(r"[^\w -]", "", words.lower()).replace(" ", "-")] = number
+    linked = re.findall(r"\[lesson 06, section (\d+)[^\]]*\]\(\.\./notebooks/06_troubleshooting\.ipynb#([\w-]+)\)", text)
+    assert len(linked) == sum(bool(it.lesson) for it in FAILURES)
+    assert [anchor for section, anchor in linked if headings.get(anchor) != int(section)] == []
+    assert ("10", "c-the-padding") in linked
+
+
+def test_a_section_that_the_lesson_does_not_have_is_named():
+    for wrong in ({"heading": "F: the moon"}, {"lesson": 77, "heading": ""}):
+        with pytest.raises(CourseError, match="never-stops names a section of lesson 06 that is not there"):
+            section_of(dataclasses.replace(failure("never-stops"), **wrong))
 
 
 def test_each_of_the_twelve_was_met_by_somebody_and_the_lesson_links_the_thread():
