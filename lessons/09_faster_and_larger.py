@@ -69,7 +69,7 @@ from helpers.memory import GPUS, plan, predict, shape_of
 billions = {label: shape_of(config).parameters / 1e9 for label, config in trained.items()}
 
 # %% tags=["result"]
-from helpers.plots import curves, diagrams, show
+from helpers.plots import diagrams, show
 
 speed = dict(zip(four.way, four.tokens_per_second))
 figure = diagrams.two_panels(
@@ -102,7 +102,7 @@ for parts in held["divided weights"]:
     parts["on the host"] = at_peak["one"].after_load  # each process loads all of the model, before it keeps its part
 
 # %% tags=["who-holds-what"]
-says = {"one GPU": ["64 layers"], "copies": ["64 layers"] * 2, "divided weights": ["half of\neach weight"] * 2,
+says = {"one GPU": ["64 layers"], "copies": ["64 layers"] * 2, "divided weights": ["half of\nevery\nlayer"] * 2,
         "divided layers": [f"{layers} layers" for layers in at_peak["split"].layers]}  # fmt: skip
 between = {"copies": "in each step:\ngradients of the adapters", "divided layers": "in each batch: activations,\nand their gradients",
            "divided weights": "for each layer: weights;\nin each step: gradients"}  # fmt: skip
@@ -195,7 +195,7 @@ usual = {"model_id": settings.model_id, "dataset_id": settings.dataset_id, "seed
          "save_steps": max(1, settings.max_steps // 2), "eval_rows": 32}  # fmt: skip
 alone = config("one", way="one", gpus=1, batch_size=2 * settings.batch_size)
 copies = config("copies", way="ddp", gpus=2, batch_size=settings.batch_size)
-print("".join(line for line in copies.open() if "output_dir" not in line))
+print("".join(line for line in copies.open() if "output_dir" not in line).strip())
 
 # %% [markdown]
 # In a terminal you would type `python -m helpers train config.toml`. With `--dry-run` it trains nothing and says what it would do, and what each GPU would take.
@@ -282,27 +282,20 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
 #
 # If the model does not fit one GPU, put the first layers on one GPU and the others on the next. Where should the cut be? A GPU that has one layer more has less room for everything else, and it is the fullest GPU that runs out of memory. So choose the cut at which the fullest GPU takes the least.
 #
-# For Qwen2.5-32B's shape that is the middle:
-
-# %% tags=["halves"]
-found = at_peak["split"]
-table([(number, layers, each.peak_allocated / 1e9) for number, (layers, each) in enumerate(zip(found.layers, found.each))],
-      "{:.2f}", columns=("GPU", "layers", "peak (GB), predicted"))  # fmt: skip
-
-# %% [markdown]
+# For Qwen2.5-32B's shape that is the middle: in the picture both GPUs have 32 layers, and hold equally much.
+#
 # Is it always the middle? Llama-3.2-3B has 28 layers, a vocabulary of 128,256 words, and a *tied* head: the [head](../site/glossary.md#head), which turns the last layer's output into logits, is the same table as the embedding. So the head has to lie with the embedding, on the first GPU, and the loss is computed there too. **How many of the 28 layers should the
 # first GPU get?** Guess. Then look at both GPUs' peaks for every cut:
 
 # %% tags=["every-cut"]
 small = pair.loc["3b-split-tied-qkvo-2048"]
-cuts = range(4, 22)
-peaks = [predict(small.config, small.spec, "t4", 2, "split", [cut, 28 - cut]).each for cut in cuts]
-lines = {f"GPU {n}": (cuts, [each[n].peak_allocated / 1e9 for each in peaks]) for n in (0, 1)}
-figure = curves(
-    lines, "The fullest GPU takes the least where both lines cross", "layers on GPU 0 (of 28)", "peak (GB), predicted"
-)
-show(figure, alt="The peak of GPU 0 rises with its layers, that of GPU 1 falls; the lines cross between 8 and 10 layers, far "
-     "left of the middle at 14")  # fmt: skip
+peaks = {}
+for cut in range(2, 23):
+    each = predict(small.config, small.spec, "t4", 2, "split", [cut, 28 - cut]).each
+    peaks[cut] = [one_of.peak_allocated for one_of in each]
+figure = diagrams.peaks_by_cut(peaks, {14: "the middle"}, "The fullest GPU takes the least where both lines cross")
+show(figure, alt="The peak of GPU 0 rises with its layers, that of GPU 1 falls; the lines cross near 9 of 28 layers, far left "
+     "of the middle, where GPU 0 takes much more than GPU 1")  # fmt: skip
 
 # %% [markdown]
 # Without `layers`, `predict` looks for that cut itself. Compare it with the middle, and with what was measured at the middle:
@@ -351,7 +344,7 @@ def device_map(layers, tied=False):
 print(device_map([2, 3]))
 
 # %% [markdown]
-# So `AutoModelForCausalLM.from_pretrained(..., device_map=device_map(found.layers))` loads the first half onto one GPU and the second onto the other. `device_map="auto"` also divides a model. It goes by the sizes of the weights, and knows nothing of activations, adapters or the loss.
+# So `AutoModelForCausalLM.from_pretrained(..., device_map=device_map([32, 32]))` loads the first half onto one GPU and the second onto the other. `device_map="auto"` also divides a model. It goes by the sizes of the weights, and knows nothing of activations, adapters or the loss.
 #
 # > **Trap: the loss, where the head lies.** *What you see:* `Expected all tensors to be on the same device`, or `Pointer argument cannot be accessed from Triton`, in the first step. *Why:* TRL 1.16 computes the loss on the process's first GPU, and the head lies on the last. *Cure:* put `model.norm` and `lm_head` on GPU 0, which costs memory there,
 # > or bring the head's result to GPU 0, as `python -m helpers train` does. A test on two GPUs looks whether TRL still needs it.
@@ -460,27 +453,32 @@ print(", ".join(f"{name}: {error:.0%}" for name, error in errors.items()))
 
 # %% tags=["whole-adapters"]
 shapes = {name: {key: tuple(t.shape) for key, t in adapter(name).items()} for name in ("one", "copies", "divided")}
-table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for name, found in shapes.items()}, "{:,}",
-      columns=("adapter", "tensors", "numbers"))  # fmt: skip
-
-# %% tags=["same-tensors"]
 verdict("copies and divided weights save the tensors that one process saves, all of them",
         len(shapes["one"]) > 0 and shapes["one"] == shapes["copies"] == shapes["divided"])  # fmt: skip
+table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for name, found in shapes.items()}, "{:,}",
+      columns=("adapter", "tensors", "numbers"))  # fmt: skip
 
 # %% [markdown]
 # ### Three ways, beside each other
 #
-# All runs of a 7B and a 14B shape in float16 that were measured with the same rows in each way:
+# Here are the runs of one shape that were measured in several ways with the same rows:
 
 # %% tags=["ways"]
-alike = pair[pair.model.isin(["Mistral-7B-v0.1", "Qwen2.5-14B"]) & (pair.dtype == "float16")].replace({"way": names})
-alike = alike.sort_values(["model", "seq_len", "batch_size", "rank", "way"])
-table(list(zip(alike.model, alike["rank"], alike.batch_size, alike.seq_len, alike.way, alike.fullest_bytes / 1e9, alike.step_seconds)),
-      columns=("model", "rank", "rows", "tokens", "way", "fullest GPU (GB)", "seconds a step"),
-      fullest_GPU_GB="{:.2f}", seconds_a_step="{:.2f}")  # fmt: skip
+same = [
+    "7b-one-qkvo",
+    "7b-ddp-qkvo",
+    "7b-split-qkvo",
+    "7b-fsdp2-qkvo",
+    "7b-ddp-all-2048",
+    "7b-split-all-2048",
+    "7b-fsdp2-all-2048",
+]
+alike = pair.loc[same].replace({"way": names})
+table(list(zip(alike.batch_size, alike.seq_len, alike.way, alike.fullest_bytes / 1e9, alike.step_seconds)), "{:.2f}",
+      columns=("rows at once", "tokens", "way", "fullest GPU (GB)", "seconds a step"), tokens="{:,}")  # fmt: skip
 
 # %% [markdown]
-# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, that costs a third of the time or more in these runs. Over PCIe it should cost more, and nobody has measured it.
+# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, a step took a fifth to a third longer than with copies. Over PCIe it should cost more, and nobody has measured it.
 #
 # So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** Divided weights are for full fine-tuning, where gradients and optimizer states are what does not fit, and for many GPUs.
 #
@@ -545,33 +543,27 @@ table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
 # %% tags=["plan"]
 t4 = GPUS["t4"].total_bytes
 planned = plan(large.config, t4, large.spec, gpu="t4", gpus=2, way="split")
-changed = {name: value for name, value in vars(planned.spec).items() if value != large.spec.get(name, value)}
-print(f"layers {planned.prediction.layers}; beside the measured run it would change: {changed}")
+print(
+    f"layers {planned.prediction.layers}, {planned.spec.batch_size} rows at once; measured was {large.spec['batch_size']} row"
+)
+print("room:", planned.reasons["room"])
+
 
 # %% tags=["left-free"]
-rows = [
-    ("planned", number, each.peak_allocated, each.held_bytes("t4"))
-    for number, each in enumerate(planned.prediction.each)
-]
-rows += [
-    ("as measured", number, each.peak_allocated, each.held_bytes("t4"))
-    for number, each in enumerate(at_peak["split"].each)
-]
-table([(name, number, peak / 1e9, held_there / 1e9, (t4 - held_there) / 1e9) for name, number, peak, held_there in rows],
-      "{:.2f}", columns=("setting", "GPU", "tensors (GB)", "with reserve and context", "left free"))  # fmt: skip
-
-
-# %% tags=["largest-fits"]
-def fullest_holds(way):
+def holds(way):
+    "What the fullest GPU holds, in bytes: tensors, reserve and context."
     return max(each.held_bytes("t4") for each in at_peak[way].each)
 
 
-verdict("by prediction a 32B shape fits two GPUs of a T4's size with divided layers, and neither in copies nor with divided weights",
-        fullest_holds("split") < t4 < min(fullest_holds("ddp"), fullest_holds("fsdp2")))  # fmt: skip
-print("measured with divided layers: " + " and ".join(f"{peak / 1e9:.2f} GB" for peak in large.peak_bytes))
+verdict("by prediction a 32B shape fits two GPUs of a T4's size with divided layers, and neither as copies nor with divided weights",
+        holds("split") < t4 < min(holds("ddp"), holds("fsdp2")))  # fmt: skip
+settings_of = {"planned, 2 rows": planned.prediction.each, "as measured, 1 row": at_peak["split"].each}
+table([(name, f"GPU {n}", gpu.peak_allocated / 1e9, gpu.held_bytes("t4") / 1e9, (t4 - gpu.held_bytes("t4")) / 1e9)
+       for name, gpus in settings_of.items() for n, gpu in enumerate(gpus)],
+      "{:.2f}", columns=("setting", "", "tensors (GB)", "with reserve and context", "left free"))  # fmt: skip
 
 # %% [markdown]
-# The measured run is the one of section 1, on two H200s that were held to 14.56 GiB each. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
+# All of this is predicted, for a T4. The second setting is the one that was measured, on two H200s held to 14.56 GiB each: there the tensors took 11.60 and 11.63 GB. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
 
 # %% tags=["lengths"]
 for length in (2048, 4096, 8192):
@@ -671,7 +663,7 @@ check("09.3", my_guess)
 # check("09.3", my_guess)
 # ```
 #
-# Embedding, head and loss lie on GPU 0, and in this model they take as much as some ten layers each. (Nobody needs two GPUs for it. But it shows what the rule does.)
+# Embedding, head and loss lie on GPU 0, and in this model they take as much as twenty layers do. (Nobody needs two GPUs for it. But it shows what the rule does.)
 # </details>
 #
 # **4. Write** (15 minutes, •••). Now the rule itself, in small. Write `cut(first, layers, last)`: `layers` is a list of bytes, one for each layer in its order. `first` is what lies on GPU 0 besides, `last` what lies on GPU 1 besides. Return how many layers GPU 0 gets, so that the fuller GPU takes the least. Each GPU gets at least one layer; of two equally good cuts

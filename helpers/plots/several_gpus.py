@@ -41,6 +41,7 @@ def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: s
     ways = {way: [on_a_gpu(parts) for parts in gpus] for way, gpus in ways.items()}
     tallest = max(sum(n for key, n in gpu.items() if key != HOST) for gpus in ways.values() for gpu in gpus)
     top, x, named = max(tallest, limit) / 1e9, 0.0, set()
+    places = []  # the middle of each way's columns, and how tall they are
     for way, gpus in ways.items():
         begin = x
         for number, (gpu, words) in enumerate(zip(gpus, says[way], strict=True)):
@@ -51,12 +52,18 @@ def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: s
                 _box(ax, x - 0.36, 0, gpu[HOST] / 1e9, HOST, named)
                 x += 0.4
         middle = (begin + x - 1) / 2
+        places.append((middle, max(sum(n for key, n in gpu.items() if key != HOST) for gpu in gpus) / 1e9))
         ax.text(middle, -0.085 * top, way, ha="center", va="top", fontsize=10.5, color=INK, weight="bold")
         said = between.get(way, "")
         ax.text(middle, -0.145 * top, said, ha="center", va="top", fontsize=8.5, color=INK, linespacing=1.3)
         x += 0.6
     ax.axhline(limit / 1e9, color=INK, linestyle="--", linewidth=1.1, zorder=4)
-    ax.text(-0.55, limit / 1e9 + 0.01 * top, f"T4: {limit / 1e9:.1f}", va="bottom", fontsize=9, color=INK)
+    free = next(
+        (at for at, tall in places if tall < 0.95 * limit / 1e9), 0.0
+    )  # where no column stands behind the words
+    ax.text(
+        free, limit / 1e9 + 0.01 * top, f"a T4 has {limit / 1e9:.1f}", va="bottom", ha="center", fontsize=9.5, color=INK
+    )
     ax.set(xlim=(-0.6, x - 1.0), ylim=(0, 1.06 * top), xticks=[])
     ax.grid(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -88,6 +95,26 @@ def _box(ax, x: float, bottom: float, height: float, key: str, named: set) -> No
         hatch="////" if host else None, label=None if key in named else key, zorder=2,
     )  # fmt: skip
     named.add(key)
+
+
+def peaks_by_cut(peaks: dict, marked: dict, title: str):
+    """The peak of each of two GPUs, in GB, over the layers that the first has: `peaks` maps their number to both peaks in bytes.
+
+    Where the fuller one takes the least is marked, and so is each cut of `marked`, which maps a number of layers to words.
+    """
+    figure, ax = axes(title, f"layers on GPU 0, of {max(peaks) + min(peaks)}", "peak (GB), predicted")
+    cuts, best = list(peaks), min(peaks, key=lambda cut: max(peaks[cut]))
+    for gpu, (colour, mark) in enumerate(((COLOURS["blue"], "o"), (COLOURS["sky"], "s"))):
+        heights = [peaks[cut][gpu] / 1e9 for cut in cuts]
+        ax.plot(cuts, heights, color=colour, marker=mark, markersize=4, label=f"GPU {gpu}")
+    for cut, words in {best: "the least", **marked}.items():
+        height = max(peaks[cut]) / 1e9
+        ax.plot([cut], [height], "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS["red"])
+        ax.annotate(f"{words}: {cut} layers, {height:.2f} GB", (cut, height), (0, 14), textcoords="offset points", ha="center",
+                    fontsize=9, color=INK)  # fmt: skip
+    ax.set(xticks=cuts[::2], ylim=(0, None))
+    ax.legend(frameon=False, loc="lower right")
+    return figure
 
 
 def one_step(ways: dict, title: str):
