@@ -18,7 +18,7 @@
 # - read a logged loss and a batch size rightly when there are several processes;
 # - divide the layers of a model so that no GPU takes more than it must.
 #
-# **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on two T4s. **Needs:** lessons 02 and 03. No GPU is needed: two processes on the CPU stand in for two GPUs. Where two GPUs are, as on Kaggle, the processes take both.
+# **Time:** 40 minutes to read, 65 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on two T4s. **Needs:** lessons 02 and 03. No GPU is needed: two processes on the CPU stand in for two GPUs. Where two GPUs are, as on Kaggle, the processes take both.
 
 # %% tags=["parameters"]
 model_id = "bundled"  # what is trained here; on two GPUs it may be a preset, a folder or a hub id
@@ -40,7 +40,7 @@ settings = run.settings
 #
 # A second GPU can bring two different things. It can take half of the rows, and then a training is done sooner. Or it can take half of the model, and then the model may be larger. So ask first: **which do you lack, time or memory?**
 #
-# Here is what was measured with both. Mistral-7B's shape was trained with 4 rows of 512 tokens at once on each GPU that has rows of its own, rank 8 on q, k, v and o, in float16. The four ways are explained in section 1.
+# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and with divided weights each GPU computed 4 rows of its own at once, and otherwise it was 4 rows in all. Section 1 explains the four ways.
 
 # %%
 from helpers.records import measured_runs, measured_two_gpus
@@ -56,7 +56,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# And how large can a model be? The largest that was trained on one GPU of 14.56 GiB is a 24B model, with one row of 512 tokens and every trick that saves memory. On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then it was made deeper, until hardly anything was left free.
+# And how large can a model be? The largest that was trained on one GPU of 14.56 GiB is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until hardly anything was left free. (The very largest has adapters on q, k, v and o alone.)
 
 # %% tags=["largest"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
@@ -198,7 +198,7 @@ copies = config("copies", way="ddp", gpus=2, batch_size=settings.batch_size)
 print("".join(line for line in copies.open() if "output_dir" not in line).strip())
 
 # %% [markdown]
-# In a terminal you would type `python -m helpers train config.toml`. With `--dry-run` it trains nothing and says what it would do, and what each GPU would take.
+# In a terminal you would type `python -m helpers train config.toml`. With `--dry-run` it trains nothing and says what it would do, and what each GPU would take. (Where no GPU is, that is predicted for T4s, and two processes on the CPU stand in for them.)
 
 # %% tags=["dry-run"]
 from helpers.quick import killed_by_file, train_by_file
@@ -208,7 +208,7 @@ print(train_by_file(copies, dry_run=True)["words"])
 # %% [markdown]
 # ### One process, and two
 #
-# Both trainings take the same rows in the same steps. One process computes 16 rows at once. Of two processes each computes 8, and then they average. (On the CPU they talk through `gloo`, on GPUs through NCCL, two libraries that exchange tensors between processes. If the machine has fewer than two GPUs, both trainings run on the CPU.)
+# Both trainings take the same rows in the same steps. One process computes all rows of a step at once. Of two processes each computes half of them, and then they average. Each training takes some ten to twenty seconds on a CPU, and most of that is the start of Python and its libraries. (On the CPU the processes talk through `gloo`, on GPUs through NCCL, two libraries that exchange tensors between processes. If the machine has fewer than two GPUs, both trainings run on the CPU.)
 
 # %% tags=["one-and-two"]
 one = train_by_file(alone)
@@ -275,9 +275,8 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
       "{:,.0f}", columns=("what DDP would exchange in a step", "size"))  # fmt: skip
 
 # %% [markdown]
-# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some hundreds of times as much in every step. On GPUs that are joined by a slow bus, that decides. It also says what to expect of two T4s: the exchange is small, so their slower bus matters less than it would for full fine-tuning. How much it matters, nobody has measured.
+# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that decides. It also says what to expect of two T4s: the exchange is small, so their slower bus matters less than it would for full fine-tuning. How much it matters, nobody has measured.
 #
-# %% [markdown]
 # ## 3 Twice as large: divided layers
 #
 # If the model does not fit one GPU, put the first layers on one GPU and the others on the next. Where should the cut be? A GPU that has one layer more has less room for everything else, and it is the fullest GPU that runs out of memory. So choose the cut at which the fullest GPU takes the least.
@@ -290,9 +289,9 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
 # %% tags=["every-cut"]
 small = pair.loc["3b-split-tied-qkvo-2048"]
 peaks = {}
-for cut in range(2, 23):
-    each = predict(small.config, small.spec, "t4", 2, "split", [cut, 28 - cut]).each
-    peaks[cut] = [one_of.peak_allocated for one_of in each]
+for cut in range(2, 27):
+    both_gpus = predict(small.config, small.spec, "t4", 2, "split", [cut, 28 - cut]).each
+    peaks[cut] = [gpu.peak_allocated for gpu in both_gpus]
 figure = diagrams.peaks_by_cut(peaks, {14: "the middle"}, "The fullest GPU takes the least where both lines cross")
 show(figure, alt="The peak of GPU 0 rises with its layers, that of GPU 1 falls; the lines cross near 9 of 28 layers, far left "
      "of the middle, where GPU 0 takes much more than GPU 1")  # fmt: skip
@@ -446,7 +445,7 @@ print(", ".join(f"{name}: {error:.0%}" for name, error in errors.items()))
 # %% [markdown]
 # Rounding to NF4 itself costs 9% (lesson 01). This is a second error on top, it is larger in float16, and no message tells of it. On two GPUs the gradients of the bundled model were 20 to 79% off (`helpers/training/divided.py`).
 #
-# > **Trap: an adapter without tensors.** *What you see:* training went well, the adapter is saved, and the model behaves as if it had never been trained. *Why:* there are two FSDPs. Many pages still set up the first ([PEFT's](https://huggingface.co/docs/peft/accelerate/fsdp) and [bitsandbytes'](https://huggingface.co/docs/bitsandbytes/fsdp_qlora) among them, read on 25 November 2026). Under FSDP1, as
+# > **Trap: an adapter without tensors.** *What you see:* training goes well, the adapter is saved, and afterwards the model answers as if it had never been trained. *Why:* there are two FSDPs. Many pages still set up the first ([PEFT's](https://huggingface.co/docs/peft/accelerate/fsdp) and [bitsandbytes'](https://huggingface.co/docs/bitsandbytes/fsdp_qlora) among them, read on 25 November 2026). Under FSDP1, as
 # > the libraries set it up, `save_model` wrote a file with no tensor in it, without a word (transformers 5.23, accelerate 1.15). *Cure:* `fsdp_config={"version": 2}`, and count what was saved. `python -m helpers train` compares the adapter's names and shapes with the model's before the first step, and stops if any is missing.
 #
 # Count them here:
@@ -480,7 +479,7 @@ table(list(zip(alike.batch_size, alike.seq_len, alike.way, alike.fullest_bytes /
 # %% [markdown]
 # Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, a step took a fifth to a third longer than with copies. Over PCIe it should cost more, and nobody has measured it.
 #
-# So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** Divided weights are for full fine-tuning, where gradients and optimizer states are what does not fit, and for many GPUs.
+# So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
 #
 # ## 5 Killed, and resumed
 #
@@ -502,7 +501,6 @@ verdict("killed and resumed in two processes, the adapter is that of the unbroke
 # %% [markdown]
 # The same command again is all that it takes. It has to be the same number of processes: each goes on with its own rows and its own random numbers.
 #
-# %% [markdown]
 # ## 6 What makes it fast on one GPU
 #
 # How much does each choice of lesson 03 bring? One step of 8 x 512 tokens on Mistral-7B's shape (random weights, rank 8 on q, k, v and o,
@@ -538,7 +536,7 @@ table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
 #
 # ## 7 How large may the model be?
 #
-# On one T4 the limit lies near 24B, as lesson 03 shows at its end. Now plan a 32B model for two GPUs of a T4's size. `plan` knows several GPUs too: it takes the fastest setting that leaves a twentieth of each GPU free.
+# On one GPU of a T4's size the limit lies near 24B ([lesson 03](03_t4_training.ipynb), at its end). Now plan a 32B model for two GPUs of a T4's size. `plan` knows several GPUs too: it takes the fastest setting that leaves a twentieth of each GPU free.
 
 # %% tags=["plan"]
 t4 = GPUS["t4"].total_bytes
@@ -567,8 +565,8 @@ table([(name, f"GPU {n}", gpu.peak_allocated / 1e9, gpu.held_bytes("t4") / 1e9, 
 
 # %% tags=["lengths"]
 for length in (2048, 4096, 8192):
-    each = predict(large.config, large.spec | {"seq_len": length}, "t4", 2, "split").each
-    most = max(one_of.held_bytes("t4") for one_of in each)
+    both_gpus = predict(large.config, large.spec | {"seq_len": length}, "t4", 2, "split").each
+    most = max(gpu.held_bytes("t4") for gpu in both_gpus)
     print(f"1 x {length:,}: {most / 1e9:.2f} GB on the fuller GPU; {'fits' if most < t4 else 'does not fit'}")
 
 # %% [markdown]

@@ -40,7 +40,8 @@ def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: s
     figure, ax = axes(title, "", "GB", size=(9.0, 5.2))
     ways = {way: [on_a_gpu(parts) for parts in gpus] for way, gpus in ways.items()}
     tallest = max(sum(n for key, n in gpu.items() if key != HOST) for gpus in ways.values() for gpu in gpus)
-    top, x, named = max(tallest, limit) / 1e9, 0.0, set()
+    named: set = set()
+    top, x = max(tallest, limit) / 1e9, 0.0
     places = []  # the middle of each way's columns, and how tall they are
     for way, gpus in ways.items():
         begin = x
@@ -110,8 +111,9 @@ def peaks_by_cut(peaks: dict, marked: dict, title: str):
     for cut, words in {best: "the least", **marked}.items():
         height = max(peaks[cut]) / 1e9
         ax.plot([cut], [height], "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS["red"])
-        ax.annotate(f"{words}: {cut} layers, {height:.2f} GB", (cut, height), (0, 14), textcoords="offset points", ha="center",
-                    fontsize=9, color=INK)  # fmt: skip
+        place = ((0, -58), "center") if cut == best else ((-8, 14), "right")
+        ax.annotate(f"{words}: {cut} layers, {height:.2f} GB", (cut, height), place[0], textcoords="offset points",
+                    ha=place[1], fontsize=9.5, color=INK)  # fmt: skip
     ax.set(xticks=cuts[::2], ylim=(0, None))
     ax.legend(frameon=False, loc="lower right")
     return figure
@@ -124,7 +126,8 @@ def one_step(ways: dict, title: str):
     """
     size = (9.0, 1.6 + 0.42 * sum(map(len, ways.values())))
     figure, ax = axes(title, "time, in forward passes of one batch through the whole model", "", size=size)
-    y, ticks, named = 0.0, [], set()
+    named: set = set()
+    y, ticks = 0.0, []
     for way, rows in ways.items():
         for number, row in enumerate(rows):
             for kind, begin, end, words in row:

@@ -95,7 +95,7 @@ def tied_cut(answer):
 def cut(answer):
     cases = [
         (0, [1, 1, 1, 1], 0, "four equal layers and nothing besides"),
-        (0, [5, 1, 1, 1, 1, 1], 0, "layers of unequal size: add up their bytes, and do not count them"),
+        (0, [10, 2, 2, 2, 2, 2], 0, "layers of unequal size: add up their bytes, and do not count them"),
         (8, [2] * 8, 0, "what lies on GPU 0 besides counts, too"),
         (0, [2] * 8, 8, "what lies on GPU 1 besides counts, too"),
         (100, [1, 1, 1], 0, "GPU 0 gets one layer at least"),
