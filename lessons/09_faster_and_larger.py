@@ -425,7 +425,7 @@ for name, share in shares.items():
     print(f"packed codes as {name}: one number in {1 / share:,.0f} is NaN")
 
 # %% [markdown]
-# Each of these numbers holds four weights. What is left of the weights if every NaN becomes the same NaN? Guess, in per cent of their length.
+# Each of these numbers holds four weights. How large is the [relative error](../site/glossary.md#relative-error) of the weights if every NaN becomes the same NaN? Guess, in per cent.
 
 
 # %% tags=["damaged"]
@@ -463,15 +463,8 @@ table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for n
 # Here are the runs of one shape that were measured in several ways with the same rows:
 
 # %% tags=["ways"]
-same = [
-    "7b-one-qkvo",
-    "7b-ddp-qkvo",
-    "7b-split-qkvo",
-    "7b-fsdp2-qkvo",
-    "7b-ddp-all-2048",
-    "7b-split-all-2048",
-    "7b-fsdp2-all-2048",
-]
+same = ["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo",
+        "7b-ddp-all-2048", "7b-split-all-2048", "7b-fsdp2-all-2048"]  # fmt: skip
 alike = pair.loc[same].replace({"way": names})
 table(list(zip(alike.batch_size, alike.seq_len, alike.way, alike.fullest_bytes / 1e9, alike.step_seconds)), "{:.2f}",
       columns=("rows at once", "tokens", "way", "fullest GPU (GB)", "seconds a step"), tokens="{:,}")  # fmt: skip
@@ -542,7 +535,7 @@ table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
 t4 = GPUS["t4"].total_bytes
 planned = plan(large.config, t4, large.spec, gpu="t4", gpus=2, way="split")
 print(
-    f"layers {planned.prediction.layers}, {planned.spec.batch_size} rows at once; measured was {large.spec['batch_size']} row"
+    f"layers {planned.prediction.layers}, {planned.spec.batch_size} rows at once; {large.spec['batch_size']} was measured"
 )
 print("room:", planned.reasons["room"])
 
@@ -584,7 +577,7 @@ for length in (2048, 4096, 8192):
 # max_length = 2048
 # ```
 #
-# Two warnings. The model's files hold 16-bit weights, twice as many bytes as it has weights, so look first whether your disk has room for them. And begin with `--dry-run`. Nobody has run this on Kaggle's pair; whoever does, please tell.
+# Two warnings. The model's files hold 16-bit weights, twice as many bytes as it has weights, so look first whether your disk has room for them. And begin with `--dry-run`. Nobody has run this on Kaggle's pair. If you do, please tell us what came out.
 
 # %%
 record(adapters_apart={name: apart("one", name) for name in ("copies", "divided", "broken")},

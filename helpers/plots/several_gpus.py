@@ -111,9 +111,9 @@ def peaks_by_cut(peaks: dict, marked: dict, title: str):
     for cut, words in {best: "the least", **marked}.items():
         height = max(peaks[cut]) / 1e9
         ax.plot([cut], [height], "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS["red"])
-        place = ((0, -58), "center") if cut == best else ((-8, 14), "right")
-        ax.annotate(f"{words}: {cut} layers, {height:.2f} GB", (cut, height), place[0], textcoords="offset points",
-                    ha=place[1], fontsize=9.5, color=INK)  # fmt: skip
+        offset, side = ((0, -58), "center") if cut == best else ((-26, 34), "right")
+        ax.annotate(f"{words}: {cut} layers, {height:.2f} GB", (cut, height), offset, textcoords="offset points", ha=side,
+                    fontsize=9.5, color=INK, arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.7})  # fmt: skip
     ax.set(xticks=cuts[::2], ylim=(0, None))
     ax.legend(frameon=False, loc="lower right")
     return figure
