@@ -161,7 +161,7 @@ def tokens_and_labels(row):
 
 
 def in_colour(ids, labels):
-    return tokens_in_colour([tokenizer.decode([i]) for i in ids], [label != -100 for label in labels])
+    return tokens_in_colour(ids, [label != -100 for label in labels], tokenizer.decode)
 
 
 example = tokens_and_labels(train_rows[0])
@@ -417,7 +417,7 @@ arguments = SFTConfig(output_dir=str(run.checkpoints), seed=settings.seed, **ste
 # > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). That is the division of the gradients: torch has it for float32, and not for bfloat16. In float16 the adapters would not
 # > do either: the many small changes of training would be rounded away. *Cure:* before `train()`, put what is trained back to float32: `for p in trainer.model.parameters(): if p.requires_grad: p.data = p.data.float()`
 #
-# In this lesson `cures.after_building()` does that, with `adapters_to_float32`. It also has training stop at the first loss that is not a number, and on a GPU it computes in one operation the layers that read the
+# In this lesson `cures.after_building()` does that, with `adapters_to_float32`. It also has training stop at the first loss that is not a number, and on a GPU, or for a model of your own, it computes in one operation the layers that read the
 # same input.
 
 # %%
@@ -864,7 +864,7 @@ messages = [{"role": "user", "content": first["instruction"]}, {"role": "assista
 chat = tokenizer.apply_chat_template(
     messages, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
 )
-tokens_in_colour([tokenizer.decode([i]) for i in chat["input_ids"]], chat["assistant_masks"])
+tokens_in_colour(chat["input_ids"], chat["assistant_masks"], tokenizer.decode)
 
 # %% [markdown]
 # The eos stands inside the marks, so it is learned. A template whose eos stands outside never teaches the model to stop, and TRL warns of it.
@@ -987,4 +987,6 @@ verdict("a 24B shape trains in a T4's memory with a row of 512 tokens, and of 32
         fitting.seq_len.max() == 512 and loaded_32b > a_t4)  # fmt: skip
 
 # %% [markdown]
+# Two GPUs of that size can train a 32B model together: [lesson 09](09_faster_and_larger.ipynb) shows how.
+#
 # Next: [04 Inference](04_inference.ipynb) asks the model with your adapter.

@@ -23,6 +23,7 @@ PAGES = {
     "site/decide.md": "decide",
     "measurements/README.md": "how-measured",
 }
+SCRIPTS = {"claims": "ledger.js"}  # what a page does in a browser that its Markdown says nothing of
 TITLES = {"how-measured": "How it was measured"}  # where the page's own is that of another
 _CODE = re.compile(  # fenced, or between backticks within a paragraph
     r"^([ \t>]*)(?P<fence>`{3,}|~{3,}).*?^\1(?P=fence)[ \t]*$|(?<!`)(?P<ticks>`{1,2})(?!`)(?:(?!\n\n).)+?(?<!`)(?P=ticks)(?!`)",
@@ -90,7 +91,8 @@ def staged_page(text: str, folder: str, page: str, links: Links) -> str:
     if not re.search(r"^## ", text, re.MULTILINE):  # GitHub's small headings are the next level here
         text = re.sub(r"^###(#*) ", r"##\1 ", text, flags=re.MULTILINE)
     text = re.sub(r'<a id="([\w-]+)"></a>', r"[]{#\1}", text)
-    return links.lead(text, folder, page)
+    script = f'\n<script src="_static/{SCRIPTS[page]}"></script>\n' if page in SCRIPTS else ""
+    return links.lead(text, folder, page) + script
 
 
 def staged_notebook(notebook, stem: str, links: Links):

@@ -105,21 +105,19 @@ def training_still(losses, samples, title: str, unit: str = "MB"):
     return figure
 
 
-def tokens_in_colour(pieces, learned, decode=None):
+def tokens_in_colour(ids, learned, decode):
     """Tokens as text, those that the loss sees on a coloured ground and underlined, the masked ones grey.
 
-    `pieces` are the tokens' texts. With `decode`, a tokenizer's, they are ids: then a letter that takes several tokens, as
-    an umlaut may, is shown whole, in the colour of its last one.
+    `decode` is a tokenizer's. A letter that takes several tokens, as an umlaut may, is shown whole, in the colour of its last.
     """
     from html import escape
 
     from IPython.display import HTML
 
-    if decode is not None:
-        half = "\ufffd"  # what stands for a letter of which not all tokens are there yet
-        texts = [decode(pieces[:n]) if n else "" for n in range(len(pieces) + 1)]
-        ends = [len(text.rstrip(half)) for text in texts[:-1]] + [len(texts[-1])]
-        pieces = [text[begin:end] for text, begin, end in zip(texts[1:], ends, ends[1:], strict=False)]
+    half = "\ufffd"  # what stands for a letter of which not all tokens are there yet
+    texts = [decode(ids[:n]) if n else "" for n in range(len(ids) + 1)]
+    ends = [len(text.rstrip(half)) for text in texts[:-1]] + [len(texts[-1])]
+    pieces = [text[begin:end] for text, begin, end in zip(texts[1:], ends, ends[1:], strict=False)]
     seen, masked = f"background:{COLOURS['yellow']};color:#000;text-decoration:underline", "color:#707070"
     spans = [
         f'<span style="{seen if see else masked}">{escape(piece).replace(chr(10), "&#8629;<br>")}</span>'

@@ -1,11 +1,14 @@
 """The scripts that measure rows of real lengths: the rows, what is made of the steps, and processes that fail or hang."""
 
 import json
+import re
 import statistics
 import sys
 
 import pytest
 
+from helpers import COURSE_ROOT
+from helpers.records import read_rows
 from tests.scripts import measuring_script
 
 ml = measuring_script("measure_lengths")
@@ -127,3 +130,35 @@ def test_unsloths_folder_is_seen_by_its_processes_alone(tmp_path):
     assert found["PYTHONPATH"] == str(tmp_path)
     assert found["UNSLOTH_TOKEN_BUDGET"] == "2048"
     assert unsloth.environment(job | {"side": "ours"}, str(tmp_path)) == {"HF_HUB_OFFLINE": "1"}
+
+
+# --- what was measured -----------------------------------------------------------------------------------------------
+
+
+def quality_rows():
+    return read_rows(COURSE_ROOT / "measurements" / "lengths_quality.jsonl")
+
+
+def test_each_way_was_measured_with_five_seeds_on_the_same_rows():
+    rows = quality_rows()
+    assert {row["model"] for row in rows} == {"bundled"}
+    assert sorted((row["way"], row["seed"]) for row in rows) == sorted((w, s) for w in quality.WAYS for s in range(5))
+    assert {row["rows"] for row in rows} == {quality.ROWS}
+    assert len({tuple(row["heldout_loss_before"].values()) for row in rows}) == 1
+
+
+def test_rows_without_padding_learn_what_padded_rows_do():
+    loss = {(row["way"], row["seed"]): row["heldout_loss"]["instructions"] for row in quality_rows()}
+    apart = {name: max(abs(loss[name, s] - loss["padded", s]) for s in range(5)) for name in quality.WAYS}
+    assert apart["row by row"] < 1e-6
+    assert min(apart["rebalanced"], apart["sorted"], apart["packed"]) > 1e-3, "these take other rows in a step"
+
+
+def test_the_table_of_losses_in_the_readme_is_what_the_rows_say():
+    readme = (COURSE_ROOT / "measurements" / "README.md").read_text(encoding="utf-8")
+    for line in quality.compare(quality_rows()):
+        way, mean = re.search(r"^instructions +(.*?) +(\d\.\d{4}) nats", line).groups()
+        interval = re.search(r"95%: (.*)\)", line)
+        assert f"| {way} | {mean} | {interval[1] + ' ' if interval else ''}|" in readme
+    within = [re.search(r"95%: (\S+) to (\S+)\)", line).groups() for line in quality.compare(quality_rows())[2:]]
+    assert all(float(low) < 0 < float(high) for low, high in within), "the other three cannot be told from padded"

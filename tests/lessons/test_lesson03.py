@@ -296,7 +296,7 @@ def test_a_hub_repo_without_a_login_gets_one_line(monkeypatch):
 def test_coloured_tokens_say_by_more_than_colour_what_is_learned():
     from helpers.plots import tokens_in_colour
 
-    html = tokens_in_colour(["<s>", "two\n", "lines"], [False, False, True]).data
+    html = tokens_in_colour(["<s>", "two\n", "lines"], [False, False, True], "".join).data
     assert "&lt;s&gt;" in html
     assert html.count("underline") == 1
     assert html.index("underline") < html.index("lines")
@@ -441,7 +441,8 @@ def test_plain_keeps_the_cures_without_which_nothing_runs_and_no_others(tmp_path
     with contextlib.ExitStack() as stack:
         for name in names:
             called = lambda *words, of=name: done.append(of) or contextlib.nullcontext()  # noqa: E731
-            stack.enter_context(mock.patch(f"helpers.training.cures.{name}", called))
+            file = "fused_lora" if name == "fuse_lora" else "cures"  # fused_lora imports torch, so cures does it late
+            stack.enter_context(mock.patch(f"helpers.training.{file}.{name}", called))
         for plain in (False, True):
             cures, trainer = Cures(planned(plain=plain)[0], machine, "a model"), mock.MagicMock()
             done.clear()
@@ -451,6 +452,16 @@ def test_plain_keeps_the_cures_without_which_nothing_runs_and_no_others(tmp_path
             with cures.while_training(trainer):
                 pass
             assert sorted(done) == sorted(NEEDED if plain else names)
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "used"),
+    [("cuda", "the bundled model", True), ("cpu", "the bundled model", False), ("cpu", "a model", True)],
+)
+def test_layers_are_one_operation_on_a_gpu_and_for_all_models_but_the_bundled_one(device, model, used):
+    for plain in (False, True):
+        cures = Cures(planned(plain=plain)[0], Machine(device, "a test", 0, 2**34, 2, None), model)
+        assert cures.used()["fuse_lora"] is (used and not plain)
 
 
 def test_the_lessons_table_of_arguments_names_what_trl_takes_and_all_that_the_lesson_sets():

@@ -284,6 +284,15 @@ def test_a_table_as_a_german_spreadsheet_writes_it_goes_through_the_whole_lesson
     assert (tmp_path / "run" / "adapter-of-Anfragen März" / "adapter_model.safetensors").is_file()
 
 
+def test_a_real_chat_model_learns_the_form_in_the_lessons_own_minute_of_training(smollm2, tmp_path):
+    told, record = run_lesson(tmp_path, model_id="smollm2-135m", eval_rows=20)
+    assert "SmolLM2-135M-Instruct" in record["run"]["model"]
+    assert (record["rows_learned"], record["rows_scored"], record["whole_before"]) == (3840, 20, 0)
+    assert record["valid_after"] >= 0.9
+    assert record["fields_after"]["name"] > 0.4, "nearly each name stands in its message"
+    assert "20 of 4 rows" in told
+
+
 def test_the_harness_counts_the_exact_answers_that_the_lesson_counts(tmp_path, monkeypatch):
     pytest.importorskip(
         "lm_eval", reason="lm-eval, a package that the lesson calls optional, is missing: pip install lm-eval"
@@ -314,11 +323,12 @@ def test_the_scores_at_the_top_are_none_before_training_and_five_in_six_after():
     assert after["right"] >= 0.85
 
 
-def test_what_the_lesson_trains_by_itself_is_a_thirty_second_part():
+def test_what_the_lesson_trains_by_itself_is_a_ninety_sixth_part():
     from helpers.models import RECIPES
 
     recipe, (row,) = RECIPES["smollm2-135m"], measured("result", "held out, after")
-    assert row["steps"] * row["batch"] == 32 * recipe["max_steps"] * recipe["batch_size"]
+    assert recipe["max_steps"] * recipe["batch_size"] == 80
+    assert row["steps"] * row["batch"] == 96 * recipe["max_steps"] * recipe["batch_size"]
     assert (row["steps"], row["batch"], row["rank"], row["learning_rate"]) == (480, 16, 32, 1e-3)
     assert row["learned"] == 3840
     assert 150 < row["train_clock_seconds"] < 210  # "three minutes"

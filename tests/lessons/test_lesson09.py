@@ -142,6 +142,20 @@ def test_each_verdict_notices_its_fault(tag, words, fault, finished):
         finished.again(tag, **fault(finished))
 
 
+def test_on_two_gpus_the_model_is_divided_too_and_nothing_is_claimed_of_its_last_digits(finished, capsys):
+    """On GPUs in float16 the adapters may be an update apart: what comes out there is shown, and no verdict."""
+
+    def on_gpus(config, dry_run=False):
+        return made_up(config) | {"machine": "Tesla T4", "layers": [2, 4], "peak_bytes": [10**8, 2 * 10**8]}
+
+    finished.again("split", on_cpu=False, train_by_file=on_gpus)
+    assert "layers [2, 4], held-out loss 1.000, peaks 0.10 GB and 0.20 GB" in capsys.readouterr().out
+    for tag in ("same-adapters", "fsdp2"):
+        names = finished.again(tag, on_cpu=False, apart=lambda name, other: 0.02)
+        assert names["distance"] == 0.02
+        assert capsys.readouterr().out == "2.0% apart\n"
+
+
 def test_the_stored_notebook_trained_in_processes_and_every_verdict_held():
     text = "".join(str(out) for cell in stored("09").cells if cell.cell_type == "code" for out in cell.outputs)
     assert text.count("OK: ") == len(re.findall(r"^ *verdict\(", CODE, re.MULTILINE))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,34 @@ def test_the_search_for_failures_works_with_the_keyboard_alone(page, site):
     assert len(shown(page)) == len(FAILURES)
     page.wait_for_timeout(100)
     assert page.evaluate("document.activeElement.id") == "said"
+
+
+def shown_claims(page) -> list[str]:
+    heads = page.locator("article section > p:has(> strong + em)").all()
+    return [one.locator("em").first.text_content().rstrip(".").lower() for one in heads if one.is_visible()]
+
+
+def test_the_ledger_shows_the_claims_of_one_status_with_the_keyboard_alone(page, site):
+    claims = tomllib.loads((COURSE_ROOT / "site" / "claims.toml").read_text(encoding="utf-8"))["claim"]
+    count = Counter(claim["status"] for claim in claims)
+    opened(page, site, "claims.html")
+    assert len(shown_claims(page)) == len(claims)
+    choice = page.get_by_label("Show the claims that")
+    choice.focus()
+    for status in ("holds", "holds with a limit", "false today", "not checkable here"):
+        page.keyboard.press("ArrowDown")
+        assert shown_claims(page) == [status] * count[status]
+        assert f"{count[status]} of {len(claims)} claims are shown." in page.get_by_role("status").all_text_contents()
+        topics = [topic for topic in page.locator("article section > section").all() if topic.is_visible()]
+        of_topics = [topic.locator("> p:has(> strong + em)").all() for topic in topics]
+        assert all(any(claim.is_visible() for claim in claims) for claims in of_topics if claims)
+    assert page.url.endswith("?status=not%20checkable%20here")
+    opened(page, site, "claims.html?status=false%20today")
+    assert shown_claims(page) == ["false today"] * count["false today"]
+    hidden = next(claim["name"] for claim in claims if claim["status"] == "holds")
+    page.evaluate(f"location.hash = '{hidden}'")
+    page.wait_for_function(f"document.getElementById('{hidden}').checkVisibility()")
+    assert len(shown_claims(page)) == len(claims), "a link to a claim shows it, whatever was chosen"
 
 
 def test_without_javascript_all_failures_and_the_tables_stand_there(chromium, site):
