@@ -116,7 +116,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. After the backward pass the processes average their gradients, so all copies stay alike.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
-# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards they drop the other's half.
+# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment.
 #
 # In the calls of lesson 03 the ways differ in few places:
 #
@@ -265,7 +265,7 @@ verdict("the file of one process, given to two, makes steps of twice as many row
 #
 # ### How much faster?
 #
-# On a CPU nothing is gained: two processes share the cores that one had. On two GPUs copies computed 1.7 times as many tokens. Why not twice as many? The processes wait for each other in each step. What they exchange is small, since only the adapters have gradients. For the 7B shape of the first table:
+# On a CPU nothing is gained: two processes share the cores that one had. On two GPUs copies computed 1.7 times as many tokens. Why not twice as many? That was not taken apart. In each step the processes wait for each other, and one computer had four such runs to serve. It is hardly what they exchange, since only the adapters have gradients. For the 7B shape of the first table:
 
 # %% tags=["exchanged"]
 mistral = four.iloc[0].config
@@ -275,7 +275,7 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
       "{:,.0f}", columns=("what DDP would exchange in a step", "size"))  # fmt: skip
 
 # %% [markdown]
-# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that decides. It also says what to expect of two T4s: the exchange is small, so their slower bus matters less than it would for full fine-tuning. How much it matters, nobody has measured.
+# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that can decide. For two T4s it is a reason for hope: their bus matters less than it would for full fine-tuning. How much it matters, nobody has measured.
 #
 # ## 3 Twice as large: divided layers
 #
@@ -393,7 +393,7 @@ table([(part, whole.parts.get(part, 0) / 1e9, halved.parts.get(part, 0) / 1e9) f
       "{:.2f}", columns=("part (GB, predicted)", "one GPU", "each of two"))  # fmt: skip
 
 # %% [markdown]
-# Weights are halved. But a new part appears. **weights gathered from all GPUs** is what is whole for a moment: a flat buffer into which the halves are gathered, and the tensors that come out of it. For a layer that is little. For the embedding it is much, because the table is gathered whole, and for a moment it exists twice. Qwen's vocabulary has 152,064 words, so
+# Weights and optimizer states are halved. (The optimizer is torch's AdamW in both columns, since bitsandbytes' cannot take divided tensors.) But a new part appears. **weights gathered from all GPUs** is what is whole for a moment: a flat buffer into which the halves are gathered, and the tensors that come out of it. For a layer that is little. For the embedding it is much, because the table is gathered whole, and for a moment it exists twice. Qwen's vocabulary has 152,064 words, so
 # with these models each GPU takes more than half of what one GPU would.
 #
 # Now train that way, in two processes:
@@ -409,7 +409,7 @@ if on_cpu:
 # That looks easy. It was not, and two traps are why.
 #
 # > **Trap: 4-bit weights that arrive damaged.** *What you see:* nothing, or a loss that is a little too high. *Why:* FSDP2 divides only tensors of floating-point numbers, and packed 4-bit codes are bytes. So `bnb_4bit_quant_storage` says as what they shall be stored: each two bytes of codes then *pretend* to be one 16-bit float. (Left at its default, they stay whole on each GPU,
-# > and accelerate 1.15 only warns.) But some bit patterns are no number, and whoever copies floats may write all [NaNs](../site/glossary.md#nan) as one and the same. FSDP2 does, when it gathers a layer on a GPU. *Cure:* let the adapters stay in float32. A layer of mixed types is gathered as plain bytes.
+# > and accelerate 1.15 only warns.) But some bit patterns are no number, and whoever copies floats may write all [NaNs](../site/glossary.md#nan) as one and the same. FSDP2 does, when it gathers a layer on a GPU. *Cure:* let the adapters stay in float32, and take away the policy with which accelerate would cast them first: `trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = None`. A layer of mixed types is gathered as plain bytes.
 #
 # How many of the patterns are NaN? Pack weights from a bell curve, and count.
 

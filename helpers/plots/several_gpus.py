@@ -37,7 +37,7 @@ def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: s
     do not take, and "on the host", which lies beside the column. `says` maps a way to words for each GPU's frozen weights,
     and `between` to words for what goes from one GPU to the other.
     """
-    figure, ax = axes(title, "", "GB", size=(9.0, 5.2))
+    figure, ax = axes(title, "", "GB at the peak, predicted", size=(9.0, 5.2))
     ways = {way: [on_a_gpu(parts) for parts in gpus] for way, gpus in ways.items()}
     tallest = max(sum(n for key, n in gpu.items() if key != HOST) for gpus in ways.values() for gpu in gpus)
     named: set = set()

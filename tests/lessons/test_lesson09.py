@@ -245,6 +245,8 @@ def test_numbers_of_the_prose_are_those_of_rows_and_predictions(finished):
     assert "some five hundred times as much" in PROSE
     assert 2 * finished["weights"] / finished["exchanged"] == pytest.approx(531, rel=0.01)
     assert "20 to 79% off" in (COURSE_ROOT / "helpers/training/divided.py").read_text()
+    assert "A T4 cannot hold a 32B model even for that moment" in PROSE
+    assert finished["at_peak"]["one"].after_load > GPUS["t4"].total_bytes
     assert "14.56 GiB" in PROSE
     assert f"{GPUS['t4'].total_bytes / 2**30:.2f}" == "14.56"
 
