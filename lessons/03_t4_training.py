@@ -51,7 +51,7 @@ max_length = "auto"
 learning_rate = "auto"
 optimizer = "auto"
 checkpointing = "auto"  # True, False, or "offload"
-cuda_graphs = "auto"  # True or False: see "Further down"
+cuda_graphs = "auto"  # True or False: see lesson 09
 save_steps = "auto"
 report_to = "none"  # or tensorboard, trackio, wandb
 hub_repo = "none"  # or owner/name: checkpoints are pushed there, to a private repository
@@ -959,38 +959,7 @@ run.forget_side_runs()
 # %% [markdown]
 # ### What makes it fast
 #
-# How much does each choice of this lesson bring? One step of 8 x 512 tokens on Mistral-7B's shape (random weights, rank 8 on q, k, v and o,
-# float16, 14.56 GiB), timed again and again on one H200 while the recipe changes by one thing per row (`measurements/measure_speed.py`, run three times,
-# "recorded" in the third). The first row is the recipe of widely copied tutorials. Two times are shown: the whole step, host and GPU together, and what the GPU's
-# kernels took. They differ when the GPU waits for Python to send it work. A T4 computes many times slower and should hardly ever wait, so for a T4
-# look at the second; nobody has timed it on one.
-
-# %%
-from helpers.records import measured_runs
-
-speed = measured_runs("h200_speed").query("rules == 't4'").dropna(subset="peak_bytes")
-by_recipe = speed.groupby(["recipe", "change"], sort=False)
-medians = by_recipe.agg(
-    step_s=("step_seconds", "median"), GPU_busy_s=("gpu_busy_seconds", "median"), peak_GB=("peak_bytes", "last")
-)
-medians["peak_GB"] = medians.peak_GB.astype(float) / 1e9
-table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
-
-# %% [markdown]
-# Up to "fewer walks" each row keeps what the rows above it changed, but for "source in halves", which stands by itself. The rows after it change how much is recomputed.
-#
-# - **No upcast, no dropout.** Trap 4 again: float32 activations are twice the bytes to move. Dropout adds a random mask to every adapter.
-# - **Repeated heads.** Trap 2: a fused attention kernel in place of the quadratic one.
-# - **Liger.** Norm, rotary embedding and SwiGLU as one kernel each ([Liger](https://github.com/linkedin/Liger-Kernel), `pip install liger-kernel`). Its kernels compile for a T4; nobody has
-#   timed them on one.
-# - **One operation.** q, k and v with their adapters as one autograd function, and so gate and up (`helpers/training/fused_lora.py`).
-# - **Fewer walks.** A 7B model with these adapters has 1,705 modules. transformers' `Trainer` walks through all of them five times per step; `fewer_walks` has
-#   it look at the adapters only.
-# - **Recompute less.** Memory that is left over buys speed: some layers are recomputed, or none with fewer rows at once.
-# - **Recorded.** torch records the layers' forward and backward pass as CUDA graphs, one pair for each shape of batch, and replays them
-#   ([torch.cuda.make_graphed_callables](https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)). The host hardly matters any more. In return batches are padded to a multiple of 64
-#   tokens. By GPU time alone nothing is gained, so the lesson does it on GPUs newer than a T4, where memory for two lengths is left and nothing is
-#   recomputed; `cuda_graphs=True` does it elsewhere too.
+# What each choice of this lesson brings, in seconds, stands in [section 6 of lesson 09](09_faster_and_larger.ipynb).
 #
 # ### How large may the model be?
 #
@@ -1000,6 +969,7 @@ table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
 # %%
 from helpers.memory import GPUS, RunSpec, predict
 from helpers.models import PRESETS
+from helpers.records import measured_runs
 
 largest = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B'")
 largest = largest.assign(held_bytes=largest.reserved_bytes + GPUS["t4"].context_bytes)
@@ -1017,4 +987,6 @@ verdict("a 24B shape trains in a T4's memory with a row of 512 tokens, and of 32
         fitting.seq_len.max() == 512 and loaded_32b > a_t4)  # fmt: skip
 
 # %% [markdown]
+# Two GPUs of that size can train a 32B model together: [lesson 09](09_faster_and_larger.ipynb) shows how.
+#
 # Next: [04 Inference](04_inference.ipynb) asks the model with your adapter.

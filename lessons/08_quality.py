@@ -835,4 +835,4 @@ check("08.8", distance)
 # - Search the learning rate for each method by itself, on rows kept for that. Nothing in this lesson moved a score as much.
 # - Before you call one of two ways better, run both with at least five seeds, subtract seed by seed, and say which margin you had in mind.
 #
-# This is the last lesson so far. Next: the [course's page](../README.md) has all of them, [what the course claims and why](../site/claims.md), and [what to choose in which situation](../site/decide.md).
+# Next: [09 Faster and larger](09_faster_and_larger.ipynb) asks what a second GPU brings, and trains in two processes at once.

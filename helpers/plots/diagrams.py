@@ -4,6 +4,10 @@ from helpers.plots.comparing import intervals as intervals
 from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
 from helpers.plots.memory_left import holes as holes
 from helpers.plots.memory_left import ladder as ladder
+from helpers.plots.several_gpus import one_step as one_step
+from helpers.plots.several_gpus import peaks_by_cut as peaks_by_cut
+from helpers.plots.several_gpus import two_panels as two_panels
+from helpers.plots.several_gpus import who_holds_what as who_holds_what
 from helpers.plots.survival import merge_lines as merge_lines
 from helpers.plots.survival import survival as survival
 

@@ -45,6 +45,31 @@ def measured_runs(*names: str):
     return frame
 
 
+def measured_two_gpus():
+    """The runs of measurements/two_gpus_rows.jsonl as a DataFrame, one flat row a run, by its name in two_gpus_plan.toml.
+
+    Columns: model, way, gpus, layers (of a split, how many lay on each GPU), role, dtype, rank, batch_size (rows that each
+    process computed at once), seq_len, step_seconds (the median), tokens_per_second (of all processes together), peak_bytes
+    and reserved_bytes (lists, a number a GPU), fullest_bytes (the larger peak), device, date; `config` and `spec` are the
+    dictionaries that helpers.memory.predict takes.
+    """
+    import pandas as pd
+
+    found = {}
+    for row in read_rows(MEASUREMENTS / "two_gpus_rows.jsonl"):
+        spec, measured = row["spec"], row["measured"]
+        processes = row["gpus"] if row["way"] in ("ddp", "fsdp2") else 1
+        about = {name: row[name] for name in ("model", "way", "gpus", "layers", "role", "device", "date")}
+        about |= {"dtype": spec["load_dtype"]} | {name: spec[name] for name in ("rank", "batch_size", "seq_len")}
+        tokens = processes * spec["batch_size"] * spec["seq_len"]
+        found[row["name"]] = about | {
+            "step_seconds": measured["step_s"], "tokens_per_second": tokens / measured["step_s"],
+            "peak_bytes": measured["peak_allocated"], "reserved_bytes": measured["peak_reserved"],
+            "fullest_bytes": max(measured["peak_allocated"]), "config": row["config"], "spec": spec,
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
 def measured_lessons() -> list[dict]:
     """What whole lessons recorded on GPUs: every row of measurements/*_lessons.jsonl, the files in order of their names."""
     return [row for file in sorted(MEASUREMENTS.glob("*_lessons.jsonl")) for row in read_rows(file)]

@@ -14,7 +14,7 @@ import torch
 from helpers.lesson import checks
 from helpers.lesson.exercises.l02 import estimated
 from tests.cells import solutions
-from tests.lesson import quality_answers
+from tests.lesson import gpus_answers, quality_answers
 
 
 def zero(*size):
@@ -902,8 +902,8 @@ ALSO_RIGHT = {
     ],
 }
 
-MISTAKES |= quality_answers.MISTAKES
-ALSO_RIGHT |= quality_answers.ALSO_RIGHT
+MISTAKES |= quality_answers.MISTAKES | gpus_answers.MISTAKES
+ALSO_RIGHT |= quality_answers.ALSO_RIGHT | gpus_answers.ALSO_RIGHT
 
 SOLUTIONS = solutions()
 # Lesson 01 has a test file of its own: its solutions need the functions that the lesson defines.
@@ -936,7 +936,7 @@ def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
 
 
-@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05", "06", "07", "08"])
+@pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05", "06", "07", "08", "09"])
 def test_every_exercise_of_a_new_lesson_has_other_right_ways_and_three_mistakes_tried(lesson):
     names = {name for name in SOLUTIONS if name.startswith(lesson)}
     assert len(names) >= 6

@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import tomllib
 
 import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.memory import RunSpec
-from helpers.records import measured_failures, measured_runs, read_rows
+from helpers.records import MEASUREMENTS, measured_failures, measured_runs, measured_two_gpus, read_rows
 from tests.scripts import measuring_script
 
 FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
@@ -119,3 +120,15 @@ def test_what_a_gpu_said_is_read_by_the_name_of_the_failure():
     said = measured_failures()
     assert "CUDA out of memory" in said["out-of-memory"]["message"]
     assert all(row["name"] == name for name, row in said.items())
+
+
+def test_the_runs_on_two_gpus_are_the_plans_and_count_the_tokens_of_all_processes():
+    pair = measured_two_gpus()
+    planned = {row["name"] for row in tomllib.loads((MEASUREMENTS / "two_gpus_plan.toml").read_text())["row"]}
+    assert set(pair.index) <= planned
+    assert len(pair) == len(read_rows(MEASUREMENTS / "two_gpus_rows.jsonl")) == len(set(pair.index))
+    copies, split = pair.loc["7b-ddp-qkvo"], pair.loc["7b-split-qkvo"]
+    assert copies.tokens_per_second == pytest.approx(2 * 4 * 512 / copies.step_seconds)
+    assert split.tokens_per_second == pytest.approx(4 * 512 / split.step_seconds)
+    assert split.fullest_bytes == max(split.peak_bytes) == split.peak_bytes[1]
+    assert len(pair.loc["7b-one-qkvo"].peak_bytes) == 1

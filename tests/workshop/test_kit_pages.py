@@ -14,7 +14,7 @@ from helpers import COURSE_ROOT, CourseError, course, doctor
 from helpers.__main__ import main
 from helpers.evaluation import interval_of_mean, wilson_interval
 from helpers.memory import kv_cache_bytes
-from helpers.records import measured_arms
+from helpers.records import measured_arms, measured_two_gpus
 from helpers.workshop import kit_pages, write_pages
 from helpers.workshop import schedules as room
 from helpers.workshop.kit_pages import SYSTEMS, asked
@@ -218,17 +218,27 @@ def test_what_the_questions_on_lesson_08_say_is_what_the_rows_say():
     assert "On other text they ended farther apart on all three tasks." in text
 
 
+def test_what_the_questions_on_lesson_09_say_is_what_was_measured():
+    text, pair = json.dumps(asked()["09"]), measured_two_gpus()
+    faster = pair.tokens_per_second["7b-ddp-qkvo"] / pair.tokens_per_second["7b-one-qkvo"]
+    assert "copies computed 1.7 times as many tokens a second as one GPU" in text
+    assert round(faster, 1) == 1.7
+    assert 0.8 < pair.tokens_per_second["7b-split-qkvo"] / pair.tokens_per_second["7b-one-qkvo"] < 1
+    assert "Why does a step take about as long as on one GPU?" in text
+
+
 # --- schedules ----------------------------------------------------------------------------------------------------
 
 
-def test_there_is_a_schedule_for_an_hour_two_half_a_day_days_evenings_one_s_own_data_and_comparisons():
+def test_there_is_a_schedule_for_an_hour_two_half_a_day_days_evenings_and_each_late_lesson():
     assert [(one.name, one.minutes) for one in schedules()] == [
         ("One hour", 60), ("Two hours", 120), ("Half a day", 210), ("A day", 450), ("Five evenings", 450),
         ("A second day", 450), ("Five more evenings", 450),
         ("An afternoon on your own data", 180), ("Two evenings on your own data", 180),
         ("An afternoon on comparisons", 180), ("Two evenings on comparisons", 180),
+        ("An afternoon on two GPUs", 180), ("Two evenings on two GPUs", 180),
     ]  # fmt: skip
-    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5, 1, 2, 1, 2]
+    assert [len(one.sessions) for one in schedules()] == [1, 1, 1, 3, 5, 3, 5, 1, 2, 1, 2, 1, 2]
 
 
 def lessons_of(schedule) -> set[str]:
@@ -236,18 +246,25 @@ def lessons_of(schedule) -> set[str]:
     return {words[:2] for words, _ in schedule.runs}
 
 
-def test_every_lesson_is_taught_in_two_days_with_two_afternoons_and_in_fourteen_evenings():
+def test_every_lesson_is_taught_in_two_days_with_three_afternoons_and_in_sixteen_evenings():
     by_name = {one.name: lessons_of(one) for one in schedules()}
     every = {lesson.stem[:2] for lesson in LESSONS}
-    days = ("A day", "A second day", "An afternoon on your own data", "An afternoon on comparisons")
+    days = (
+        "A day",
+        "A second day",
+        "An afternoon on your own data",
+        "An afternoon on comparisons",
+        "An afternoon on two GPUs",
+    )
     evenings = (
         "Five evenings", "Five more evenings", "Two evenings on your own data", "Two evenings on comparisons",
+        "Two evenings on two GPUs",
     )  # fmt: skip
     assert set().union(*(by_name[name] for name in days)) == every
     assert set().union(*(by_name[name] for name in evenings)) == every
 
 
-def test_the_fourteen_evenings_teach_every_section_that_is_taught():
+def test_the_sixteen_evenings_teach_every_section_that_is_taught():
     steps = [
         step
         for one in schedules()

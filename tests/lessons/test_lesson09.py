@@ -1,0 +1,426 @@
+"""Lesson 09: its verdicts notice their faults, its words are what was measured, its script runs without the course."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+
+import numpy
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from helpers import COURSE_ROOT, CourseError
+from helpers.commands._job import Job
+from helpers.course import disk as course
+from helpers.files import safetensors_shapes
+from helpers.lesson.exercises import l09
+from helpers.machine import ALL_GPUS
+from helpers.memory import GPUS, RunSpec, labels, predict, shape_of
+from helpers.models import BUNDLED_MODEL, PRESETS
+from helpers.plots import diagrams
+from helpers.plots.several_gpus import HELD, HOST, on_a_gpu
+from helpers.quick import by_file, killed_by_file, train_by_file
+from helpers.records import measured_runs, measured_two_gpus
+from helpers.training import Way
+from tests.cells import stored, tagged
+
+LESSON = course.find_lesson("09")
+SOURCE = LESSON.read_text(encoding="utf-8")
+NOTEBOOK = course.to_notebook(LESSON)
+PROSE = re.sub(r"\s+", " ", " ".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"))
+CODE = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code")
+PAIR = measured_two_gpus()
+
+
+# --- each verdict, and the fault that it notices -------------------------------------------------------------------
+
+
+def made_up(config, dry_run=False):
+    """What `train_by_file` gives, without a training: stored notebooks hold the real ones."""
+    job = Job.read(config)
+    if dry_run:
+        return {"words": job.outlook()}
+    (job.folder / "adapter").mkdir(exist_ok=True)
+    tensors = {f"layers.{n}.lora_A.weight": torch.full((2, 3), float(n + 1)) for n in range(4)}
+    save_file(tensors, job.folder / "adapter" / "adapter_model.safetensors")
+    return {
+        "machine": "CPU, no GPU: computes in float32", "losses": [2.0, 1.0], "heldout_loss_after": 1.0, "peak_bytes": [],
+        "rows_per_step": job.parameters["batch_size"] * job.way.processes, "resumed_from": "checkpoint-4" if dies(job) else None,
+    }  # fmt: skip
+
+
+def dies(job) -> bool:
+    return job.folder.name == "broken"
+
+
+class Finished(dict):
+    """The lesson's names after a run of all its cells; `again` runs one cell on a copy of them, changed."""
+
+    def again(self, tag: str, **changed) -> dict:
+        names = {**self, **changed}
+        exec(compile(tagged(NOTEBOOK, tag).source, tag, "exec"), names)
+        return names
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    names, folder = Finished(__name__="__main__"), repr(str(tmp_path_factory.mktemp("run")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helpers.quick.train_by_file", made_up)
+        patch.setattr("helpers.quick.killed_by_file", lambda config, kill_at, processes: f"checkpoint-{kill_at}")
+        for cell in NOTEBOOK.cells[2:]:
+            if cell.cell_type == "code":
+                exec(
+                    compile(cell.source.replace('output_dir = "auto"', f"output_dir = {folder}"), "cell", "exec"), names
+                )
+    return names
+
+
+def too_far(names):
+    return {"apart": lambda name, other: 0.02}
+
+
+def always_the_middle(names):
+    real = names["predict"]
+    return {"predict": lambda config, spec, gpu, gpus, way, layers=None: real(config, spec, gpu, gpus, way, [14, 14])}
+
+
+def other_peaks(names):
+    pair = names["pair"].copy()
+    pair["peak_bytes"] = [[1.002 * peak for peak in peaks] for peaks in pair.peak_bytes]
+    return {"pair": pair}
+
+
+def without_tensors(*empty):
+    return lambda names: {"adapter": lambda name: {} if name in empty else names["adapter"](name)}
+
+
+def says_as_before(names):
+    return {"train_by_file": lambda config, dry_run: {"words": "8 steps of 16 rows, 16 at once"}}
+
+
+def held_like(way, other):
+    return lambda names: {"at_peak": names["at_peak"] | {way: names["at_peak"][other]}}
+
+
+FAULTS = [  # the cell's tag, words of the claim, what is changed
+    ("even", "equally many", lambda names: {"second": [names["even"][3][:2]]}),
+    ("uneven", "its share", lambda names: {"gradient": lambda rows, tokens=None: names["gradient"](rows)}),
+    ("uneven", "its share", lambda names: {"gradient": lambda rows, tokens=None: 1.0}),
+    ("same-adapters", "one process that had the same rows", too_far),
+    ("per-process", "twice as many rows", says_as_before),
+    ("even-peaks", "within 2%", always_the_middle),
+    ("held-out", "within a thousandth", other_peaks),
+    ("fsdp2", "the adapter of copies", too_far),
+    ("damaged", "one number in fifty", lambda names: {"shares": {"float16": 0.001, "bfloat16": 0.001}}),
+    ("damaged", "one number in fifty", lambda names: {"codes": torch.full_like(names["codes"], 0x11)}),
+    ("whole-adapters", "all of them", without_tensors("divided")),
+    ("whole-adapters", "all of them", without_tensors("one", "copies", "divided")),
+    ("resumed", "the unbroken run", too_far),
+    ("resumed", "the unbroken run", lambda names: {"last": "checkpoint-2"}),
+    ("left-free", "with divided layers", held_like("split", "ddp")),
+    ("left-free", "with divided layers", held_like("fsdp2", "split")),
+    ("left-free", "with divided layers", held_like("ddp", "split")),
+]  # fmt: skip
+
+
+def test_all_verdicts_of_the_lesson_are_tried_below():
+    said = re.findall(r'verdict\(\s*"([^"]+)"', CODE)
+    assert len(said) == len(set(said)) == len(re.findall(r"^ *verdict\(", CODE, re.MULTILINE)) <= 20
+    assert [claim for claim in said if not any(words in claim for _, words, _ in FAULTS)] == []
+
+
+@pytest.mark.parametrize(("tag", "words", "fault"), FAULTS, ids=[f"{tag} {i}" for i, (tag, *_) in enumerate(FAULTS)])
+def test_each_verdict_notices_its_fault(tag, words, fault, finished):
+    finished.again(tag)
+    with pytest.raises(AssertionError, match=words):
+        finished.again(tag, **fault(finished))
+
+
+def test_on_two_gpus_the_model_is_divided_too_and_nothing_is_claimed_of_its_last_digits(finished, capsys):
+    """On GPUs in float16 the adapters may be an update apart: what comes out there is shown, and no verdict."""
+
+    def on_gpus(config, dry_run=False):
+        return made_up(config) | {"machine": "Tesla T4", "layers": [2, 4], "peak_bytes": [10**8, 2 * 10**8]}
+
+    finished.again("split", on_cpu=False, train_by_file=on_gpus)
+    assert "layers [2, 4], held-out loss 1.000, peaks 0.10 GB and 0.20 GB" in capsys.readouterr().out
+    for tag in ("same-adapters", "fsdp2"):
+        names = finished.again(tag, on_cpu=False, apart=lambda name, other: 0.02)
+        assert names["distance"] == 0.02
+        assert capsys.readouterr().out == "2.0% apart\n"
+
+
+def test_the_stored_notebook_trained_in_processes_and_every_verdict_held():
+    text = "".join(str(out) for cell in stored("09").cells if cell.cell_type == "code" for out in cell.outputs)
+    assert text.count("OK: ") == len(re.findall(r"^ *verdict\(", CODE, re.MULTILINE))
+    assert "went on from checkpoint-4; the unbroken run from None" in text
+    assert "NOT SO" not in text
+
+
+# --- what the words say --------------------------------------------------------------------------------------------
+
+
+def test_the_part_that_only_several_gpus_have_is_explained():
+    spec, config = RunSpec(rank=8), PRESETS["qwen2.5-7b"].shape
+    alone = predict(config, spec, "t4").parts
+    several = {
+        part
+        for way in ("ddp", "split", "fsdp2")
+        for part in predict(
+            config, RunSpec(rank=8, optimizer="adamw_torch") if way == "fsdp2" else spec, "t4", 2, way
+        ).parts
+    }
+    assert labels.GATHERED in several - set(alone)
+    assert f"**{labels.GATHERED}**" in PROSE
+
+
+def between(column, low, middle, high) -> bool:
+    return column[low] < column[middle] < column[high]
+
+
+def both(pair, name, of=max):
+    return of(pair.peak_bytes[name])
+
+
+# A sentence of the lesson: whether the rows bear it out, and the row whose step, made ten times as long, makes it fail.
+SENTENCES = {
+    "Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster.": (
+        lambda pair: pair.tokens_per_second["7b-ddp-qkvo"] > 1.5 * pair.tokens_per_second["7b-one-qkvo"]
+        and both(pair, "7b-ddp-qkvo") >= both(pair, "7b-one-qkvo")
+        and 0.5 < both(pair, "7b-split-qkvo") / both(pair, "7b-one-qkvo") < 0.6
+        and pair.step_seconds["7b-split-qkvo"] > pair.step_seconds["7b-one-qkvo"],
+        "7b-ddp-qkvo",
+    ),
+    "Divided weights lie between the two, in both.": (
+        lambda pair: both(pair, "7b-split-qkvo") < both(pair, "7b-fsdp2-qkvo") < both(pair, "7b-ddp-qkvo")
+        and between(pair.tokens_per_second, "7b-split-qkvo", "7b-fsdp2-qkvo", "7b-ddp-qkvo"),
+        "7b-fsdp2-qkvo",
+    ),
+    "On two GPUs copies computed 1.7 times as many tokens.": (
+        lambda pair: round(pair.tokens_per_second["7b-ddp-qkvo"] / pair.tokens_per_second["7b-one-qkvo"], 1) == 1.7,
+        "7b-one-qkvo",
+    ),
+    "In the first table the step took even a little longer than on one GPU": (
+        lambda pair: 1 < pair.step_seconds["7b-split-qkvo"] / pair.step_seconds["7b-one-qkvo"] < 1.2,
+        "7b-split-qkvo",
+    ),
+    "a step took a fifth to a third longer than with copies": (
+        lambda pair: [round(pair.step_seconds[f"7b-fsdp2-{which}"] / pair.step_seconds[f"7b-ddp-{which}"], 1)
+                      for which in ("qkvo", "all-2048")] == [1.4, 1.2],
+        "7b-fsdp2-all-2048",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_a_sentence_stands_in_the_lesson_and_is_what_was_measured(sentence):
+    holds, row = SENTENCES[sentence]
+    assert sentence in PROSE, "the lesson says it otherwise: what it says now needs its test"
+    assert holds(PAIR)
+    false = copy.deepcopy(PAIR)
+    false.loc[row, "step_seconds"] *= 10
+    false.loc[row, "tokens_per_second"] /= 10
+    assert not holds(false)
+
+
+def test_numbers_of_the_prose_are_those_of_rows_and_predictions(finished):
+    large, small = PAIR.loc["32b-split-all-2048"], PAIR.loc["3b-split-tied-qkvo-2048"]
+    assert "there the tensors took 11.60 and 11.63 GB" in PROSE
+    assert [f"{peak / 1e9:.2f}" for peak in large.peak_bytes] == ["11.60", "11.63"]
+    assert "Llama-3.2-3B has 28 layers, a vocabulary of 128,256 words, and a *tied* head" in PROSE
+    shape = shape_of(small.config)
+    assert (shape.layers, shape.vocab, shape.tied) == (28, 128_256, True)
+    assert "each GPU sets some 50 MB more aside" in PROSE
+    assert 45e6 < 2 * (GPUS["h200"].workspace_bytes - GPUS["t4"].workspace_bytes) < 55e6
+    assert "Qwen's vocabulary has 152,064 words" in PROSE
+    assert shape_of(PAIR.config["14b-fsdp2-all-2048"]).vocab == 152_064
+    halved = finished["halved"], finished["whole"]
+    assert halved[0].peak_allocated > 0.6 * halved[1].peak_allocated  # "more than half of what one GPU would"
+    assert "some five hundred times as much" in PROSE
+    assert 2 * finished["weights"] / finished["exchanged"] == pytest.approx(531, rel=0.01)
+    assert "20 to 79% off" in (COURSE_ROOT / "helpers/training/divided.py").read_text()
+    assert "A T4 cannot hold a 32B model even for that moment" in PROSE
+    assert finished["at_peak"]["one"].after_load > GPUS["t4"].total_bytes
+    assert "14.56 GiB" in PROSE
+    assert f"{GPUS['t4'].total_bytes / 2**30:.2f}" == "14.56"
+
+
+def test_both_figures_of_results_say_in_words_what_they_show(finished):
+    assert [round(n) for n in finished["billions"].values()] == [24, 40, 47]
+    assert "two GPUs with divided layers trained 40 and 47 billion weights, one GPU 24" in CODE
+    largest = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B'")
+    held = largest.reserved_bytes + GPUS["t4"].context_bytes
+    assert (held[largest.seq_len == 512] < GPUS["t4"].total_bytes).all()  # "with one row of 512 tokens"
+    assert (held[largest.seq_len > 512] > GPUS["t4"].total_bytes).all()
+    sizes = [max(each.held_bytes("t4") for each in p.each or (p,)) / 1e9 for p in finished["at_peak"].values()]
+    assert [f"{size:.1f}" for size in sizes] == ["23.2", "23.3", "12.6", "17.5"]
+    assert "hold 23 GB each, above a T4's 15.6; divided layers 12.6 GB on" in CODE
+
+
+def test_the_map_of_the_lesson_is_the_one_that_the_command_loads_by(finished):
+    for layers, tied in (((2, 3), False), ((1, 4), True), ((2, 2, 2), False)):
+        assert finished["device_map"](layers, tied) == Way("split", len(layers), layers).device_map(sum(layers), tied)
+
+
+def test_the_table_of_calls_is_what_each_way_tells_the_libraries():
+    assert Way("ddp", 2).arguments(None) == {"ddp_find_unused_parameters": False}
+    assert "`SFTConfig(ddp_find_unused_parameters=False)`" in PROSE
+    assert Way("fsdp2", 2).quantization(torch.float16) == {"bnb_4bit_quant_storage": torch.float16}
+    assert Way("fsdp2", 2).optimizer("auto", "paged_adamw_8bit") == "adamw_torch"
+    assert '`SFTConfig(fsdp=True, fsdp_config={"version": 2, ...})`, `optim="adamw_torch"`' in PROSE
+
+
+def test_the_file_for_kaggles_pair_is_one_that_the_command_takes(tmp_path):
+    (text,) = re.findall(r"^# ```toml\n(.*?)^# ```", SOURCE, re.DOTALL | re.MULTILINE)
+    given = tomllib.loads(text.replace("# ", ""))
+    assert (given["way"], given["gpus"]) == ("split", 2)
+    file = tmp_path / "32b.toml"
+    file.write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in (given | {"output_dir": str(tmp_path)}).items()))
+    job = Job.read(file)
+    assert job.way == Way("split", 2)
+    large = PAIR.loc["32b-split-all-2048"].spec
+    asked = [job.parameters[name] for name in ("rank", "batch_size", "max_length")]
+    assert asked == [large["rank"], large["batch_size"], large["seq_len"]]
+
+
+def test_the_minutes_of_the_head_are_those_of_the_exercises():
+    each = re.findall(r"^# \*\*\d\. [A-Z][a-z, ]+\*\* \((\d+) minutes, •{1,3}\)", SOURCE, re.MULTILINE)
+    assert len(each) == 7
+    assert sum(map(int, each)) == int(re.search(r"to read, (\d+) for the exercises", SOURCE)[1])
+
+
+def test_the_cut_of_exercise_3_is_that_of_predict(capsys):
+    assert l09.tied_cut(2) is None
+    assert "predicted: 2 and 22 layers" in capsys.readouterr().out
+
+
+def test_the_embedding_the_head_and_the_loss_of_exercise_3_take_as_much_as_twenty_layers():
+    found = predict(
+        PRESETS["qwen2.5-0.5b"].shape, RunSpec(rank=8, seq_len=2048, repeat_kv=True, lora_dropout=0.0), "t4", 2, "split"
+    )
+    one, other = (each.peak_allocated for each in found.each)
+    assert one == pytest.approx(other, rel=0.05)
+    assert found.layers[1] - found.layers[0] == 20
+
+
+# --- the figures, from data ----------------------------------------------------------------------------------------
+
+
+def test_every_part_of_a_prediction_lies_in_a_column_and_the_host_beside_it():
+    parts = {
+        labels.CODES: 3e9,
+        labels.ADAPTERS: 1e9,
+        labels.KEPT: 2e9,
+        labels.GATHERED: 5e8,
+        "reserved and context": 1e9,
+    }
+    assert sum(on_a_gpu(parts).values()) == sum(parts.values())
+    known = {part for _, named in HELD.values() for part in named} - {"reserved and context", "on the host"}
+    assert known <= set(labels.LABELS)
+    ways = {"a": [parts], "b": [parts | {"on the host": 4e9}] * 2}
+    (ax,) = diagrams.who_holds_what(ways, {"a": ["x"], "b": ["x", "y"]}, {"b": "both"}, 6e9, "title").axes
+    hatched = [bar for bar in ax.patches if bar.get_hatch()]
+    assert [round(bar.get_height(), 6) for bar in hatched] == [4, 4]
+    assert [text.get_text() for text in ax.texts].count("7.5") == 3, "what lies on the host is no part of the sum"
+    assert HOST in {bar.get_label() for bar in ax.containers}
+
+
+def test_the_cut_with_the_least_is_marked():
+    (ax,) = diagrams.peaks_by_cut({1: (1e9, 5e9), 2: (2e9, 3e9), 3: (4e9, 1e9)}, {3: "here"}, "title").axes
+    assert {text.get_text() for text in ax.texts} == {"the least: 2 layers, 3.00 GB", "here: 3 layers, 4.00 GB"}
+    assert "of 4" in ax.get_xlabel()
+
+
+# --- a training by a file, from a notebook -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "expected"),
+    [
+        ((), {}, False),
+        (("T4",), {}, False),
+        (("T4", "T4"), {}, True),
+        (("T4", "T4"), {ALL_GPUS: "", "CUDA_VISIBLE_DEVICES": "0"}, True),  # the lesson's own choice
+        (("T4", "T4"), {"CUDA_VISIBLE_DEVICES": "1"}, False),
+        (("T4", "T4", "T4"), {"CUDA_VISIBLE_DEVICES": "0,2"}, True),
+    ],
+)
+def test_two_gpus_are_taken_where_they_are_and_nobody_hid_one(gpus, environment, expected, monkeypatch):
+    for name in (ALL_GPUS, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(by_file, "gpus_of_driver", lambda: gpus)
+    assert by_file.two_gpus_here() is expected
+    around = by_file._surroundings()
+    assert (around.get("CUDA_VISIBLE_DEVICES") == "") is not expected
+    assert (ALL_GPUS in around) is (expected and ALL_GPUS in environment)
+
+
+def test_what_the_command_refuses_is_one_line(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text(f'output_dir = "{tmp_path}"\nway = "ddp"\ngpus = 1\n')
+    with pytest.raises(CourseError, match="one goes with 1, the others with 2 or more"):
+        train_by_file(file)
+
+
+def test_a_killed_training_leaves_a_whole_checkpoint_and_no_process(tmp_path):
+    file = tmp_path / "config.toml"
+    usual = {"model_id": "bundled", "dataset_id": "bundled", "way": "ddp", "gpus": 2, "batch_size": 2, "max_steps": 40}
+    given = usual | {"save_steps": 1, "eval_rows": 2, "output_dir": str(tmp_path)}
+    file.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in given.items()))
+    assert killed_by_file(file, 1, processes=2) == "checkpoint-1"
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(file) in (p.info["cmdline"] or [])]
+    assert left == []
+    assert not (tmp_path / "train.json").exists()
+
+
+def test_a_training_that_ends_before_it_is_killed_says_so(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text(f'output_dir = "{tmp_path}"\nway = "nothing"\n')
+    with pytest.raises(CourseError, match="ended with code 2 before checkpoint-1 was whole"):
+        killed_by_file(file, 1, processes=1)
+
+
+# --- the script that needs nothing of the course -------------------------------------------------------------------
+
+
+def test_the_script_trains_two_copies_without_the_course_and_saves_a_whole_adapter(tmp_path):
+    names: dict = {"run": type("Run", (), {"folder": tmp_path})}
+    (tmp_path / "several").mkdir()
+    exec(tagged(NOTEBOOK, "script").source, names)
+    script = tmp_path / "several" / "two_gpus.py"
+    assert "helpers" not in script.read_text()
+    script.write_text(script.read_text().replace('"rows.jsonl"), 60', '"rows.jsonl"), 2'))
+    rows = [{"prompt": f"What is the capital of place {n}?", "completion": f" Town {n}"} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "helpers.py").write_text("raise ImportError('the course is not here')")
+    around = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    around |= {
+        "MODEL": str(BUNDLED_MODEL),
+        "ROWS": str(tmp_path / "rows.jsonl"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
+    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
+    done = subprocess.run(words, cwd=tmp_path, env=around, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shapes = safetensors_shapes(tmp_path / "two-gpus" / "adapter" / "adapter_model.safetensors")
+    assert len(shapes) == 84
+    assert all(numpy.prod(shape) > 0 for shape in shapes.values())
