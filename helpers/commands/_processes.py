@@ -59,7 +59,7 @@ def told(words: Path, work) -> int:
         work()
     except CourseError as error:
         said = str(error)
-    except Exception as error:  # whatever the libraries raise
+    except (Exception, KeyboardInterrupt) as error:  # whatever the libraries raise, or somebody sends
         traceback.print_exc()
         first = next(iter(str(error).strip().splitlines()), "")
         said = f"{STOPPED}{type(error).__name__}: {first[:MOST]}"

@@ -87,7 +87,7 @@ def look_at(
     _check_own(dataset_id, columns, encoding, split, revision)
     asked = _revision(revision=revision)
     if dataset_id in COURSE_DATA:
-        if asked:
+        if dataset_id not in ("auto", "bundled"):
             look_at_hub("tatsu-lab/alpaca", asked)
     elif is_hub_id(dataset_id):
         look_at_hub(dataset_id, asked)

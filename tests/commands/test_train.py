@@ -147,11 +147,61 @@ def test_a_dry_run_says_what_each_gpu_takes_and_trains_nothing(config, tmp_path)
     assert [line.split(":")[0] for line in gpus] == ["GPU 0", "GPU 1"]
     assert all(line.endswith("; predicted") for line in gpus)
     assert verdict == "fits"
-    assert not (tmp_path / "out" / "train.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_stops_a_process_is_said_once_by_the_command(config, tmp_path):
-    file = config('model_id = "bundled"\nway = "split"\ngpus = 2\nlayers = [3, 4]\nmax_steps = 1')
+    """What only a loaded tokenizer can tell."""
+    template = tmp_path / "endless.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    file = config(f'model_id = "bundled"\nway = "ddp"\ngpus = 2\nmax_steps = 1\ntemplate = "{template}"')
     done = helpers("train", str(file), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert done.stderr.strip() == "python -m helpers train: layers is [3, 4], 7 in all; the model has 6"
+    assert done.stderr.startswith(f"python -m helpers train: template = '{template}' does not end an answer with ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('model_id = "no-such-folder"', "no folder 'no-such-folder' here"),
+        ('model_id = "owner/none"', "owner/none"),
+        ('dataset_id = "none.csv"', "no readable file 'none.csv'"),
+        ('dataset_id = "alpaca"', "tatsu-lab/alpaca"),
+        ('template = "none.jinja"', "template = 'none.jinja' is no readable file"),
+        (
+            'model_id = "bundled"\nway = "split"\ngpus = 2\nlayers = [3, 4]',
+            "layers is [3, 4], 7 in all; the model has 6",
+        ),
+    ],
+)
+def test_what_is_named_and_not_there_is_refused_before_a_folder_is_made(config, tmp_path, monkeypatch, text, said):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    program = (
+        "import sys, helpers.__main__ as h; code = h.main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(code)"
+    )
+    for words in ([], ["--dry-run"]):
+        around = os.environ | {"PYTHONPATH": str(COURSE_ROOT)}
+        command = [sys.executable, "-c", program, "train", str(config(text)), *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=around, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert [place.name for place in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_a_file_that_windows_wrote_is_read(config):
+    file = config('model_id = "bundled"')
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert _job.Job.read(file).parameters["model_id"] == "bundled"
+
+
+def test_on_a_cpu_there_are_no_more_processes_than_cores_and_a_split_is_one(config, monkeypatch):
+    monkeypatch.setattr(train, "gpus_of_driver", lambda: ())
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # none, as CUDA reads it
+    assert train.around(_job.Job.read(config('way = "ddp"\ngpus = 4')))["CUDA_VISIBLE_DEVICES"] == ""
+    assert train.around(_job.Job.read(config('way = "split"\ngpus = 5')))["CUDA_VISIBLE_DEVICES"] == ""
+    with pytest.raises(CourseError, match="gpus is 5; no GPU can be seen, and 4 processes at most"):
+        train.around(_job.Job.read(config('way = "ddp"\ngpus = 5')))
