@@ -1,17 +1,18 @@
 """A training by a file of settings: what the file says, and what each of its processes does."""
 
-import ctypes
-import os
-import signal
-import sys
+import contextlib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from helpers import CourseError, machine
+from filelock import FileLock, Timeout  # it comes with huggingface-hub
+
+from helpers import CourseError, data, machine, models
 from helpers.files import output_folder
-from helpers.lesson import RULES, validate
+from helpers.lesson import RULES, Rule, validate
 from helpers.machine import GIB
+from helpers.memory import CannotPredict, shape_of
 from helpers.training import Way
 
 PARAMETERS = {
@@ -21,7 +22,29 @@ PARAMETERS = {
     "max_length": "auto", "learning_rate": "auto", "optimizer": "auto", "checkpointing": "auto", "save_steps": "auto",
     "eval_rows": 64,
 }  # fmt: skip
-OWN = {"way": "one", "gpus": 1, "layers": None, "gpu_gib": None, "output_dir": None}
+OWN: dict[str, Any] = {"way": "one", "gpus": 1, "layers": None, "gpu_gib": None, "output_dir": None}
+MOST_GPUS = 16  # of one computer
+
+
+def _whole(value, most: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _gib(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.1 <= value < 10_000
+
+
+OWN_RULES = {
+    "way": Rule(", ".join(Way.NAMES), lambda value: isinstance(value, str) and value in Way.NAMES),
+    "gpus": Rule(f"a whole number from 1 to {MOST_GPUS}", lambda value: _whole(value, MOST_GPUS)),
+    "layers": Rule(
+        "a list of whole numbers from 1, one for each GPU",
+        lambda value: isinstance(value, list) and bool(value) and all(_whole(n, 1_000) for n in value),
+    ),
+    "gpu_gib": Rule("the GiB that each GPU may take, a number from 0.1 such as 14.56", _gib),
+    "output_dir": RULES["output_dir"],
+}
+FILE_RULES = {name: RULES[name] for name in PARAMETERS} | OWN_RULES
 
 LARGEST = 1_000_000  # bytes of a file of settings; what never ends, such as /dev/zero, is told from one
 
@@ -38,6 +61,7 @@ class Job:
     way: Way
     folder: Path
     gpu_bytes: int | None
+    text: bytes  # of the file
 
     @classmethod
     def read(cls, file: Path) -> "Job":
@@ -47,20 +71,57 @@ class Job:
                 text = opened.read(LARGEST + 1)
             if len(text) > LARGEST:
                 raise ConfigError(f"{file} is larger than a file of settings can be")
-            given = tomllib.loads(text.decode())
+            given = tomllib.loads(text.decode("utf-8-sig"))  # Windows' editors put a byte order mark at its head
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror or error}") from error
-        except ValueError as error:  # no TOML, or no UTF-8
-            raise ConfigError(f"{file} is no TOML: {error}") from error
-        own = {name: given.pop(name, default) for name, default in OWN.items()}
+        except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or brackets in brackets in brackets
+            raise ConfigError(f"{file} is no TOML: {str(error)[:200]}") from error
         try:
-            validate(given, set(PARAMETERS))
-            if own["output_dir"] is None or not RULES["output_dir"].holds(own["output_dir"]):
-                raise ConfigError(f"output_dir is {own['output_dir']!r}; name a folder that can be written")
-            way = Way(own["way"], own["gpus"], _layers(own["layers"]))
-            return cls(PARAMETERS | given, way, output_folder(own["output_dir"]), _bytes(own["gpu_gib"]))
+            validate(given, rules=FILE_RULES)
+            own = {name: given.pop(name, default) for name, default in OWN.items()}
+            if own["output_dir"] is None:
+                raise ConfigError("output_dir is missing: name a folder that can be written")
+            way, asked = Way(own["way"], own["gpus"], tuple(own["layers"] or ())), given.get("optimizer", "auto")
+            way.optimizer(asked, asked)
+            gpu_bytes = None if own["gpu_gib"] is None else int(own["gpu_gib"] * GIB)
+            return cls(PARAMETERS | given, way, output_folder(own["output_dir"], keep=False), gpu_bytes, text)
         except CourseError as error:
             raise ConfigError(f"{file}: {error}") from error
+
+    def look(self) -> None:
+        """Raise CourseError, one line, for a model, rows or a template that are not there; imports nothing heavy."""
+        told: Any = self.parameters
+        named = told["model_id"] != "auto"
+        model = models.resolve_model(told["model_id"], None) if named else None
+        data.look_at(told["dataset_id"], **self.how_to_read, template=told["template"])
+        if self.way.layers and model is not None and Path(model.path).is_dir():
+            with contextlib.suppress(CannotPredict):  # what no formula describes may still be trained
+                shape = shape_of(model.path)
+                self.way.device_map(shape.layers, shape.tied)
+
+    @property
+    def how_to_read(self) -> dict:
+        """What the file says of how rows of one's own are to be read."""
+        return {name: self.parameters[name] for name in ("columns", "encoding", "split", "revision")}
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Make the folder, hold it against other trainings, and yield its open train.log; CourseError where that cannot be."""
+        lock = FileLock(self.folder / ".training", blocking=False)
+        try:
+            with contextlib.ExitStack() as held:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(NotImplementedError):  # a file system without locks
+                    held.enter_context(lock)
+                yield held.enter_context(open(self.folder / "train.log", "w", encoding="utf-8"))
+        except Timeout as error:
+            raise CourseError(
+                f"another training writes to {self.folder}: wait for it, or name another output_dir"
+            ) from error
+        except OSError as error:
+            if isinstance(error, CourseError):
+                raise
+            raise CourseError(f"{error.filename or self.folder} cannot be written: {error.strerror}") from error
 
     def outlook(self) -> str:
         """What the run will do, and what each GPU will take, predicted; nothing is loaded."""
@@ -74,7 +135,6 @@ class Job:
 
         from helpers.commands._training import Training
 
-        end_with_parent()
         own = machine.own_gpus()
         if own:
             torch.cuda.set_device(own[0])
@@ -82,29 +142,3 @@ class Job:
         if self.gpu_bytes is not None:
             machine.limit_memory(own, self.gpu_bytes)
         return Training(self, here, own).run(callbacks)
-
-
-def end_with_parent() -> None:
-    """On Linux, have this process killed when the one that started it ends.
-
-    torch's launcher starts its processes in sessions of their own. If it is killed, they would train on, unseen, on GPUs
-    that the next run wants.
-    """
-    if sys.platform == "linux" and "RANK" in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _layers(value) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
-        raise ConfigError(f"layers is {value!r}; give a list of whole numbers, one for each GPU")
-    return tuple(value)
-
-
-def _bytes(gib) -> int | None:
-    if gib is None:
-        return None
-    if isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 < gib < 10_000:
-        raise ConfigError(f"gpu_gib is {gib!r}; give the GiB that each GPU may take, such as 14.56")
-    return int(gib * GIB)

@@ -26,8 +26,17 @@ class Training:
         self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
         wanted = self.settings.dataset_id
         wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
-        told = {name: getattr(self.settings, name) for name in ("columns", "encoding", "split", "revision")}
-        self.rows, self.data_name = data.load_instructions(wanted, here, self.settings.seed, **told)
+        self.load_rows(wanted)
+
+    def load_rows(self, wanted: str) -> None:
+        """Read the rows: `rows`, `data_name`, and of rows of one's own a digest, since other rows are another run."""
+        seed, told, self.data_digest = self.settings.seed, self.job.how_to_read, ""
+        if wanted in data.COURSE_DATA:
+            self.rows, self.data_name = data.load_instructions(wanted, self.here, seed, **told)
+        else:
+            loaded = data.load_rows(wanted, **told)
+            self.rows, self.data_name = loaded.split(seed)
+            self.data_digest = loaded.understood.digest
 
     @property
     def spec(self) -> RunSpec:
@@ -47,6 +56,8 @@ class Training:
             f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
             f"{self.rows_per_step} rows, {self.settings.batch_size} at once"
         ]
+        if self.here.device == "cpu":
+            lines.append("no GPU can be seen: it would train on the CPU; what follows is predicted for T4s")
         try:
             found = predict(self.shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
         except CannotPredict as unknown:
@@ -69,7 +80,7 @@ class Training:
     def identity(self) -> dict:
         """What makes this run this run: another one gets other checkpoints, and another adapter."""
         about = {"model": self.model.name, "data": self.data_name, "way": self.way.name, "gpus": self.way.gpus}
-        return vars(self.settings) | about | {"layers": self.way.layers}
+        return vars(self.settings) | about | {"layers": self.way.layers, "rows": self.data_digest}
 
     def run(self, callbacks=()) -> dict | None:
         """Train and save; what was found, in the first process, and None in the others."""

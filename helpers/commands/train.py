@@ -10,10 +10,12 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
     layers = [13, 15]         # of a split, how many lie on each GPU; where left out, so that both take the same
     gpu_gib = 14.56           # where left out, all that a GPU has
 
-batch_size is what each process computes at once. A run that was killed goes on from its last whole checkpoint.
+batch_size is what each process computes at once. Without a GPU, "ddp" and "fsdp2" train in processes on the CPU.
+A run that was killed goes on from its last whole checkpoint; other settings, another model or other rows are another run.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -21,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
-from helpers.commands import _job
+from helpers.commands import _job, _processes
 from helpers.machine import ALL_GPUS, gpus_of_driver
 
 
@@ -34,49 +36,45 @@ def add_arguments(parser):
 
 
 def main(arguments) -> int:
-    job = _job.Job.read(Path(arguments.config))
+    config = Path(arguments.config)
     if arguments.process:
-        return in_process(job, Path(arguments.process))
+        return in_process(config, Path(arguments.process))
+    job = _job.Job.read(config)
+    job.look()
     surroundings = around(job)
     if arguments.dry_run:
         os.environ["CUDA_VISIBLE_DEVICES"] = surroundings["CUDA_VISIBLE_DEVICES"]
         print(job.outlook())
         return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        words = Path(scratch) / "words"
-        command = job.way.command("-m", "helpers", "train", arguments.config, "--process", str(words))
-        with open(job.folder / "train.log", "w", encoding="utf-8") as log:
-            code = _wait(subprocess.Popen(command, stderr=log, env=surroundings))
-        if words.is_file():
-            raise CourseError(words.read_text(encoding="utf-8"))
+    with job.alone() as log:
+        start(job, surroundings, log)
+    return 0
+
+
+def start(job, surroundings: dict[str, str], log) -> None:
+    """Start the processes of a run and wait for them; CourseError, one line, for what stopped them."""
+    with tempfile.TemporaryDirectory() as scratch, _processes.leash() as leash:
+        words, config = Path(scratch) / "words", Path(scratch) / "config.toml"
+        words.mkdir()
+        config.write_bytes(job.text)  # as it was when the command began: all processes go by the same one
+        command = job.way.command("-m", "helpers", "train", str(config), "--process", str(words))
+        code = _processes.wait(subprocess.Popen(command, stderr=log, env=surroundings | leash))
         if code:
-            last = (job.folder / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise CourseError(
-                f"training ended with code {code}; {job.folder / 'train.log'} ends: {' '.join(last[-1:])}"
-            )
-    return 0
+            raise CourseError(_processes.what_stopped(code, words, Path(log.name)))
 
 
-def _wait(child: subprocess.Popen) -> int:
-    """A child's exit code; if this process is interrupted, the child is told to end first, and its processes end with it."""
-    try:
-        return child.wait()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-
-
-def in_process(job, words: Path) -> int:
+def in_process(config: Path, words: Path) -> int:
     """One of the run's processes. What it says when it stops is kept for the one that started it, which says it once."""
-    try:
-        found = job.run()
-    except CourseError as error:
-        words.write_text(str(error), encoding="utf-8")
-        return 1
-    if found:
-        print(json.dumps(found, indent=1))
-    return 0
+    _processes.end_on_leash()
+    if not words.is_dir():
+        raise CourseError(f"--process is for processes that this command starts, and {str(words)!r} is no folder of it")
+
+    def work():
+        found = _job.Job.read(config).run()
+        if found:
+            print(json.dumps(found, indent=1))
+
+    return _processes.told(words, work)
 
 
 def around(job) -> dict[str, str]:
@@ -86,9 +84,15 @@ def around(job) -> dict[str, str]:
         del given["CUDA_VISIBLE_DEVICES"]
     there = [str(number) for number in range(len(gpus_of_driver()))]
     if "CUDA_VISIBLE_DEVICES" in given:
-        there = [gpu for gpu in given["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
+        named = (gpu.strip() for gpu in given["CUDA_VISIBLE_DEVICES"].split(","))
+        there = list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), named))  # as CUDA reads it
+    cores = max(2, os.cpu_count() or 1)
     if there and len(there) < job.way.gpus:
         raise CourseError(f"gpus is {job.way.gpus}, and {len(there)} can be seen here: set gpus = {len(there)}")
+    if not there and job.way.processes > cores:
+        raise CourseError(
+            f"gpus is {job.way.gpus}; no GPU can be seen, and {cores} processes at most can train on this CPU"
+        )
     path = os.pathsep.join([str(COURSE_ROOT), *filter(None, [given.get("PYTHONPATH")])])
     quiet = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     return given | quiet | {"CUDA_VISIBLE_DEVICES": ",".join(there[: job.way.gpus]), "PYTHONPATH": path}

@@ -12,6 +12,7 @@ from helpers.files import changed_asset
 BUNDLED_INSTRUCTIONS = COURSE_ROOT / "assets" / "instructions"
 COURSE_DATA = ("auto", "bundled", "alpaca", "tatsu-lab/alpaca")
 LOOKED_AT = 20_000  # rows
+TEMPLATES = ("alpaca", "question")
 
 
 # Alpaca's own words (https://github.com/tatsu-lab/stanford_alpaca): a model must see at use what it saw in training.
@@ -75,18 +76,37 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
     return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
 
 
-def look_at(dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto") -> None:
-    """Raise DataError, one line, for rows that cannot be trained on; imports nothing heavy. Looks at the first 20,000."""
+def look_at(
+    dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", template: str = "auto"
+) -> None:
+    """Raise DataError, one line, for rows that cannot be trained on, or a template that is not there; imports nothing heavy.
+
+    Looks at the first 20,000 rows.
+    """
+    read_template(template)
     _check_own(dataset_id, columns, encoding, split, revision)
     asked = _revision(revision=revision)
     if dataset_id in COURSE_DATA:
-        if asked:
+        if dataset_id not in ("auto", "bundled"):
             look_at_hub("tatsu-lab/alpaca", asked)
     elif is_hub_id(dataset_id):
         look_at_hub(dataset_id, asked)
     else:
         for _ in Reading(dataset_id, columns, encoding, split, revision, LOOKED_AT):
             pass
+
+
+def read_template(template: str) -> str:
+    """The text of a file with a template, "" for a name of one; DataError, one line, for what is neither."""
+    if template in ("auto", *TEMPLATES):
+        return ""
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        names = ", ".join(f'"{name}"' for name in ("auto", *TEMPLATES))
+        raise DataError(
+            f"template = {template!r} is no readable file: name a file with a Jinja template, or {names}"
+        ) from error
 
 
 def _check_own(dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto") -> None:

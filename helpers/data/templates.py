@@ -7,12 +7,11 @@ chat_template.jinja. A chat model brings its own. A base model gets Alpaca's, or
 import json
 from pathlib import Path
 
-from helpers.data.instructions import alpaca_prompt
+from helpers.data.instructions import TEMPLATES, alpaca_prompt, read_template
 from helpers.data.readers import DataError
 
 ASKED, GIVEN, ANSWER = "QzAskedQz", "QzGivenQz", "QzAnswerQz"  # words that no template has
 KEPT = "chat_template.jinja"  # transformers' name for it
-TEMPLATES = ("alpaca", "question")
 
 
 def to_chat(row: dict) -> dict:
@@ -48,7 +47,7 @@ def with_template(tokenizer, template: str = "auto", adapter=None):
     elif template in TEMPLATES:
         tokenizer.chat_template = _written(tokenizer, template)
     elif template != "auto":
-        tokenizer.chat_template = _read(template)
+        tokenizer.chat_template = read_template(template)
         if _end(tokenizer) not in _stops(tokenizer):
             raise DataError(
                 f"template = {template!r} does not end an answer with {tokenizer.eos_token}, at which the model stops: "
@@ -85,16 +84,6 @@ def _written(tokenizer, name: str) -> str:
         + f"{{{{ {before!r} + message.content + {after!r} }}}}"
         + "{% elif message.role == 'assistant' %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
     )
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        names = ", ".join(f'"{name}"' for name in ("auto", *TEMPLATES))
-        raise DataError(
-            f"template = {file!r} is no readable file: name a file with a Jinja template, or {names}"
-        ) from error
 
 
 def _end(tokenizer) -> int | None:

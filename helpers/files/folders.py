@@ -1,5 +1,6 @@
 """Where the files of a run go: a folder of the course, of the learner, or on her Google Drive."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -13,9 +14,10 @@ class OutputError(CourseError, OSError):
     """A folder that cannot be written."""
 
 
-def output_folder(output_dir: str, name: str = "output_dir", run: str = "default") -> Path:
+def output_folder(output_dir: str, name: str = "output_dir", run: str = "default", keep: bool = True) -> Path:
     """The folder of a run, made if need be. "auto" is runs/default in the course, or here when outside of it; "drive" is
     qlora-course/default on the learner's Google Drive, which is mounted in Colab. `run` stands for another word than "default".
+    With `keep` False it is only tried: no folder stays that was not there before.
 
     The environment variable COURSE_RUNS names another place for runs, for a clone that cannot be written.
     """
@@ -26,15 +28,21 @@ def output_folder(output_dir: str, name: str = "output_dir", run: str = "default
         folder = _my_drive() / "qlora-course" / run
     else:
         folder = Path(output_dir).expanduser()
+    made = [place for place in (folder, *folder.parents) if not os.path.exists(place)]  # the deepest first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
     except OSError as error:
+        keep = False
         given, cure = f"{name} = {str(output_dir)!r}", "name another"
         if output_dir == "auto":
             given, cure = f"runs/{run}", "set COURSE_RUNS to another folder"
         raise OutputError(f"{given} cannot be written ({error.strerror}): {cure}") from error
+    finally:
+        for place in () if keep else made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
     return folder
 
 

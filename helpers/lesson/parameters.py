@@ -4,6 +4,7 @@ import codecs
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -134,22 +135,29 @@ RULES: dict[str, Rule] = {
 }
 
 
-def validate(parameters: dict, known: set[str] | None = None) -> None:
+def _shown(value) -> str:
+    """A value as Python writes it, cut where it is long; Python does not write out a number of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = f"what holds a number of more than {sys.get_int_max_str_digits()} digits"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def validate(parameters: dict, known: set[str] | None = None, rules: dict[str, Rule] = RULES) -> None:
     """Raise ParameterError, one line with name, value and what is allowed, for the first bad one.
 
-    `known` names the parameters a lesson has; None means all that any lesson has.
+    `known` names the parameters a lesson has; None means all that there are `rules` for.
     """
-    known = set(RULES) if known is None else known
+    known = set(rules) if known is None else known
     for name, value in parameters.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ParameterError(f"no parameter {name!r}{hint} There are: {', '.join(sorted(known))}")
-        rule = RULES[name]
+            close = difflib.get_close_matches(name[:80].lower(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ParameterError(f"no parameter {_shown(name)}{hint} There are: {', '.join(sorted(known))}")
+        rule = rules[name]
         if not rule.holds(value):
-            shown = repr(value)
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            raise ParameterError(f"{name} = {shown} is not possible; allowed: {rule.allowed}")
+            raise ParameterError(f"{name} = {_shown(value)} is not possible; allowed: {rule.allowed}")
     if parameters.get("data_file") == "auto" and parameters.get("encoding", "auto") != "auto":
         raise ParameterError(f"encoding = {parameters['encoding']!r} is for a file of your own: name it as data_file")
     if "auto" not in (parameters.get("epochs", "auto"), parameters.get("max_steps", "auto")):

@@ -71,6 +71,7 @@ def _key(run: dict) -> str:
 
 
 ABOUT = "course.json"  # in an adapter's folder: which run of the course made it
+TRAINED = ("lesson 03", "train")  # what makes adapters that may have taken hours: a lesson and a command
 
 
 @contextlib.contextmanager
@@ -83,7 +84,7 @@ def adapter_folder(folder: Path, made_by: str, data: str, **run):
     """
     key, old = _key(run | {"data": data}), about_adapter(folder)
     about = {"made_by": made_by, "data": data, "date": datetime.date.today().isoformat(), "run": key}
-    trained = old.get("made_by", "lesson 03") == "lesson 03"  # another lesson's was made in seconds
+    trained = old.get("made_by", "lesson 03") in TRAINED  # another lesson's was made in seconds
     other = (folder / "adapter_config.json").is_file() and trained and old.get("run") != key
     names = (folder.with_name(f"{folder.name}-{n}") for n in range(1, 10_000))
     kept = next(name for name in names if not name.exists()) if other else None
@@ -93,14 +94,14 @@ def adapter_folder(folder: Path, made_by: str, data: str, **run):
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             fault = adapter_fault(new)
             if fault:
-                raise CheckpointError(f"the adapter was not saved whole: {fault}. Run this cell again")
+                raise CheckpointError(f"the adapter was not saved whole: {fault}. Run it again")
         if kept:
             print(f"The adapter of an earlier run is kept: {kept.name}")
     except OSError as error:
         if isinstance(error, CourseError):
             raise
         why = error.strerror or str(error)
-        raise CheckpointError(f"the adapter could not be saved ({why}): make room, then run this cell again") from error
+        raise CheckpointError(f"the adapter could not be saved ({why}): make room, then run it again") from error
 
 
 def about_adapter(folder: Path) -> dict:

@@ -12,12 +12,11 @@ import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 from helpers import CourseError
 from helpers.memory import CannotPredict, RunSpec, predict, shape_of
 from helpers.training.divided import checkpoints_in_parts, divide_on_a_cpu, gather_bits
-
-WAYS = ("one", "ddp", "split", "fsdp2")
 
 
 class SeveralError(CourseError):
@@ -28,13 +27,14 @@ class SeveralError(CourseError):
 class Way:
     """How a training lies on its GPUs. `layers`: for "split", how many layers each GPU has, in the model's order."""
 
+    NAMES: ClassVar[tuple[str, ...]] = ("one", "ddp", "split", "fsdp2")
     name: str = "one"
     gpus: int = 1
     layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.name not in WAYS:
-            raise SeveralError(f"way is {self.name!r}; it can be {', '.join(WAYS)}")
+        if self.name not in self.NAMES:
+            raise SeveralError(f"way is {self.name!r}; it can be {', '.join(self.NAMES)}")
         if isinstance(self.gpus, bool) or not isinstance(self.gpus, int) or self.gpus < 1:
             raise SeveralError(f"gpus is {self.gpus!r}; give how many there are to be")
         if (self.name == "one") != (self.gpus == 1):

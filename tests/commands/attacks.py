@@ -2,12 +2,14 @@
 
     python tests/commands/attacks.py values 300     bad values for the parameters of every lesson, through begin()
     python tests/commands/attacks.py words 300      bad words for every command, through main()
+    python tests/commands/attacks.py files 300      bad files of settings for `train`, through main(), with and without --dry-run
 
 Prints one JSON object: how many were tried and refused, what was not refused as it should be, and what was imported.
 """
 
 import collections
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -23,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from helpers import CourseError  # noqa: E402
 from helpers.__main__ import FOLDER, main  # noqa: E402
+from helpers.commands import _job  # noqa: E402
 from helpers.course import disk as course
 from helpers.lesson import RULES  # noqa: E402
 from helpers.lesson import session as results
@@ -90,13 +93,15 @@ CHOICES = {
 }
 
 
+FLAGS = ("double_quant", "checkpointing", "cuda_graphs", "plain")
+
+
 def bad_value(name: str):
     """A strategy of values that the parameter `name` cannot have."""
     if name in PATHS:
         return PATHS[name]
     strategy = no_choice if name in CHOICES else no_number
-    flags = ("double_quant", "checkpointing", "cuda_graphs", "plain")
-    return strategy.filter(lambda v: not isinstance(v, bool)) if name in flags else strategy
+    return strategy.filter(lambda v: not isinstance(v, bool)) if name in FLAGS else strategy
 
 
 ARGUMENTS = ("lesson", "large_model", "with_data")  # of begin itself
@@ -314,8 +319,143 @@ def words(examples: int) -> Tally:
     return tally
 
 
+# --- files of settings ------------------------------------------------------------------------------------------
+
+# What the file may say, and no training can go by: beside each parameter's own bad values, what TOML has and Python has not.
+moment = st.one_of(st.dates(), st.times(), st.datetimes())
+of_toml = st.one_of(
+    moment, st.just({}), st.dictionaries(st.text(max_size=3), st.integers(), min_size=1, max_size=2),
+    st.lists(moment, min_size=1),
+    st.sampled_from([[[]], [{}], {"a": {"b": {"c": 1}}}, 2**63, -(2**63) - 1, 16**5000, [16**5000], {"a": 16**5000}]),
+)  # fmt: skip
+no_text = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
+OWN_BAD = {
+    "way": st.one_of(
+        st.booleans(), st.integers(), st.lists(st.text(max_size=3)), no_text, st.sampled_from(["DDP", "One", "dp", ""])
+    ),
+    "gpus": st.one_of(
+        st.booleans(), st.integers(max_value=0), st.integers(min_value=17), st.floats(), no_text, st.lists(st.integers())
+    ),
+    "layers": st.one_of(
+        st.booleans(), st.integers(), st.floats(), no_text, st.just([]), st.lists(st.booleans(), min_size=1),
+        st.lists(st.integers(max_value=0), min_size=1), st.lists(st.integers(), min_size=3), st.lists(st.floats(), min_size=1),
+    ),
+    "gpu_gib": st.one_of(
+        st.booleans(), no_text, st.floats(max_value=0.09), st.floats(min_value=10_000), st.integers(max_value=0),
+        st.lists(st.floats()), st.just(float("nan")), st.integers(min_value=10_000),
+    ),
+}  # fmt: skip
+# Each of these at least once.
+ALWAYS = (True, [], {}, datetime.date(1979, 5, 27), 16**5000, -(2**63), float("nan"), float("inf"), "x" * 9_000)
+NOT_TOML = [
+    b"rank = ", b"rank = 4\nrank = 4", b"rank 4", b"[rank", b"rank = 4 alpha = 8", b"rank = [1, 2", b'way = "ddp', b"= 4",
+    b"rank.r = 4", b"[[layers]]", b"[rank]\nr = 4", b"{}", b"---\nrank: 4", b'{"rank": 4}', b"rank = 0x",
+    b"rank = 1979-13-45",
+    b"gpus = +-2", b"\xff\xfer\0a\0n\0k\0", b"rank = 4\0", b'output_dir = "C:\\runs"', b"a = " + 20_000 * b"[",
+    b"a" + 20_000 * b".a" + b" = 1", b"rank = " + 9_000 * b"9", b"# only a remark", b"", 1_000_001 * b"#",
+    900_000 * b"x" + b" = 1",
+]  # fmt: skip
+not_toml = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    st.text(min_size=1, max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
+)
+GOOD = {"model_id": "bundled", "way": "ddp", "gpus": 2}
+
+
+def in_toml(value) -> str | None:
+    """A value as TOML; None for what TOML cannot say."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**4000 else hex(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str):
+        whole = value.encode("utf-8", "ignore").decode() == value
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if whole else None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    inside = None
+    if isinstance(value, list):
+        inside = [in_toml(one) for one in value]
+    elif isinstance(value, dict):
+        inside = [(text := in_toml(one)) and f"{in_toml(str(name))} = {text}" for name, one in value.items()]
+    if inside is None or None in inside:
+        return None
+    return f"[{', '.join(inside)}]" if isinstance(value, list) else f"{{{', '.join(inside)}}}"
+
+
+def tree() -> dict:
+    """All that lies here but the file of settings, with what is in the files."""
+    found = sorted(
+        place for place in Path().rglob("*") if place.name != "config.toml" and ".hypothesis" not in place.parts
+    )
+    return {str(place): place.read_bytes() if place.is_file() else None for place in found}
+
+
+def files(examples: int) -> Tally:
+    """Every key of a file of settings with values that it cannot have, wrong TOML, and keys that there are not."""
+    tally = Tally()
+    Path("out/adapter").mkdir(parents=True)  # of an earlier training, which must stay as it is
+    Path("out/adapter/adapter_model.safetensors").write_text("kept")
+    Path("out/train.json").write_text("kept")
+    Path("a file").write_text("kept")
+    Path("empty").mkdir()
+    before = tree()
+
+    def attack(text: bytes, kind: str, about: str) -> None:
+        Path("config.toml").write_bytes(text)
+        for words in (["config.toml"], ["config.toml", "--dry-run"]):
+            tally.begin()
+            out, err = io.StringIO(), io.StringIO()
+            try:
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    status = main(["train", *words])
+            except BaseException:
+                tally.wrong.append(f"{about}: {traceback.format_exc()[-400:]}")
+                continue
+            said = err.getvalue().removesuffix("\n")
+            if status != 2 or out.getvalue() or not said.startswith("python -m helpers train: "):
+                tally.wrong.append(f"{about}: {status} {out.getvalue()[:200]!r} {said[:200]!r}")
+            tally.one_line(said, about, kind)
+            tally.end(about)
+            if tree() != before:
+                tally.wrong.append(f"{about}: files were written or lost")
+
+    def with_value(name: str):
+        def one(value):
+            written = in_toml(value)
+            if written is not None:
+                good = GOOD | {"output_dir": "out" if tally.tried % 4 else "new/out"} | {name: None}
+                lines = [f"{n} = {in_toml(v)}" for n, v in good.items() if v is not None]
+                attack("\n".join([*lines, f"{name} = {written}"]).encode(), name, f"{name} = {written:.80}")
+
+        return one
+
+    for name in (*_job.PARAMETERS, *_job.OWN):
+        bad = OWN_BAD[name] if name in OWN_BAD else bad_value(name)
+        bad = st.one_of(bad, bad, of_toml if name != "layers" else of_toml.filter(lambda v: not isinstance(v, list)))
+        for value in ALWAYS:
+            if not (value is True and name in FLAGS):
+                with_value(name)(value)
+        generated(bad, max(3, examples // len(_job.FILE_RULES)))(with_value(name))
+    for place in ("a file", "a file/below", "empty/below/" + "z" * 300, "/proc/x", "/dev/null", "/dev/null/x"):
+        with_value("output_dir")(place)
+    known = [word.upper() for word in _job.FILE_RULES] + [f"{word} " for word in _job.FILE_RULES]
+    unknown = st.one_of(no_text, st.sampled_from(known), st.sampled_from(HOSTILE)).filter(
+        lambda word: word not in _job.FILE_RULES and in_toml(word)
+    )
+    generated(unknown, examples // 6)(
+        lambda word: attack(f"{in_toml(word)} = 1".encode(), "unknown keys", f"key {word!r:.80}")
+    )
+    attack(9_000 * b"x" + b" = 1", "unknown keys", "a long key")
+    for text in NOT_TOML:
+        attack(text, "no TOML", f"file {text!r:.80}")
+    generated(not_toml, examples // 6)(lambda text: attack(text, "no TOML", f"file {text!r:.80}"))
+    return tally
+
+
 if __name__ == "__main__":
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (2 * 10**9, 2 * 10**9)
-    )  # whoever reads /dev/zero to its end gets no further
-    {"values": values, "words": words}[sys.argv[1]](int(sys.argv[2])).show()
+    limit = 2 * 10**9  # whoever reads /dev/zero to its end gets no further
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    {"values": values, "words": words, "files": files}[sys.argv[1]](int(sys.argv[2])).show()

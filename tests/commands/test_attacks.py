@@ -81,6 +81,14 @@ def test_generated_bad_words_for_every_command_get_one_line_before_anything_heav
     say(f"{refused} bad command lines refused in one line, {tally['accepted']} turned out to be good")
 
 
+def test_generated_bad_files_of_settings_get_one_line_before_anything_heavy_and_nothing_is_written(tmp_path, say):
+    tally = attack("files", 300, tmp_path)
+    refused = sum(tally["refused"].values())
+    assert refused == tally["tried"] >= 700
+    assert len(tally["refused"]) == 28 + 2
+    say(f"{refused} bad files of settings refused in one line, half of them in a dry run")
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 

@@ -146,12 +146,13 @@ def test_the_same_run_again_replaces_its_adapter(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("made_by", ["lesson 03", "train"])
 @pytest.mark.parametrize("change", [{"data": "other.csv"}, {"rank": 8}, {"model": "n"}])
-def test_the_adapter_of_another_run_is_kept(tmp_path, capsys, change):
-    save(tmp_path / "adapter")
+def test_the_adapter_of_another_run_is_kept(tmp_path, capsys, change, made_by):
+    save(tmp_path / "adapter", made_by)
     before = (tmp_path / "adapter" / "course.json").read_bytes()
-    save(tmp_path / "adapter", **change)
-    save(tmp_path / "adapter", data="a third")
+    save(tmp_path / "adapter", made_by, **change)
+    save(tmp_path / "adapter", made_by, data="a third")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "adapter-1", "adapter-2"]
     assert (tmp_path / "adapter-1" / "course.json").read_bytes() == before
     assert "The adapter of an earlier run is kept: adapter-1" in capsys.readouterr().out

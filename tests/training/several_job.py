@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from helpers import CourseError
 from helpers.commands._job import Job
+from helpers.commands._processes import end_on_leash
 from helpers.training import several
 
 
@@ -123,6 +124,7 @@ def train(config: Path, fault: str) -> None:
 
 
 if __name__ == "__main__":
+    end_on_leash()
     for word in sys.argv[1:]:
         config, _, fault = word.partition("=")
         train(Path(config), fault)

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from helpers import COURSE_ROOT
-from helpers.commands import _job, train
+from helpers.commands import _job, _processes, train
 from helpers.saving import checkpoint_fault
 
 SCRIPT = COURSE_ROOT / "tests" / "training" / "several_job.py"
@@ -37,7 +37,8 @@ class SeveralRun:
     def start(self, words=None) -> subprocess.Popen:
         """Start it, or several runs of the same way of starting, by their words."""
         words = [str(SCRIPT), *(words or [self.word])]
-        env = train.around(self.job) | {"COURSE_T4_RULES": self.rules, "HF_HUB_OFFLINE": "1"}
+        self.leash = _processes.leash()
+        env = train.around(self.job) | {"COURSE_T4_RULES": self.rules, "HF_HUB_OFFLINE": "1"} | self.leash.__enter__()
         self.log = open(self.folder / "log", "w")  # noqa: SIM115 (the child writes it)
         return subprocess.Popen(self.job.way.command(*words), stdout=self.log, stderr=self.log, env=env)
 
@@ -65,6 +66,7 @@ class SeveralRun:
         children = psutil.Process(child.pid).children(recursive=True)
         child.kill()
         child.wait()
+        self.leash.__exit__(None, None, None)  # as the command does when what it started has ended
         _, alive = psutil.wait_procs(children, timeout=20)
         assert alive == []
 

@@ -1,0 +1,99 @@
+"""The processes of a training: they end with the command that started them, and tell it what stopped the first of them."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import traceback
+from pathlib import Path
+
+from helpers import CourseError
+from helpers.files import write_whole
+
+LEASH = "COURSE_LEASH"  # the variable that names a pipe which ends when the command does
+MOST = 300  # characters of a message
+STOPPED = "training stopped: "  # begins what nobody foresaw
+
+
+@contextlib.contextmanager
+def leash():
+    """What to add to the environment of processes that call `end_on_leash`: none of them outlives this context.
+
+    Nor this process, however it ends: the system closes its end of the pipe. Signals would not do. torch's launcher starts
+    its processes in sessions of their own; were it or this command killed, they would train on, unseen, on GPUs and in a
+    folder that the next run wants. On Windows, which has no such pipes, nothing is added.
+    """
+    if not hasattr(os, "mkfifo"):
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = os.path.join(folder, "leash")
+        os.mkfifo(pipe)
+        held = os.open(pipe, os.O_RDWR)  # to write alone would wait for a reader
+        try:
+            yield {LEASH: pipe}
+        finally:
+            os.close(held)
+
+
+def end_on_leash() -> None:
+    """Have this process end when the one that holds its leash does, or at once where that has ended already."""
+    if LEASH in os.environ:
+        threading.Thread(target=_end_after, args=(os.environ[LEASH],), daemon=True).start()
+
+
+def _end_after(pipe: str) -> None:
+    with contextlib.suppress(OSError):  # it is gone, and who held it
+        end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(end, True)
+        os.read(end, 1)  # nobody writes: it waits as long as somebody could
+    os._exit(1)
+
+
+def told(words: Path, work) -> int:
+    """Do the work of one process, `work()`; an exit code. What stops it is kept in the folder `words`, all of it in the log."""
+    try:
+        work()
+    except CourseError as error:
+        said = str(error)
+    except (Exception, KeyboardInterrupt) as error:  # whatever the libraries raise, or somebody sends
+        traceback.print_exc()
+        first = next(iter(str(error).strip().splitlines()), "")
+        said = f"{STOPPED}{type(error).__name__}: {first[:MOST]}"
+    else:
+        return 0
+    write_whole(words / os.environ.get("RANK", "0"), said)
+    return 1
+
+
+def what_stopped(code: int, words: Path, log: Path) -> str:
+    """What ended a run with an exit code that is not 0, in one line.
+
+    A process that was killed could not say so, and the others then only miss it; torch's launcher notes it in the log. Else it
+    is what the first process that stopped said, or, where none said anything, the last line of the log that has words.
+    """
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    killed = next(
+        filter(None, (re.search(r"Signal \d+ \((SIG(?!TERM)\w+)\) received by PID", line) for line in lines)), None
+    )
+    by = signal.Signals(-code).name if code < 0 else killed and killed[1]
+    if by:
+        why = ", as the system does when memory runs out" if by == "SIGKILL" else ""
+        return f"{STOPPED}a process of it was killed ({by}{why}); the same command goes on from the last checkpoint"
+    said = sorted(words.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    last = next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), "nothing was said")
+    first = said[0].read_text(encoding="utf-8") if said else f"{STOPPED}{last[:MOST]}"
+    return f"{first}; {log} has all of it" if first.startswith(STOPPED) else first
+
+
+def wait(child: subprocess.Popen) -> int:
+    """A child's exit code; if this process is interrupted, the child is told to end first, and its processes end with it."""
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
