@@ -19,7 +19,11 @@ if gpu and not modern:
     from transformers.integrations import sdpa_attention
 
     sdpa_attention.use_gqa_in_sdpa = lambda *given, **named: False"""
-TRL_S_OWN = {"max_length": 1024, "optim": "adamw_torch_fused", "gradient_accumulation_steps": 1}  # where the code says nothing
+TRL_S_OWN = {
+    "max_length": 1024,
+    "optim": "adamw_torch_fused",
+    "gradient_accumulation_steps": 1,
+}  # where the code says nothing
 MODEL = "qwen2.5-7b"
 # A run that does not fit a T4, and what to change, one after the other: words, fields of RunSpec.
 BEGIN = {
@@ -44,7 +48,9 @@ def steps() -> str:
     chosen = [cell.source for cell in cells if "copy" in cell.metadata.get("tags", [])]
     kept = [code for code in chosen if not code.startswith(tuple(f"# {step}" for step in ASKING))]
     kept = [f"# Step 6: examples, in two columns\n{csv}" if code.startswith("# Step 6") else code for code in kept]
-    text = "\n\n".join([f"# Yours: the model, the examples, where to save, how long\n{names}", kept[0], REPEATED, *kept[1:]])
+    text = "\n\n".join(
+        [f"# Yours: the model, the examples, where to save, how long\n{names}", kept[0], REPEATED, *kept[1:]]
+    )
     return re.sub(r"\n{3,}", "\n\n", text).replace("  # fmt: skip", "")
 
 
@@ -60,8 +66,14 @@ def said(code: str) -> dict:
     found = dict(TRL_S_OWN)
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Assign):
-            pairs = zip(*((part.elts if isinstance(part, ast.Tuple) else [part]) for part in (node.targets[0], node.value)))
-            found |= {name.id: value.value for name, value in pairs if isinstance(name, ast.Name) and isinstance(value, ast.Constant)}
+            pairs = zip(
+                *((part.elts if isinstance(part, ast.Tuple) else [part]) for part in (node.targets[0], node.value))
+            )
+            found |= {
+                name.id: value.value
+                for name, value in pairs
+                if isinstance(name, ast.Name) and isinstance(value, ast.Constant)
+            }
         if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Config"):
             found |= {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
             found |= {word.arg: found[word.value.id] for word in node.keywords

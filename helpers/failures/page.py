@@ -68,9 +68,13 @@ def section_of(it: Failure) -> str:
     """A link to where lesson 06 treats a failure: to its heading. CourseError where the lesson has no such heading."""
     lesson = find_lesson("06")
     headings = re.findall(r"^# ##+ (.+)$", lesson.read_text(encoding="utf-8"), re.MULTILINE)
-    found = [heading for heading in headings if heading == it.heading or not it.heading and _number(heading) == it.lesson]
+    found = [
+        heading for heading in headings if heading == it.heading or not it.heading and _number(heading) == it.lesson
+    ]
     if len(found) != 1:
-        raise CourseError(f"failures: {it.name} names a section of lesson 06 that is not there: {it.heading or it.lesson}")
+        raise CourseError(
+            f"failures: {it.name} names a section of lesson 06 that is not there: {it.heading or it.lesson}"
+        )
     words = f"lesson 06, section {it.lesson}" + (f", {it.heading}" if it.heading else "")
     return f"[{words}](../notebooks/{lesson.stem}.ipynb#{_anchor(found[0])})"
 

@@ -180,7 +180,9 @@ def run_sheet(code: str, folder: Path) -> dict:
     """What the settings of the cheat sheet's code are in the end, run for two steps where the course is not."""
     write_csv(folder / "questions.csv")
     own = f"\nbase, steps = {str(BUNDLED_MODEL)!r}, 2\n\n# Step 1:"  # no network here, and little time
-    code = code.replace("\n# Step 1:", own, 1).replace("trainer = SFT", "asked = lora_config.target_modules\ntrainer = SFT")
+    code = code.replace("\n# Step 1:", own, 1).replace(
+        "trainer = SFT", "asked = lora_config.target_modules\ntrainer = SFT"
+    )
     return run_script(REFUSE + code + SETTINGS, folder)
 
 

@@ -114,7 +114,9 @@ def test_the_page_links_to_the_very_heading_under_which_a_failure_is_treated():
     for marks, words in re.findall(r"^# (##+) (.+)$", SOURCE, re.MULTILINE):
         number = int(words.split()[0]) if marks == "##" and words[0].isdecimal() else number
         headings[re.sub(r"[^\w -]", "", words.lower()).replace(" ", "-")] = number
-    linked = re.findall(r"\[lesson 06, section (\d+)[^\]]*\]\(\.\./notebooks/06_troubleshooting\.ipynb#([\w-]+)\)", text)
+    linked = re.findall(
+        r"\[lesson 06, section (\d+)[^\]]*\]\(\.\./notebooks/06_troubleshooting\.ipynb#([\w-]+)\)", text
+    )
     assert len(linked) == sum(bool(it.lesson) for it in FAILURES)
     assert [anchor for section, anchor in linked if headings.get(anchor) != int(section)] == []
     assert ("10", "c-the-padding") in linked
