@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import mean, median
 
 from helpers.files import write_whole
+from helpers.memory import GPUS
 from helpers.plots import COLOURS, axes, bars, diagrams
 from helpers.records import MEASUREMENTS, measured_lessons, measured_runs, read_rows
 
 # Next to each other in one plot, and told apart by shape as well.
 SERIES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"))
-
-
+WAYS = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": "divided weights"}  # on two GPUs
 FIRST = ("full", "lora", "nf4", "fp4", "int8")  # of the ways of training
 
 
@@ -254,6 +254,60 @@ def merge_memory() -> Chart:
                  bars(labels, values, title, "GB above bare Python"))  # fmt: skip
 
 
+def two_gpus() -> Chart:
+    """What the fuller of two GPUs holds, for each way to lay a training on both."""
+    rows = [row for row in read_rows(MEASUREMENTS / "two_gpus_rows.jsonl") if row["error"] is None]
+    rows.sort(key=lambda row: (row["config"]["hidden_size"], row["config"]["num_hidden_layers"], _setting(row)))
+    settings = list(dict.fromkeys(map(_setting, rows)))
+    by = {(_setting(row), row["way"]): max(row["measured"]["peak_allocated"]) / 1e9 for row in rows}
+    compared = max(
+        settings, key=lambda setting: sum((setting, way) in by for way in WAYS)
+    )  # one that was measured in all ways
+    said = ", ".join(f"{words} {by[compared, way]:.2f} GB" for way, words in WAYS.items() if (compared, way) in by)
+    figure, ax = axes(
+        f"{compared}: {said}", "GB at the peak, of the fuller GPU", "", size=(8.6, 1.6 + 0.24 * len(settings))
+    )
+    for (way, words), (colour, marker) in zip(WAYS.items(), SERIES, strict=True):
+        places = [place for place, setting in enumerate(settings) if (setting, way) in by]
+        ax.scatter(
+            [by[settings[place], way] for place in places],
+            places,
+            s=34,
+            marker=marker,
+            color=COLOURS[colour],
+            label=words,
+        )
+    cap = GPUS["t4"].total_bytes / 1e9
+    ax.axvline(cap, color=COLOURS["black"], linewidth=1, linestyle="--", label=f"a T4 has {cap:.2f} GB")
+    ax.set(yticks=range(len(settings)), yticklabels=settings, ylim=(len(settings) - 0.5, -0.5), xlim=(0, None))
+    ax.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    table = [
+        (_setting(row), WAYS[row["way"]] + (", loaded onto the GPUs" if row["loaded"] == "gpu" else ""),
+         ", ".join(f"{size / 1e9:.2f}" for size in row["measured"]["peak_allocated"]),
+         ", ".join(f"{size / 1e9:.2f}" for size in row["measured"]["peak_reserved"]), f"{row['measured']['step_s']:.2f}")
+        for row in rows
+    ]  # fmt: skip
+    words = (
+        f"{len(rows)} runs on two H200, or on one, that were held to a T4's memory each, with random weights. Copies: each "
+        "GPU has the model, and rows of its own. Divided layers: one model, its first layers on one GPU and the rest on the "
+        "other. Divided weights: each GPU keeps half of every weight (FSDP2). A model that has more layers than its own was "
+        "made larger, to find the limit. Seconds are those of these GPUs."
+    )
+    alt = f"A mark for each run: GB at the peak of the fuller GPU, for {len(settings)} settings. {compared}: {said}."
+    return Chart("Two GPUs", words, ("run", "way", "peak of tensors (GB)", "reserved (GB)", "seconds a step"), table,
+                 ("two_gpus_rows.jsonl", "two_gpus_plan.toml"), _dates(rows), alt, figure)  # fmt: skip
+
+
+def _setting(row: dict) -> str:
+    """A run of two_gpus_rows.jsonl in words, without its way."""
+    spec, layers = row["spec"], row["config"]["num_hidden_layers"]
+    more = f" with {layers} layers" if row["role"] == "limit" else ""
+    where = "attention" if len(spec["target_modules"]) == 4 else "all linear"
+    size = f"{spec['batch_size']} x {spec['seq_len']:,}"
+    return f"{row['model'].removesuffix('-v0.1')}{more}, {size}, r={spec['rank']} on {where}, {spec['load_dtype']}"
+
+
 def lessons_on_gpus() -> Chart:
     """Whole lessons on GPUs: how many verdicts held."""
     rows = sorted(measured_lessons(), key=lambda row: (row["lesson"], row["date"], row["device"]))
@@ -270,7 +324,7 @@ def lessons_on_gpus() -> Chart:
     )
 
 
-CHARTS = (predictions, speed, side_by_side, own_data, rounding, merges, merge_memory, lessons_on_gpus)
+CHARTS = (predictions, speed, two_gpus, side_by_side, own_data, rounding, merges, merge_memory, lessons_on_gpus)
 
 
 def svg(figure) -> str:

@@ -51,7 +51,7 @@ def steps() -> str:
     text = "\n\n".join(
         [f"# Yours: the model, the examples, where to save, how long\n{names}", kept[0], REPEATED, *kept[1:]]
     )
-    return re.sub(r"\n{3,}", "\n\n", text).replace("  # fmt: skip", "")
+    return re.sub(r"\n{2,}(?!# )", "\n", re.sub(r"\n{2,}", "\n\n", text)).replace("  # fmt: skip", "")  # paper is short
 
 
 def _block(text: str, word: str) -> str:
@@ -62,27 +62,22 @@ def _block(text: str, word: str) -> str:
 
 
 def said(code: str) -> dict:
-    """The settings that the code has: its names, and the arguments of LoraConfig, SFTConfig and BitsAndBytesConfig."""
+    """The settings that the code has, by the arguments of LoraConfig, SFTConfig and BitsAndBytesConfig."""
+    yours: dict = {}
+    exec(code.partition("\n\n")[0], yours)
     found = dict(TRL_S_OWN)
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Assign):
-            pairs = zip(
-                *((part.elts if isinstance(part, ast.Tuple) else [part]) for part in (node.targets[0], node.value))
-            )
-            found |= {
-                name.id: value.value
-                for name, value in pairs
-                if isinstance(name, ast.Name) and isinstance(value, ast.Constant)
-            }
         if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Config"):
-            found |= {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
-            found |= {word.arg: found[word.value.id] for word in node.keywords
-                      if isinstance(word.value, ast.Name) and word.value.id in found}  # fmt: skip
+            for word in node.keywords:
+                if isinstance(word.value, ast.Constant):
+                    found[word.arg] = word.value.value
+                elif isinstance(word.value, ast.Name) and word.value.id in yours:
+                    found[word.arg] = yours[word.value.id]
     return found
 
 
 def settings() -> list[tuple[str, str, str]]:
-    """(setting, what the code has, what the course gives a 7B model on a T4): the first from the code, the second from RECIPES."""
+    """(setting, what the code has, what the course gives a 7B model on a T4), read from the code and from RECIPES."""
     code, recipe = said(steps()), RECIPES["other"]
     rows = [
         ("rank `r`", code["r"], recipe["rank"]),
@@ -110,9 +105,12 @@ def ladder() -> list[tuple[str, float]]:
 
 
 def first_sentence(text: str, most: int = 118) -> str:
-    """The first sentence, of at most some hundred characters."""
+    """The first sentence, of at most some hundred characters; a piece of code is whole, or it is left out."""
     sentence = re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
-    return sentence if len(sentence) <= most else sentence[: most - 2].rsplit(" ", 1)[0].rstrip(",:;") + " ..."
+    if len(sentence) <= most:
+        return sentence
+    cut = sentence[: most - 2].rsplit(" ", 1)[0]
+    return (cut.rpartition("`")[0] if cut.count("`") % 2 else cut).rstrip(" ,:;(") + " ..."
 
 
 def messages() -> list[tuple[str, str]]:

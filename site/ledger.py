@@ -169,6 +169,8 @@ def claims_page() -> str:
     ]
     parts.append("\n".join(f"- Text {letter.upper()}: {text['title']}" for letter, text in texts.items()))
     parts.append("| status | claims |\n|---|---:|\n" + "\n".join(f"| {name} | {n} |" for name, n in count.items()))
+    rows = [f"| [{claim['claim']}](#{claim['name']}) | {claim['status']} |" for claim in claims]
+    parts += ["## All claims", "| claim | status |\n|---|---|\n" + "\n".join(rows)]
     for topic in dict.fromkeys(claim["topic"] for claim in claims):
         parts.append(f"## {topic}")
         parts += [_entry(claim) for claim in claims if claim["topic"] == topic]

@@ -89,7 +89,7 @@ def staged_page(text: str, folder: str, page: str, links: Links) -> str:
         text = re.sub(r"^# .+$", f"# {TITLES[page]}", text, count=1, flags=re.MULTILINE)
     if not re.search(r"^## ", text, re.MULTILINE):  # GitHub's small headings are the next level here
         text = re.sub(r"^###(#*) ", r"##\1 ", text, flags=re.MULTILINE)
-    text = re.sub(r'<a id="([\w-]+)"></a>', r"[]{#\1}", text)
+    text = re.sub(r'<a id="([\w.-]+)"></a>', r'[]{id="\1"}', text)
     return links.lead(text, folder, page)
 
 
@@ -134,7 +134,8 @@ def write_sources(folder: Path, lessons: list[str], values: dict) -> None:
         write_notebook(staged_notebook(notebook, stem, links), folder / "lessons" / f"{stem}.ipynb")
     for path, page in PAGES.items():
         text = (COURSE_ROOT / path).read_text(encoding="utf-8")
-        write_whole(folder / f"{page}.md", staged_page(text, posixpath.dirname(path), page, links))
+        own = f'\n<script src="_static/{page}.js"></script>\n' if (SITE / "static" / f"{page}.js").is_file() else ""
+        write_whole(folder / f"{page}.md", staged_page(text, posixpath.dirname(path), page, links) + own)
     rendering = Environment(
         loader=FileSystemLoader(SITE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -96,7 +96,8 @@ def _parts(of_row, chance, most: int | None = None):
     import numpy
 
     _, family, sizes = numpy.unique(of_row, return_inverse=True, return_counts=True)
-    wanted, held, taken = most or -(-len(of_row) // 10), numpy.zeros(len(sizes), bool), 0
+    wanted, taken = most or -(-len(of_row) // 10), 0
+    held: Any = numpy.zeros(len(sizes), bool)
     for chosen in chance.permutation(len(sizes)):
         if taken + sizes[chosen] <= wanted:
             held[chosen], taken = True, taken + sizes[chosen]

@@ -22,6 +22,7 @@
     return ["no", `Does not fit: it takes ${gb(held)} of ${gb(total)} GB: tensors ${gb(peak)}, ${besides}.`];
   }
 
+  const LEAST = "#d55e00";  // of tensors that are not told apart, in the colour of "does not fit"
   // Beside the greys of what tensors take, it is told apart by its stripes.
   const STRIPES = "repeating-linear-gradient(135deg, #f6f7f7 0 4px, #8d9499 4px 5px)";
 
@@ -51,9 +52,8 @@
     const line = document.createElement("div");
     line.className = "limit";
     line.style.left = `${(100 * total) / whole}%`;
-    document.getElementById("bar").replaceChildren(...(parts.length ? boxes : []), line);
+    document.getElementById("bar").replaceChildren(...boxes, line);
     const table = document.getElementById("parts");
-    table.hidden = !parts.length;
     table.tBodies[0].replaceChildren(...parts.map((part) => row(...part)));
   }
 
@@ -68,7 +68,7 @@
     if (numbers.length === 1) {
       line.className = "verdict no";
       line.textContent = `Does not fit: its tensors take at least ${gb(numbers[0])} GB, and the GPU has ${gb(gpu[0])}.`;
-      draw([], gpu[0]);
+      draw([["tensors, at least", LEAST, numbers[0]]], gpu[0]);
     } else {
       const [peak, reserved, ...sizes] = numbers;
       const [kind, words] = verdict(peak, reserved, gpu);
@@ -95,7 +95,7 @@
     }
     const line = document.getElementById("unknown");
     line.hidden = !unknown.length;
-    line.textContent = unknown.length ? `The address asks for ${unknown.join(", ").slice(0, 200)}, which the calculator does not have. What it shows is set below.` : "";
+    line.textContent = unknown.length ? `The address asks for ${unknown.join(", ").slice(0, 200)}, which the calculator does not have. It shows the settings below instead.` : "";
   }
 
   form.hidden = document.getElementById("prediction").hidden = document.getElementById("verdict").hidden = false;

@@ -169,10 +169,9 @@ def test_a_csv_of_ones_own_trains_and_the_adapter_is_there_tomorrow(tmp_path):
 
 SETTINGS = """
 import json
-from dataclasses import asdict
-print(json.dumps({"r": lora_config.r, "lora_alpha": lora_config.lora_alpha, "target_modules": asked, "optim": str(settings.optim.value),
-    **{name: getattr(settings, name) for name in ("max_length", "learning_rate", "gradient_accumulation_steps",
-    "per_device_train_batch_size", "max_steps")}}))
+names = ("max_length", "learning_rate", "gradient_accumulation_steps", "per_device_train_batch_size", "max_steps")
+found = {"r": lora_config.r, "lora_alpha": lora_config.lora_alpha, "target_modules": asked, "optim": settings.optim.value}
+print(json.dumps(found | {name: getattr(settings, name) for name in names}))
 """
 
 

@@ -1,4 +1,4 @@
-"""The site as a reader has it: a site of two lessons is built once, opened from disk in headless Chromium, and used."""
+"""The site as a reader has it: a site of three lessons is built once, opened from disk in headless Chromium, and used."""
 
 import json
 import random
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ import checks  # noqa: E402
 import planned  # noqa: E402
 from evidence import SHAPES  # noqa: E402
 
-LESSONS = ("00", "03")
+LESSONS = ("00", "03", "06")
 # A page of each kind.
 KINDS = (
     "index.html", "lessons/03_t4_training.html", "glossary.html", "failures.html", "claims.html", "decide.html",
@@ -171,6 +172,41 @@ def test_the_search_works_from_disk(page, site):
     assert any("glossary.html" in link for link in links)
 
 
+def in_gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+@pytest.mark.parametrize("name", ["index.html", "calculator.html", "cheat-sheet.html"])
+def test_where_numbers_assume_what_a_plain_script_lacks_it_is_said_and_what_it_takes_without(page, site, name):
+    words = " ".join(opened(page, site, name).inner_text("article").split())
+    shape, spec = shape_of(SHAPES["qwen2.5-7b"]), planned.spec_of_key(planned.key_on_a_t4("qwen2.5-7b", 4, 4096))
+    both = predict(shape, spec, "t4").peak_allocated
+    neither = predict(shape, replace(spec, repeat_kv=False, trl_loss="full"), "t4").peak_allocated
+    sentence = next(one for one in re.split(r"(?<=[a-z]\.) ", words) if "Qwen2.5-7B with 4 rows of 4,096 tokens" in one)
+    assert in_gb(both) in sentence
+    assert in_gb(neither) in sentence
+    assert re.search(r"keys and values are repeated.*tiled", words, re.IGNORECASE)
+
+
+def test_the_decision_page_says_what_its_predictions_assume(page, site):
+    words = opened(page, site, "decide.html").inner_text("article")
+    assert "They assume TRL's tiled loss" in words
+    assert "repeat_kv_heads" in words
+    assert "a plain script that has neither: 10.3 GB" in words  # the ledger computes it: tests/course/test_claims.py
+
+
+def test_the_first_table_says_what_a_plain_script_trains(page, site):
+    table = opened(page, site, "index.html").locator("article table").first
+    cells = table.locator("tbody tr").first.locator("td").all_inner_texts()
+    assert table.locator("th").all_inner_texts().count("a plain script") == 2
+    rows = planned.on_a_t4(planned.planned(COURSE_ROOT / "runs" / "site" / "cache", *planned.SMALL), planned.SMALL[0])
+    (row,) = rows
+    assert [int(re.search(r"[\d,]+(?= tokens)", cell)[0].replace(",", "")) for cell in cells[1:]] == [
+        row["longest"][1], row["plain"][1], row["longest"][4], row["plain"][4],
+    ]  # fmt: skip
+    assert row["plain"][4] < row["longest"][4]
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,9 +254,104 @@ def test_a_pasted_message_shows_its_failure_and_words_show_what_has_them(page, s
     words = shown(page)
     assert 0 < len(words) < len(FAILURES)
     assert "By your words" in status.inner_text()
-    box.fill("qqqq zzzz xxxx")
-    assert len(shown(page)) == len(FAILURES)
+    box.fill("qqqq zzzz \u4e16\u754c")
+    assert len(shown(page)) == len(FAILURES), "nothing is near"
     assert status.inner_text().startswith("None of the ")
+
+
+def found_first(page, typed: str) -> list[str]:
+    """What the page lists for words that somebody types, the likeliest first."""
+    page.get_by_label("Paste your message").fill(typed)
+    page.wait_for_timeout(300)
+    return page.locator("#found a").all_inner_texts()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("OOM", {"out-of-memory", "host-memory"}),
+        ("out of memory", {"out-of-memory"}),
+        ("nan", {"nan-loss"}),
+        ("my loss is 0", {"nan-loss", "all-masked"}),
+        ("loss 0", {"nan-loss", "all-masked"}),
+        ("garbage", {"never-stops", "wrong-template", "right-padding", "wrong-base", "merge-rounds"}),
+        ("gibberish", {"never-stops", "wrong-template", "right-padding", "wrong-base", "adapter-keys-missing"}),
+        ("training is slow", {"slow-dtype", "no-gpu"}),
+        ("it hangs", {"processes-wait", "no-network", "pip-no-network"}),
+    ],
+)
+def test_what_people_type_finds_what_they_mean(page, site, typed, meant):
+    found = found_first(opened(page, site, "failures.html"), typed)
+    assert found[0] in meant
+    assert meant <= set(found)
+    assert set(shown(page)) == set(found)
+
+
+def test_a_short_word_is_not_found_within_another(page, site):
+    opened(page, site, "failures.html")
+    assert "RAM" not in found_first(page, "oom"), "room is no oom"
+    assert set(found_first(page, "oom")) == {it.name for it in FAILURES if "OOM" in it.words}
+
+
+def test_where_nothing_matches_the_nearest_five_are_shown(page, site):
+    found = found_first(opened(page, site, "failures.html"), "unskale fp61 gradiens")
+    assert len(found) == 5
+    assert "unscale-fp16" in found
+    assert set(shown(page)) == set(found)
+    assert (
+        page.get_by_role("status").inner_text().startswith(f"None of the {len(FAILURES)} failures matches. The nearest")
+    )
+
+
+@pytest.mark.parametrize("keys", ["Enter", "Control+Enter"])
+def test_enter_goes_to_the_first_and_the_address_is_a_search_that_can_be_sent(page, site, chromium, keys):
+    box = opened(page, site, "failures.html").get_by_label("Paste your message")
+    box.fill("garbage")
+    box.press(keys)
+    first = page.locator("#found a").first.inner_text()
+    assert page.url == f"{site.as_uri()}/failures.html?q=garbage#{first}"
+    assert page.evaluate("document.activeElement.closest('section').id") == first
+    assert 0 <= page.locator(f"#{first} h3").evaluate("it => it.getBoundingClientRect().top") < 300
+    other = chromium.new_page()
+    other.goto(page.url)
+    assert other.get_by_label("Paste your message").input_value() == "garbage"
+    assert set(shown(other)) == set(shown(page)) < {it.name for it in FAILURES}
+    other.close()
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_timeout(100)
+    assert page.url == f"{site.as_uri()}/failures.html"
+
+
+def test_shift_and_enter_begin_a_line_and_a_long_message_stays_out_of_the_address(page, site):
+    box = opened(page, site, "failures.html").get_by_label("Paste your message")
+    box.fill("garbage")
+    box.press("Shift+Enter")
+    assert box.input_value() == "garbage\n"
+    box.fill("Traceback (most recent call last)\n" * 20 + "RuntimeError: CUDA out of memory. Tried to allocate 20 MiB")
+    assert shown(page) == ["out-of-memory"]
+    assert "?" not in page.url
+
+
+def test_a_failure_leads_to_the_section_of_lesson_06_that_treats_it(page, site):
+    opened(page, site, "failures.html")
+    links = page.locator("section section section a", has_text="lesson 06, section")
+    targets = links.evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert len(targets) == sum(bool(it.lesson) for it in FAILURES)
+    assert all(re.fullmatch(r"lessons/06_troubleshooting\.html#[\w-]+", target) for target in targets)
+    page.locator("#never-stops a", has_text="lesson 06").click()
+    assert page.evaluate("document.getElementById(location.hash.slice(1)).querySelector('h3').innerText").startswith(
+        "C: the padding"
+    )
+
+
+def test_a_link_to_a_section_that_is_gone_fails_the_build(site, tmp_path):
+    shutil.copytree(site, tmp_path / "html")
+    file = tmp_path / "html" / "lessons" / "06_troubleshooting.html"
+    file.write_text(file.read_text().replace('id="c-the-padding"', 'id="c-the-stuffing"'))
+    assert any(
+        "failures.html: lessons/06_troubleshooting.html#c-the-padding" in fault
+        for fault in checks.faults(tmp_path / "html")
+    )
 
 
 def test_the_search_for_failures_works_with_the_keyboard_alone(page, site):
@@ -334,6 +465,130 @@ def test_code_among_words_can_be_pasted(page, site, name):
     """Quotes that a typesetter has turned are a SyntaxError in Python."""
     opened(page, site, name)
     assert not set("\u201c\u201d\u2018\u2019") & set(page.inner_text("article"))
+
+
+def test_what_does_not_fit_says_the_whole_that_is_compared_and_its_parts(page, site):
+    """Found among all settings: tensors that fit alone, and do not with what is held beside them."""
+    opened(page, site, "calculator.html")
+    setting = page.evaluate(
+        "() => { for (const [key, n] of Object.entries(CALCULATOR.runs))"
+        " for (const [gpu, [total, context, kind]] of Object.entries(CALCULATOR.gpus))"
+        " if (key.endsWith('/' + kind) && n.length > 1 && n[0] <= total && n[1] + context > total) return [key, gpu]; }"
+    )
+    key, gpu = setting
+    verdict, parts = set_to(page, tuple(key.split("/")), gpu)
+    numbers = [float(number) for number in re.findall(r"\d+\.\d\d", verdict)]
+    assert verdict.startswith("Does not fit: it takes ")
+    assert numbers[0] > numbers[1], "what is compared is more than what it is compared with"
+    assert numbers[0] == pytest.approx(sum(numbers[2:]), abs=0.02)
+    assert numbers[0] == pytest.approx(sum(map(float, parts.values())), abs=0.05)
+
+
+@pytest.mark.parametrize("width", [320, 390, 1400])
+def test_the_bar_of_a_hopeless_run_stays_in_its_frame_and_shows_the_limit(page, site, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    opened(page, site, "calculator.html#method=full&batch=8&length=4096&gpu=t4")
+    assert page.locator("#verdict").inner_text().startswith("Does not fit: its tensors take at least")
+    bar, limit = page.locator("#bar").bounding_box(), page.locator("#bar .limit").bounding_box()
+    boxes = page.locator("#bar > div").evaluate_all(
+        "all => all.map(it => it.getBoundingClientRect()).map(it => [it.left, it.right])"
+    )
+    assert len(boxes) == 2, "what it takes, and the limit"
+    assert boxes[0][1] > limit["x"], "it goes beyond the limit"
+    assert all(bar["x"] <= left <= right <= bar["x"] + bar["width"] for left, right in boxes)
+    assert page.locator("#parts tbody tr").inner_text().startswith("tensors, at least")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("address", ["?model=nonsense&rank=16", "#model=nonsense&rank=16", "#rank=16&model=nonsense"])
+def test_an_address_that_asks_for_what_there_is_not_is_told_so(page, site, address):
+    opened(page, site, f"calculator.html{address}")
+    line = page.locator("#unknown")
+    assert (
+        line.inner_text()
+        == "The address asks for model=nonsense, which the calculator does not have. It shows the settings below instead."
+    )
+    assert line.get_attribute("role") == "status"
+    page.goto("about:blank")
+    opened(page, site, "calculator.html?rank=16#batch=8")
+    assert line.is_hidden()
+    assert page.locator("#set-batch").input_value() == "8"
+
+
+def test_on_a_narrow_screen_a_change_is_seen_without_scrolling(page, site):
+    page.set_viewport_size(NARROW)
+    opened(page, site, "calculator.html")
+    for name in ("model", "gpu"):  # the first control, and the last
+        page.locator(f"#set-{name}").scroll_into_view_if_needed()
+        page.evaluate("name => document.getElementById('set-' + name).scrollIntoView({block: 'center'})", name)
+        box, control = page.locator("#verdict").bounding_box(), page.locator(f"#set-{name}").bounding_box()
+        top = page.locator(".mobile-header").bounding_box()
+        assert top["y"] + top["height"] <= box["y"] + 1, "the head of the page does not cover it"
+        assert box["y"] + box["height"] <= control["y"], "it does not cover the control"
+    page.locator("#set-gpu").select_option("h200")
+    assert page.locator("#verdict").inner_text().startswith("Fits")
+    assert 0 <= page.locator("#verdict").bounding_box()["y"] < NARROW["height"]
+
+
+# --- the ledger of claims ---------------------------------------------------------------------------------------------
+
+STATUSES = ("holds", "holds with a limit", "false today", "not checkable here")
+
+
+def claims_shown(page) -> tuple[list[str], int]:
+    """The status of each row that is shown, and how many claims are shown below the table."""
+    rows = page.locator("#all-claims tbody tr:visible").evaluate_all("rows => rows.map(row => row.cells[1].innerText)")
+    names = page.locator("#all-claims tbody a").evaluate_all("links => links.map(link => link.hash.slice(1))")
+    return rows, page.evaluate(
+        "names => names.filter(name => document.getElementById(name).closest('p').checkVisibility()).length", names
+    )
+
+
+def test_the_ledger_shows_claims_of_one_status_with_the_keyboard_alone(page, site):
+    claims = tomllib.loads((COURSE_ROOT / "site" / "claims.toml").read_text(encoding="utf-8"))["claim"]
+    count = {status: sum(claim["status"] == status for claim in claims) for status in STATUSES}
+    opened(page, site, "claims.html")
+    assert claims_shown(page) == ([claim["status"] for claim in claims], len(claims))
+    group = page.get_by_role("group", name="Show the claims whose status is")
+    group.get_by_role("radio", name=f"all ({len(claims)})").focus()
+    for status in STATUSES:
+        page.keyboard.press("ArrowDown")
+        assert group.get_by_role("radio", name=f"{status} ({count[status]})", exact=True).is_checked()
+        assert claims_shown(page) == ([status] * count[status], count[status])
+        assert page.get_by_role("status").inner_text().startswith(f"{count[status]} of {len(claims)} claims")
+    hidden = next(claim["name"] for claim in claims if claim["status"] == "holds")
+    page.evaluate("name => { location.hash = name; }", hidden)
+    page.wait_for_timeout(100)
+    assert len(claims_shown(page)[0]) == len(claims), "a link to a hidden claim shows all"
+
+
+def test_without_javascript_the_ledger_is_a_plain_table(chromium, site):
+    context = chromium.new_context(java_script_enabled=False)
+    page = opened(context.new_page(), site, "claims.html")
+    assert page.locator("#all-claims form").count() == 0
+    rows = page.locator("#all-claims tbody tr")
+    assert rows.count() == (COURSE_ROOT / "site" / "claims.toml").read_text(encoding="utf-8").count("[[claim]]")
+    assert rows.last.is_visible()
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "state"), [("claims.html", "false today"), ("failures.html", "garbage"), ("calculator.html", "full")]
+)
+def test_axe_finds_nothing_serious_once_a_page_is_used(chromium, site, name, state):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    for scheme, view in (("light", NARROW), ("dark", WIDE)):
+        context = chromium.new_context(viewport=view, color_scheme=scheme)
+        page = opened(context.new_page(), site, name)
+        if name == "claims.html":
+            page.get_by_role("radio", name=re.compile(state)).check()
+        elif name == "failures.html":
+            found_first(page, state)
+        else:
+            page.locator("#set-method").select_option(state)
+        serious = [f for f in axe.run(page).response["violations"] if f["impact"] in ("serious", "critical")]
+        assert [(fault["id"], fault["nodes"][0]["html"][:120]) for fault in serious] == []
+        context.close()
 
 
 # --- on paper ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from docutils import nodes
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import NOTEBOOKS, lessons, read_notebook
 from helpers.failures import FAILURES
+from helpers.memory import predict, shape_of
 from helpers.plots import COLOURS, diagrams
 from tests.scripts import script
 
@@ -38,6 +39,7 @@ STORED = [lesson.stem for lesson in lessons() if (NOTEBOOKS / f"{lesson.stem}.ip
         ("03_t4_training.ipynb", "notebooks", "lessons/03_t4_training", "03_t4_training.ipynb"),
         ("../README.md", "site", "claims", "index.md"),
         ("claims.md#bf16", "site", "decide", "claims.md#bf16"),
+        ("../notebooks/03_t4_training.ipynb#traps", "site", "failures", "lessons/03_t4_training.ipynb#traps"),
         ("api/memory.md", "site", "calculator", "api/memory.md"),
         ("#lean", "site", "glossary", "#lean"),
         ("https://arxiv.org/abs/2305.14314", "site", "claims", "https://arxiv.org/abs/2305.14314"),
@@ -91,6 +93,8 @@ def test_the_code_of_the_cheat_sheet_is_the_lesson_s():
     peaks = [size for _, size in cheat_sheet.ladder()]
     assert peaks == sorted(peaks, reverse=True)
     assert len(cheat_sheet.messages()) > 12
+    assert [do for _, do in cheat_sheet.messages() if do.count("`") % 2] == [], "a piece of code was cut"
+    assert cheat_sheet.first_sentence("Put it there first: `" + "f(x) " * 40 + "`. More.") == "Put it there first ..."
 
 
 # --- the glossary's words ---------------------------------------------------------------------------------------------
@@ -234,6 +238,64 @@ def test_the_calculator_s_verdicts_are_those_of_fits():
     assert planned.verdict_on([int(0.96 * total), total - context], "t4") == "tight"
     assert planned.verdict_on([int(0.9 * total), total - context + 1], "t4") == "no"
     assert planned.verdict_on([2 * total], "t4") == "no"
+
+
+def test_a_plain_script_is_asked_for_without_repeated_heads_and_without_the_tiled_loss(monkeypatch):
+    asked = []
+    monkeypatch.setattr(planned, "predict", lambda shape, spec, gpu: asked.append(spec) or Predicted())
+    planned.plain_peaks("qwen2.5-7b", 4, 4096)
+    planned.plain_peaks("qwen2.5-7b", 4, 4096, trl_loss="tiled")
+    assert [(spec.repeat_kv, spec.trl_loss) for spec in asked] == [(False, "full"), (False, "tiled")]
+    both = planned.spec_of_key(planned.key_on_a_t4("qwen2.5-7b", 4, 4096))
+    assert (both.repeat_kv, both.trl_loss) == (True, "tiled")
+
+
+class Predicted:
+    peak_allocated, peak_reserved = 10**9, 2 * 10**9
+
+
+def test_what_a_plain_script_lacks_costs_memory():
+    both = predict(
+        shape_of(planned.SHAPES["qwen2.5-7b"]), planned.spec_of_key(planned.key_on_a_t4(*planned.EXAMPLE)), "t4"
+    )
+    tiled, neither = planned.plain_peaks(*planned.EXAMPLE, trl_loss="tiled"), planned.plain_peaks(*planned.EXAMPLE)
+    assert 2 * both.peak_allocated < tiled[0] < neither[0]
+
+
+def test_the_longest_rows_are_the_last_that_fit():
+    total, context = planned.GPUS["t4"].total_bytes, planned.GPUS["t4"].context_bytes
+    fits, tight = [total // 2, total - context], [int(0.96 * total), total - context]
+    assert planned.longest({(1, 512): fits, (1, 1024): fits, (1, 2048): tight, (4, 512): [2 * total]}) == {
+        1: 1024,
+        4: 0,
+    }
+
+
+def test_a_table_shows_what_is_compared_with_the_gpu_beside_the_tensors():
+    build = script("site/build.py", "site_build")
+    context = planned.GPUS["t4"].context_bytes
+    assert planned.held([10, 20], "t4") == 20 + context
+    assert planned.held([10], "t4") == 0
+    assert build.in_table((14_500_000_000, 16_400_000_000, "no")) == "14.5 / 16.4 no"
+    assert build.in_table((14_100_000_000, 15_300_000_000, "fits")) == "14.1 / 15.3"
+    assert build.in_table((22_400_000_000, 0, "no")) == "at least 22.4 no"
+
+
+# --- what people type -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["OOM", "nan", "garbage", "out of memory", "gibberish", "slow", "hangs", "loss 0"])
+def test_what_people_type_is_said_by_a_failure(typed):
+    assert any(typed in it.words for it in FAILURES)
+
+
+def test_the_decision_page_is_among_what_is_looked_up():
+    text = (COURSE_ROOT / "site" / "pages" / "index.md").read_text(encoding="utf-8")
+    trees = {
+        re.search(r":caption: (.+)", tree)[1]: tree.split()
+        for tree in re.findall(r"```{toctree}(.*?)```", text, re.DOTALL)
+    }
+    assert [name for name, tree in trees.items() if "decide" in tree] == ["To look things up"]
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
