@@ -31,8 +31,8 @@
   const beginning = (word) => new RegExp(`(?<![\\p{L}\\d])${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}`, "u");
   const sorted = (some, key) => [...some].sort((a, b) => key(b) - key(a));
 
-  // How many of the words somebody typed are what people call this failure; 0 unless a whole name is among them.
-  const called = (entry, words) => Math.max(0, ...entry.called.filter((name) => name.every((word) => words.includes(word))).map((name) => name.length));
+  // How many of the words somebody typed are what people call this failure, a little less the later that stands among its names; 0 for none.
+  const called = (entry, words) => Math.max(0, ...entry.called.map((name, i) => (name.every((word) => words.includes(word)) ? name.length - i / 100 : 0)));
 
   function nearest(said) {
     const asked = [...trigrams(said)];
