@@ -66,10 +66,12 @@ def _started(config: Path, *words: str, heard: bool = True):
         yield child
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
-            tree = psutil.Process(child.pid)
-            for process in [*tree.children(recursive=True), tree]:
+            started = psutil.Process(child.pid).children(recursive=True)
+            child.kill()
+            for process in started:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+            psutil.wait_procs(started, timeout=20)  # none still writes when the next training begins
         child.wait()
 
 
