@@ -61,8 +61,8 @@ def told(words: Path, work) -> int:
         said = str(error)
     except (Exception, KeyboardInterrupt) as error:  # whatever the libraries raise, or somebody sends
         traceback.print_exc()
-        first = next(iter(str(error).strip().splitlines()), "")
-        said = f"{STOPPED}{type(error).__name__}: {first[:MOST]}"
+        first = str(error).strip().partition("\n")[0]
+        said = STOPPED + ": ".join(filter(None, (type(error).__name__, first[:MOST])))
     else:
         return 0
     write_whole(words / os.environ.get("RANK", "0"), said)
@@ -75,16 +75,14 @@ def what_stopped(code: int, words: Path, log: Path) -> str:
     A process that was killed could not say so, and the others then only miss it; torch's launcher notes it in the log. Else it
     is what the first process that stopped said, or, where none said anything, the last line of the log that has words.
     """
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    killed = next(
-        filter(None, (re.search(r"Signal \d+ \((SIG(?!TERM)\w+)\) received by PID", line) for line in lines)), None
-    )
+    text = log.read_text(encoding="utf-8", errors="replace")
+    killed = re.search(r"Signal \d+ \((SIG(?!TERM)\w+)\) received by PID", text)
     by = signal.Signals(-code).name if code < 0 else killed and killed[1]
     if by:
         why = ", as the system does when memory runs out" if by == "SIGKILL" else ""
         return f"{STOPPED}a process of it was killed ({by}{why}); the same command goes on from the last checkpoint"
     said = sorted(words.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    last = next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), "nothing was said")
+    last = next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "nothing was said")
     first = said[0].read_text(encoding="utf-8") if said else f"{STOPPED}{last[:MOST]}"
     return f"{first}; {log} has all of it" if first.startswith(STOPPED) else first
 
