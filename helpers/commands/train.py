@@ -10,8 +10,9 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
     layers = [13, 15]         # of a split, how many lie on each GPU; where left out, so that both take the same
     gpu_gib = 14.56           # where left out, all that a GPU has
 
-batch_size is what each process computes at once. Without a GPU, "ddp" and "fsdp2" train in processes on the CPU.
-A run that was killed goes on from its last whole checkpoint; other settings, another model or other rows are another run.
+Paths in it are relative to where the command is run. batch_size is what each process computes at once. Without a GPU, "ddp"
+and "fsdp2" train in processes on the CPU. A run that was killed goes on from its last whole checkpoint; other settings,
+another model or other rows are another run.
 """
 
 import argparse

@@ -154,7 +154,7 @@ def test_what_stops_a_process_is_said_once_by_the_command(config, tmp_path):
     """What only a loaded tokenizer can tell."""
     template = tmp_path / "endless.jinja"
     template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-    file = config(f'model_id = "bundled"\nway = "ddp"\ngpus = 2\nmax_steps = 1\ntemplate = "{template}"')
+    file = config(f'model_id = "bundled"\nmax_steps = 1\ntemplate = "{template}"')
     done = helpers("train", str(file), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert done.stderr.startswith(f"python -m helpers train: template = '{template}' does not end an answer with ")

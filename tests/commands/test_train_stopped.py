@@ -25,7 +25,7 @@ ENV = os.environ | {"PYTHONPATH": str(COURSE_ROOT), "HF_HUB_OFFLINE": "1", "CUDA
 def write(folder: Path, text: str = "") -> Path:
     """A file of settings for a short training that writes to the folder "out" beside it."""
     file = folder / "config.toml"
-    small = 'model_id = "bundled"\neval_rows = 8\nbatch_size = 2\nrank = 4\nsave_steps = 2\n'
+    small = 'model_id = "bundled"\neval_rows = 8\nbatch_size = 2\nrank = 4\nmax_length = 64\nsave_steps = 2\n'
     file.write_text(f'{small}output_dir = "{folder / "out"}"\n{text}', encoding="utf-8")
     return file
 
@@ -39,7 +39,7 @@ def command(config: Path, **more) -> subprocess.Popen:
 
 
 def test_a_killed_command_leaves_no_process_and_the_same_command_goes_on(tmp_path):
-    config, out = write(tmp_path, 'way = "ddp"\ngpus = 2\nmax_steps = 20\n'), tmp_path / "out"
+    config, out = write(tmp_path, 'way = "ddp"\ngpus = 2\nmax_steps = 12\n'), tmp_path / "out"
     running = command(config)
     while not any(last_complete_checkpoint(place, 2) for place in out.glob("checkpoints-*")):
         assert running.poll() is None, running.communicate()
@@ -50,13 +50,13 @@ def test_a_killed_command_leaves_no_process_and_the_same_command_goes_on(tmp_pat
     running.communicate()
     assert psutil.wait_procs(processes, timeout=20)[1] == []
     assert not (out / "adapter").exists()
-    config.write_text(config.read_text().replace("max_steps = 20", "max_steps = 0x14"))  # the same, written otherwise
+    config.write_text(config.read_text().replace("max_steps = 12", "max_steps = 0xC"))  # the same, written otherwise
     again = command(config)
     said = again.communicate(timeout=120)[1]
     assert again.returncode == 0, said
     found = json.loads((out / "train.json").read_text())
     assert found["resumed_from"].startswith("checkpoint-")
-    assert len(found["losses"]) == 20
+    assert len(found["losses"]) == 12
     assert adapter_fault(out / "adapter") is None
 
 
