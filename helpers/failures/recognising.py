@@ -33,15 +33,16 @@ class Known:
 
 
 def _block(label: str, text: str) -> str:
-    """One labelled paragraph; addresses and names stay whole."""
+    """One labelled paragraph; addresses and names stay whole, and code does, so that it can be pasted."""
+    kept = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
     return textwrap.fill(
-        text,
+        kept,
         WIDTH,
         initial_indent=f"{label:<10}",
         subsequent_indent=" " * 10,
         break_on_hyphens=False,
         break_long_words=False,
-    )
+    ).replace("\0", " ")
 
 
 def explanation(what: BaseException | str) -> str:

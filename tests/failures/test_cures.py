@@ -11,7 +11,7 @@ import pytest
 
 import helpers
 from helpers.course import NOTEBOOKS, read_notebook
-from helpers.failures import FAILURES
+from helpers.failures import FAILURES, Known
 
 # What begins a line for a terminal, or for the magic of a notebook.
 COMMANDS = ("python ", "%pip", "pip ", "hf ", "accelerate ", "jupyter ", "git ")
@@ -74,6 +74,12 @@ def faults_of(cure: str) -> list[str]:
 @pytest.mark.parametrize("it", FAILURES, ids=lambda it: it.name)
 def test_code_in_a_cure_can_be_pasted_and_what_is_the_course_s_says_so(it):
     assert faults_of(it.do) == []
+
+
+@pytest.mark.parametrize("it", FAILURES, ids=lambda it: it.name)
+def test_code_stays_in_one_line_where_an_explanation_is_shown(it):
+    shown = str(Known(it, it.means, it.do))
+    assert [code for code in it.do.split("`")[1::2] if code not in shown] == []
 
 
 @pytest.mark.parametrize(

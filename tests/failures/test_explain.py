@@ -284,7 +284,7 @@ MISTAKES = {
         "no-gradient",
         "is_trainable=True",
     ),
-    "rows that were not prepared": ("trainer_of(rows)", "KeyError", "data-columns", "to_prompt_completion"),
+    "rows that were not prepared": ("trainer_of(rows)", "KeyError", "data-columns", "rows.map(lambda row"),
     "a chat template that is not there": (
         'tokenizer.apply_chat_template([{"role": "user", "content": "x"}])',
         "ValueError",
