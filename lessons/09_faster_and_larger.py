@@ -56,7 +56,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# And how large can a model be? The largest that was trained on one GPU of 14.56 GiB is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until hardly anything was left free. (The very largest has adapters on q, k, v and o alone.)
+# And how large can a model be? The largest that was trained on one GPU of 14.56 GiB is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. (The very largest has adapters on q, k, v and o alone.)
 
 # %% tags=["largest"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
@@ -107,7 +107,7 @@ says = {"one GPU": ["64 layers"], "copies": ["64 layers"] * 2, "divided weights"
 between = {"copies": "in each step:\ngradients of the adapters", "divided layers": "in each batch: activations,\nand their gradients",
            "divided weights": "for each layer: weights;\nin each step: gradients"}  # fmt: skip
 figure = diagrams.who_holds_what(held, says, between, GPUS["t4"].total_bytes,
-                                 "A 32B shape fits two GPUs of a T4's size only with divided layers")  # fmt: skip
+                                 "Of a 32B shape two GPUs of a T4's size have room for divided layers, and not for copies")  # fmt: skip
 show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB each, above a T4's 15.6; divided layers 12.6 GB on "
      "each GPU; divided weights 17.5 GB on each")  # fmt: skip
 
@@ -116,7 +116,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. After the backward pass the processes average their gradients, so all copies stay alike.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
-# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment.
+# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. (Once they were loaded, one such run ended within 14.56 GiB, with 13.6 GB of tensors and 15.6 GB reserved. That leaves a T4 no room for its CUDA context.)
 #
 # In the calls of lesson 03 the ways differ in few places:
 #
@@ -314,7 +314,7 @@ table([("chosen", chosen.layers, *(each.peak_allocated / 1e9 for each in chosen.
 # %% [markdown]
 # (The measured run was on an H200, where each GPU sets some 50 MB more aside for products of matrices than a T4 does.)
 #
-# Should you believe `predict` for a model that nobody has tried? Some runs with divided layers were set apart before anything was measured, and the formulas were written after the others. (All peaks had been printed once before that.) On the runs that were set apart, prediction and measurement are so far apart:
+# Should you believe `predict` for a model that nobody has tried? Some runs with divided layers were set apart before anything was measured, and the formulas were written from the others. (The peaks of all runs had been printed once by then, so this is no blind test.) Here is how far the prediction is off, for each run that was set apart:
 
 # %% tags=["held-out"]
 held_out = pair.query("way == 'split' and role == 'holdout'")
@@ -408,8 +408,8 @@ if on_cpu:
 # %% [markdown]
 # That looks easy. It was not, and two traps are why.
 #
-# > **Trap: 4-bit weights that arrive damaged.** *What you see:* nothing, or a loss that is a little too high. *Why:* FSDP2 divides only tensors of floating-point numbers, and packed 4-bit codes are bytes. So `bnb_4bit_quant_storage` says as what they shall be stored: each two bytes of codes then *pretend* to be one 16-bit float. (Left at its default, they stay whole on each GPU,
-# > and accelerate 1.15 only warns.) But some bit patterns are no number, and whoever copies floats may write all [NaNs](../site/glossary.md#nan) as one and the same. FSDP2 does, when it gathers a layer on a GPU. *Cure:* let the adapters stay in float32, and take away the policy with which accelerate would cast them first: `trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = None`. A layer of mixed types is gathered as plain bytes.
+# > **Trap: 4-bit weights that arrive damaged.** *What you see:* nothing, or a loss that is a little too high. *Why:* FSDP2 divides only tensors of floating-point numbers, and packed 4-bit codes are bytes. So `bnb_4bit_quant_storage` names the type that they pretend to have: each two bytes of codes then pose as one 16-bit float. (Left at its default, they stay whole on each GPU,
+# > and accelerate 1.15 only warns.) But some bit patterns are no number, and whoever copies floats may write all [NaNs](../site/glossary.md#nan) as one and the same. FSDP2 does, when it gathers a layer on a GPU. *Cure:* let the adapters stay in float32. When the trainer is built, and before `train()`, take away the policy with which accelerate would cast them first: `trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = None`. A layer of mixed types is gathered as plain bytes.
 #
 # How many of the patterns are NaN? Pack weights from a bell curve, and count.
 
@@ -470,7 +470,7 @@ table(list(zip(alike.batch_size, alike.seq_len, alike.way, alike.fullest_bytes /
       columns=("rows at once", "tokens", "way", "fullest GPU (GB)", "seconds a step"), tokens="{:,}")  # fmt: skip
 
 # %% [markdown]
-# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, a step took a fifth to a third longer than with copies. Over PCIe it should cost more, and nobody has measured it.
+# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, a step took a fifth to more than a third longer than with copies. Over PCIe it should cost more, and nobody has measured it.
 #
 # So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
 #
@@ -567,7 +567,7 @@ for length in (2048, 4096, 8192):
 #
 # ```toml
 # model_id = "Qwen/Qwen2.5-32B"
-# dataset_id = "rows.csv"
+# dataset_id = "/kaggle/input/NAME/rows.csv"
 # output_dir = "/kaggle/working/32b"
 # way = "split"
 # gpus = 2
@@ -577,7 +577,9 @@ for length in (2048, 4096, 8192):
 # max_length = 2048
 # ```
 #
-# Two warnings. The model's files hold 16-bit weights, twice as many bytes as it has weights, so look first whether your disk has room for them. And begin with `--dry-run`. Nobody has run this on Kaggle's pair. If you do, please tell us what came out.
+# The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
+#
+# Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. If you do, please tell us what came out.
 
 # %%
 record(adapters_apart={name: apart("one", name) for name in ("copies", "divided", "broken")},
@@ -731,7 +733,7 @@ check("09.6", choice)
 # C's four trainings need nothing of each other. Two at a time, one on each GPU, they exchange nothing and lose nothing.
 # </details>
 #
-# **7. Repair** (10 minutes, ••). This function says how many steps a training needs so that each row is seen `epochs` times. It was written for one GPU, in a hurry. Write `steps(rows, epochs, settings)`: `settings` has `batch_size`, `gradient_accumulation`, and the number of `gpus`, each with rows of its own. A last step that is not full counts as one.
+# **7. Repair** (10 minutes, ••). This function says how many steps a training needs so that each row is seen `epochs` times. It was written for one GPU, in a hurry. Write `steps(rows, epochs, settings)`: `settings` has `batch_size`, `gradient_accumulation`, and the number of `gpus`, each with rows of its own. The last step of each epoch may be shorter than the others, and counts as one: so transformers' `Trainer` does it.
 
 
 # %%
@@ -751,7 +753,7 @@ check("09.7", steps_needed)
 #
 # def steps_needed(rows, epochs, settings):
 #     in_a_step = settings["batch_size"] * settings["gradient_accumulation"] * settings["gpus"]
-#     return math.ceil(epochs * rows / in_a_step)
+#     return epochs * math.ceil(rows / in_a_step)
 #
 #
 # check("09.7", steps_needed)
@@ -807,7 +809,7 @@ if trainer.is_world_process_zero():
     trainer.model.save_pretrained("two-gpus/adapter")
 """
 (run.folder / "several" / "two_gpus.py").write_text(script.lstrip(), encoding="utf-8")
-print("started by: accelerate launch --multi_gpu --num_processes 2 two_gpus.py")
+print("!cd {run.folder}/several && accelerate launch --multi_gpu --num_processes 2 two_gpus.py")
 
 # %% [markdown]
-# In a notebook that line begins with `!`. (On a CPU it starts two processes as well, in spite of its name.) A test of this course runs this very script in two processes, on a CPU.
+# That line starts it from a notebook, in the folder where it was written. (On a CPU it starts two processes as well, in spite of its name.) A test of this course runs this very script in two processes, on a CPU.

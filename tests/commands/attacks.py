@@ -234,7 +234,7 @@ COMMANDS = {
 
 # Where each hostile word is put at least once, in place of the question mark.
 PLACES = {
-    "run": ["?", "3 -p rank ?", "3 -p ? 4", "9 --name ?"],
+    "run": ["?", "3 -p rank ?", "3 -p ? 4", "99 --name ?"],
     "sweep": ["? rank=4", "3 ?", "3 rank=?", "3 rank=0 --name ?"],
     "memory": ["predict ?", "score ?", "predict mistral-7b --rank ?", "predict mistral-7b --target-modules ?"],
     "merge": ["? ? ?", "bundled ? out", "bundled ? ?"],

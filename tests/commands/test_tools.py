@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
         (("run", "3", "-p", "rank", "0"), "rank = 0 is not possible"),
         (("run", "3", "-p", "rank", "eight"), "rank = 'eight' is not possible"),
         (("run", "3", "-p", "rank", "1.5"), "rank = 1.5 is not possible"),
-        (("run", "9"), "no lesson '9'"),
+        (("run", "99"), "no lesson '99'"),
         (("run", "0", "--name", "../up"), "is no folder's name"),
         (("sweep", "3", "rank"), "is not NAME=VALUE"),
         (("sweep", "3", "rank=4,-1"), "rank = -1 is not possible"),

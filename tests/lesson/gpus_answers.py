@@ -139,7 +139,7 @@ MISTAKES = {
         (lambda rows, epochs, s: epochs * rows // in_a_step(s), "round up"),
         (lambda rows, epochs, s: math.ceil(rows / in_a_step(s)), "epochs times"),
         (lambda rows, epochs, s: epochs * rows / in_a_step(s), "whole number"),
-        (lambda rows, epochs, s: epochs * math.ceil(rows / in_a_step(s)), "round up once"),
+        (lambda rows, epochs, s: math.ceil(epochs * rows / in_a_step(s)), "round up in each"),
         (lambda rows, epochs, s: ..., "dots"),
     ],
 }  # fmt: skip
@@ -152,7 +152,7 @@ ALSO_RIGHT = {
     "09.5": [missing, by_sets],
     "09.6": [{case: word.title() for case, word in CHOICE.items()}, {k: CHOICE[k] for k in "DCBA"}],
     "09.7": [
-        lambda rows, epochs, s: -(-epochs * rows // in_a_step(s)),
-        lambda rows, epochs, s: (epochs * rows + in_a_step(s) - 1) // in_a_step(s),
+        lambda rows, epochs, s: epochs * -(-rows // in_a_step(s)),
+        lambda rows, epochs, s: epochs * ((rows + in_a_step(s) - 1) // in_a_step(s)),
     ],
 }

@@ -188,24 +188,32 @@ def steps_needed(answer):
         (1000, 3, 4, 4, 4),
     ):
         settings = {"batch_size": b, "gradient_accumulation": accumulation, "gpus": gpus}
-        exact = epochs * rows / (b * accumulation * gpus)
-        given = answer(rows, epochs, dict(settings))
+        each = rows / (b * accumulation * gpus)  # steps of an epoch
+        right, given = epochs * math.ceil(each), answer(rows, epochs, dict(settings))
         if given is ... or given is None:
             return DOTS
-        if given == math.ceil(exact):
+        if given == right:
             if not isinstance(given, int):
                 return "a whole number is asked for"
             continue
-        hints = {
-            exact: "a whole number of steps is asked for, rounded up",
-            math.floor(exact): "the last step is not full, and counts: round up",
-            math.ceil(exact * gpus): "each GPU has rows of its own: a step sees gpus times as many",
-            math.ceil(exact * accumulation): "accumulated batches belong to one step: gradient_accumulation is missing",
-            math.ceil(exact * accumulation * gpus): "a step has batch_size x gradient_accumulation x gpus rows",
-            math.floor(exact * accumulation * gpus): "a step has batch_size x gradient_accumulation x gpus rows",
-            math.ceil(exact / epochs): "each row is seen epochs times",
-            epochs * math.ceil(exact / epochs): "an epoch need not end with a step: round up once, at the end",
+        hints = {epochs * each: "a whole number of steps is asked for, rounded up"}
+        for factor, hint in (
+            (gpus, "each GPU has rows of its own: a step sees gpus times as many"),
+            (accumulation, "accumulated batches belong to one step: gradient_accumulation is missing"),
+            (accumulation * gpus, "a step has batch_size x gradient_accumulation x gpus rows"),
+        ):
+            several = (
+                epochs * math.ceil(each * factor),
+                math.ceil(epochs * each * factor),
+                math.floor(epochs * each * factor),
+            )
+            hints |= dict.fromkeys(several, hint) if factor > 1 else {}
+        hints |= {
+            math.floor(epochs * each): "the last step is not full, and counts: round up",
+            epochs * math.floor(each): "the last step is not full, and counts: round up",
+            math.ceil(epochs * each): "each epoch ends with a step of its own, full or not: round up in each",
+            math.ceil(each): "each row is seen epochs times",
         }
         known = next((hint for number, hint in hints.items() if given == number), None)
-        return known or f"{rows} rows, {epochs} epochs, {settings}: {math.ceil(exact)} is right, and yours says {given}"
+        return known or f"{rows} rows, {epochs} epochs, {settings}: {right} is right, and yours says {given}"
     return None
