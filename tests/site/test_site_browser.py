@@ -277,7 +277,7 @@ def found_first(page, typed: str) -> list[str]:
         ("garbage", "never-stops", {"never-stops", "wrong-template", "right-padding", "wrong-base", "merge-rounds"}),
         (
             "gibberish",
-            "wrong-template",
+            "never-stops",
             {"never-stops", "wrong-template", "right-padding", "wrong-base", "adapter-keys-missing"},
         ),
         ("training is slow", "slow-dtype", {"slow-dtype", "no-gpu"}),
