@@ -343,9 +343,11 @@ def test_a_failure_leads_to_the_section_of_lesson_06_that_treats_it(page, site):
     assert len(targets) == sum(bool(it.lesson) for it in FAILURES)
     assert all(re.fullmatch(r"lessons/06_troubleshooting\.html#[\w-]+", target) for target in targets)
     page.locator("#never-stops a", has_text="lesson 06").click()
-    assert page.evaluate("document.getElementById(location.hash.slice(1)).querySelector('h3').innerText").startswith(
-        "C: the padding"
+    page.wait_for_url("**/06_troubleshooting.html#*")  # until the page is loaded
+    heading = page.evaluate(
+        "document.getElementById(location.hash.slice(1)).closest('section').querySelector('h3').innerText"
     )
+    assert heading.startswith("C: the padding")
 
 
 def test_a_link_to_a_section_that_is_gone_fails_the_build(site, tmp_path):
