@@ -22,7 +22,7 @@ from helpers.models import PRESETS
 from helpers.plots import diagrams
 from helpers.records import read_rows
 from helpers.widgets import calculator
-from tests.cells import tagged
+from tests.cells import Finished
 from tests.memory.cases import forget
 from tests.pace import paces
 
@@ -45,22 +45,9 @@ def random_settings(number: int) -> list[dict]:
 # Each verdict, and the fault that it notices.
 
 
-class Finished(dict):
-    """The lesson's names after a run of all its cells; `again` runs one cell on a copy of them, changed."""
-
-    def again(self, tag: str, **changed) -> dict:
-        names = {**self, **changed}
-        exec(compile(tagged(NOTEBOOK, tag).source, tag, "exec"), names)
-        return names
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    names, folder = Finished(__name__="__main__"), repr(str(tmp_path_factory.mktemp("run")))
-    for cell in NOTEBOOK.cells[2:]:
-        if cell.cell_type == "code":
-            exec(compile(cell.source.replace('output_dir = "auto"', f"output_dir = {folder}"), "cell", "exec"), names)
-    return names
+    return Finished(NOTEBOOK, tmp_path_factory.mktemp("run"))
 
 
 def measured(names, **changed):

@@ -19,7 +19,7 @@ from helpers.commands._job import Job
 from helpers.course import disk as course
 from helpers.files import safetensors_shapes
 from helpers.lesson.exercises import l09
-from helpers.machine import ALL_GPUS
+from helpers.machine import ALL_GPUS, hardware
 from helpers.memory import GPUS, RunSpec, labels, predict, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.plots import diagrams
@@ -27,7 +27,7 @@ from helpers.plots.several_gpus import HELD, HOST, on_a_gpu
 from helpers.quick import by_file, killed_by_file, train_by_file
 from helpers.records import measured_runs, measured_two_gpus, read_rows
 from helpers.training import Way
-from tests.cells import stored, tagged
+from tests.cells import Finished, stored, tagged
 
 LESSON = course.find_lesson("09")
 SOURCE = LESSON.read_text(encoding="utf-8")
@@ -58,27 +58,12 @@ def dies(job) -> bool:
     return job.folder.name == "broken"
 
 
-class Finished(dict):
-    """The lesson's names after a run of all its cells; `again` runs one cell on a copy of them, changed."""
-
-    def again(self, tag: str, **changed) -> dict:
-        names = {**self, **changed}
-        exec(compile(tagged(NOTEBOOK, tag).source, tag, "exec"), names)
-        return names
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    names, folder = Finished(__name__="__main__"), repr(str(tmp_path_factory.mktemp("run")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("helpers.quick.train_by_file", made_up)
         patch.setattr("helpers.quick.killed_by_file", lambda config, kill_at, processes: f"checkpoint-{kill_at}")
-        for cell in NOTEBOOK.cells[2:]:
-            if cell.cell_type == "code":
-                exec(
-                    compile(cell.source.replace('output_dir = "auto"', f"output_dir = {folder}"), "cell", "exec"), names
-                )
-    return names
+        return Finished(NOTEBOOK, tmp_path_factory.mktemp("run"))
 
 
 def too_far(names):
@@ -361,7 +346,7 @@ def test_two_gpus_are_taken_where_they_are_and_nobody_hid_one(gpus, environment,
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(by_file, "gpus_of_driver", lambda: gpus)
+    monkeypatch.setattr(hardware, "gpus_of_driver", lambda: gpus)
     assert by_file.two_gpus_here() is expected
     around = by_file._surroundings()
     assert (around.get("CUDA_VISIBLE_DEVICES") == "") is not expected
