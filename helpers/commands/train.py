@@ -16,7 +16,6 @@ another model or other rows are another run.
 """
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.commands import _job, _processes
-from helpers.machine import ALL_GPUS, gpus_of_driver
+from helpers.machine import ALL_GPUS, gpus_for_processes
 
 
 def add_arguments(parser):
@@ -81,12 +80,7 @@ def in_process(config: Path, words: Path) -> int:
 def around(job) -> dict[str, str]:
     """The environment of the run's processes: its GPUs in sight, also where a lesson chose one; CourseError for too few."""
     given = {name: value for name, value in os.environ.items() if name != ALL_GPUS}
-    if ALL_GPUS in os.environ:  # a lesson's own choice, before which nobody had chosen
-        del given["CUDA_VISIBLE_DEVICES"]
-    there = [str(number) for number in range(len(gpus_of_driver()))]
-    if "CUDA_VISIBLE_DEVICES" in given:
-        named = (gpu.strip() for gpu in given["CUDA_VISIBLE_DEVICES"].split(","))
-        there = list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), named))  # as CUDA reads it
+    there = gpus_for_processes()
     cores = max(2, os.cpu_count() or 1)
     if there and len(there) < job.way.gpus:
         raise CourseError(f"gpus is {job.way.gpus}, and {len(there)} can be seen here: set gpus = {len(there)}")

@@ -7,6 +7,7 @@ from helpers.machine.hardware import (
     Machine,
     choose_one_gpu,
     detect,
+    gpus_for_processes,
     gpus_of_driver,
     limit_memory,
     own_gpus,
@@ -19,6 +20,7 @@ __all__ = [
     "detect",  # the machine that this process runs on
     "choose_one_gpu",  # take one of several GPUs, before CUDA starts
     "gpus_of_driver",  # the GPUs that the driver knows, asked without CUDA
+    "gpus_for_processes",  # those that processes started from here may take
     "limit_memory",  # the most bytes that this process may take of its GPUs
     "own_gpus",  # those in sight that this process uses
     "ALL_GPUS",  # the environment variable that keeps what CUDA_VISIBLE_DEVICES was before

@@ -1,5 +1,6 @@
 """What this machine is, and what follows from it: the one place where CPU, T4 and larger GPUs part ways."""
 
+import itertools
 import os
 import platform
 import sys
@@ -90,6 +91,18 @@ def gpus_of_driver() -> tuple[str, ...]:
         return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
     except Exception:  # no driver: no GPU
         return ()
+
+
+def gpus_for_processes() -> list[str]:
+    """The GPUs that processes started from here may take, as CUDA_VISIBLE_DEVICES names them; all where nobody has chosen.
+
+    A lesson's own choice, by `choose_one_gpu`, does not count. What somebody else named is read as CUDA reads it: up to the
+    first that is empty or negative.
+    """
+    if ALL_GPUS in os.environ or "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return [str(number) for number in range(len(gpus_of_driver()))]
+    named = (gpu.strip() for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+    return list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), named))
 
 
 def choose_one_gpu() -> str:

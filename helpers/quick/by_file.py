@@ -10,18 +10,13 @@ import tomllib
 from pathlib import Path
 
 from helpers import COURSE_ROOT, CourseError
-from helpers.machine import ALL_GPUS, gpus_of_driver
+from helpers.machine import ALL_GPUS, gpus_for_processes
 from helpers.saving import checkpoint_fault
 
 
 def two_gpus_here() -> bool:
-    """Whether two GPUs are there for the processes that `train_by_file` starts; it leaves the CPU to them otherwise.
-
-    A lesson's own choice of one GPU, by `choose_one_gpu`, does not count; what somebody else put into CUDA_VISIBLE_DEVICES does.
-    """
-    if ALL_GPUS not in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ:
-        return len([gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]) > 1
-    return len(gpus_of_driver()) > 1
+    """Whether two GPUs are there for the processes that `train_by_file` starts; it leaves the CPU to them otherwise."""
+    return len(gpus_for_processes()) > 1
 
 
 def train_by_file(config: Path, dry_run: bool = False) -> dict:

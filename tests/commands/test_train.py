@@ -11,7 +11,7 @@ import pytest
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.commands import _job, train
-from helpers.machine import ALL_GPUS
+from helpers.machine import ALL_GPUS, hardware
 from helpers.training import Way
 
 WHOLE = 'model_id = "bundled"\noutput_dir = "{out}"\nway = "ddp"\ngpus = 2\nbatch_size = 4\n'
@@ -112,7 +112,7 @@ def test_the_runs_processes_see_its_gpus(config, monkeypatch, seen, given, chose
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train, "gpus_of_driver", lambda: ("a GPU",) * seen)
+    monkeypatch.setattr(hardware, "gpus_of_driver", lambda: ("a GPU",) * seen)
     around = train.around(_job.Job.read(config('way = "ddp"\ngpus = 2')))
     assert around["CUDA_VISIBLE_DEVICES"] == chosen
     assert ALL_GPUS not in around
@@ -125,7 +125,7 @@ def test_too_few_gpus_are_counted(config, monkeypatch, seen, given):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train, "gpus_of_driver", lambda: ("a GPU",) * seen)
+    monkeypatch.setattr(hardware, "gpus_of_driver", lambda: ("a GPU",) * seen)
     with pytest.raises(CourseError, match="gpus is 2, and 1 can be seen here"):
         train.around(_job.Job.read(config('way = "ddp"\ngpus = 2')))
 
@@ -198,7 +198,7 @@ def test_a_file_that_windows_wrote_is_read(config):
 
 
 def test_on_a_cpu_there_are_no_more_processes_than_cores_and_a_split_is_one(config, monkeypatch):
-    monkeypatch.setattr(train, "gpus_of_driver", lambda: ())
+    monkeypatch.setattr(hardware, "gpus_of_driver", lambda: ())
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # none, as CUDA reads it
     assert train.around(_job.Job.read(config('way = "ddp"\ngpus = 4')))["CUDA_VISIBLE_DEVICES"] == ""
