@@ -284,6 +284,8 @@ assert cut < len(rows), f"every row has more than {settings.max_length} tokens: 
 title = f"The longest row has {max(lengths)} tokens; max_length is {settings.max_length}, so {cut} rows are cut"
 figure = histogram(lengths, title, "tokens in a row", "rows", line=settings.max_length, line_label="max_length")
 show(figure, alt=f"How many rows have how many tokens; {cut} of them are longer than max_length")
+
+# %%
 longest = max(len(tokenizer(write(row["note"]))["input_ids"]) for row in rows)
 print(f"the longest note has {longest} tokens; max_new_tokens is {settings.max_new_tokens}")
 
@@ -543,6 +545,11 @@ with cures.while_training(trainer):
     trained = trainer.train()
 print(f"{trained.global_step} steps in {trained.metrics['train_runtime']:.0f} s")
 
+
+def losses_of(trainer, name):
+    return [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
+
+
 # %% [markdown]
 # Save first, then judge.
 
@@ -554,10 +561,6 @@ print(adapter.name, f"{(adapter / 'adapter_model.safetensors').stat().st_size / 
 
 
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
-def losses_of(trainer, name):
-    return [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
-
-
 train_losses, held_losses = losses_of(trainer, "loss"), losses_of(trainer, "eval_loss")
 verdict("the loss on held-out rows fell", held_losses[-1][1] < held_losses[0][1])
 if held_losses[-1][1] > min(loss for _, loss in held_losses):
