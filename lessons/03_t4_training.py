@@ -189,13 +189,14 @@ table({
 # %% [markdown]
 # ## 2 Loading
 #
-# Will it fit? Ask before you load. `run.plan_training()` predicts the memory of a run from the model's shape alone, as lesson 02 explains. The plan tries how many
-# rows to take at once, and for how many layers to recompute the *activations*, the intermediate results that training must otherwise keep. Among the ways that leave a twentieth of the GPU
+# Will it fit? Ask before you load. `run.plan_training()` predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. Rows are not filled up to one length here: they lie one behind
+# the other, and each sees only itself ("Further down" shows how). The plan tries how many of their tokens to take at once, and for how many layers to recompute the *activations*, the intermediate results that training must otherwise keep.
+# Among the ways that leave a twentieth of the GPU
 # free it takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone. On a GPU the run
 # below takes what is planned. Without a GPU the plan is an example, for the 7B model on a T4. (`run.cures` is what this course adds to the libraries' own calls: section 7 lists it.)
 
 # %%
-plan = run.plan_training()
+plan = run.plan_training(lengths)
 cures = run.cures(plan)
 print(plan)
 minutes = plan.t4_minutes(settings.max_steps if plan.own else 60, sum(lengths) / used if plan.own else None)
@@ -329,7 +330,7 @@ lora = LoraConfig(
 # | argument | what it decides | called in older texts |
 # |---|---|---|
 # | `max_steps`, `num_train_epochs` | when training ends; this lesson turns epochs into steps | |
-# | `per_device_train_batch_size` | rows that go through the model at once: memory and speed | |
+# | `per_device_train_batch_size` | rows in a batch, which go through the model at once: memory and speed | |
 # | `gradient_accumulation_steps` | how many such batches are added up before one step | |
 # | `max_length` | tokens after which a row is cut | `max_seq_length` |
 # | `learning_rate` | how far one step goes; a small model takes a larger one | |
@@ -340,7 +341,7 @@ lora = LoraConfig(
 # | `optim` | the optimizer; 8-bit and paged kinds keep its two averages smaller, or partly in the computer's memory (lesson 02) | |
 # | `fp16`, `bf16` | 16-bit arithmetic in training; on a T4 `fp16=True, bf16=False`, and `bf16` is on by default | |
 # | `activation_checkpointing` | recompute activations in the backward pass in place of keeping them: less memory, more time | `gradient_checkpointing` |
-# | `packing` | several rows in one; off by default (see "Further down") | |
+# | `packing` | several rows in one of a fixed length; off by default (see "Further down") | |
 # | `processing_class`, of `SFTTrainer` | the tokenizer | `tokenizer` |
 # | `logging_steps` | how often the loss is written down | |
 # | `eval_strategy`, `eval_steps` | when the loss on held-out rows is measured | `evaluation_strategy` |
@@ -389,7 +390,7 @@ memory = {
 keeping = {
     "logging_steps": max(1, settings.max_steps // 20),
     "eval_strategy": "steps", "eval_steps": max(1, settings.max_steps // 4), "eval_on_start": True,
-    "per_device_eval_batch_size": settings.batch_size,
+    "per_device_eval_batch_size": plan.full_rows,
     "save_strategy": "steps", "save_steps": settings.save_steps, "save_total_limit": 2,
     "report_to": settings.report_to, "run_name": "lesson-03", "disable_tqdm": True,  # the panel takes the bar's place
 }  # fmt: skip
@@ -879,38 +880,41 @@ for i in answers_at:
     print({"prompt": talk[:i], "completion": talk[i : i + 1]})
 
 # %% [markdown]
-# ### Padding, or packing?
+# ### Rows without padding
 #
-# The rows of a batch are filled up to the longest with padding, which costs time and teaches nothing. Packing puts several rows into one, with
-# `SFTConfig(packing=True)`. Then one row must not see the other. Is that so without flash attention? (Here, too, a row is cut at `max_length`.)
+# The rows of a batch have different lengths. The usual way fills them up to the longest with *padding*, which is computed and teaches nothing. This lesson lays them one behind the other: `trainer.data_collator.padding_free`
+# is True while it trains, as `SFTConfig(padding_free=True)` would set it. Then one row must not see the other. TRL leaves that to flash attention, which a T4 does not have. So the course has a kind of attention that goes row by row
+# (`helpers/training/unpadded.py`); on a GPU it is torch's memory-efficient kernel. Is a row computed as if it were alone?
 
 # %%
 import torch
-from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-four = used_rows.select(range(min(4, used))).map(as_trained, remove_columns=["prompt", "completion"])
-pack = pack_dataset(four, 4 * settings.max_length)[0]
-together = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([pack])
-ids, positions = (together[name].to(model.device) for name in ("input_ids", "position_ids"))
-begins = [0, *torch.tensor(pack["seq_lengths"]).cumsum(0).tolist()]
-print(f"rows of {pack['seq_lengths']} tokens became one row")
+four = [trainer.train_dataset[i] for i in range(min(4, len(trainer.train_dataset)))]
+together = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(four)
+together = {name: value.to(model.device) if hasattr(value, "to") else value for name, value in together.items()}
+ids, begins = together["input_ids"], together["cu_seq_lens_q"].tolist()
+print(f"{len(four)} rows in one, without padding; they begin and end at {begins}")
 
 # %%
+from helpers.training.unpadded import NAME
+
+model.get_base_model().set_attn_implementation(NAME)
 with plan.guarded(), torch.no_grad():
     one_text = model(input_ids=ids, use_cache=False).logits[0].float()
-    packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
-    alone = torch.cat(
-        [model(input_ids=ids[:, a:b], use_cache=False).logits[0].float() for a, b in zip(begins, begins[1:])]
-    )
-as_one, as_packed = (((logits - alone).norm() / alone.norm()).item() for logits in (one_text, packed))
-print(f"relative difference to each row computed alone: {as_one:.3f} if taken for one text, {as_packed:.6f} if packed")
+    in_rows = model(**together, use_cache=False).logits[0].float()
+    alone = torch.cat([model(input_ids=ids[:, a:b], use_cache=False).logits[0].float() for a, b in zip(begins, begins[1:])])
+model.get_base_model().set_attn_implementation("sdpa")
+as_one, apart = (((logits - alone).norm() / alone.norm()).item() for logits in (one_text, in_rows))
+print(f"relative difference to each row computed alone: {as_one:.3f} if taken for one text, {apart:.6f} row by row")
 if len(four) > 1:
-    verdict("packed rows do not see each other", as_packed < as_one / 10)
+    verdict("rows in one batch without padding do not see each other", apart < as_one / 10)
 
 # %% [markdown]
-# Packed rows do not see each other, without flash attention too. transformers sees from the positions, which start anew with each row, where one row ends, and builds a mask. It does so only with
-# `use_cache=False`, as in training. The mask has a row and a column for each token of the pack: so without flash attention packing saves padding and pays in attention. For rows as short as these, padding is the simpler choice.
+# TRL's loss is divided by the number of learned tokens in the whole step, so it is the loss of the padded batch, too. And because rows are independent, a long batch can be cut between two rows: that is how the plan bounds the memory.
+#
+# *Packing* (`SFTConfig(packing=True)`) leaves padding out in another way: it fills rows of one length with several short ones, so that a step no longer has the same number of rows. Without flash attention it needs a mask of all tokens by all tokens.
+# [Section 6 of lesson 09](09_faster_and_larger.ipynb) times these ways side by side.
 #
 # ### A model that never stops
 #

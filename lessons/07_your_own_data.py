@@ -522,7 +522,7 @@ from transformers import PrinterCallback
 def trainer_for(model, rows, steps, learning_rate):
     arguments = SFTConfig(
         output_dir=str(run.checkpoints), max_steps=steps, learning_rate=learning_rate, eval_strategy="steps", eval_on_start=True,
-        eval_steps=-(-steps // 2), logging_steps=max(1, steps // 10), per_device_eval_batch_size=16, **common,
+        eval_steps=-(-steps // 2), logging_steps=max(1, steps // 10), per_device_eval_batch_size=min(16, plan.full_rows), **common,
     )  # fmt: skip
     learned, asked = (Dataset.from_list(list(map(to_row, part))) for part in (rows, held_rows[:16]))
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, peft_config=lora,

@@ -60,7 +60,7 @@ class Way:
     padding_free: bool = False
     recorded: bool = False
     checkpoint_every: int = 0
-    direct: bool = False  # the kernel is called by its own name, not through nested tensors
+    nested: bool = False  # attention row by row through torch's nested tensors
 
     def config(self) -> dict:
         """What SFTConfig is told."""
@@ -79,7 +79,7 @@ class Way:
 WAYS = {
     "padded": Way("four rows at once, filled up to the longest of them"),
     "row by row": Way("sixteen rows without padding, attention within each row", 16, 1, padding_free=True),
-    "row by row, direct": Way("the same, torch's kernel called directly", 16, 1, padding_free=True, direct=True),
+    "row by row, nested": Way("the same, through torch's nested tensors", 16, 1, padding_free=True, nested=True),
     "rebalanced": Way("the step's rows by length, in four batches of like cost", sampling="batch_rebalance"),
     "sorted": Way("rows of like length in one step", sampling="group_by_length"),
     "packed": Way("TRL's packs of 2,048 tokens, a mask over all of them", 1, 1, packing=True),
@@ -242,8 +242,8 @@ def measure(job: dict) -> dict:
         shapes = around.enter_context(recorded(trainer)) if way.recorded and gpu else []
         if limit:
             around.enter_context(unpadded(trainer, limit))
-        if way.direct:
-            around.enter_context(patch("helpers.training.unpadded._together", direct_kernel))
+        if way.nested:
+            around.enter_context(patch("helpers.training.unpadded._together", nested_tensors))
         watch = watching(shapes)
         trainer.add_callback(watch)
         trainer.train()
@@ -261,15 +261,15 @@ def measure(job: dict) -> dict:
     return found
 
 
-def direct_kernel(query, key, value, bounds, longest, dropout, scaling):
-    """What `helpers.training.unpadded._together` does, by the memory-efficient kernel's own name: less work for Python."""
+def nested_tensors(states, bounds, longest, dropout, scaling):
+    """What `helpers.training.unpadded._together` does, by torch's public way to the same kernel: more work for Python."""
     import torch
 
-    heads = query.shape[1]
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
-    flat = [states.repeat_interleave(heads // states.shape[1], dim=1).contiguous()[None] for states in flat]
-    kernel = torch.ops.aten._efficient_attention_forward  # 1: causal from the top left; True: keep what backward needs
-    return kernel(*flat, None, bounds, bounds, longest, longest, dropout, 1, True, scale=scaling)[0][0]
+    flat = [x[0].transpose(0, 1).contiguous() for x in states]
+    rows = [torch.nested.nested_tensor_from_jagged(x, bounds, min_seqlen=1, max_seqlen=longest) for x in flat]
+    rows = [x.transpose(1, 2) for x in rows]
+    output = torch.nn.functional.scaled_dot_product_attention(*rows, dropout_p=dropout, is_causal=True, scale=scaling)
+    return output.transpose(1, 2).values()[None]
 
 
 def rows_apart(trainer, rows, count: int = 4) -> dict:
@@ -445,7 +445,7 @@ def made_model(scratch: Path, cpu: bool) -> Path:
 def job_of(name: str, rules: str, args, folder: Path) -> dict:
     way = WAYS[name]
     spec = RECIPE | {"checkpoint_every": way.checkpoint_every, "batch_size": way.batch, "recorded": way.recorded}
-    spec |= {"attention_kernels": rules, "repeat_kv": rules == "t4"}
+    spec |= {"attention_kernels": rules, "repeat_kv": rules == "t4", "unpadded": way.padding_free}
     if args.cpu:
         spec |= {"layer_kernels": None}
     return {

@@ -156,13 +156,19 @@ class Run:
         """A MemoryMonitor that has begun to watch this process's memory, or the GPU's."""
         return machine.MemoryMonitor().start()
 
-    def plan_training(self):
-        """The run's TrainingPlan (helpers.training). On a GPU it sets how a step is split: settings.batch_size and its kin."""
+    def plan_training(self, lengths=None):
+        """The run's TrainingPlan (helpers.training). On a GPU it sets how a step is split: settings.batch_size and its kin.
+
+        `lengths`: the tokens of each row that will be trained, so that the longest batch is known.
+        """
         from helpers import training  # late: it imports torch
 
-        found = training.plan_training(self.model, self.machine, self.settings, self.parameters, self.settings.plain)
+        settings = self.settings
+        found = training.plan_training(
+            self.model, self.machine, settings, self.parameters, settings.plain, lengths=lengths
+        )
         if found.own and found.chosen:
-            self.settings.batch_size = found.spec.batch_size
+            self.settings.batch_size = found.rows_at_once
             self.settings.gradient_accumulation = found.gradient_accumulation
             self.settings.checkpointing = (
                 "offload" if found.spec.checkpoint_offload else found.spec.checkpoint_every > 0

@@ -53,7 +53,7 @@ ALL_LINEAR = (*QKVO, "gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """How a model is trained. Every field but the last is a field of the measured rows' `spec`.
+    """How a model is trained. Every field but the last two is a field of the measured rows' `spec`.
 
     `quant_type`: "nf4", "fp4", "int8", or None for 16-bit weights. `rank` None trains every weight (then `quant_type`
     is None). `adapter_dtype`: what the adapters are held in during training. `checkpoint_every`: 0 is off, 1 every
@@ -62,6 +62,8 @@ class RunSpec:
     `fused_lora`: fuse_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
     `trl_loss`: "tiled" is TRL's from 1.15 on. "full" is transformers' own, which TRL had before: all logits at once, 14
     bytes each in 16-bit training. It was compared with public runs of TRL 0.13 alone, and is 1 to 5% above them.
+    `unpadded`: rows lie one behind the other, `seq_len` tokens of them at once, and attention stays within each row
+    (helpers.training.unpadded): the memory-efficient kernel on every GPU, keys and values repeated, no mask.
     Raises CannotPredict naming field and value.
     """
 
@@ -87,6 +89,7 @@ class RunSpec:
     layer_kernels: str | None = None
     fused_lora: bool = False
     trl_loss: str = "tiled"
+    unpadded: bool = False
 
     def __post_init__(self):
         names = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules or None
@@ -246,12 +249,13 @@ class Kind:
 
 def kind_of(shape: Shape, spec: RunSpec) -> Kind:
     """What a layer does under these settings, and which attention kernel torch will pick."""
-    masked = shape.window is not None and spec.seq_len >= shape.window  # transformers masking_utils: no skip then
+    long = shape.window is not None and spec.seq_len >= shape.window  # transformers masking_utils: no skip then
+    masked = long and not spec.unpadded
     shared = shape.heads != shape.kv_heads
-    repeat = shared and (spec.repeat_kv or masked)
+    repeat = shared and (spec.repeat_kv or masked or spec.unpadded)
     if spec.attention == "eager":
         kernel = "eager"
-    elif masked:
+    elif masked or spec.unpadded:
         kernel = "efficient"  # flash takes no mask
     elif spec.attention_kernels == "all":
         kernel = "flash"

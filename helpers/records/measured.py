@@ -70,6 +70,30 @@ def measured_two_gpus():
     return pd.DataFrame.from_dict(found, orient="index")
 
 
+def measured_lengths(file: str = "lengths_rows"):
+    """The runs of measurements/lengths_rows.jsonl (or "unsloth_rows") as a DataFrame, one flat row a run.
+
+    Columns: name, side ("ours" or "Unsloth"), rows ("real" lengths, or "one" length), rules ("t4", or "all" kernels), change
+    (how rows became batches), busy_rate (tokens without padding, a second of GPU time) and clock_rate (a second of the clock),
+    padding (the share of what was computed), peak_bytes, longest_bytes (the peak of the longest batch that could come),
+    predicted_bytes (what `predict` says of that), error (missing where a run did not fail), device and date.
+    """
+    import pandas as pd
+
+    found = []
+    for row in read_rows(MEASUREMENTS / f"{file}.jsonl"):
+        measured, longest = row["measured"], row["measured"].get("longest") or {}
+        about = {name: row[name] for name in ("name", "rules", "error", "device", "date")}
+        about |= {"side": row.get("side", "ours")}
+        found.append(about | {
+            "rows": "one" if row["rows"] == 64 else "real", "change": row["way"]["change"],
+            "busy_rate": measured.get("tokens_per_busy_s"), "clock_rate": measured.get("tokens_per_clock_s"),
+            "padding": measured.get("padding"), "peak_bytes": measured.get("peak_allocated"),
+            "longest_bytes": longest.get("peak_allocated"), "predicted_bytes": longest.get("predicted"),
+        })  # fmt: skip
+    return pd.DataFrame(found)
+
+
 def measured_lessons() -> list[dict]:
     """What whole lessons recorded on GPUs: every row of measurements/*_lessons.jsonl, the files in order of their names."""
     return [row for file in sorted(MEASUREMENTS.glob("*_lessons.jsonl")) for row in read_rows(file)]

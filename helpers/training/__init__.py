@@ -19,6 +19,7 @@ from helpers.training.workarounds import (
 if TYPE_CHECKING:
     from helpers.training.fused_lora import fuse_lora
     from helpers.training.graphs import recorded
+    from helpers.training.unpadded import unpadded
 
 __all__ = [
     "plan_training",  # what a run will take, and the fastest setting that fits
@@ -31,6 +32,7 @@ __all__ = [
     "liger_layers",  # fused layers where a GPU has them
     "fewer_walks",  # walk over the modules once a run, not once a step
     "fuse_lora",  # adapters of one input as one operation
+    "unpadded",  # batches row by row, without padding, in bounded memory
     "recorded",  # CUDA graphs of a training step
     "require_finite_logits",  # no training from a model that overflows
     "stop_when_not_finite",  # no training beyond a loss that is no number
@@ -38,14 +40,13 @@ __all__ = [
 ]
 
 
+LATE = {"fuse_lora": "fused_lora", "recorded": "graphs", "unpadded": "unpadded"}
+
+
 def __getattr__(name: str):
     """What imports torch, which takes seconds, only when it is asked for: a command refuses its words before that."""
-    if name == "fuse_lora":
-        from helpers.training.fused_lora import fuse_lora
+    if name in LATE:
+        import importlib
 
-        return fuse_lora
-    if name == "recorded":
-        from helpers.training.graphs import recorded
-
-        return recorded
+        return getattr(importlib.import_module(f"helpers.training.{LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """A training run before it begins: what it will take, what it is trained with so that it fits, how long a T4 would take."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ class TrainingPlan:
     """What `plan_training` found. `spec` is a RunSpec, `chosen` a memory.Plan or None where nothing can be predicted.
 
     `own` says whether the plan is for the run at hand; on a CPU, or with the bundled model, it is for a 7B model on a T4.
+    Without padding `spec` is of one row, as long as all the tokens that go through the model at once.
     """
 
     model_name: str
@@ -39,17 +41,25 @@ class TrainingPlan:
     gpu: str
     budget_bytes: int
     rows_per_step: int
+    rows_at_once: int  # of one batch; a longer one than `max_tokens` is cut between rows
+    max_length: int  # of a row
     own: bool
     plain: bool
     layer_kernels: bool  # Liger's
     checkpoint_every: int  # of the run at hand: every n-th layer is recomputed; 0 for none
     offload: bool  # of the run at hand: what is checkpointed waits in the computer's memory
+    max_tokens: int | None  # of the run at hand: go through the model at once, without padding; None pads
     chosen: Any = None
     unknown: str = ""  # why nothing can be predicted
 
     @property
     def gradient_accumulation(self) -> int:
-        return self.rows_per_step // self.spec.batch_size
+        return self.rows_per_step // self.rows_at_once
+
+    @property
+    def full_rows(self) -> int:
+        """How many rows of full length the run at hand takes at once."""
+        return max(1, self.max_tokens // self.max_length) if self.max_tokens else self.rows_at_once
 
     def __str__(self) -> str:
         gpu = "this GPU" if self.own else "a T4"
@@ -60,10 +70,14 @@ class TrainingPlan:
         spec, found = self.spec, self.chosen
         layers = {0: "no layer", 1: "every layer"}.get(spec.checkpoint_every, f"one layer in {spec.checkpoint_every}")
         offloaded = ", and its input waits in the computer's memory" if spec.checkpoint_offload else ""
+        if spec.unpadded:
+            batches = f"{self.rows_at_once} rows in a batch, without padding, and up to {spec.seq_len:,} of their tokens at once"
+        else:
+            batches = f"{spec.batch_size} rows of up to {spec.seq_len:,} tokens at once"
+        times = f", {self.gradient_accumulation} times per step" if self.gradient_accumulation > 1 else ""
         return "\n".join([
             head,
-            f"  {spec.batch_size} rows of up to {spec.seq_len} tokens at once, {self.gradient_accumulation} times per step; "
-            f"{layers} is recomputed{offloaded}",
+            f"  {batches}{times}; {layers} is recomputed{offloaded}",
             f"  tensors take {found.prediction.peak_allocated / 1e9:.2f} GB at the peak, "
             f"of the {found.room_bytes / 1e9:.2f} GB that they may take "
             f"({found.considered} settings were tried, {found.fitting} of them fit, and this is the fastest)",
@@ -71,7 +85,11 @@ class TrainingPlan:
 
     def guarded(self):
         """A context in which running out of memory ends in advice (`explained`) in place of a stack trace."""
-        return explained(self.config, self.spec, self.gpu, self.budget_bytes, self.gradient_accumulation)
+        spec, accumulation = self.spec, self.gradient_accumulation
+        if spec.unpadded:  # what can be changed is rows: as many full ones as take the same memory
+            spec = dataclasses.replace(spec, batch_size=self.full_rows, seq_len=self.max_length)
+            accumulation = -(-self.rows_per_step // self.full_rows)
+        return explained(self.config, spec, self.gpu, self.budget_bytes, accumulation)
 
     def compare(self, setting: str, *values) -> list[dict]:
         """The predicted peak in GB for each value of one of RunSpec's fields; [] where nothing can be predicted."""
@@ -98,12 +116,13 @@ class TrainingPlan:
         """(predicted, measured) peak bytes: of this run on a GPU, else of a run that was measured under T4 rules.
 
         On a GPU the prediction is made again for the largest batch that came by, since rows are shorter than
-        `max_length`; CUDA graphs are recorded for the largest that could come. With several batches to a step, or with
-        graphs, gradients of the `trained` numbers wait in memory, four bytes each.
+        `max_length`; CUDA graphs are recorded for the largest that could come. With several batches to a step, with one that
+        may be cut, or with graphs, gradients of the `trained` numbers wait in memory, four bytes each.
         """
         if self.own and self.chosen and monitor.tokens:
             rows, widest = shapes[0] if shapes else monitor.largest_batch
-            waits = bool(shapes) or self.gradient_accumulation > 1
+            cut = self.max_tokens is not None and self.max_tokens < self.rows_at_once * self.max_length
+            waits = bool(shapes) or cut or self.gradient_accumulation > 1
             spec = dataclasses.replace(self.spec, batch_size=rows, seq_len=widest)
             guess = predict(self.config, spec, self.gpu).peak_allocated + 4 * trained * waits
             return guess, monitor.peak_of("forward", "backward", "step")
@@ -117,7 +136,7 @@ class TrainingPlan:
         Nobody has timed it on one. The rule: GPU time for a token on an H200 held to a T4's attention kernels
         (measurements/h200_speed.jsonl, the recipe with the same recomputing), times the model's linear weights over
         Mistral-7B's, times how much slower a T4 is: at best as the two data sheets say, else by what a T4 sustains
-        against the H200's data sheet. Rows are full unless `tokens_per_row` is given.
+        against the H200's data sheet. Rows are full unless `tokens_per_row` is given; padding is not counted.
         """
         if self.chosen is None:
             return None
@@ -126,17 +145,18 @@ class TrainingPlan:
         timed = runs[runs.recipe == ("no dropout" if self.plain else layers)]
         seconds = timed.gpu_busy_seconds.median() / (8 * 512)  # each step of these runs has 8 rows of 512 tokens
         scale = _linear_weights(self.config) / _linear_weights(timed.config.iloc[0])
-        tokens = steps * self.rows_per_step * (tokens_per_row or self.spec.seq_len)
+        tokens = steps * self.rows_per_step * (tokens_per_row or self.max_length)
         operations = tokens * seconds * scale * H200_OPERATIONS
         return operations / T4_OPERATIONS / 60, operations / T4_SUSTAINED / 60
 
     def record_graphs(self, machine, wanted) -> bool:
         """Whether the passes are to be recorded as CUDA graphs: where that helps, fits, and nothing is recomputed.
 
-        `wanted`: "auto", True or False. While a graph is recorded for a second length of rows, the activations of both
-        lengths are there. On a T4, where GPU time is what counts, nothing is gained.
+        `wanted`: "auto", True or False. Graphs need padding, so where rows go without it they are not recorded. While a graph
+        is recorded for a second length of rows, the activations of both lengths are there. On a T4, where GPU time is what
+        counts, nothing is gained.
         """
-        if machine.device != "cuda" or self.checkpoint_every or self.plain:
+        if machine.device != "cuda" or self.checkpoint_every or self.plain or self.max_tokens:
             return False
         if wanted != "auto":
             return wanted
@@ -150,13 +170,28 @@ def _linear_weights(config) -> int:
     return shape.layers * sum(linear.weights for linear in shape.linears)
 
 
-def plan_training(model, machine, settings: SimpleNamespace, asked: dict, plain: bool = False) -> TrainingPlan:
+def goes_without_padding(config, max_length: int) -> bool:
+    """Whether `unpadded` can train this model: attention of Llama's kind, with no soft cap and no window shorter than a row.
+
+    `config`: what `predict` takes. What is not known to be so keeps its padding. The kernel takes heads of a multiple of 8.
+    """
+    try:
+        shape = shape_of(config)
+    except CannotPredict:
+        return False
+    return not shape.gemma and shape.head_dim % 8 == 0 and (shape.window or max_length) >= max_length
+
+
+def plan_training(
+    model, machine, settings: SimpleNamespace, asked: dict, plain: bool = False, lengths: Sequence[int] | None = None
+) -> TrainingPlan:
     """Plan a run of lesson 03: the fastest way to split its step and to recompute that fits, all else as `settings` say.
 
     `asked` are the parameters as they were given: only what is "auto" there is chosen. Rows in an optimizer step stay
-    what the recipe says, since that is part of what is learned. `plain` leaves out what the course adds for speed.
-    Applies Liger's kernels, if they are to be used: it must come before the model is loaded. Raises OutOfMemory, with
-    the settings to change, if nothing fits.
+    what the recipe says, since that is part of what is learned. `lengths`, the tokens of each row that will be trained, say
+    how long a batch without padding can become; without them each row may be as long as `max_length`. `plain` leaves out
+    what the course adds for speed. Applies Liger's kernels, if they are to be used: it must come before the model is loaded.
+    Raises OutOfMemory, with the settings to change, if nothing fits.
     """
     on_gpu = machine.device == "cuda"
     own = on_gpu and not model.bundled
@@ -164,29 +199,55 @@ def plan_training(model, machine, settings: SimpleNamespace, asked: dict, plain:
     gpu, budget = (gpu_of(machine.name), machine.gpu_bytes) if on_gpu else ("t4", GPUS["t4"].total_bytes)
     liger = not plain and liger_layers(model.path, machine)
     like_t4 = not machine.native_bfloat16
-    more = {"repeat_kv": like_t4 and not plain, "fused_lora": values.lora_dropout == 0 and not plain}
-    spec = RunSpec.of_settings(values, like_t4, layer_kernels="liger" if liger else None, **more)
-    rows = values.batch_size * values.gradient_accumulation
     name, config = (model.name, model.path) if own else (PRESETS[AUTO_LARGE].hub_id, PRESETS[AUTO_LARGE].shape)
+    rows, free = values.batch_size * values.gradient_accumulation, _free(asked)
+    here = not plain and settings.cuda_graphs is not True and goes_without_padding(model.path, settings.max_length)
+    unpadded = here if own else not plain
+    at_once = rows if unpadded and free else values.batch_size
+    more = {"repeat_kv": like_t4 and not plain, "fused_lora": values.lora_dropout == 0 and not plain}
+    if unpadded:
+        longest = _longest_batch(at_once, values.max_length, lengths if own else None)
+        more |= {"unpadded": True, "batch_size": 1, "seq_len": longest}
+    spec = RunSpec.of_settings(values, like_t4, layer_kernels="liger" if liger else None, **more)
     every, offload = int(bool(settings.checkpointing)), settings.checkpointing == "offload"
-    found = TrainingPlan(name, config, spec, gpu, budget, rows, own, plain, liger, every, offload)
+    tokens = settings.batch_size * settings.max_length if here else None
+    found = TrainingPlan(
+        name, config, spec, gpu, budget, rows, at_once, values.max_length, own, plain, liger, every, offload, tokens
+    )
     try:
-        found.chosen = plan(config, budget, spec, _choices(asked, rows, spec), gpu=gpu)
+        found.chosen = plan(config, budget, spec, _choices(asked, rows, spec, values.max_length), gpu=gpu)
         found.spec = found.chosen.spec
+        found.rows_at_once = at_once if unpadded else found.spec.batch_size
         if own:
             found.checkpoint_every, found.offload = found.spec.checkpoint_every, found.spec.checkpoint_offload
+            found.max_tokens = found.spec.seq_len if unpadded else None
     except DoesNotFit:
-        raise OutOfMemory(explain(None, config, spec, gpu, budget, values.gradient_accumulation)) from None
+        one_row = dataclasses.replace(spec, seq_len=values.max_length)  # a batch without padding can be cut down to it
+        raise OutOfMemory(explain(None, config, one_row, gpu, budget, values.gradient_accumulation)) from None
     except CannotPredict as unknown:
         found.unknown = str(unknown)
     return found
 
 
-def _choices(asked: dict, rows_per_step: int, spec: RunSpec) -> dict:
-    """What may be chosen: how a step is split into batches, and which layers are recomputed."""
-    free = asked["batch_size"] == asked["gradient_accumulation"] == "auto"
-    splits = [n for n in (1, 2, 4, 8, 16) if rows_per_step % n == 0] if free else [spec.batch_size]
-    choices: dict = {"batch_size": splits}
+def _free(asked: dict) -> bool:
+    """Whether it may be chosen how a step is split."""
+    return asked["batch_size"] == asked["gradient_accumulation"] == "auto"
+
+
+def _longest_batch(rows: int, max_length: int, lengths) -> int:
+    """Tokens of the longest batch without padding that can come: that of the longest rows."""
+    longest = sorted((min(n, max_length) for n in lengths), reverse=True)[:rows] if lengths else [max_length] * rows
+    return max(2, sum(longest))
+
+
+def _choices(asked: dict, rows_per_step: int, spec: RunSpec, max_length: int) -> dict:
+    """What may be chosen: how a step is split into batches or pieces, and which layers are recomputed."""
+    if spec.unpadded:
+        shortest = min(max_length, spec.seq_len)
+        choices: dict = {"seq_len": [*range(shortest, spec.seq_len, max(1, max_length // 2)), spec.seq_len]}
+    else:
+        splits = [n for n in (1, 2, 4, 8, 16) if rows_per_step % n == 0] if _free(asked) else [spec.batch_size]
+        choices = {"batch_size": splits}
     if asked["checkpointing"] == "auto":
         choices |= {"checkpoint_every": (0, 1, 2, 3, 4, 6, 8), "checkpoint_offload": (False, True)}
     return choices

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 NAME = "row_by_row"  # among transformers' kinds of attention, once this file was imported
 
@@ -17,20 +18,19 @@ def row_by_row(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
     query [1, heads, tokens, size], key and value [1, heads or fewer, tokens, size]; `cu_seq_lens_q`, int32 [rows + 1], says
     where rows begin and end, and `max_length_q` how long the longest is. Returns ([1, tokens, heads, size], None). On a GPU
-    the rows are a nested tensor, for which torch has a kernel on a T4 as well (the memory-efficient one); it builds no mask,
-    whose size grows with the square of all tokens. Elsewhere one row is computed after the other. A batch that says nothing
-    of rows is computed as transformers' sdpa does it. Raises ValueError for a window that is shorter than a row, and for a
-    softcap.
+    all rows are one call of a kernel that a T4 has as well, torch's memory-efficient one; it builds no mask, whose size grows
+    with the square of all tokens. Elsewhere one row is computed after the other. A batch that says nothing of rows is computed
+    as transformers' sdpa does it. Raises ValueError for a window that is shorter than a row, and for a softcap.
     """
     bounds, longest = more.pop("cu_seq_lens_q", None), more.pop("max_length_q", None)
     if bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     if more.get("softcap") is not None or longest > (more.get("sliding_window") or longest):
         raise ValueError(f"attention row by row has no softcap, and no window shorter than a row of {longest} tokens")
-    if query.device.type == "cuda":
-        return _together(query, key, value, bounds, longest, dropout, scaling)[None], None
     groups = query.shape[1] // key.shape[1]
     states = (query, repeat_kv(key, groups), repeat_kv(value, groups))
+    if query.device.type == "cuda":
+        return _together(states, bounds, longest, dropout, scaling), None
     outputs = [
         scaled_dot_product_attention(*(x[:, :, a:b] for x in states), dropout_p=dropout, is_causal=True, scale=scaling)
         for a, b in pairwise(bounds.tolist())
@@ -38,20 +38,16 @@ def row_by_row(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _together(query, key, value, bounds, longest, dropout, scaling):
-    """All rows in one call of a GPU's kernel: [tokens, heads, size]. Nested tensors want as many key heads as query heads."""
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
-    heads = query.shape[1]
-    flat = [
-        states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
-        for states in flat
-    ]
-    nested = [
-        torch.nested.nested_tensor_from_jagged(x.contiguous(), bounds, min_seqlen=1, max_seqlen=longest) for x in flat
-    ]
-    rows = [states.transpose(1, 2) for states in nested]
-    output = scaled_dot_product_attention(*rows, dropout_p=dropout, is_causal=True, scale=scaling)
-    return output.transpose(1, 2).values()
+def _together(states, bounds, longest, dropout, scaling):
+    """All rows in one call of the kernel: [1, tokens, heads, size] from three tensors of [1, heads, tokens, size].
+
+    torch has no public function for it that a T4 can run. Nested tensors call the same kernel, with so much work for Python
+    around it that a step of a 7B model took two and a half times as long on an H100 (measurements/lengths_rows.jsonl).
+    """
+    flat = [x.transpose(1, 2) for x in states]
+    causal, keep_for_backward = 1, True  # 1: each row's first token sees itself alone
+    kernel = torch.ops.aten._efficient_attention_forward
+    return kernel(*flat, None, bounds, bounds, longest, longest, dropout, causal, keep_for_backward, scale=scaling)[0]
 
 
 AttentionInterface.register(NAME, row_by_row)
@@ -80,15 +76,20 @@ def pieces(batch: dict, max_tokens: int) -> list[dict]:
 
 @contextlib.contextmanager
 def unpadded(trainer, max_tokens: int):
-    """Inside this context, an SFTTrainer with `padding_free=True` goes through its batches row by row, in bounded memory.
+    """Inside this context, an SFTTrainer goes through its batches row by row: without padding, and in bounded memory.
 
-    Rows do not see each other (`row_by_row`), and at most `max_tokens` tokens go through the model at once: a longer batch is
-    cut between rows into pieces, one after the other. TRL divides the loss by the labels of the whole step, so losses and
-    gradients are those of padded batches of the same rows, up to rounding. For Llama's kind of model on one GPU. Rows have to
-    be cut at their greatest length before: TRL refuses `max_length` beside `padding_free`.
+    TRL's collator puts the rows of a batch one behind the other, as with `SFTConfig(padding_free=True)`. Rows do not see each
+    other (`row_by_row`), and at most `max_tokens` tokens go through the model at once: a longer batch is cut between rows into
+    pieces, one after the other. TRL divides the loss by the labels of the whole step, so losses and gradients are those of
+    padded batches of the same rows, up to rounding. For Llama's kind of model, and one process. (SFTConfig refuses
+    `max_length` beside `padding_free`, since only its preparation of rows cuts them; with this context it can stay.)
     """
-    if not trainer.padding_free:
-        raise ValueError("set SFTConfig(padding_free=True, max_length=None): these batches have padding")
+    collate = trainer.data_collator
+    padded = not trainer.padding_free
+    if padded and not isinstance(collate, DataCollatorForLanguageModeling):
+        raise ValueError(f"rows can be left without padding by TRL's own collator, and not by {type(collate).__name__}")
+    if trainer.accelerator.num_processes > 1:
+        raise ValueError("several processes would cut their batches into unequal numbers of pieces: one alone can do that")
     model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.training_step
     model, before = model.get_base_model(), trainer.model.config._attn_implementation
 
@@ -101,7 +102,10 @@ def unpadded(trainer, max_tokens: int):
 
     model.set_attn_implementation(NAME)
     try:
-        with patch.object(trainer, "training_step", in_pieces):
+        with contextlib.ExitStack() as around:
+            around.enter_context(patch.object(trainer, "training_step", in_pieces))
+            if padded:
+                around.enter_context(patch.multiple(collate, padding_free=True, pad_to_multiple_of=None))
             yield
     finally:
         model.set_attn_implementation(before)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from helpers import COURSE_ROOT
+from helpers.memory import predict
 from helpers.records import read_rows
 from tests.scripts import measuring_script
 
@@ -162,3 +163,44 @@ def test_the_table_of_losses_in_the_readme_is_what_the_rows_say():
         assert f"| {way} | {mean} | {interval[1] + ' ' if interval else ''}|" in readme
     within = [re.search(r"95%: (\S+) to (\S+)\)", line).groups() for line in quality.compare(quality_rows())[2:]]
     assert all(float(low) < 0 < float(high) for low, high in within), "the other three cannot be told from padded"
+
+
+def speed_rows():
+    return read_rows(COURSE_ROOT / "measurements" / "lengths_rows.jsonl")
+
+
+def test_every_way_trained_every_token_or_says_why_not():
+    for row in speed_rows():
+        if row["error"]:
+            assert "recorded" in row["name"], "only CUDA graphs need more than a T4's memory"
+            assert "out of memory" in row["error"]
+        else:
+            assert row["measured"]["checked"]
+            assert row["measured"]["peak_allocated"] < row["memory_cap_gib"] * 2**30
+            assert row["measured"]["rows_per_step"] == (16 if row["name"] != "packed" else pytest.approx(16, abs=3))
+
+
+def test_row_by_row_takes_less_than_half_of_the_gpu_time_of_padding():
+    rates = {(row["rules"], row["name"]): row["measured"].get("tokens_per_busy_s") or 0 for row in speed_rows()}
+    for rules in ("t4", "all"):
+        best = max((rate, name) for (of, name), rate in rates.items() if of == rules)
+        assert best[1] == "row by row"
+        assert 2.1 < best[0] / rates[rules, "padded"] < 2.4
+    assert rates["t4", "row by row, nested"] > 0.9 * rates["t4", "row by row"], "the same kernel"
+
+
+def test_rows_in_one_batch_do_not_see_each_other_on_a_gpu():
+    for row in speed_rows():
+        if "row by row" in row["name"]:
+            apart = row["measured"]["rows_apart"]
+            assert apart["together"] < 0.01 < 1 < apart["as_one_text"]
+
+
+def test_the_longest_batch_takes_what_was_predicted():
+    measured = [row for row in speed_rows() if row["measured"] and row["name"] != "packed"]  # packs need a mask besides
+    assert len(measured) >= 8
+    for row in measured:
+        limit, longest = row["measured"]["max_tokens"], row["measured"]["longest"]
+        at_once = (1, limit) if limit else longest["shape"]
+        found = ml.predicted(row["config"], row["spec"], *at_once, predict).peak_allocated
+        assert found == pytest.approx(longest["peak_allocated"], rel=0.01), row["name"]

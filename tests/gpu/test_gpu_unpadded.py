@@ -32,7 +32,7 @@ def test_rows_together_are_each_row_alone_with_their_gradients(kernels):
             weights = torch.randn_like(output)
             output.backward(weights)
         names = " ".join(event.name for event in seen.events())
-        assert ("_efficient_attention_forward" in names) == (kernels == "t4")
+        assert "_efficient_attention_forward" in names, "a kernel that a T4 has as well"
         assert "_scaled_dot_product_attention_math" not in names
     finally:
         torch.backends.cuda.enable_flash_sdp(before[0])

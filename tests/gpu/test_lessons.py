@@ -70,10 +70,12 @@ def test_every_lesson_runs_under_t4_rules(tmp_path):
 def test_lesson_03_trains_in_bfloat16_where_the_gpu_has_it(tmp_path):
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no bfloat16 units")
-    record = run("3", "-p", "model_id", "bundled", folder=tmp_path / "bfloat16", rules=False)["03_t4_training"]
-    assert "computes in bfloat16" in record["run"]["machine"]
-    assert record["cuda_graphs"]
-    assert record["exact_match_after"] >= 0.95
+    for graphs in ("auto", "true"):
+        words = ["-p", "model_id", "bundled", "-p", "cuda_graphs", graphs]
+        record = run("3", *words, folder=tmp_path / f"bfloat16-{graphs}", rules=False)["03_t4_training"]
+        assert "computes in bfloat16" in record["run"]["machine"]
+        assert record["cuda_graphs"] is (graphs == "true"), "they need padding, and rows go without it"
+        assert record["exact_match_after"] >= 0.95
 
 
 def test_lesson_03_trains_a_7b_shape_within_a_t4(tmp_path, seven_billion):
@@ -91,7 +93,7 @@ def test_lesson_03_records_a_7b_shape_as_cuda_graphs_where_memory_allows(tmp_pat
     if torch.cuda.get_device_capability() < (8, 0) or torch.cuda.get_device_properties(0).total_memory < 40e9:
         pytest.skip("needs bfloat16 units and memory for all activations")
     words = ["-p", "model_id", str(seven_billion), "-p", "dataset_id", "bundled", "-p", "max_steps", "8"]
-    words += ["-p", "learning_rate", "1e-3", "-p", "eval_rows", "16", "-p", "max_length", "128"]
+    words += ["-p", "learning_rate", "1e-3", "-p", "eval_rows", "16", "-p", "max_length", "128", "-p", "cuda_graphs", "true"]
     record = run("3", *words, folder=tmp_path / "graphs", rules=False)["03_t4_training"]
     assert record["cuda_graphs"]
     assert record["heldout_loss_after"] < record["heldout_loss_before"]

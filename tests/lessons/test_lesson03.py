@@ -28,6 +28,7 @@ from helpers.quick import forget_side_runs, killed_side_run, side_run
 from helpers.records import measured_runs
 from helpers.saving import CheckpointError, checkpoint_folder, require_login
 from helpers.training import Cures, explained, plan_training
+from helpers.training.planning import goes_without_padding
 from helpers.training.cures import CURES, NEEDED
 from helpers.training.out_of_memory import OutOfMemory, explain, ladder, ran_out
 from tests.cells import lesson_cell
@@ -306,20 +307,20 @@ def test_coloured_tokens_say_by_more_than_colour_what_is_learned():
 # --- the plan, for a T4 that is pretended --------------------------------------------------------------------------
 
 
-def planned(model_id="Qwen/Qwen2.5-7B", machine=None, plain=False, **given):
+def planned(model_id="Qwen/Qwen2.5-7B", machine=None, plain=False, lengths=None, **given):
     """(plan, settings) of a run of lesson 03 with a model that is not loaded; a T4, unless another machine is given."""
     model = Model(model_id, model_id, "", 0)
     asked = course.lesson_parameters(course.find_lesson("3")) | given
     settings = SimpleNamespace(**asked | {k: v for k, v in recipe_for(model).items() if asked[k] == "auto"})
     machine = machine or Machine("cuda", "Tesla T4", T4, 2**34, 2, (7, 5))
     with mock.patch("helpers.training.planning.liger_layers", return_value=True):  # it would replace classes for good
-        return plan_training(model, machine, settings, asked, plain), settings
+        return plan_training(model, machine, settings, asked, plain, lengths), settings
 
 
 def test_on_a_t4_the_plan_keeps_the_rows_of_a_step_and_fits():
     plan, _ = planned()
     assert plan.own
-    assert plan.spec.batch_size * plan.gradient_accumulation == 16
+    assert plan.rows_at_once * plan.gradient_accumulation == 16
     assert plan.chosen.prediction.peak_allocated <= 0.95 * T4
     assert (plan.spec.attention_kernels, plan.spec.repeat_kv, plan.spec.load_dtype, plan.gpu) == (
         "t4",
@@ -332,17 +333,65 @@ def test_on_a_t4_the_plan_keeps_the_rows_of_a_step_and_fits():
 
 def test_what_a_learner_sets_is_left_alone_by_the_plan():
     plan, _ = planned(batch_size=1, gradient_accumulation=3, checkpointing=True)
-    assert (plan.spec.batch_size, plan.gradient_accumulation, plan.checkpoint_every, plan.offload) == (1, 3, 1, False)
+    assert (plan.rows_at_once, plan.gradient_accumulation, plan.checkpoint_every, plan.offload) == (1, 3, 1, False)
     assert planned(checkpointing="offload")[0].offload is True
+
+
+def test_rows_go_without_padding_in_as_few_pieces_as_fit():
+    plan, settings = planned()
+    assert (plan.spec.unpadded, plan.spec.batch_size, plan.rows_at_once, plan.gradient_accumulation) == (True, 1, 16, 1)
+    assert plan.max_tokens == plan.spec.seq_len
+    assert settings.max_length <= plan.max_tokens < 16 * settings.max_length, "a batch of full rows has to be cut"
+    assert plan.full_rows == plan.max_tokens // settings.max_length
+    longer = dataclasses.replace(plan.spec, seq_len=plan.max_tokens + settings.max_length // 2)
+    assert predict(plan.config, longer, "t4").peak_allocated > 0.95 * T4, "one more half row would not fit"
+    four = planned(batch_size=4, gradient_accumulation=4)[0]
+    assert (four.rows_at_once, four.gradient_accumulation, four.max_tokens) == (4, 4, plan.max_tokens)
+
+
+def test_the_plan_knows_the_longest_batch_that_can_come():
+    short = [20, 90, 400, 600, *[30] * 100]  # max_length is 512
+    plan, _ = planned(lengths=short)
+    assert plan.max_tokens == 512 + 400 + 90 + 13 * 30
+    assert "up to 1,392 of their tokens at once" in str(plan)
+    small = planned(lengths=short[:1])[0]
+    assert small.max_tokens == 20
+    assert small.full_rows == 1
+
+
+def test_what_cannot_go_row_by_row_keeps_its_padding(tmp_path):
+    config = PRESETS["mistral-7b"].shape | {"architectures": ["MistralForCausalLM"]}
+    for name, more, without in (
+        ("wide", {"sliding_window": 4096}, True), ("narrow", {"sliding_window": 256}, False), ("odd", {"head_dim": 100}, False),
+        ("gemma", {"model_type": "gemma2"}, False), ("unknown", {"model_type": "mamba"}, False),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config | more))
+        assert goes_without_padding(str(tmp_path / name), 512) is without, name
+    for padded in (planned(str(tmp_path / "narrow"))[0], planned(cuda_graphs=True)[0], planned(plain=True)[0]):
+        assert padded.max_tokens is None
+        assert padded.spec.unpadded is False
+        assert padded.rows_at_once == padded.spec.batch_size
+    cpu = Machine("cpu", "a CPU", 0, 2**34, 2, None)
+    assert planned(str(tmp_path / "narrow"), cpu)[0].max_tokens is None
+    assert planned(str(tmp_path / "wide"), cpu)[0].max_tokens == 4 * 512
 
 
 def test_a_preset_with_another_recipe_is_planned_with_it():
     assert planned("mistralai/Mistral-7B-v0.1")[0].spec.target_modules == RunSpec.QKVO
 
 
-def test_a_run_that_cannot_fit_stops_with_advice_before_anything_is_loaded():
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"batch_size": 64, "gradient_accumulation": 1, "plain": True},
+        {"batch_size": 64, "gradient_accumulation": 1, "cuda_graphs": True},
+        {"max_length": 8192},  # without padding a batch can be cut between rows, and a row cannot
+    ],
+)
+def test_a_run_that_cannot_fit_stops_with_advice_before_anything_is_loaded(asked):
     with pytest.raises(OutOfMemory) as caught:
-        planned(batch_size=64, gradient_accumulation=1, checkpointing=False)
+        planned(checkpointing=False, **asked)
     lines = str(caught.value).splitlines()
     assert lines[0] == "this run does not fit the GPU's 14.56 GiB with a twentieth left free."
     assert "1. checkpointing=True" in lines[3]
@@ -353,7 +402,7 @@ def test_a_model_without_a_prediction_keeps_its_recipe(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
     plan, settings = planned(str(tmp_path))
     assert plan.chosen is None
-    assert (plan.spec.batch_size, plan.gradient_accumulation, plan.checkpoint_every) == (4, 4, 1)
+    assert (plan.rows_at_once, plan.gradient_accumulation, plan.checkpoint_every, plan.max_tokens) == (4, 4, 1, None)
     assert "no plan" in str(plan)
     assert plan.t4_minutes(60) is None
     assert plan.compare("upcast_non_quantized", False, True) == []
@@ -413,6 +462,8 @@ def test_memory_through_one_step_peaks_where_the_prediction_says():
 )
 def test_cuda_graphs_are_recorded_where_they_help_and_fit(asked, capability, peak, every, graphs):
     plan, _ = planned()
+    assert plan.record_graphs(Machine("cuda", "a GPU", T4, 2**34, 2, (8, 9)), asked) is False, "rows have no padding"
+    plan.max_tokens = None
     plan.chosen = SimpleNamespace(prediction=SimpleNamespace(after_load=4, peak_allocated=peak))
     plan.budget_bytes, plan.checkpoint_every = 16 + 2, every
     machine = Machine("cuda", "a GPU", T4, 2**34, 2, capability)
@@ -441,7 +492,7 @@ def test_plain_keeps_the_cures_without_which_nothing_runs_and_no_others(tmp_path
     with contextlib.ExitStack() as stack:
         for name in names:
             called = lambda *words, of=name: done.append(of) or contextlib.nullcontext()  # noqa: E731
-            file = "fused_lora" if name == "fuse_lora" else "cures"  # fused_lora imports torch, so cures does it late
+            file = {"fuse_lora": "fused_lora", "unpadded": "unpadded"}.get(name, "cures")  # what imports torch, cures does late
             stack.enter_context(mock.patch(f"helpers.training.{file}.{name}", called))
         for plain in (False, True):
             cures, trainer = Cures(planned(plain=plain)[0], machine, "a model"), mock.MagicMock()

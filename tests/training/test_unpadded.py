@@ -1,12 +1,14 @@
 """Batches without padding: rows do not see each other, and gradients are those of padded batches, however they are cut."""
 
 from itertools import pairwise
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -29,9 +31,10 @@ def trainer_of(folder, **settings):
     torch.manual_seed(0)
     path = bundled().path
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    settings = {"activation_checkpointing": False} | settings
     arguments = SFTConfig(
         output_dir=str(folder), max_steps=1, learning_rate=1.0, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0,
-        activation_checkpointing=False, gradient_checkpointing=None, logging_steps=1, save_strategy="no", seed=0,
+        gradient_checkpointing=None, logging_steps=1, save_strategy="no", seed=0,
         bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, **settings,
     )  # fmt: skip
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -50,6 +53,19 @@ def trained(trainer):
 
 PADDED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_length": 80}
 TOGETHER = {"per_device_train_batch_size": 8, "padding_free": True, "max_length": None}
+IN_CONTEXT = {"per_device_train_batch_size": 8, "max_length": 80, "pad_to_multiple_of": 64}
+
+
+class Shapes:
+    """A collator that keeps the shapes of its batches."""
+
+    def __init__(self, collate):
+        self.collate, self.shapes = collate, []
+
+    def __call__(self, rows):
+        batch = self.collate.torch_call(rows)
+        self.shapes.append(tuple(batch["input_ids"].shape))
+        return batch
 
 
 def assert_same(found, expected):
@@ -66,12 +82,24 @@ def padded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("max_tokens", [1000, 150, 80, 10])
-def test_one_step_is_the_padded_step_however_it_is_cut(tmp_path, padded, max_tokens):
-    trainer = trainer_of(tmp_path, **TOGETHER)
-    with unpadded(trainer, max_tokens):
+@pytest.mark.parametrize("told", [TOGETHER, IN_CONTEXT])
+def test_one_step_is_the_padded_step_however_it_is_cut(tmp_path, padded, told, max_tokens):
+    trainer = trainer_of(tmp_path, **told)
+    collated = Shapes(trainer.data_collator)
+    with unpadded(trainer, max_tokens), patch.object(DataCollatorForLanguageModeling, "__call__", collated):
         found = trained(trainer)
     assert_same(found, padded)
+    assert collated.shapes == [(1, sum(LENGTHS))]  # no padding
     assert trainer.model.config._attn_implementation == "sdpa"
+    assert trainer.data_collator.padding_free == trainer.padding_free
+
+
+@pytest.mark.parametrize("recompute", [{"every_n_layers": 1}, {"every_n_layers": 2}])
+def test_layers_may_be_recomputed(tmp_path, padded, recompute):
+    again = {"activation_checkpointing": True, "activation_checkpointing_kwargs": recompute}
+    trainer = trainer_of(tmp_path, **IN_CONTEXT, **again)
+    with unpadded(trainer, 150):
+        assert_same(trained(trainer), padded)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -130,7 +158,12 @@ def test_pieces_are_the_rows_in_order_and_within_the_bound():
 
 def test_what_cannot_be_right_is_refused(tmp_path):
     trainer = trainer_of(tmp_path, **PADDED)
-    with pytest.raises(ValueError, match="padding_free=True"), unpadded(trainer, 100):
+    trainer.data_collator = DataCollatorForSeq2Seq(trainer.processing_class)
+    with pytest.raises(ValueError, match="TRL's own collator, and not by DataCollatorForSeq2Seq"), unpadded(trainer, 100):
+        pass
+    trainer = trainer_of(tmp_path, **PADDED)
+    several = SimpleNamespace(num_processes=2)
+    with patch.object(trainer, "accelerator", several), pytest.raises(ValueError, match="one alone"), unpadded(trainer, 100):
         pass
     trainer = trainer_of(tmp_path, **TOGETHER)
     with unpadded(trainer, 100), pytest.raises(ValueError, match="labels of the whole step"):
