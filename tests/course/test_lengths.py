@@ -136,33 +136,42 @@ def test_unsloths_folder_is_seen_by_its_processes_alone(tmp_path):
 # --- what was measured -----------------------------------------------------------------------------------------------
 
 
-def quality_rows():
-    return read_rows(COURSE_ROOT / "measurements" / "lengths_quality.jsonl")
+def quality_rows(model):
+    rows = read_rows(COURSE_ROOT / "measurements" / "lengths_quality.jsonl")
+    return [row for row in rows if row["model"] == model]
 
 
-def test_each_way_was_measured_with_five_seeds_on_the_same_rows():
-    rows = quality_rows()
-    assert {row["model"] for row in rows} == {"bundled"}
-    assert sorted((row["way"], row["seed"]) for row in rows) == sorted((w, s) for w in quality.WAYS for s in range(5))
-    assert {row["rows"] for row in rows} == {quality.ROWS}
-    assert len({tuple(row["heldout_loss_before"].values()) for row in rows}) == 1
+@pytest.mark.parametrize(("model", "ways"), [("bundled", list(quality.WAYS)), ("chat", ["padded", "row by row"])])
+def test_each_way_was_measured_with_five_seeds_on_the_same_rows(model, ways):
+    rows = quality_rows(model)
+    assert sorted((row["way"], row["seed"]) for row in rows) == sorted((w, s) for w in ways for s in range(5))
+    assert {(row["rows"], row["steps"]) for row in rows if row["way"] != "packed"} == {(quality.ROWS, 60)}
+    if model == "bundled":
+        assert len({tuple(row["heldout_loss_before"].values()) for row in rows}) == 1
 
 
 def test_rows_without_padding_learn_what_padded_rows_do():
-    loss = {(row["way"], row["seed"]): row["heldout_loss"]["instructions"] for row in quality_rows()}
+    loss = {(row["way"], row["seed"]): row["heldout_loss"]["instructions"] for row in quality_rows("bundled")}
     apart = {name: max(abs(loss[name, s] - loss["padded", s]) for s in range(5)) for name in quality.WAYS}
     assert apart["row by row"] < 1e-6
     assert min(apart["rebalanced"], apart["sorted"], apart["packed"]) > 1e-3, "these take other rows in a step"
+    for task in ("instructions", "messages"):
+        loss = {(row["way"], row["seed"]): row["heldout_loss"][task] for row in quality_rows("chat")}
+        assert all(abs(loss["row by row", s] - loss["padded", s]) < 1e-3 for s in range(5)), task
+        assert max(loss["padded", s] for s in range(5)) - min(loss["padded", s] for s in range(5)) > 5e-3, "seeds differ more"
 
 
-def test_the_table_of_losses_in_the_readme_is_what_the_rows_say():
+@pytest.mark.parametrize("model", ["bundled", "chat"])
+def test_the_tables_of_losses_in_the_readme_are_what_the_rows_say(model):
     readme = (COURSE_ROOT / "measurements" / "README.md").read_text(encoding="utf-8")
-    for line in quality.compare(quality_rows()):
-        way, mean = re.search(r"^instructions +(.*?) +(\d\.\d{4}) nats", line).groups()
+    for line in quality.compare(quality_rows(model)):
+        task, way, mean = re.search(r"^(\w+) +(.*?) +(\d\.\d{4}) nats", line).groups()
         interval = re.search(r"95%: (.*)\)", line)
-        assert f"| {way} | {mean} | {interval[1] + ' ' if interval else ''}|" in readme
-    within = [re.search(r"95%: (\S+) to (\S+)\)", line).groups() for line in quality.compare(quality_rows())[2:]]
-    assert all(float(low) < 0 < float(high) for low, high in within), "the other three cannot be told from padded"
+        about = f"{way} | " if model == "bundled" else f"{task}, {way} | "
+        assert f"| {about}{mean} | {interval[1] + ' ' if interval else ''}|" in readme
+        if interval:
+            low, high = map(float, interval[1].split(" to "))
+            assert low <= 0 <= high, "no way can be told from padded"
 
 
 def speed_rows():
@@ -204,3 +213,55 @@ def test_the_longest_batch_takes_what_was_predicted():
         at_once = (1, limit) if limit else longest["shape"]
         found = ml.predicted(row["config"], row["spec"], *at_once, predict).peak_allocated
         assert found == pytest.approx(longest["peak_allocated"], rel=0.01), row["name"]
+
+
+def test_the_table_of_speeds_in_the_readme_is_what_the_rows_say():
+    readme = (COURSE_ROOT / "measurements" / "README.md").read_text(encoding="utf-8")
+    for row in speed_rows():
+        found = row["measured"]
+        if found:
+            rates = f"{found['tokens_per_busy_s']:,.0f} | {found['tokens_per_clock_s']:,.0f} | {found['padding']:.0%}"
+            assert f"| {row['name']} | {row['rules']} | {rates} | {found['peak_allocated'] / 1e9:.2f} |" in readme
+
+
+# --- beside Unsloth --------------------------------------------------------------------------------------------------
+
+
+def unsloth_rows():
+    return read_rows(COURSE_ROOT / "measurements" / "unsloth_rows.jsonl")
+
+
+def test_both_sides_were_measured_in_each_setting_on_the_day_they_are_dated():
+    rows = unsloth_rows()
+    assert sorted((row["rules"], row["name"]) for row in rows) == sorted(
+        (rules, name) for rules in ("t4", "all") for name in unsloth.OURS | unsloth.THEIRS
+    )
+    assert {row["date"] for row in rows} == {"2026-11-27"}
+    for row in rows:
+        assert row["error"] is None
+        assert row["measured"]["checked"], "each pass went over every token of every row"
+        assert row["measured"]["peak_allocated"] < row["memory_cap_gib"] * 2**30
+        if row["name"] in unsloth.THEIRS:
+            assert row["attention"] == {"xformers": True, "flash": False, "chosen": "xformers"}
+            assert row["versions"]["unsloth"] == "2026.10.9"
+
+
+def test_both_sides_do_the_same_work():
+    first = {(row["rules"], row["name"]): row["measured"]["losses"][0] for row in unsloth_rows()}
+    for rules in ("t4", "all"):
+        for kind in ("one", "real"):
+            same = [loss for (of, name), loss in first.items() if of == rules and f", {kind}" in name and "packed" not in name]
+            assert max(same) - min(same) < 1e-3, "the same rows, the same weights, another implementation"
+
+
+def test_the_comparison_in_the_readme_is_what_the_rows_say(capsys):
+    readme = (COURSE_ROOT / "measurements" / "README.md").read_text(encoding="utf-8")
+    unsloth.show(COURSE_ROOT / "measurements" / "unsloth_rows.jsonl")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        rules, kind, measure = re.match(r"(\w+) +(\w+) +(busy GPU time|whole steps)", line).groups()
+        ours, name, theirs, ratio, other = re.search(
+            r"ours ([\d,]+) tokens/s, (.*) ([\d,]+): ours is (\S+) times as fast, Unsloth (\S+) times", line
+        ).groups()
+        assert f"| {kind} | {rules} | {measure} | {ours} | {theirs} ({name}) | {ratio} | {other} |" in readme
