@@ -43,7 +43,7 @@ settings = run.settings
 # Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and with divided weights each GPU computed 4 rows of its own at once, and otherwise it was 4 rows in all. Section 1 explains the four ways.
 
 # %%
-from helpers.records import measured_runs, measured_two_gpus
+from helpers.records import measured_lengths, measured_runs, measured_two_gpus
 
 pair = measured_two_gpus()
 names = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": "divided weights"}
@@ -58,7 +58,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 #
 # And how large can a model be? The largest that was trained on one GPU of 14.56 GiB is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. (The very largest has adapters on q, k, v and o alone.)
 
-# %% tags=["largest"]
+# %% tags=["result"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
 trained = {
     "one GPU, 1 × 512": single.iloc[0].config, "two GPUs, 1 × 2,048": pair.loc["32b-split-78-layers-all-2048"].config,
@@ -68,8 +68,7 @@ from helpers.memory import GPUS, plan, predict, shape_of
 
 billions = {label: shape_of(config).parameters / 1e9 for label, config in trained.items()}
 
-# %% tags=["result"]
-from helpers.plots import diagrams, show
+from helpers.plots import bars, diagrams, show
 
 speed = dict(zip(four.way, four.tokens_per_second))
 figure = diagrams.two_panels(
@@ -86,22 +85,19 @@ show(figure, alt="Copies on two GPUs compute 1.7 times the tokens of one GPU, di
 #
 # There are three ways to train one model on two GPUs. Take Qwen2.5-32B's shape, with rank 8 on all linear layers and one row of 2,048 tokens. What would each GPU hold at its peak? The memory model of lesson 02 answers that for several GPUs too: `predict` takes `gpus` and `way`, and its result has `each`, a prediction for each GPU.
 
-# %%
+# %% tags=["who-holds-what"]
 large = pair.loc["32b-split-all-2048"]  # a measured run: `config` is the model's shape, `spec` how it was trained
 at_peak = {}
 for way in names:
     spec = large.spec | ({"optimizer": "adamw_torch"} if way == "fsdp2" else {})
     at_peak[way] = predict(large.config, spec, "t4", 1 if way == "one" else 2, way)
 
-# %% tags=["held"]
 held = {}
 for way, found in at_peak.items():
     held[names[way]] = [each.parts | {"reserved and context": each.held_bytes("t4") - each.peak_allocated}
                         for each in found.each or (found,)]  # fmt: skip
 for parts in held["divided weights"]:
     parts["on the host"] = at_peak["one"].after_load  # each process loads all of the model, before it keeps its part
-
-# %% tags=["who-holds-what"]
 says = {"one GPU": ["64 layers"], "copies": ["64 layers"] * 2, "divided weights": ["half of\nevery\nlayer"] * 2,
         "divided layers": [f"{layers} layers" for layers in at_peak["split"].layers]}  # fmt: skip
 between = {"copies": "in each step:\ngradients of the adapters", "divided layers": "in each batch: activations,\nand their gradients",
@@ -190,7 +186,6 @@ def config(name, **changes):
     return folder / "config.toml"
 
 
-# %%
 usual = {"model_id": settings.model_id, "dataset_id": settings.dataset_id, "seed": settings.seed, "max_steps": settings.max_steps,
          "save_steps": max(1, settings.max_steps // 2), "eval_rows": 32}  # fmt: skip
 alone = config("one", way="one", gpus=1, batch_size=2 * settings.batch_size)
@@ -210,13 +205,11 @@ print(train_by_file(copies, dry_run=True)["words"])
 #
 # Both trainings take the same rows in the same steps. One process computes all rows of a step at once. Of two processes each computes half of them, and then they average. Each training takes some ten to twenty seconds on a CPU, and most of that is the start of Python and its libraries. (On the CPU the processes talk through `gloo`, on GPUs through NCCL, two libraries that exchange tensors between processes. If the machine has fewer than two GPUs, both trainings run on the CPU.)
 
-# %% tags=["one-and-two"]
+# %% tags=["one-and-two", "nbval-ignore-output"] reason="the last digits of a loss vary with the machine"
 one = train_by_file(alone)
 two = train_by_file(copies)
 on_cpu = one["machine"].startswith("CPU")
 print(f"one process: {one['rows_per_step']} rows a step; two processes: {two['rows_per_step']}")
-
-# %% tags=["losses", "nbval-ignore-output"] reason="the last digits of a loss vary with the machine"
 rows = [(step, *losses) for step, losses in enumerate(zip(one["losses"], two["losses"]), 1)]
 rows.append(("held out, after", one["heldout_loss_after"], two["heldout_loss_after"]))
 table(rows, "{:.5f}", columns=("step", "loss, one process", "loss, two processes"))
@@ -496,36 +489,102 @@ verdict("killed and resumed in two processes, the adapter is that of the unbroke
 #
 # ## 6 What makes it fast on one GPU
 #
-# How much does each choice of lesson 03 bring? One step of 8 x 512 tokens on Mistral-7B's shape (random weights, rank 8 on q, k, v and o,
-# float16, 14.56 GiB), timed again and again on one H200 while the recipe changes by one thing per row (`measurements/measure_speed.py`, run three times,
-# "recorded" in the third). The first row is the recipe of widely copied tutorials. Two times are shown: the whole step, host and GPU together, and what the GPU's
-# kernels took. They differ when the GPU waits for Python to send it work. A T4 computes many times slower and should hardly ever wait, so for a T4
-# look at the second; nobody has timed it on one.
+# Before you take a second GPU, see that the first one is used well. A step has two times: by the clock, and what the GPU was *busy* with. They differ when the GPU waits for Python to send it work, as fast GPUs do. A T4 computes many times slower and should hardly ever wait, so look at the busy time first. Nobody has timed
+# any of this on a T4.
+#
+# ### One change after the other
+#
+# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16, 14.56 GiB), on an H200 under T4 rules. Each bar keeps what the bars above it changed. The least that a step can take is reckoned from the data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
 
-# %%
-timed = measured_runs("h200_speed").query("rules == 't4'").dropna(subset="peak_bytes")
-by_recipe = timed.groupby(["recipe", "change"], sort=False)
-medians = by_recipe.agg(
-    step_s=("step_seconds", "median"), GPU_busy_s=("gpu_busy_seconds", "median"), peak_GB=("peak_bytes", "last")
-)
-medians["peak_GB"] = medians.peak_GB.astype(float) / 1e9
-table(medians.reset_index(), "{:.3f}", peak_GB="{:.2f}")
+# %% tags=["recipes"]
+changes = {
+    "source": "the tutorials' recipe", "no upcast": "no float32 copies", "no dropout": "no dropout", "repeated heads": "fused attention",
+    "fused Adam": "fused Adam", "Liger": "fused layers", "one operation": "adapters in one operation", "fewer walks": "fewer walks",
+    "every third layer": "recompute a third", "nothing recomputed": "recompute nothing", "recorded": "CUDA graphs",
+}  # fmt: skip
+timed = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe")[["gpu_busy_seconds", "step_seconds"]].median()
+busy = timed.gpu_busy_seconds[list(changes)]
+shape = shape_of(four.iloc[0].config)
+operations = 4 * 8 * 512 * (shape.layers * sum(linear.weights for linear in shape.linears) + shape.hidden * shape.vocab)
+least = {"H200": operations / 989e12, "T4": operations / 65e12}  # NVIDIA's data sheets, float16
+figure = bars(list(changes.values()), busy, "GPU time of a step, change by change: from 0.68 to 0.24 seconds",
+              "seconds of GPU time a step", line=least["H200"], line_label="the least, by the data sheet")  # fmt: skip
+print(f"the least for such a step: {least['H200']:.2f} s on an H200, {least['T4']:.1f} s on a T4")
+show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recipe to 0.24 s with nothing recomputed; fused attention, "
+     "fused layers and less recomputing bring most; the least by the data sheet is 0.12 s")  # fmt: skip
 
 # %% [markdown]
-# Up to "fewer walks" each row keeps what the rows above it changed, but for "source in halves", which stands by itself. The rows after it change how much is recomputed.
+# - **No float32 copies.** Without the upcast (trap 4 of lesson 03) activations are half as many bytes to move.
+# - **No dropout.** Dropout draws a random mask for the input of each adapter.
+# - **Fused attention.** The shared heads are repeated, so a T4 takes a kernel that never writes down all scores (trap 2 there).
+# - **Fused layers.** Norm, rotary embedding and SwiGLU are one kernel each ([Liger](https://github.com/linkedin/Liger-Kernel)). These kernels compile for a T4.
+# - **Adapters in one operation.** q, k and v read the same input, and so do gate and up. With their adapters they become one operation (`fuse_lora`), which spares copies.
+# - **Fused Adam, fewer walks.** These spare Python work, and the GPU hardly notices: one kernel updates all adapters, and the trainer no longer visits all 1,705 modules five times a step.
+# - **Recompute a third, or nothing.** Memory that is left over buys speed. Nothing is recomputed if fewer rows go through at once.
+# - **CUDA graphs.** The passes are recorded once and replayed, so Python hardly matters. The GPU does not work less: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
 #
-# - **No upcast, no dropout.** Trap 4 of lesson 03 again: float32 activations are twice the bytes to move. Dropout adds a random mask to every adapter.
-# - **Repeated heads.** Trap 2 there: a fused attention kernel in place of the quadratic one.
-# - **Liger.** Norm, rotary embedding and SwiGLU as one kernel each ([Liger](https://github.com/linkedin/Liger-Kernel), `pip install liger-kernel`). Its kernels compile for a T4; nobody has
-#   timed them on one.
-# - **One operation.** q, k and v with their adapters as one autograd function, and so gate and up (`helpers/training/fused_lora.py`).
-# - **Fewer walks.** A 7B model with these adapters has 1,705 modules. transformers' `Trainer` walks through all of them five times per step; `fewer_walks` has
-#   it look at the adapters only.
-# - **Recompute less.** Memory that is left over buys speed: some layers are recomputed, or none with fewer rows at once.
-# - **Recorded.** torch records the layers' forward and backward pass as CUDA graphs, one pair for each shape of batch, and replays them
-#   ([torch.cuda.make_graphed_callables](https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html)). The host hardly matters any more. In return batches are padded to a multiple of 64
-#   tokens. By GPU time alone nothing is gained, so lesson 03 does it on GPUs newer than a T4, where memory for two lengths is left and nothing is
-#   recomputed; `cuda_graphs=True` does it elsewhere too.
+# ### Rows of real lengths
+#
+# Those rows all had 512 tokens. Real ones do not. Take lengths as in Alpaca: half of the rows have fewer than 95 tokens, few have more than 300. With four rows at once, filled up to the longest of them, **what share of all that is computed would be padding?** Guess, then run the cell. It shows five ways of making batches, sixteen rows to a step, on an H100 under T4 rules.
+
+# %% tags=["real-lengths"]
+ways = {"padded": "padded: the default", "rebalanced": "rebalanced within a step", "sorted": "sorted by length", "packed": "packed",
+        "row by row": "row by row: lesson 03"}  # fmt: skip
+lengths = measured_lengths().query("rules == 't4'").set_index("name").loc[list(ways)]
+figure = bars(list(ways.values()), lengths.busy_rate, "Without padding, row by row, a second of GPU time trains twice the tokens",
+              "tokens without padding, a second of GPU time", numbers="{:,.0f}")  # fmt: skip
+verdict("row by row a second of GPU time trains at least 1.4 times the tokens of the padded default",
+        lengths.busy_rate["row by row"] >= 1.4 * lengths.busy_rate["padded"])  # fmt: skip
+print(f"{lengths.padding['padded']:.0%} of what the default computes is padding")
+show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, sorted 8,300, packed 11,300, row by row 16,000")
+
+# %% [markdown]
+# - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost, so the same rows are learned in the same step.
+# - **Sorted** (`"group_by_length"`): a step has rows of like length, and so perhaps of one kind. That can harm what is learned; with the bundled model and five seeds no harm could be told from chance.
+# - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows.
+# - **Row by row**: no padding, no mask, and all sixteen rows in one pass. That is the second half of the gain: each pass has to unpack the 4-bit weights, and one pass does it once and not four times. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct).
+#
+# ### Beside Unsloth
+#
+# [Unsloth](https://github.com/unslothai/unsloth) is known for speed. The same model and rows, on one H100 in 14.56 GiB, each side in the fastest of its settings that were tried (27 November 2026, Unsloth 2026.10.9 with xformers, `measurements/compare_unsloth.py`). "T4" are a T4's attention kernels, "all" every kernel:
+
+# %% tags=["unsloth"]
+both_sides = measured_lengths("unsloth_rows")
+compared = []
+for (rows_are, rules), of in both_sides.groupby(["rows", "rules"]):
+    for measure, words in (("busy_rate", "GPU time"), ("clock_rate", "the clock")):
+        ours, theirs = (of[of.side == side][measure].max() for side in ("ours", "Unsloth"))
+        compared.append((rows_are, {"t4": "T4", "all": "all"}[rules], words, ours, theirs, ours / theirs, theirs / ours))
+table(compared, "{:.2f}", columns=("lengths", "kernels", "by", "this course", "Unsloth", "course / Unsloth", "Unsloth / course"),
+      this_course="{:,.0f}", Unsloth="{:,.0f}")  # fmt: skip
+
+# %% [markdown]
+# By GPU time neither is ahead by more than 3%. By the clock, on this fast GPU, the course is ahead with rows of one length, where it records graphs, and Unsloth with rows of real lengths, where it needs less of Python. (There Unsloth packs, 18 rows to a step. With the same sixteen rows in each step, the course is 5 to 7% ahead by GPU time.) Unsloth's own default recomputes every layer. It is slower then, and
+# takes 5 GB where these settings take 11 to 14.
+#
+# ### Profile your own run
+#
+# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one step of the bundled model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`.
+
+# %% tags=["profile", "nbval-ignore-output"] reason="times vary with the machine"
+from peft import LoraConfig, get_peft_model
+from torch.profiler import profile
+
+from helpers.models import bundled
+from helpers.quick import load_4bit
+
+base, _ = load_4bit(bundled(), run.machine)
+model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+ids = torch.randint(3, 1000, (8, 64), device=base.device)
+with profile() as seen:
+    model(input_ids=ids, labels=ids).loss.backward()
+where = "device" if torch.cuda.is_available() else "cpu"
+top = sorted(seen.key_averages(), key=lambda event: getattr(event, f"self_{where}_time_total"), reverse=True)
+table([(event.key[:48], event.count, getattr(event, f"self_{where}_time_total") / 1e3) for event in top[:6]], "{:.1f}",
+      columns=("operation", "calls", f"milliseconds on the {where}"), calls="{:,}")  # fmt: skip
+
+# %% [markdown]
+# Read it from the top. Products (`mm`, `gemm`, or on a CPU bitsandbytes' own operation) should lead: they are the work. If copies, casts (`copy_`, `to`) or elementwise operations lead, there is something to spare. If the sum is far less than the step took by the clock, the GPU waits for Python.
 #
 # ## 7 How large may the model be?
 #

@@ -28,6 +28,7 @@ from helpers.quick import by_file, killed_by_file, train_by_file
 from helpers.records import measured_runs, measured_two_gpus, read_rows
 from helpers.training import Way
 from tests.cells import Finished, stored, tagged
+from tests.scripts import measuring_script
 
 LESSON = course.find_lesson("09")
 SOURCE = LESSON.read_text(encoding="utf-8")
@@ -35,6 +36,7 @@ NOTEBOOK = course.to_notebook(LESSON)
 PROSE = re.sub(r"\s+", " ", " ".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"))
 CODE = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code")
 PAIR = measured_two_gpus()
+measure_lengths = measuring_script("measure_lengths")
 
 
 # --- each verdict, and the fault that it notices -------------------------------------------------------------------
@@ -93,6 +95,12 @@ def held_like(way, other):
     return lambda names: {"at_peak": names["at_peak"] | {way: names["at_peak"][other]}}
 
 
+def padding_costs_little(names):
+    slower = names["measured_lengths"]()
+    slower.loc[slower.name == "row by row", "busy_rate"] /= 2
+    return {"measured_lengths": lambda: slower}
+
+
 FAULTS = [  # the cell's tag, words of the claim, what is changed
     ("even", "equally many", lambda names: {"second": [names["even"][3][:2]]}),
     ("uneven", "its share", lambda names: {"gradient": lambda rows, tokens=None: names["gradient"](rows)}),
@@ -108,6 +116,7 @@ FAULTS = [  # the cell's tag, words of the claim, what is changed
     ("whole-adapters", "all of them", without_tensors("one", "copies", "divided")),
     ("resumed", "the unbroken run", too_far),
     ("resumed", "the unbroken run", lambda names: {"last": "checkpoint-2"}),
+    ("real-lengths", "at least 1.4 times", padding_costs_little),
     ("left-free", "with divided layers", held_like("split", "ddp")),
     ("left-free", "with divided layers", held_like("fsdp2", "split")),
     ("left-free", "with divided layers", held_like("ddp", "split")),
@@ -234,6 +243,36 @@ def test_numbers_of_the_prose_are_those_of_rows_and_predictions(finished):
     assert finished["at_peak"]["one"].after_load > GPUS["t4"].total_bytes
     assert "14.56 GiB" in PROSE
     assert f"{GPUS['t4'].total_bytes / 2**30:.2f}" == "14.56"
+
+
+def test_the_numbers_of_section_6_are_those_of_the_rows(finished):
+    busy, timed = finished["busy"], finished["timed"]
+    assert [f"{busy[name]:.2f}" for name in ("source", "nothing recomputed")] == ["0.68", "0.24"]
+    assert "from 0.68 to 0.24 seconds" in CODE
+    assert "from 0.68 s with the tutorials' recipe to 0.24 s with nothing recomputed" in CODE
+    saved = (-busy.diff()).sort_values(ascending=False)
+    assert set(saved.index[:4]) >= {"repeated heads", "Liger"}, "fused attention and fused layers bring most"
+    assert f"the least by the data sheet is {finished['least']['H200']:.2f} s" in CODE
+    clock = timed.step_seconds
+    assert f"from {clock['nothing recomputed']:.2f} to {clock['recorded']:.2f} s, by GPU time it did not" in PROSE
+    assert busy["recorded"] >= busy["nothing recomputed"]
+    rates = {name: round(rate, -2) for name, rate in finished["lengths"].busy_rate.items()}
+    said = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    assert f"Tokens a second of GPU time: {said}" in CODE
+    sorted_rows = sorted(measure_lengths.lengths())
+    assert sorted_rows[128] <= 96 and sum(n > 300 for n in sorted_rows) < 8  # "fewer than 95, few have more than 300"
+    by = {(r.rows, r.rules, r.name): r for r in finished["both_sides"].itertuples()}
+    for compared in finished["compared"]:
+        if compared[2] == "GPU time":
+            assert 0.97 <= compared[5] <= 1.03, "neither is ahead by more than 3%"
+        else:
+            assert (compared[5] > 1) == (compared[0] == "one")
+    same = [by["real", rules, "ours, real"].busy_rate / by["real", rules, "Unsloth, real, kept"].busy_rate for rules in ("t4", "all")]
+    assert "the course is 5 to 7% ahead by GPU time" in PROSE
+    assert sorted(f"{ratio - 1:.0%}" for ratio in same) == ["5%", "7%"]
+    peaks = [r.peak_bytes / 1e9 for r in by.values() if "kept" in r.name or "packed" in r.name or r.side == "ours"]
+    assert "takes 5 GB where these settings take 11 to 14" in PROSE
+    assert (round(min(peaks)), round(max(peaks))) == (11, 14)
 
 
 def test_both_figures_of_results_say_in_words_what_they_show(finished):
