@@ -884,28 +884,34 @@ for i in answers_at:
 #
 # The rows of a batch have different lengths. The usual way fills them up to the longest with *padding*, which is computed and teaches nothing. This lesson lays them one behind the other: `trainer.data_collator.padding_free`
 # is True while it trains, as `SFTConfig(padding_free=True)` would set it. Then one row must not see the other. TRL leaves that to flash attention, which a T4 does not have. So the course has a kind of attention that goes row by row
-# (`helpers/training/unpadded.py`); on a GPU it is torch's memory-efficient kernel. Is a row computed as if it were alone?
+# (`helpers/training/without_padding.py`); on a GPU it is torch's memory-efficient kernel. Is a row computed as if it were alone?
 
 # %%
 import torch
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from helpers.training import unpadded
 
 four = [trainer.train_dataset[i] for i in range(min(4, len(trainer.train_dataset)))]
-together = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(four)
-together = {name: value.to(model.device) if hasattr(value, "to") else value for name, value in together.items()}
-ids, begins = together["input_ids"], together["cu_seq_lens_q"].tolist()
+with plan.guarded(), torch.no_grad(), unpadded(trainer, max_tokens=4 * settings.max_length):
+    batch = trainer.data_collator(four)
+    begins = batch["cu_seq_lens_q"].tolist()
+    batch = {
+        name: value.to(model.device) if hasattr(value, "to") else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
+    in_rows, in_one = (
+        model(**inputs, use_cache=False).logits[0].float() for inputs in (batch, {"input_ids": batch["input_ids"]})
+    )
+    alone = [
+        model(input_ids=batch["input_ids"][:, a:b], use_cache=False).logits[0].float()
+        for a, b in zip(begins, begins[1:])
+    ]
 print(f"{len(four)} rows in one, without padding; they begin and end at {begins}")
 
 # %%
-from helpers.training.unpadded import NAME
-
-model.get_base_model().set_attn_implementation(NAME)
-with plan.guarded(), torch.no_grad():
-    one_text = model(input_ids=ids, use_cache=False).logits[0].float()
-    in_rows = model(**together, use_cache=False).logits[0].float()
-    alone = torch.cat([model(input_ids=ids[:, a:b], use_cache=False).logits[0].float() for a, b in zip(begins, begins[1:])])
-model.get_base_model().set_attn_implementation("sdpa")
-as_one, apart = (((logits - alone).norm() / alone.norm()).item() for logits in (one_text, in_rows))
+alone = torch.cat(alone)
+apart, as_one = (((logits - alone).norm() / alone.norm()).item() for logits in (in_rows, in_one))
 print(f"relative difference to each row computed alone: {as_one:.3f} if taken for one text, {apart:.6f} row by row")
 if len(four) > 1:
     verdict("rows in one batch without padding do not see each other", apart < as_one / 10)

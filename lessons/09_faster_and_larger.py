@@ -108,7 +108,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
      "each GPU; divided weights 17.5 GB on each")  # fmt: skip
 
 # %% [markdown]
-# Blue is frozen, orange is trained, grey comes and goes. The pale part on top is what torch reserves beyond that, and the CUDA context. What is hatched lies in the computer's memory, and not on a GPU.
+# Blue is frozen, orange is trained, grey comes and goes. The pale part on top is what torch reserves beyond that, and the CUDA context. What is hatched lies in the computer's memory, and not on a GPU: the whole model, 19 GB for each process.
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. After the backward pass the processes average their gradients, so all copies stay alike.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
@@ -196,7 +196,7 @@ print("".join(line for line in copies.open() if "output_dir" not in line).strip(
 # In a terminal you would type `python -m helpers train config.toml`. With `--dry-run` it trains nothing and says what it would do, and what each GPU would take. (Where no GPU is, that is predicted for T4s, and two processes on the CPU stand in for them.)
 
 # %% tags=["dry-run"]
-from helpers.quick import killed_by_file, train_by_file
+from helpers.quick import killed_by_file, load_4bit, train_by_file
 
 print(train_by_file(copies, dry_run=True)["words"])
 
@@ -387,7 +387,7 @@ table([(part, whole.parts.get(part, 0) / 1e9, halved.parts.get(part, 0) / 1e9) f
 
 # %% [markdown]
 # Weights and optimizer states are halved. (The optimizer is torch's AdamW in both columns, since bitsandbytes' cannot take divided tensors.) But a new part appears. **weights gathered from all GPUs** is what is whole for a moment: a flat buffer into which the halves are gathered, and the tensors that come out of it. For a layer that is little. For the embedding it is much, because the table is gathered whole, and for a moment it exists twice. Qwen's vocabulary has 152,064 words, so
-# with these models each GPU takes more than half of what one GPU would.
+# with these models each GPU takes more than half of what one GPU would. (In the figure of section 1 less is gathered, though that model is larger: a column shows the moment at which a GPU holds most, and with longer rows that is another moment.)
 #
 # Now train that way, in two processes:
 
@@ -502,7 +502,9 @@ changes = {
     "fused Adam": "fused Adam", "Liger": "fused layers", "one operation": "adapters in one operation", "fewer walks": "fewer walks",
     "every third layer": "recompute a third", "nothing recomputed": "recompute nothing", "recorded": "CUDA graphs",
 }  # fmt: skip
-timed = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe")[["gpu_busy_seconds", "step_seconds"]].median()
+timed = (
+    measured_runs("h200_speed").query("rules == 't4'").groupby("recipe")[["gpu_busy_seconds", "step_seconds"]].median()
+)
 busy = timed.gpu_busy_seconds[list(changes)]
 shape = shape_of(four.iloc[0].config)
 operations = 4 * 8 * 512 * (shape.layers * sum(linear.weights for linear in shape.linears) + shape.hidden * shape.vocab)
@@ -536,7 +538,10 @@ figure = bars(list(ways.values()), lengths.busy_rate, "Without padding, row by r
 verdict("row by row a second of GPU time trains at least 1.4 times the tokens of the padded default",
         lengths.busy_rate["row by row"] >= 1.4 * lengths.busy_rate["padded"])  # fmt: skip
 print(f"{lengths.padding['padded']:.0%} of what the default computes is padding")
-show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, sorted 8,300, packed 11,300, row by row 16,000")
+show(
+    figure,
+    alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, sorted 8,300, packed 11,300, row by row 16,000",
+)
 
 # %% [markdown]
 # - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost, so the same rows are learned in the same step.
@@ -554,7 +559,9 @@ compared = []
 for (rows_are, rules), of in both_sides.groupby(["rows", "rules"]):
     for measure, words in (("busy_rate", "GPU time"), ("clock_rate", "the clock")):
         ours, theirs = (of[of.side == side][measure].max() for side in ("ours", "Unsloth"))
-        compared.append((rows_are, {"t4": "T4", "all": "all"}[rules], words, ours, theirs, ours / theirs, theirs / ours))
+        compared.append(
+            (rows_are, {"t4": "T4", "all": "all"}[rules], words, ours, theirs, ours / theirs, theirs / ours)
+        )
 table(compared, "{:.2f}", columns=("lengths", "kernels", "by", "this course", "Unsloth", "course / Unsloth", "Unsloth / course"),
       this_course="{:,.0f}", Unsloth="{:,.0f}")  # fmt: skip
 
@@ -571,7 +578,6 @@ from peft import LoraConfig, get_peft_model
 from torch.profiler import profile
 
 from helpers.models import bundled
-from helpers.quick import load_4bit
 
 base, _ = load_4bit(bundled(), run.machine)
 model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))

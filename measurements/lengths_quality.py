@@ -77,7 +77,7 @@ def trained(folder: str, kind: str, way: Way, rows: list[dict], tokenizer, model
 
     from helpers.machine import detect
     from helpers.training import adapters_to_float32
-    from helpers.training.unpadded import unpadded
+    from helpers.training.without_padding import unpadded
 
     set_seed(seed)
     here, data = detect(), Dataset.from_list([tokens(tokenizer, row) for row in rows[:count]])

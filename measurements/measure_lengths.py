@@ -220,7 +220,7 @@ def measure(job: dict) -> dict:
 
     from helpers.memory import predict
     from helpers.training import fewer_walks, fuse_lora, recorded
-    from helpers.training.unpadded import unpadded
+    from helpers.training.without_padding import unpadded
 
     way, spec, device = Way(**job["way"]), job["spec"], job["device"]
     gpu = device != "cpu"
@@ -243,7 +243,7 @@ def measure(job: dict) -> dict:
         if limit:
             around.enter_context(unpadded(trainer, limit))
         if way.nested:
-            around.enter_context(patch("helpers.training.unpadded._together", nested_tensors))
+            around.enter_context(patch("helpers.training.without_padding._together", nested_tensors))
         watch = watching(shapes)
         trainer.add_callback(watch)
         trainer.train()
@@ -262,7 +262,7 @@ def measure(job: dict) -> dict:
 
 
 def nested_tensors(states, bounds, longest, dropout, scaling):
-    """What `helpers.training.unpadded._together` does, by torch's public way to the same kernel: more work for Python."""
+    """What `helpers.training.without_padding._together` does, by torch's public way to the same kernel: more work for Python."""
     import torch
 
     flat = [x[0].transpose(0, 1).contiguous() for x in states]

@@ -63,7 +63,7 @@ class RunSpec:
     `trl_loss`: "tiled" is TRL's from 1.15 on. "full" is transformers' own, which TRL had before: all logits at once, 14
     bytes each in 16-bit training. It was compared with public runs of TRL 0.13 alone, and is 1 to 5% above them.
     `unpadded`: rows lie one behind the other, `seq_len` tokens of them at once, and attention stays within each row
-    (helpers.training.unpadded): the memory-efficient kernel on every GPU, keys and values repeated, no mask.
+    (helpers.training.without_padding): the memory-efficient kernel on every GPU, keys and values repeated, no mask.
     Raises CannotPredict naming field and value.
     """
 

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from helpers.training.cures import Cures
 from helpers.training.finite import require_finite_logits, stop_when_not_finite
-from helpers.training.out_of_memory import explained
 from helpers.training.planning import plan_training
 from helpers.training.several import Way
 from helpers.training.workarounds import (
@@ -19,7 +18,7 @@ from helpers.training.workarounds import (
 if TYPE_CHECKING:
     from helpers.training.fused_lora import fuse_lora
     from helpers.training.graphs import recorded
-    from helpers.training.unpadded import unpadded
+    from helpers.training.without_padding import unpadded
 
 __all__ = [
     "plan_training",  # what a run will take, and the fastest setting that fits
@@ -36,11 +35,10 @@ __all__ = [
     "recorded",  # CUDA graphs of a training step
     "require_finite_logits",  # no training from a model that overflows
     "stop_when_not_finite",  # no training beyond a loss that is no number
-    "explained",  # an out-of-memory error with the advice what to change
 ]
 
 
-LATE = {"fuse_lora": "fused_lora", "recorded": "graphs", "unpadded": "unpadded"}
+LATE = {"fuse_lora": "fused_lora", "recorded": "graphs", "unpadded": "without_padding"}
 
 
 def __getattr__(name: str):

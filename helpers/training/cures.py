@@ -121,7 +121,7 @@ class Cures:
             if not self.plan.plain:
                 stack.enter_context(fewer_walks(trainer))
             if self.plan.max_tokens:
-                from helpers.training.unpadded import unpadded
+                from helpers.training.without_padding import unpadded
 
                 stack.enter_context(unpadded(trainer, self.plan.max_tokens))
             if self.graphs:

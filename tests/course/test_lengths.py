@@ -158,7 +158,9 @@ def test_rows_without_padding_learn_what_padded_rows_do():
     for task in ("instructions", "messages"):
         loss = {(row["way"], row["seed"]): row["heldout_loss"][task] for row in quality_rows("chat")}
         assert all(abs(loss["row by row", s] - loss["padded", s]) < 1e-3 for s in range(5)), task
-        assert max(loss["padded", s] for s in range(5)) - min(loss["padded", s] for s in range(5)) > 5e-3, "seeds differ more"
+        assert max(loss["padded", s] for s in range(5)) - min(loss["padded", s] for s in range(5)) > 5e-3, (
+            "seeds differ more"
+        )
 
 
 @pytest.mark.parametrize("model", ["bundled", "chat"])
@@ -250,7 +252,11 @@ def test_both_sides_do_the_same_work():
     first = {(row["rules"], row["name"]): row["measured"]["losses"][0] for row in unsloth_rows()}
     for rules in ("t4", "all"):
         for kind in ("one", "real"):
-            same = [loss for (of, name), loss in first.items() if of == rules and f", {kind}" in name and "packed" not in name]
+            same = [
+                loss
+                for (of, name), loss in first.items()
+                if of == rules and f", {kind}" in name and "packed" not in name
+            ]
             assert max(same) - min(same) < 1e-3, "the same rows, the same weights, another implementation"
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from helpers.training.unpadded import row_by_row
+from helpers.training.without_padding import row_by_row
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS, HEADS, KEY_HEADS, SIZE = (40, 1, 301, 77, 510, 95), 8, 2, 128

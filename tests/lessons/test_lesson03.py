@@ -27,10 +27,10 @@ from helpers.models import BUNDLED_MODEL, PRESETS, Model, bundled, recipe_for
 from helpers.quick import forget_side_runs, killed_side_run, side_run
 from helpers.records import measured_runs
 from helpers.saving import CheckpointError, checkpoint_folder, require_login
-from helpers.training import Cures, explained, plan_training
-from helpers.training.planning import goes_without_padding
+from helpers.training import Cures, plan_training
 from helpers.training.cures import CURES, NEEDED
-from helpers.training.out_of_memory import OutOfMemory, explain, ladder, ran_out
+from helpers.training.out_of_memory import OutOfMemory, explain, explained, ladder, ran_out
+from helpers.training.planning import goes_without_padding
 from tests.cells import lesson_cell
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
@@ -492,7 +492,9 @@ def test_plain_keeps_the_cures_without_which_nothing_runs_and_no_others(tmp_path
     with contextlib.ExitStack() as stack:
         for name in names:
             called = lambda *words, of=name: done.append(of) or contextlib.nullcontext()  # noqa: E731
-            file = {"fuse_lora": "fused_lora", "unpadded": "unpadded"}.get(name, "cures")  # what imports torch, cures does late
+            file = {"fuse_lora": "fused_lora", "unpadded": "without_padding"}.get(
+                name, "cures"
+            )  # what imports torch, cures does late
             stack.enter_context(mock.patch(f"helpers.training.{file}.{name}", called))
         for plain in (False, True):
             cures, trainer = Cures(planned(plain=plain)[0], machine, "a model"), mock.MagicMock()

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from helpers.models import bundled
-from helpers.training.unpadded import NAME, pieces, row_by_row, unpadded
+from helpers.training.without_padding import NAME, pieces, row_by_row, unpadded
 
 LENGTHS = (40, 9, 77, 30, 5, 51, 22, 60)
 
@@ -159,11 +159,18 @@ def test_pieces_are_the_rows_in_order_and_within_the_bound():
 def test_what_cannot_be_right_is_refused(tmp_path):
     trainer = trainer_of(tmp_path, **PADDED)
     trainer.data_collator = DataCollatorForSeq2Seq(trainer.processing_class)
-    with pytest.raises(ValueError, match="TRL's own collator, and not by DataCollatorForSeq2Seq"), unpadded(trainer, 100):
+    with (
+        pytest.raises(ValueError, match="TRL's own collator, and not by DataCollatorForSeq2Seq"),
+        unpadded(trainer, 100),
+    ):
         pass
     trainer = trainer_of(tmp_path, **PADDED)
     several = SimpleNamespace(num_processes=2)
-    with patch.object(trainer, "accelerator", several), pytest.raises(ValueError, match="one alone"), unpadded(trainer, 100):
+    with (
+        patch.object(trainer, "accelerator", several),
+        pytest.raises(ValueError, match="one alone"),
+        unpadded(trainer, 100),
+    ):
         pass
     trainer = trainer_of(tmp_path, **TOGETHER)
     with unpadded(trainer, 100), pytest.raises(ValueError, match="labels of the whole step"):

@@ -89,7 +89,9 @@ def unpadded(trainer, max_tokens: int):
     if padded and not isinstance(collate, DataCollatorForLanguageModeling):
         raise ValueError(f"rows can be left without padding by TRL's own collator, and not by {type(collate).__name__}")
     if trainer.accelerator.num_processes > 1:
-        raise ValueError("several processes would cut their batches into unequal numbers of pieces: one alone can do that")
+        raise ValueError(
+            "several processes would cut their batches into unequal numbers of pieces: one alone can do that"
+        )
     model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.training_step
     model, before = model.get_base_model(), trainer.model.config._attn_implementation
 
