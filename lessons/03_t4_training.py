@@ -609,8 +609,8 @@ verdict("predicted and measured peak agree within 5%", abs(predicted / measured 
 #
 # The calls above that load and train are the libraries' own. Between them stand the cures below. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
 # training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out. The last two columns say what each one saved on top of those before it, in GPU time and in the time
-# of a whole step, measured with Mistral-7B's shape on an H200 under T4 rules (`recorded` on top of "nothing recomputed", where alone it can be used). `recorded` spares the computer beside the GPU, so
-# look at the whole step there. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that. A cure without a number saves you from
+# of a whole step, measured with Mistral-7B's shape and rows of one length on an H200 under T4 rules (`recorded` on top of "nothing recomputed", where alone it can be used). `recorded` spares the computer beside the GPU, so
+# look at the whole step there. `unpadded` was measured with rows of real lengths, on an H100, beside the same recipe with padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that. A cure without a number saves you from
 # an error and not from waiting.
 
 # %%
