@@ -15,21 +15,27 @@ def tagged(notebook, tag: str):
 
 
 class Finished(dict):
-    """A lesson's names after all its cells but the set-up were run here, into `folder`."""
+    """A lesson's names after all its cells but the set-up were run here, into `folder`, with some of its parameters changed."""
 
-    def __init__(self, notebook, folder):
+    def __init__(self, notebook, folder, **parameters):
         super().__init__(__name__="__main__")
         self.notebook = notebook
-        for cell in notebook.cells[2:]:
-            if cell.cell_type == "code":
-                source = cell.source.replace('output_dir = "auto"', f"output_dir = {str(folder)!r}")
-                exec(compile(source, "cell", "exec"), self)
+        for cell in notebook.cells:
+            tags = cell.metadata.get("tags", [])
+            if cell.cell_type == "code" and "bootstrap" not in tags:
+                exec(compile(cell.source, "cell", "exec"), self)
+            if "parameters" in tags:
+                self.update(parameters, output_dir=str(folder))
+
+    def run(self, source: str, **changed) -> dict:
+        """Source run on a copy of the names, some of them changed; the copy."""
+        names = {**self, **changed}
+        exec(compile(source, "cell", "exec"), names)
+        return names
 
     def again(self, tag: str, **changed) -> dict:
-        """One cell run on a copy of the names, some of them changed; the copy."""
-        names = {**self, **changed}
-        exec(compile(tagged(self.notebook, tag).source, tag, "exec"), names)
-        return names
+        """The cell with a tag, run so."""
+        return self.run(tagged(self.notebook, tag).source, **changed)
 
 
 def lesson_cell(lesson: str, tag: str):

@@ -1,6 +1,7 @@
 """What each process of a training by a file of settings does: load, train or go on, save, record."""
 
 import json
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -79,8 +80,9 @@ class Training:
     @property
     def identity(self) -> dict:
         """What makes this run this run: another one gets other checkpoints, and another adapter."""
-        about = {"model": self.model.name, "data": self.data_name, "way": self.way.name, "gpus": self.way.gpus}
-        return vars(self.settings) | about | {"layers": self.way.layers, "rows": self.data_digest}
+        about = {"data": self.data_name, "rows": self.data_digest}
+        way = {"way": self.way.name, "gpus": self.way.gpus, "layers": self.way.layers}
+        return vars(self.settings) | self.model.identity | about | way
 
     def run(self, callbacks=()) -> dict | None:
         """Train and save; what was found, in the first process, and None in the others."""
@@ -88,11 +90,13 @@ class Training:
         from transformers import set_seed
 
         set_seed(self.settings.seed)
+        folder = saving.checkpoint_folder(self.job.folder, **self.identity)
+        last = saving.last_complete_checkpoint(folder, self.way.processes)
+        if not last and os.environ.get("RANK", "0") == "0":
+            self.say_what_is_kept(folder)
         model, tokenizer = self.load()
         before = self.heldout_loss(model, tokenizer)
         trainer = self.trainer(model, tokenizer, callbacks)
-        folder = saving.checkpoint_folder(self.job.folder, **self.identity)
-        last = saving.last_complete_checkpoint(folder, self.way.processes)
         begun = time.perf_counter()
         trainer.train(resume_from_checkpoint=last and str(last))
         seconds = time.perf_counter() - begun
@@ -112,6 +116,16 @@ class Training:
         }  # fmt: skip
         write_whole(self.job.folder / "train.json", json.dumps(found | {"parameters": vars(self.settings)}, indent=1))
         return found
+
+    def say_what_is_kept(self, folder) -> None:
+        """One line, before hours go by, where another run's checkpoints lie beside `folder`, which this run has not begun yet."""
+        others = {state.parents[1] for state in self.job.folder.glob("checkpoints-*/checkpoint-*/trainer_state.json")}
+        if others - {folder}:
+            print(
+                "This training begins from its start: the base model's files, the rows, the settings or the course are not those "
+                f"of the checkpoints in {', '.join(sorted(map(str, others - {folder})))}. They are kept; to go on from them, put "
+                "back what changed"
+            )
 
     @property
     def rows_per_step(self) -> int:

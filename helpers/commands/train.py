@@ -12,7 +12,8 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
 
 Paths in it are relative to where the command is run. batch_size is what each process computes at once. Without a GPU, "ddp"
 and "fsdp2" train in processes on the CPU. A run that was killed goes on from its last whole checkpoint; other settings,
-another model or other rows are another run.
+another model or other rows are another run. A model in a folder is the same as long as its files hold the same, wherever
+they lie.
 """
 
 import argparse

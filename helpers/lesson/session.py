@@ -66,7 +66,7 @@ class Run:
     def identity(self) -> dict:
         """What makes this run this run: settings, model and data. Another one gets other checkpoints, another adapter."""
         own = {"rows": self.data_digest} if self.data_digest else {}
-        return vars(self.settings) | {"model": self.model.name, "data": self.data_name} | own
+        return vars(self.settings) | self.model.identity | {"data": self.data_name} | own
 
     @property
     def checkpoints(self) -> Path:

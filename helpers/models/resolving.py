@@ -1,11 +1,13 @@
 """Which model a lesson uses: the bundled one, a preset, a local folder or a hub id; with clear words when it cannot."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import COURSE_ROOT
 from helpers.files import adapter_fault, changed_asset, model_fault, read_object
+from helpers.models.content import content
 from helpers.models.hub import ModelError, _reach
 from helpers.models.presets import AUTO_CHAT, AUTO_LARGE, AUTO_SMALL, CHAT_PRESETS, PRESETS, RECIPES, SMOLLM2
 from helpers.packages import is_smollm2, smollm2_folder
@@ -32,6 +34,13 @@ class Model:
     def local(self) -> bool:
         """A folder that somebody named, neither the bundled one nor one from the hub."""
         return os.path.isdir(self.path) and not self.bundled
+
+    @functools.cached_property
+    def identity(self) -> dict:
+        """What a run is known by of its model: a folder's content when this was first asked, wherever it lies; else the name."""
+        if not os.path.isdir(self.path):
+            return {"model": self.name}
+        return dict.fromkeys(("model", "model_id"), content(self.path))
 
     def __str__(self) -> str:
         size = f", {self.download_bytes / 1e9:.1f} GB to download and keep on disk" if self.download_bytes else ""

@@ -4,6 +4,7 @@ from helpers.plots.comparing import intervals as intervals
 from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
 from helpers.plots.memory_left import holes as holes
 from helpers.plots.memory_left import ladder as ladder
+from helpers.plots.parts import BESIDES, GROUPS, HOST, grouped
 from helpers.plots.several_gpus import one_step as one_step
 from helpers.plots.several_gpus import peaks_by_cut as peaks_by_cut
 from helpers.plots.several_gpus import two_panels as two_panels
@@ -242,38 +243,6 @@ def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
 def _short(number: float) -> str:
     """A number in few characters: 18.7, 10,283, 4e+09."""
     return f"{number:.1f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
-
-
-# The parts of a prediction (helpers.memory) in groups that a reader tells apart, each with its colour.
-GROUPS = {
-    "weights in 4 bits": (FROZEN, ("quantized weights", "quantization scales")),
-    "weights in 16 or 32 bits": (
-        "#7DB8DF", ("embeddings and head", "norms, biases, 16-bit weights", "float32 copies of what is not quantized")
-    ),
-    "adapters, gradients, optimizer": (
-        TRAINED,
-        ("adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch"),
-    ),
-    "kept for backward": (PASSING, ("layer inputs kept by checkpointing", "activations kept for backward")),
-    "one layer at work": (
-        "#BFC5C9",
-        ("one layer's activations", "a dequantized weight", "gradients of activations", "weights gathered from all GPUs"),
-    ),
-    "the loss": ("#5A6268", ("final norm and hidden states", "tile of logits")),
-    "the rest": ("#DDE1E4", ()),
-    "reserved, and the CUDA context": ("#F6F7F7", ("reserved and context",)),
-    "in the computer's memory": ("white", ("averages on the host",)),
-}  # fmt: skip
-REST, BESIDES, HOST = "the rest", "reserved, and the CUDA context", "in the computer's memory"
-
-
-def grouped(parts: dict) -> dict:
-    """The parts of a prediction in GROUPS, in their order; the sum stays what it is."""
-    of = {part: group for group, (_, named) in GROUPS.items() for part in named}
-    found = dict.fromkeys(GROUPS, 0)
-    for part, size in parts.items():
-        found[of.get(part, REST)] += size
-    return {group: size for group, size in found.items() if size}
 
 
 def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):

@@ -1,33 +1,19 @@
 """Drawings of a training on several GPUs: what each of them holds, when each works, and what two bring over one."""
 
 from helpers.plots.figures import COLOURS, FROZEN, INK, PASSING, TRAINED, axes
+from helpers.plots.parts import BESIDES, GROUPS, grouped
 
-RESERVED, HOST = "reserved, and the CUDA context", "in the computer's memory, while loading"
-# What a GPU holds, from the bottom up: its colour, and the parts of a prediction (helpers.memory) in it. What is in none of
-# them passes through. What lies on the host is hatched, and outside the GPU.
+HOST = "in the computer's memory, while loading"
+# What a GPU holds, from the bottom up, in groups as GROUPS are. What lies on the host is hatched, and outside the GPU.
 HELD = {
-    "frozen weights": (FROZEN, (
-        "quantized weights", "quantization scales", "embeddings and head", "norms, biases, 16-bit weights",
-        "float32 copies of what is not quantized",
-    )),
-    "adapters, gradients, optimizer": (TRAINED, (
-        "adapters", "16-bit copies of the adapters", "gradients of weights", "optimizer states", "optimizer scratch",
-    )),
+    "frozen weights": (FROZEN, GROUPS["weights in 4 bits"][1] + GROUPS["weights in 16 or 32 bits"][1]),
+    "adapters, gradients, optimizer": GROUPS["adapters, gradients, optimizer"],
     "activations, and what one layer needs": (PASSING, ()),
     "weights gathered from all GPUs": ("#7DB8DF", ("weights gathered from all GPUs",)),
-    RESERVED: ("#F6F7F7", ("reserved and context",)),
+    BESIDES: GROUPS[BESIDES],
     HOST: ("white", ("on the host",)),
-}  # fmt: skip
+}
 WORK = {"forward": COLOURS["sky"], "backward": FROZEN, "exchange": TRAINED}
-
-
-def on_a_gpu(parts: dict) -> dict:
-    """The parts of a prediction by the keys of HELD, in their order; the sum stays what it is."""
-    of = {part: key for key, (_, named) in HELD.items() for part in named}
-    found = dict.fromkeys(HELD, 0)
-    for part, size in parts.items():
-        found[of.get(part, "activations, and what one layer needs")] += size
-    return found
 
 
 def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: str):
@@ -38,7 +24,7 @@ def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: s
     and `between` to words for what goes from one GPU to the other.
     """
     figure, ax = axes(title, "", "GB at the peak, predicted", size=(9.0, 5.2))
-    ways = {way: [on_a_gpu(parts) for parts in gpus] for way, gpus in ways.items()}
+    ways = {way: [grouped(parts, HELD) for parts in gpus] for way, gpus in ways.items()}
     tallest = max(sum(n for key, n in gpu.items() if key != HOST) for gpus in ways.values() for gpu in gpus)
     named: set = set()
     top, x = max(tallest, limit) / 1e9, 0.0
@@ -49,7 +35,7 @@ def who_holds_what(ways: dict, says: dict, between: dict, limit: float, title: s
             _column(ax, x, gpu, words, top, named)
             ax.text(x, -0.02 * top, f"GPU {number}", ha="center", va="top", fontsize=9, color=INK)
             x += 1
-            if gpu[HOST]:
+            if HOST in gpu:
                 _box(ax, x - 0.36, 0, gpu[HOST] / 1e9, HOST, named)
                 x += 0.4
         middle = (begin + x - 1) / 2
@@ -75,14 +61,14 @@ def _column(ax, x: float, gpu: dict, words: str, top: float, named: set) -> None
     """What one GPU holds, from the bottom up, and the sum above it."""
     below = 0.0
     for key, size in gpu.items():
-        if key == HOST or not size:
+        if key == HOST:
             continue
         size /= 1e9
         _box(ax, x, below, size, key, named)
         if key == "frozen weights":
             said = f"{size:.1f}\n{words}"
             ax.text(x, below + size / 2, said, ha="center", va="center", fontsize=9, color="white", zorder=5)
-        elif size > 0.045 * top and key != RESERVED:
+        elif size > 0.045 * top and key != BESIDES:
             ax.text(x, below + size / 2, f"{size:.1f}", ha="center", va="center", fontsize=9, color=INK, zorder=5)
         below += size
     total = ax.text(x, below + 0.012 * top, f"{below:.1f}", ha="center", va="bottom", fontsize=10, color=INK, zorder=5)
@@ -90,7 +76,7 @@ def _column(ax, x: float, gpu: dict, words: str, top: float, named: set) -> None
 
 
 def _box(ax, x: float, bottom: float, height: float, key: str, named: set) -> None:
-    host, plain = key == HOST, key in (HOST, RESERVED)
+    host, plain = key == HOST, key in (HOST, BESIDES)
     ax.bar(
         x, height, 0.3 if host else 0.86, bottom, color=HELD[key][0], edgecolor=PASSING if plain else "white", linewidth=0.6,
         hatch="////" if host else None, label=None if key in named else key, zorder=2,

@@ -18,7 +18,7 @@ from helpers.lesson import session
 from helpers.memory import GPUS, RunSpec, predict
 from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.models.presets import AUTO_CHAT, CHAT_PRESETS
-from tests.cells import stored, tagged
+from tests.cells import Finished, stored, tagged
 from tests.places import place
 from tests.places.hub import Hub
 
@@ -273,25 +273,9 @@ def test_pasted_into_a_fresh_environment_with_the_requirements_alone_they_train(
 # --- each verdict, and the fault that it notices -------------------------------------------------------------------
 
 
-class Finished(dict):
-    """The lesson's names after a run of all its cells; `again` runs one cell on a copy of them, changed."""
-
-    def again(self, source: str, **changed) -> dict:
-        names = {**self, **changed}
-        exec(compile(source, "cell", "exec"), names)
-        return names
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    names = Finished(__name__="__main__")
-    parameters = cell("parameters").replace(
-        'output_dir = "auto"', f"output_dir = {str(tmp_path_factory.mktemp('run'))!r}"
-    )
-    upto = CODE.index(cell("fits"))
-    for source in [parameters, *CODE[2 : upto + 1]]:
-        exec(compile(source, "cell", "exec"), names)
-    return names
+    return Finished(NOTEBOOK, tmp_path_factory.mktemp("run"))
 
 
 def test_all_verdicts_of_the_lesson_are_tried_below():
@@ -305,7 +289,7 @@ def test_all_verdicts_of_the_lesson_are_tried_below():
 def test_an_adapter_that_does_not_start_at_zero_is_noticed(finished):
     load, fresh = step(2), cell("fresh")
     build = step(7).replace("r=16,", "r=16, init_lora_weights=False,")
-    names = finished.again(load)
+    names = finished.run(load)
     with pytest.raises(AssertionError, match="fresh adapter"):
         exec("\n".join([step(3), step(4), build, fresh]), names)
 
@@ -313,9 +297,9 @@ def test_an_adapter_that_does_not_start_at_zero_is_noticed(finished):
 def test_an_example_about_what_is_asked_is_noticed(finished):
     rows = [*finished["rows"], {"prompt": "Which sound does the pig make?", "completion": "oink"}]
     with pytest.raises(AssertionError, match="no example holds"):
-        finished.again(cell("judged"), rows=rows)
+        finished.again("judged", rows=rows)
     with pytest.raises(AssertionError, match="no example holds"):  # an answer among the completions tells as much
-        finished.again(cell("judged"), rows=[*finished["rows"], {"prompt": "Name a city.", "completion": "Minsk"}])
+        finished.again("judged", rows=[*finished["rows"], {"prompt": "Name a city.", "completion": "Minsk"}])
 
 
 def test_the_base_model_knew_the_answers_and_not_where_to_stop(finished):
@@ -326,36 +310,36 @@ def test_the_base_model_knew_the_answers_and_not_where_to_stop(finished):
 @pytest.mark.parametrize("after", [["Minsk", "oink", "ponies"], ["Minsk\n", "oink", "samedi"]])
 def test_an_answer_that_stayed_wrong_or_does_not_stop_is_noticed(finished, after):
     with pytest.raises(AssertionError, match="all are after"):
-        finished.again(cell("judged"), after=after)
+        finished.again("judged", after=after)
 
 
 def test_an_answer_that_was_right_before_is_noticed(finished):
     with pytest.raises(AssertionError, match="all are after"):
-        finished.again(cell("judged"), before=["Minsk", "ponies", "ponies"])
+        finished.again("judged", before=["Minsk", "ponies", "ponies"])
 
 
 @pytest.mark.parametrize(("right", "wrong"), [("alpha=32", "alpha=16"), ("A, B,", "A, 0 * B,")])
 def test_another_formula_than_peft_s_is_noticed(finished, right, wrong):
     source = cell("formula")
     assert right in source
-    finished.again(source)
+    finished.run(source)
     with pytest.raises(AssertionError, match="peft's layer"):
-        finished.again(source.replace(right, wrong))
+        finished.run(source.replace(right, wrong))
 
 
 def test_a_model_that_fits_a_t4_in_other_ways_is_noticed(finished):
     source = f"{cell('to-scale')}\n{cell('fits')}"
     with pytest.raises(AssertionError, match="QLoRA alone"):
-        finished.again(source, seven_b=PRESETS["qwen2.5-1.5b"].shape)
+        finished.run(source, seven_b=PRESETS["qwen2.5-1.5b"].shape)
 
 
 def test_a_check_that_fails_is_noticed(finished, monkeypatch):
     broken = doctor.Finding("packages", doctor.FAIL, "trl is missing", "install it")
     monkeypatch.setattr(doctor, "problems", lambda: [broken])
     with pytest.raises(AssertionError, match="no check of the doctor fails"):
-        finished.again(cell("doctor"))
+        finished.again("doctor")
     monkeypatch.setattr(doctor, "problems", list)
-    finished.again(cell("doctor"))
+    finished.again("doctor")
 
 
 def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
@@ -368,7 +352,7 @@ def test_it_learned_and_saved_where_later_lessons_do_not_look(finished):
 def test_rank_4_comes_out_as_the_check_has_it(finished, capsys):
     from helpers.lesson.exercises.l00 import TRAINED_WITH_R_4
 
-    names = finished.again(exercise(2))
+    names = finished.run(exercise(2))
     assert names["came_out"] == TRAINED_WITH_R_4
     solution = re.search(r"```python\n(guess = .*?)```", LESSON.read_text().replace("\n# ", "\n"), re.DOTALL)[1]
     exec(solution, names)
@@ -390,7 +374,7 @@ def test_who_fits_where_is_what_the_figure_shows(finished):
 
 
 def test_the_form_that_exercise_6_repairs_spoils_every_answer(finished):
-    names = finished.again(exercise(6))
+    names = finished.run(exercise(6))
     said = [names["complete"](names["their_asking"](question)).strip() for question in names["questions"]]
     assert not set(said) & set(ANSWERS)
 

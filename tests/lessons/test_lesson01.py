@@ -20,7 +20,7 @@ from helpers.lesson import checks
 from helpers.models import resolving as models
 from helpers.plots import diagrams
 from helpers.widgets import explorer
-from tests.cells import solutions
+from tests.cells import Finished, solutions
 from tests.pace import paces
 from tests.scripts import measuring_script
 
@@ -362,24 +362,9 @@ def test_the_defaults_and_fields_of_the_configuration_are_as_the_lesson_has_them
 # --- verdicts: each notices its fault ---------------------------------------------------------------------------------
 
 
-class Finished(dict):
-    """The lesson's names after a run of all its cells; `again` runs one cell on a copy of them, changed."""
-
-    def again(self, text: str, **changed) -> dict:
-        (source,) = [source for source in CODE if text in source]
-        names = {**self, **changed}
-        exec(compile(source, "cell", "exec"), names)
-        return names
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("run"))
-    names, parameters = Finished(__name__="__main__"), 'output_dir = "auto"'
-    for source in CODE:
-        source = source.replace(parameters, f"output_dir = {folder!r}").replace("eval_rows = 128", "eval_rows = 16")
-        exec(compile(source, "cell", "exec"), names)
-    return names
+    return Finished(LESSON, tmp_path_factory.mktemp("run"), eval_rows=16)
 
 
 def test_all_verdicts_of_the_lesson_are_tried_below_and_there_are_few():
@@ -428,8 +413,9 @@ def pretended(name, value):
 @pytest.mark.parametrize("claim", FAULTS)
 def test_a_verdict_notices_its_fault(finished, claim, monkeypatch):
     monkeypatch.setenv("COURSE_STRICT", "1")
+    (source,) = [source for source in CODE if f'"{claim}"' in source]
     with pytest.raises(AssertionError, match=re.escape(claim[:30])):
-        finished.again(f'"{claim}"', **FAULTS[claim](finished))
+        finished.run(source, **FAULTS[claim](finished))
 
 
 def test_the_model_is_whole_again_after_the_roundings(finished):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from trl import SFTConfig
 
 from helpers import COURSE_ROOT, lesson, training
 from helpers.course import disk as course
+from helpers.lesson import session
 from helpers.lesson.reports import FOLDERS, prepare_reports
 from helpers.machine import Machine, detect
 from helpers.memory import GPUS, RunSpec, predict
@@ -285,6 +287,17 @@ def test_another_setting_gets_another_checkpoint_folder(tmp_path):
     assert same[0] == same[1]
     assert checkpoint_folder(tmp_path, rank=8, seed=1) != same[0]
     assert same[0].parent == tmp_path
+
+
+def test_a_base_that_changed_under_its_name_gets_another_checkpoint_folder(tmp_path):
+    base, found = shutil.copytree(BUNDLED_MODEL, tmp_path / "mine"), []
+    for eps in (1e-6, 1e-6, 1e-5):
+        (base / "config.json").write_text(
+            json.dumps(json.loads((base / "config.json").read_text()) | {"rms_norm_eps": eps})
+        )
+        model, settings = Model(str(base), "mine", "", 0), SimpleNamespace(model_id=str(base))
+        found.append(session.Run("03_t4_training", tmp_path, {}, model=model, settings=settings).checkpoints)
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_hub_repo_without_a_login_gets_one_line(monkeypatch):

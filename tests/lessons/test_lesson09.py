@@ -23,7 +23,7 @@ from helpers.machine import ALL_GPUS, hardware
 from helpers.memory import GPUS, RunSpec, labels, predict, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.plots import diagrams
-from helpers.plots.several_gpus import HELD, HOST, on_a_gpu
+from helpers.plots.several_gpus import HELD, HOST
 from helpers.quick import by_file, killed_by_file, train_by_file
 from helpers.records import measured_runs, measured_two_gpus, read_rows
 from helpers.training import Way
@@ -359,7 +359,7 @@ def test_every_part_of_a_prediction_lies_in_a_column_and_the_host_beside_it():
         labels.GATHERED: 5e8,
         "reserved and context": 1e9,
     }
-    assert sum(on_a_gpu(parts).values()) == sum(parts.values())
+    assert sum(diagrams.grouped(parts, HELD).values()) == sum(parts.values())
     known = {part for _, named in HELD.values() for part in named} - {"reserved and context", "on the host"}
     assert known <= set(labels.LABELS)
     ways = {"a": [parts], "b": [parts | {"on the host": 4e9}] * 2}

@@ -1,0 +1,182 @@
+"""python -m helpers train, with a base model in a folder that changes between two runs: which one goes on, and which begins."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import machine
+from helpers.commands import _job
+from helpers.commands._training import Training
+from helpers.models import BUNDLED_MODEL
+from helpers.models import content as contents
+from helpers.saving import last_complete_checkpoint
+
+
+@pytest.fixture
+def base(tmp_path):
+    return shutil.copytree(BUNDLED_MODEL, tmp_path / "mine")
+
+
+def job(base, **more):
+    """A short training on the model in `base`, which writes to the folder "out" beside it."""
+    given = {"model_id": str(base), "dataset_id": "bundled", "output_dir": str(base.parent / "out"), "eval_rows": 8}
+    given |= {"batch_size": 2, "rank": 4, "max_length": 64, "max_steps": 2, "save_steps": 2} | more
+    file = base.parent / "config.toml"
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items()))
+    return _job.Job.read(file)
+
+
+def identity(base) -> dict:
+    return Training(job(base), machine.detect(), []).identity
+
+
+def with_weights(change):
+    """Writes a folder's weights anew, `change`d by their names; their shapes stay, and so does the header."""
+
+    def write(base):
+        file = base / "model.safetensors"
+        tensors, before = load_file(file), file.read_bytes()
+        save_file(tensors | change(tensors), file, metadata={"format": "pt"})
+        head = 8 + int.from_bytes(before[:8], "little")
+        assert file.read_bytes()[:head] == before[:head]
+        assert file.read_bytes() != before
+
+    return write
+
+
+def one_in_a_thousand(tensors):
+    torch.manual_seed(0)
+    return {name: torch.where(torch.rand(held.shape) < 0.001, held + 0.01, held) for name, held in tensors.items()}
+
+
+def one_of(part):
+    """One tensor changed, and all of it."""
+
+    def change(tensors):
+        name = next(name for name in tensors if part in name)
+        return {name: tensors[name] * 1.01}
+
+    return with_weights(change)
+
+
+def in_json(name, **values):
+    def write(base):
+        file = base / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return write
+
+
+OTHER = {
+    "one matrix": one_of("layers.1.self_attn.q_proj"),
+    "one norm": one_of("layers.0.input_layernorm"),
+    "the embedding": one_of("embed_tokens"),
+    "one number in a thousand": with_weights(one_in_a_thousand),
+    "two layers that change places": with_weights(
+        lambda tensors: {
+            name: tensors[name.replace("layers.0.", "layers.2.")].clone() for name in tensors if "layers.0." in name
+        }
+    ),
+    "config.json": in_json("config.json", rms_norm_eps=0.5),
+    "the tokenizer": in_json("tokenizer.json", normalizer={"type": "Lowercase"}),
+    "the tokenizer's settings": in_json("tokenizer_config.json", add_bos_token=True),
+    "a template": lambda base: (base / "chat_template.jinja").write_text("{{ messages }}"),
+}
+
+
+@pytest.mark.parametrize("whole", [contents.WHOLE, 0], ids=["read whole", "read in samples"])
+@pytest.mark.parametrize("change", OTHER)
+def test_a_base_that_changed_under_its_name_is_another_run(base, monkeypatch, change, whole):
+    monkeypatch.setattr(contents, "WHOLE", whole)
+    before = identity(base)
+    times = {file: file.stat() for file in base.iterdir()}
+    OTHER[change](base)
+    for file, stat in times.items():  # nobody goes by them
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert identity(base) != before
+
+
+def write_again(base):
+    for file in base.iterdir():
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+
+
+def put_beside(base):
+    (base / "README.md").write_text("A model.")
+    (base / "training_args.bin").write_bytes(b"pickled")
+    (base / "checkpoint-1").mkdir()
+
+
+SAME = {
+    "touched": lambda base: [os.utime(file, (time.time() + 60,) * 2) for file in base.iterdir()],
+    "written again": write_again,
+    "with files that no run reads": put_beside,
+    "copied": lambda base: shutil.copytree(base, base.parent / "elsewhere"),
+    "moved": lambda base: base.rename(base.parent / "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("whole", [contents.WHOLE, 0], ids=["read whole", "read in samples"])
+@pytest.mark.parametrize("what", SAME)
+def test_a_base_that_holds_what_it_held_is_the_same_run_wherever_it_lies(base, monkeypatch, what, whole):
+    monkeypatch.setattr(contents, "WHOLE", whole)
+    before = identity(base)
+    SAME[what](base)
+    elsewhere = base.parent / "elsewhere"
+    assert identity(elsewhere if elsewhere.exists() else base) == before
+
+
+def test_of_a_large_model_a_mebibyte_in_a_row_is_noticed_wherever_it_lies_and_one_number_may_not_be(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(contents, "WHOLE", 0)
+    file, size = tmp_path / "model.safetensors", 5 * 2**19 + 6
+    found = set()
+    for begin, end in [(0, 0), *((at, at + 2**20) for at in range(0, size - 2**20, 2**17)), (size - 1, size)]:
+        numbers = torch.zeros(size, dtype=torch.uint8)
+        numbers[begin:end] = begin % 251 + 1
+        save_file({"weight": numbers, "norm": torch.ones(3)}, file)
+        found.add(contents.content(str(tmp_path)))
+    assert len(found) == len(range(0, size - 2**20, 2**17)) + 2
+    numbers = torch.zeros(size, dtype=torch.uint8)
+    numbers[300_000] = 1
+    save_file({"weight": numbers, "norm": torch.ones(3)}, file)
+    assert contents.content(str(tmp_path)) in found, "as its docstring says"
+
+
+def test_on_another_base_a_training_begins_says_so_and_loses_nothing_and_on_the_first_it_goes_on(base, capsys):
+    weights = base / "model.safetensors"
+    first, out = weights.read_bytes(), base.parent / "out"
+    assert job(base).run()["resumed_from"] is None
+    (folder,) = out.glob("checkpoints-*")
+    held = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert "begins from its start" not in capsys.readouterr().out
+
+    OTHER["one number in a thousand"](base)
+    assert job(base).run()["resumed_from"] is None
+    said = [line for line in capsys.readouterr().out.splitlines() if "begins from its start" in line]
+    assert len(said) == 1
+    assert f"the checkpoints in {folder}. They are kept; to go on from them, put back what changed" in said[0]
+    assert {file: file.read_bytes() for file in held} == held
+    assert last_complete_checkpoint(folder)
+    assert len(list(out.glob("checkpoints-*"))) == 2
+    assert (out / "adapter-1").is_dir(), "the adapter of the first base"
+
+    weights.write_bytes(first)
+    base = base.rename(base.parent / "elsewhere")
+    assert job(base).run()["resumed_from"] == "checkpoint-2"
+    assert "begins from its start" not in capsys.readouterr().out
+
+
+def test_a_run_that_has_begun_stays_the_one_it_is_when_its_base_is_written_anew(base):
+    running = Training(job(base), machine.detect(), [])
+    before = running.identity
+    OTHER["one matrix"](base)
+    assert running.identity == before != identity(base)
