@@ -173,13 +173,16 @@ def _linear_weights(config) -> int:
 def goes_without_padding(config, max_length: int) -> bool:
     """Whether `unpadded` can train this model: attention of Llama's kind, with no soft cap and no window shorter than a row.
 
-    `config`: what `predict` takes. What is not known to be so keeps its padding. The kernel takes heads of a multiple of 8.
+    `config`: what `predict` takes. What is not known to be so keeps its padding: a model of another type may compute attention
+    by code of its own. The kernel takes heads of a multiple of 8.
     """
     try:
         shape = shape_of(config)
     except CannotPredict:
         return False
-    return not shape.gemma and shape.head_dim % 8 == 0 and (shape.window or max_length) >= max_length
+    return (
+        shape.described and not shape.gemma and shape.head_dim % 8 == 0 and (shape.window or max_length) >= max_length
+    )
 
 
 def plan_training(

@@ -376,7 +376,8 @@ def test_what_cannot_go_row_by_row_keeps_its_padding(tmp_path):
     config = PRESETS["mistral-7b"].shape | {"architectures": ["MistralForCausalLM"]}
     for name, more, without in (
         ("wide", {"sliding_window": 4096}, True), ("narrow", {"sliding_window": 256}, False), ("odd", {"head_dim": 100}, False),
-        ("gemma", {"model_type": "gemma2"}, False), ("unknown", {"model_type": "mamba"}, False),
+        ("gemma", {"model_type": "gemma2"}, False), ("another", {"model_type": "olmo2"}, False),
+        ("unknown", {"model_type": "mamba"}, False),
     ):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | more))
