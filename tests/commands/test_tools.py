@@ -178,9 +178,11 @@ def test_rows_that_are_longer_than_max_length_make_no_verdict_untrue(own_rows):
     record = json.loads((folder / "runs" / "few" / "03_t4_training.json").read_text())
     holds = {verdict["claim"]: verdict["holds"] for verdict in record["verdicts"]}
     assert holds["the trainer's tokens and labels are those built by hand"]
-    assert holds["packed rows do not see each other"]
+    assert holds["rows in one batch without padding do not see each other"]
     shown = json.dumps(nbformat.read(folder / "runs" / "few" / "03_t4_training.ipynb", as_version=4))
-    assert re.search(r"rows of \[96, 96, \d+, \d+\] tokens became one row", shown), "the two long rows come first"
+    assert re.search(r"they begin and end at \[0, 96, \d+, \d+, \d+\]", shown), (
+        "the long row that keeps some of its answer is first"
+    )
     assert "2 (max_length is 96)" in shown
 
 
