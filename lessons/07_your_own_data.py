@@ -293,8 +293,8 @@ print(f"the longest note has {longest} tokens; max_new_tokens is {settings.max_n
 # ### Padding, or packing?
 #
 # A batch is filled up to its longest row with padding, which is computed and teaches nothing. How much of it is there with rows as they come, and how much if rows of like length go together
-# (`train_sampling_strategy="group_by_length"`)? A third way, packing, puts several rows into one of `max_length` tokens (`packing=True`). It needs a mask that keeps the rows apart; lesson 03 shows
-# that the mask does, and what it costs without flash attention.
+# (`train_sampling_strategy="group_by_length"`)? A third way, packing, puts several rows into one of `max_length` tokens (`packing=True`). It needs a mask that keeps the rows apart, which costs time
+# without flash attention.
 
 # %%
 import random
@@ -313,8 +313,8 @@ print(f"padding: {as_they_come:.0%} as they come, {grouped:.1%} grouped by lengt
 verdict("rows of like length together waste less", grouped <= as_they_come)
 
 # %% [markdown]
-# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. This run takes its rows in random order and pays for the
-# padding. (The second number is the least there can be: the whole file in order.)
+# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. So this run takes its rows in random order, and leaves
+# padding out as lesson 03 does: the rows of a batch lie one behind the other, and each sees only itself. [Section 6 of lesson 09](09_faster_and_larger.ipynb) times all these ways. (The second number is the least there can be: the whole file in order.)
 #
 # ## 4 Hold rows out, so that the score means something
 #
