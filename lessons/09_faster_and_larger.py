@@ -85,13 +85,14 @@ show(figure, alt="Copies on two GPUs compute 1.7 times the tokens of one GPU, di
 #
 # There are three ways to train one model on two GPUs. Take Qwen2.5-32B's shape, with rank 8 on all linear layers and one row of 2,048 tokens. What would each GPU hold at its peak? The memory model of lesson 02 answers that for several GPUs too: `predict` takes `gpus` and `way`, and its result has `each`, a prediction for each GPU.
 
-# %% tags=["who-holds-what"]
+# %%
 large = pair.loc["32b-split-all-2048"]  # a measured run: `config` is the model's shape, `spec` how it was trained
 at_peak = {}
 for way in names:
     spec = large.spec | ({"optimizer": "adamw_torch"} if way == "fsdp2" else {})
     at_peak[way] = predict(large.config, spec, "t4", 1 if way == "one" else 2, way)
 
+# %% tags=["who-holds-what"]
 held = {}
 for way, found in at_peak.items():
     held[names[way]] = [each.parts | {"reserved and context": each.held_bytes("t4") - each.peak_allocated}
