@@ -41,7 +41,7 @@ class TrainingPlan:
     gpu: str
     budget_bytes: int
     rows_per_step: int
-    rows_at_once: int  # of one batch; a longer one than `max_tokens` is cut between rows
+    rows_at_once: int  # of one batch; without padding a longer one than the tokens of `spec` is cut between rows
     max_length: int  # of a row
     own: bool
     plain: bool
@@ -49,6 +49,7 @@ class TrainingPlan:
     checkpoint_every: int  # of the run at hand: every n-th layer is recomputed; 0 for none
     offload: bool  # of the run at hand: what is checkpointed waits in the computer's memory
     max_tokens: int | None  # of the run at hand: go through the model at once, without padding; None pads
+    full_rows: int  # of the run at hand: rows of full length that go through the model at once
     chosen: Any = None
     unknown: str = ""  # why nothing can be predicted
 
@@ -57,9 +58,9 @@ class TrainingPlan:
         return self.rows_per_step // self.rows_at_once
 
     @property
-    def full_rows(self) -> int:
-        """How many rows of full length the run at hand takes at once."""
-        return max(1, self.max_tokens // self.max_length) if self.max_tokens else self.rows_at_once
+    def planned_rows(self) -> int:
+        """How many rows of full length go through the model at once, as planned."""
+        return max(1, self.spec.seq_len // self.max_length) if self.spec.unpadded else self.spec.batch_size
 
     def __str__(self) -> str:
         gpu = "this GPU" if self.own else "a T4"
@@ -85,10 +86,9 @@ class TrainingPlan:
 
     def guarded(self):
         """A context in which running out of memory ends in advice (`explained`) in place of a stack trace."""
-        spec, accumulation = self.spec, self.gradient_accumulation
-        if spec.unpadded:  # what can be changed is rows: as many full ones as take the same memory
-            spec = dataclasses.replace(spec, batch_size=self.full_rows, seq_len=self.max_length)
-            accumulation = -(-self.rows_per_step // self.full_rows)
+        # What can be changed is rows: without padding as many full ones as take the same memory.
+        spec = dataclasses.replace(self.spec, batch_size=self.planned_rows, seq_len=self.max_length)
+        accumulation = -(-self.rows_per_step // self.planned_rows)
         return explained(self.config, spec, self.gpu, self.budget_bytes, accumulation)
 
     def compare(self, setting: str, *values) -> list[dict]:
@@ -215,15 +215,16 @@ def plan_training(
     every, offload = int(bool(settings.checkpointing)), settings.checkpointing == "offload"
     tokens = settings.batch_size * settings.max_length if here else None
     found = TrainingPlan(
-        name, config, spec, gpu, budget, rows, at_once, values.max_length, own, plain, liger, every, offload, tokens
-    )
+        name, config, spec, gpu, budget, rows, at_once, values.max_length, own, plain, liger, every, offload, tokens,
+        settings.batch_size,
+    )  # fmt: skip
     try:
         found.chosen = plan(config, budget, spec, _choices(asked, rows, spec, values.max_length), gpu=gpu)
         found.spec = found.chosen.spec
         found.rows_at_once = at_once if unpadded else found.spec.batch_size
         if own:
             found.checkpoint_every, found.offload = found.spec.checkpoint_every, found.spec.checkpoint_offload
-            found.max_tokens = found.spec.seq_len if unpadded else None
+            found.max_tokens, found.full_rows = found.spec.seq_len if unpadded else None, found.planned_rows
     except DoesNotFit:
         one_row = dataclasses.replace(spec, seq_len=values.max_length)  # a batch without padding can be cut down to it
         raise OutOfMemory(explain(None, config, one_row, gpu, budget, values.gradient_accumulation)) from None

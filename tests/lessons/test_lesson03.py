@@ -391,6 +391,16 @@ def test_what_cannot_go_row_by_row_keeps_its_padding(tmp_path):
     assert planned(str(tmp_path / "wide"), cpu)[0].max_tokens == 4 * 512
 
 
+def test_the_rows_at_once_are_those_of_the_run_at_hand_and_not_of_the_example():
+    cpu = Machine("cpu", "a CPU", 0, 2**34, 2, None)
+    for given in ({}, {"plain": True}, {"batch_size": 3, "max_length": 96}, {"batch_size": 3, "max_length": 2048}):
+        plan, settings = planned(machine=cpu, **given)
+        assert plan.full_rows == settings.batch_size
+    for given in ({"plain": True}, {"cuda_graphs": True}):
+        plan, _ = planned(**given)
+        assert plan.full_rows == plan.spec.batch_size
+
+
 def test_a_preset_with_another_recipe_is_planned_with_it():
     assert planned("mistralai/Mistral-7B-v0.1")[0].spec.target_modules == RunSpec.QKVO
 
@@ -506,9 +516,7 @@ def test_plain_keeps_the_cures_without_which_nothing_runs_and_no_others(tmp_path
     with contextlib.ExitStack() as stack:
         for name in names:
             called = lambda *words, of=name: done.append(of) or contextlib.nullcontext()  # noqa: E731
-            file = {"fuse_lora": "fused_lora", "unpadded": "without_padding"}.get(
-                name, "cures"
-            )  # what imports torch, cures does late
+            file = training.LATE.get(name, "cures")  # what imports torch, cures does late
             stack.enter_context(mock.patch(f"helpers.training.{file}.{name}", called))
         for plain in (False, True):
             cures, trainer = Cures(planned(plain=plain)[0], machine, "a model"), mock.MagicMock()
