@@ -43,7 +43,7 @@ settings = run.settings
 # Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and with divided weights each GPU computed 4 rows of its own at once, and otherwise it was 4 rows in all. Section 1 explains the four ways.
 
 # %%
-from helpers.records import measured_lengths, measured_runs, measured_two_gpus
+from helpers.records import measured_runs, measured_two_gpus
 
 pair = measured_two_gpus()
 names = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": "divided weights"}
@@ -68,7 +68,7 @@ from helpers.memory import GPUS, plan, predict, shape_of
 
 billions = {label: shape_of(config).parameters / 1e9 for label, config in trained.items()}
 
-from helpers.plots import bars, diagrams, show
+from helpers.plots import diagrams, show
 
 speed = dict(zip(four.way, four.tokens_per_second))
 figure = diagrams.two_panels(
@@ -197,7 +197,7 @@ print("".join(line for line in copies.open() if "output_dir" not in line).strip(
 # In a terminal you would type `python -m helpers train config.toml`. With `--dry-run` it trains nothing and says what it would do, and what each GPU would take. (Where no GPU is, that is predicted for T4s, and two processes on the CPU stand in for them.)
 
 # %% tags=["dry-run"]
-from helpers.quick import killed_by_file, load_4bit, train_by_file
+from helpers.quick import killed_by_file, train_by_file
 
 print(train_by_file(copies, dry_run=True)["words"])
 
@@ -503,14 +503,12 @@ changes = {
     "fused Adam": "fused Adam", "Liger": "fused layers", "one operation": "adapters in one operation", "fewer walks": "fewer walks",
     "every third layer": "recompute a third", "nothing recomputed": "recompute nothing", "recorded": "CUDA graphs",
 }  # fmt: skip
-timed = (
-    measured_runs("h200_speed").query("rules == 't4'").groupby("recipe")[["gpu_busy_seconds", "step_seconds"]].median()
-)
+timed = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").median(numeric_only=True)
 busy = timed.gpu_busy_seconds[list(changes)]
 shape = shape_of(four.iloc[0].config)
 operations = 4 * 8 * 512 * (shape.layers * sum(linear.weights for linear in shape.linears) + shape.hidden * shape.vocab)
 least = {"H200": operations / 989e12, "T4": operations / 65e12}  # NVIDIA's data sheets, float16
-figure = bars(list(changes.values()), busy, "GPU time of a step, change by change: from 0.68 to 0.24 seconds",
+figure = diagrams.bars(list(changes.values()), busy, "GPU time of a step, change by change: from 0.68 to 0.24 seconds",
               "seconds of GPU time a step", line=least["H200"], line_label="the least, by the data sheet")  # fmt: skip
 print(f"the least for such a step: {least['H200']:.2f} s on an H200, {least['T4']:.1f} s on a T4")
 show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recipe to 0.24 s with nothing recomputed; fused attention, "
@@ -533,11 +531,11 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
 # %% tags=["real-lengths"]
 ways = {"padded": "padded: the default", "rebalanced": "rebalanced within a step", "sorted": "sorted by length", "packed": "packed",
         "row by row": "row by row: lesson 03"}  # fmt: skip
-lengths = measured_lengths().query("rules == 't4'").set_index("name").loc[list(ways)]
-figure = bars(list(ways.values()), lengths.busy_rate, "Without padding, row by row, a second of GPU time trains twice the tokens",
+lengths = measured_runs("lengths_rows").query("rules == 't4'").set_index("recipe").loc[list(ways)]
+figure = diagrams.bars(list(ways.values()), lengths.tokens_per_busy_second, "Without padding, row by row, a second of GPU time trains twice the tokens",
               "tokens without padding, a second of GPU time", numbers="{:,.0f}")  # fmt: skip
 verdict("row by row a second of GPU time trains at least 1.4 times the tokens of the padded default",
-        lengths.busy_rate["row by row"] >= 1.4 * lengths.busy_rate["padded"])  # fmt: skip
+        lengths.tokens_per_busy_second["row by row"] >= 1.4 * lengths.tokens_per_busy_second["padded"])  # fmt: skip
 print(f"{lengths.padding['padded']:.0%} of what the default computes is padding")
 show(
     figure,
@@ -555,13 +553,14 @@ show(
 # [Unsloth](https://github.com/unslothai/unsloth) is known for speed. The same model and rows, on one H100 in 14.56 GiB, each side in the fastest of its settings that were tried (27 November 2026, Unsloth 2026.10.9 with xformers, `measurements/compare_unsloth.py`). "T4" are a T4's attention kernels, "all" every kernel:
 
 # %% tags=["unsloth"]
-both_sides = measured_lengths("unsloth_rows")
+both_sides = measured_runs("unsloth_rows")
+both_sides[["side", "lengths"]] = both_sides.recipe.str.split(", ", expand=True)[[0, 1]]
 compared = []
-for (rows_are, rules), of in both_sides.groupby(["rows", "rules"]):
-    for measure, words in (("busy_rate", "GPU time"), ("clock_rate", "the clock")):
+for (lengths_are, rules), of in both_sides.groupby(["lengths", "rules"]):
+    for measure, words in (("tokens_per_busy_second", "GPU time"), ("tokens_per_clock_second", "the clock")):
         ours, theirs = (of[of.side == side][measure].max() for side in ("ours", "Unsloth"))
         compared.append(
-            (rows_are, {"t4": "T4", "all": "all"}[rules], words, ours, theirs, ours / theirs, theirs / ours)
+            (lengths_are, {"t4": "T4"}.get(rules, rules), words, ours, theirs, ours / theirs, theirs / ours)
         )
 table(compared, "{:.2f}", columns=("lengths", "kernels", "by", "this course", "Unsloth", "course / Unsloth", "Unsloth / course"),
       this_course="{:,.0f}", Unsloth="{:,.0f}")  # fmt: skip
@@ -572,23 +571,27 @@ table(compared, "{:.2f}", columns=("lengths", "kernels", "by", "this course", "U
 #
 # ### Profile your own run
 #
-# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one step of the bundled model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`.
+# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one step of this lesson's model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`.
 
-# %% tags=["profile", "nbval-ignore-output"] reason="times vary with the machine"
+# %%
 from peft import LoraConfig, get_peft_model
 from torch.profiler import profile
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from helpers.models import bundled
-
-base, _ = load_4bit(bundled(), run.machine)
+dtype = run.machine.torch_dtype
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+where = {"dtype": dtype, "device_map": run.machine.device_map}
+base = AutoModelForCausalLM.from_pretrained(run.model.path, quantization_config=four_bits, **where)
 model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+# %% tags=["profile", "nbval-ignore-output"] reason="times vary with the machine"
 ids = torch.randint(3, 1000, (8, 64), device=base.device)
 with profile() as seen:
     model(input_ids=ids, labels=ids).loss.backward()
-where = "device" if torch.cuda.is_available() else "cpu"
-top = sorted(seen.key_averages(), key=lambda event: getattr(event, f"self_{where}_time_total"), reverse=True)
-table([(event.key[:48], event.count, getattr(event, f"self_{where}_time_total") / 1e3) for event in top[:6]], "{:.1f}",
-      columns=("operation", "calls", f"milliseconds on the {where}"), calls="{:,}")  # fmt: skip
+kind = "device" if torch.cuda.is_available() else "cpu"
+top = sorted(seen.key_averages(), key=lambda event: getattr(event, f"self_{kind}_time_total"), reverse=True)
+table([(event.key[:48], event.count, getattr(event, f"self_{kind}_time_total") / 1e3) for event in top[:6]], "{:.1f}",
+      columns=("operation", "calls", f"milliseconds on the {kind}"), calls="{:,}")  # fmt: skip
 
 # %% [markdown]
 # Read it from the top. Products (`mm`, `gemm`, or on a CPU bitsandbytes' own operation) should lead: they are the work. If copies, casts (`copy_`, `to`) or elementwise operations lead, there is something to spare. If the sum is far less than the step took by the clock, the GPU waits for Python.

@@ -8,6 +8,8 @@ from helpers.records.kept import read_rows
 
 MEASUREMENTS = COURSE_ROOT / "measurements"
 FILES = ("h200_memory_rows", "h200_earlier_rows", "h200_speed")
+# Rows of real lengths: their batches are of many sizes, and none of these is the size that `spec` says.
+OF_LENGTHS = ("lengths_rows", "unsloth_rows")
 BYTES = {
     "after_load": "after_load_bytes",
     "load_peak": "load_peak_bytes",
@@ -21,10 +23,15 @@ SECONDS = {
     "tokens_per_s": "tokens_per_second",
     "first_steps_s": "first_steps_seconds",
 }
+LENGTHS = {
+    "tokens_per_busy_s": "tokens_per_busy_second",
+    "tokens_per_clock_s": "tokens_per_clock_second",
+    "padding": "padding",
+}
 
 
 def measured_runs(*names: str):
-    """The measured runs of the named files of measurements/, or of all three, as one DataFrame: one flat row a run.
+    """The measured runs of the named files of measurements/, or of FILES, as one DataFrame: one flat row a run.
 
         measured_runs("h200_memory_rows").query("model == 'Mistral-7B-v0.1' and batch_size == 4")["peak_bytes"]
 
@@ -33,6 +40,10 @@ def measured_runs(*names: str):
     peak_bytes, reserved_bytes, after_load_bytes, before_training_bytes, load_peak_bytes, nvidia_smi_bytes, step_seconds
     (the median; each_step_seconds has all), gpu_busy_seconds, tokens_per_second, losses. `error` is missing where a run
     did not fail. `config` and `spec` are the dictionaries that helpers.memory.predict takes.
+
+    "lengths_rows" and "unsloth_rows" are read by their names alone. They have tokens_per_busy_second and
+    tokens_per_clock_second, tokens without padding in a second of GPU time and of the clock, and padding, the share of what
+    was computed; recipe says the way, and in the second file whose it is: "ours, real", "Unsloth, one, kept".
     """
     import pandas as pd
 
@@ -70,30 +81,6 @@ def measured_two_gpus():
     return pd.DataFrame.from_dict(found, orient="index")
 
 
-def measured_lengths(file: str = "lengths_rows"):
-    """The runs of measurements/lengths_rows.jsonl (or "unsloth_rows") as a DataFrame, one flat row a run.
-
-    Columns: name, side ("ours" or "Unsloth"), rows ("real" lengths, or "one" length), rules ("t4", or "all" kernels), change
-    (how rows became batches), busy_rate (tokens without padding, a second of GPU time) and clock_rate (a second of the clock),
-    padding (the share of what was computed), peak_bytes, longest_bytes (the peak of the longest batch that could come),
-    predicted_bytes (what `predict` says of that), error (missing where a run did not fail), device and date.
-    """
-    import pandas as pd
-
-    found = []
-    for row in read_rows(MEASUREMENTS / f"{file}.jsonl"):
-        measured, longest = row["measured"], row["measured"].get("longest") or {}
-        about = {name: row[name] for name in ("name", "rules", "error", "device", "date")}
-        about |= {"side": row.get("side", "ours")}
-        found.append(about | {
-            "rows": "one" if row["rows"] == 64 else "real", "change": row["way"]["change"],
-            "busy_rate": measured.get("tokens_per_busy_s"), "clock_rate": measured.get("tokens_per_clock_s"),
-            "padding": measured.get("padding"), "peak_bytes": measured.get("peak_allocated"),
-            "longest_bytes": longest.get("peak_allocated"), "predicted_bytes": longest.get("predicted"),
-        })  # fmt: skip
-    return pd.DataFrame(found)
-
-
 def measured_lessons() -> list[dict]:
     """What whole lessons recorded on GPUs: every row of measurements/*_lessons.jsonl, the files in order of their names."""
     return [row for file in sorted(MEASUREMENTS.glob("*_lessons.jsonl")) for row in read_rows(file)]
@@ -109,8 +96,8 @@ def _rows(names) -> list[tuple[str, dict]]:
     """(file, row) of each line of the named files, as they were written."""
     names = [name.removesuffix(".jsonl") for name in names]
     for name in names:
-        if name not in FILES:
-            raise CourseError(f"no measured runs in {name!r}; there are: {', '.join(FILES)}")
+        if name not in FILES + OF_LENGTHS:
+            raise CourseError(f"no measured runs in {name!r}; there are: {', '.join(FILES + OF_LENGTHS)}")
     return [(name, row) for name in names for row in read_rows(MEASUREMENTS / f"{name}.jsonl")]
 
 
@@ -118,7 +105,8 @@ def _flat(file: str, row: dict) -> dict:
     """One line of a file as a row without nesting, but for `config` and `spec`."""
     measured = row["measured"]
     about = {"file": file} | {name: row.get(name) for name in ("model", "device", "date", "role", "error")}
-    about |= {"recipe": row.get("name")} | {name: row.get(name) for name in ("change", "rules", "run", "accumulation")}
+    about |= {"recipe": row.get("name"), "change": row.get("way", row).get("change")}
+    about |= {name: row.get(name) for name in ("rules", "run", "accumulation")}
     found = {new: measured.get(old) for old, new in {**BYTES, **SECONDS}.items()}
     steps = measured.get("step_s")
     found |= {"step_seconds": median(steps) if isinstance(steps, list) else steps, "losses": measured.get("losses")}
@@ -126,4 +114,5 @@ def _flat(file: str, row: dict) -> dict:
     smi = measured.get("nvidia_smi")  # "7539 MiB"
     found |= {"nvidia_smi_bytes": smi and int(smi.split()[0]) * 2**20, "left_bytes": row.get("left_allocated")}
     found["memory_cap_gib"] = row["memory_cap_gib"]
+    found |= {new: measured[old] for old, new in LENGTHS.items() if old in measured}
     return about | row["spec"] | found | row["versions"] | {"config": row["config"], "spec": row["spec"]}

@@ -3,7 +3,7 @@
 import contextlib
 
 from helpers.models import bundled
-from helpers.records import measured_lengths, measured_runs
+from helpers.records import measured_runs
 from helpers.training.finite import require_finite_logits, stop_when_not_finite
 from helpers.training.planning import TrainingPlan
 from helpers.training.workarounds import adapters_to_float32, fewer_walks, keep_4bit_layout, repeat_kv_heads
@@ -29,9 +29,9 @@ BUNDLED = bundled().name  # its stored outputs were made without fused layers, w
 
 def without_padding() -> tuple[float, float]:
     """The shares of GPU time and of a step's time a token that rows without padding save (measurements/lengths_rows.jsonl)."""
-    timed = measured_lengths().query("rules == 't4'").set_index("name")
-    padded, unpadded = timed.loc["padded"], timed.loc["row by row"]
-    return 1 - padded.busy_rate / unpadded.busy_rate, 1 - padded.clock_rate / unpadded.clock_rate
+    timed = measured_runs("lengths_rows").query("rules == 't4'").set_index("recipe")
+    rates = timed[["tokens_per_busy_second", "tokens_per_clock_second"]]
+    return tuple(1 - rates.loc["padded"] / rates.loc["row by row"])
 
 
 class Cures:

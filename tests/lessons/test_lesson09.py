@@ -96,9 +96,9 @@ def held_like(way, other):
 
 
 def padding_costs_little(names):
-    slower = names["measured_lengths"]()
-    slower.loc[slower.name == "row by row", "busy_rate"] /= 2
-    return {"measured_lengths": lambda: slower}
+    slower = names["measured_runs"]("lengths_rows")
+    slower.loc[slower.recipe == "row by row", "tokens_per_busy_second"] /= 2
+    return {"measured_runs": lambda name: slower}
 
 
 FAULTS = [  # the cell's tag, words of the claim, what is changed
@@ -262,25 +262,26 @@ def test_the_numbers_of_section_6_are_those_of_the_rows(finished):
     clock = timed.step_seconds
     assert f"from {clock['nothing recomputed']:.2f} to {clock['recorded']:.2f} s, by GPU time it did not" in PROSE
     assert busy["recorded"] >= busy["nothing recomputed"]
-    rates = {name: round(rate, -2) for name, rate in finished["lengths"].busy_rate.items()}
+    rates = {name: round(rate, -2) for name, rate in finished["lengths"].tokens_per_busy_second.items()}
     said = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     assert f"Tokens a second of GPU time: {said}" in CODE
     sorted_rows = sorted(measure_lengths.lengths())
     assert sorted_rows[128] <= 96  # "half of the rows have fewer than 95 tokens"
     assert sum(n > 300 for n in sorted_rows) < 8  # "few have more than 300"
-    by = {(r.rows, r.rules, r.name): r for r in finished["both_sides"].itertuples()}
+    by = {(r.lengths, r.rules, r.recipe): r for r in finished["both_sides"].itertuples()}
     for compared in finished["compared"]:
         if compared[2] == "GPU time":
             assert 0.97 <= compared[5] <= 1.03, "neither is ahead by more than 3%"
         else:
             assert (compared[5] > 1) == (compared[0] == "one")
     ours, theirs = (
-        [by["real", rules, name].busy_rate for rules in ("t4", "all")] for name in ("ours, real", "Unsloth, real, kept")
+        [by["real", rules, name].tokens_per_busy_second for rules in ("t4", "all")]
+        for name in ("ours, real", "Unsloth, real, kept")
     )
     same = [one / other for one, other in zip(ours, theirs, strict=True)]
     assert "the course is 5 to 7% ahead by GPU time" in PROSE
     assert sorted(f"{ratio - 1:.0%}" for ratio in same) == ["5%", "7%"]
-    peaks = [r.peak_bytes / 1e9 for r in by.values() if "kept" in r.name or "packed" in r.name or r.side == "ours"]
+    peaks = [r.peak_bytes / 1e9 for r in by.values() if "kept" in r.recipe or "packed" in r.recipe or r.side == "ours"]
     assert "takes 5 GB where these settings take 11 to 14" in PROSE
     assert (round(min(peaks)), round(max(peaks))) == (11, 14)
 

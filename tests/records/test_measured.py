@@ -65,12 +65,29 @@ def test_one_file_is_read_by_its_name_and_another_name_is_one_line():
 
 
 def test_each_file_of_training_runs_on_one_gpu_is_read():
-    """Rows of two GPUs have a number for each, those of real lengths a list of steps: they are read elsewhere."""
+    """Rows of two GPUs have a number for each, and are no flat rows: tests/memory/test_several_gpus.py reads them."""
     found = []
     for file in sorted((COURSE_ROOT / "measurements").glob("*.jsonl")):
         row = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
-        found += [file.stem] if {"spec", "measured"} <= row.keys() and not {"gpus", "way"} & row.keys() else []
-    assert found == sorted(FILES)
+        found += [file.stem] if {"spec", "measured"} <= row.keys() and "gpus" not in row else []
+    assert found == sorted((*FILES, "lengths_rows", "unsloth_rows"))
+    assert set(measured_runs("lengths_rows", "unsloth_rows").file) == {"lengths_rows", "unsloth_rows"}
+
+
+def test_rows_of_real_lengths_are_read_by_their_names_and_stay_out_of_the_others(runs):
+    assert set(runs.file) == set(FILES)
+    assert "padding" not in runs
+    ways = measured_runs("lengths_rows").query("rules == 't4'").set_index("recipe")
+    (row,) = [
+        row
+        for row in read_rows(COURSE_ROOT / "measurements" / "lengths_rows.jsonl")
+        if (row["rules"], row["name"]) == ("t4", "packed")
+    ]
+    found, measured = ways.loc["packed"], row["measured"]
+    assert (found.change, found.padding, found.peak_bytes) == (row["way"]["change"], 0, measured["peak_allocated"])
+    assert found.tokens_per_busy_second == measured["tokens_per_busy_s"]
+    assert found.tokens_per_clock_second == measured["tokens_per_clock_s"]
+    assert ways.error["padded, recorded"].startswith("OutOfMemoryError")
 
 
 def test_pairs_are_all_that_differ_in_one_setting_alone(runs):
