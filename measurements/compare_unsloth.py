@@ -61,8 +61,7 @@ THEIRS = {
 def job_of(name: str, rules: str, args, folder: Path) -> dict:
     """What one process is told; `side` says whose worker it is."""
     rows, way, *budget = (OURS | THEIRS)[name]
-    spec = RECIPE | {"checkpoint_every": way.checkpoint_every, "batch_size": way.batch, "recorded": way.recorded}
-    spec |= {"attention_kernels": rules, "repeat_kv": rules == "t4", "unpadded": way.padding_free}
+    spec = measure_lengths.spec_of(way, rules)
     return rows | {
         "name": name, "rules": rules, "model": MODEL, "config": measure_lengths.MODELS[MODEL], "spec": spec, "device": 0,
         "way": asdict(way), "budget": budget[0] if budget else None, "side": "ours" if name in OURS else "Unsloth",

@@ -442,10 +442,15 @@ def made_model(scratch: Path, cpu: bool) -> Path:
     return folder
 
 
+def spec_of(way: Way, rules: str) -> dict:
+    """How a way trains, under these rules: RunSpec's fields, and what else a row says of it."""
+    spec = RECIPE | {"checkpoint_every": way.checkpoint_every, "batch_size": way.batch, "recorded": way.recorded}
+    return spec | {"attention_kernels": rules, "repeat_kv": rules == "t4", "unpadded": way.padding_free}
+
+
 def job_of(name: str, rules: str, args, folder: Path) -> dict:
     way = WAYS[name]
-    spec = RECIPE | {"checkpoint_every": way.checkpoint_every, "batch_size": way.batch, "recorded": way.recorded}
-    spec |= {"attention_kernels": rules, "repeat_kv": rules == "t4", "unpadded": way.padding_free}
+    spec = spec_of(way, rules)
     if args.cpu:
         spec |= {"layer_kernels": None}
     return {

@@ -93,20 +93,8 @@ def test_lesson_03_records_a_7b_shape_as_cuda_graphs_where_memory_allows(tmp_pat
     if torch.cuda.get_device_capability() < (8, 0) or torch.cuda.get_device_properties(0).total_memory < 40e9:
         pytest.skip("needs bfloat16 units and memory for all activations")
     words = ["-p", "model_id", str(seven_billion), "-p", "dataset_id", "bundled", "-p", "max_steps", "8"]
-    words += [
-        "-p",
-        "learning_rate",
-        "1e-3",
-        "-p",
-        "eval_rows",
-        "16",
-        "-p",
-        "max_length",
-        "128",
-        "-p",
-        "cuda_graphs",
-        "true",
-    ]
+    words += ["-p", "learning_rate", "1e-3", "-p", "eval_rows", "16", "-p", "max_length", "128"]
+    words += ["-p", "cuda_graphs", "true"]
     record = run("3", *words, folder=tmp_path / "graphs", rules=False)["03_t4_training"]
     assert record["cuda_graphs"]
     assert record["heldout_loss_after"] < record["heldout_loss_before"]
