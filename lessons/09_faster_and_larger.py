@@ -454,7 +454,7 @@ table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for n
 # %% [markdown]
 # ### Three ways, beside each other
 #
-# Here are the runs of one shape that were measured in several ways with the same rows:
+# Here are the runs of one shape that were measured in several ways. With copies and with divided weights each GPU computes rows of its own, so a step has twice as many of them:
 
 # %% tags=["ways"]
 same = ["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo",
@@ -515,6 +515,8 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
      "fused layers and less recomputing bring most; the least by the data sheet is 0.12 s")  # fmt: skip
 
 # %% [markdown]
+# By its data sheet a T4 makes 65 teraflops. At the 24 that it keeps up, as lesson 03 says, the least is 4.9 s.
+#
 # - **No float32 copies.** Without the upcast (trap 4 of lesson 03) activations are half as many bytes to move.
 # - **No dropout.** Dropout draws a random mask for the input of each adapter.
 # - **Fused attention.** The shared heads are repeated, so a T4 takes a kernel that never writes down all scores (trap 2 there).
@@ -522,7 +524,7 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
 # - **Adapters in one operation.** q, k and v read the same input, and so do gate and up. With their adapters they become one operation (`fuse_lora`), which spares copies.
 # - **Fused Adam, fewer walks.** These spare Python work, and the GPU hardly notices: one kernel updates all adapters, and the trainer no longer visits all 1,705 modules five times a step.
 # - **Recompute a third, or nothing.** Memory that is left over buys speed. Nothing is recomputed if fewer rows go through at once.
-# - **CUDA graphs.** The passes are recorded once and replayed, so Python hardly matters. The GPU does not work less: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
+# - **CUDA graphs.** The passes are recorded once and replayed, so Python hardly matters. The GPU does not work less: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. (Without graphs, recomputing a third was faster by the clock than recomputing nothing, 0.33 s: the GPU waits more often where fewer rows go through at once.) Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
 #
 # ### Rows of real lengths
 #
@@ -543,10 +545,12 @@ show(
 )
 
 # %% [markdown]
+# By the clock, on this fast GPU, the order is another one: packing is ahead with 8,285 tokens a second, row by row has 6,076, and the first three have fewer than 1,700. All of them wait for Python, and packing needs least of it.
+#
 # - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost, so the same rows are learned in the same step.
 # - **Sorted** (`"group_by_length"`): a step has rows of like length, and so perhaps of one kind. That can harm what is learned; with the bundled model and five seeds no harm could be told from chance.
 # - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows.
-# - **Row by row**: no padding, no mask, and all sixteen rows in one pass. That is the second half of the gain: each pass has to unpack the 4-bit weights, and one pass does it once and not four times. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct).
+# - **Row by row**: no padding, no mask, and all sixteen rows in one pass: they lie one behind the other, and attention looks at each by itself. The one pass is a part of the gain, too: each pass has to unpack the 4-bit weights, and one pass does it once and not four times. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct).
 #
 # ### Beside Unsloth
 #
@@ -802,7 +806,7 @@ check("09.6", choice)
 # C's four trainings need nothing of each other. Two at a time, one on each GPU, they exchange nothing and lose nothing.
 # </details>
 #
-# **7. Repair** (10 minutes, ••). This function says how many steps a training needs so that each row is seen `epochs` times. It was written for one GPU, in a hurry. Write `steps(rows, epochs, settings)`: `settings` has `batch_size`, `gradient_accumulation`, and the number of `gpus`, each with rows of its own. The last step of each epoch may be shorter than the others, and counts as one: so transformers' `Trainer` does it.
+# **7. Repair** (10 minutes, ••). This function says how many steps a training needs so that each row is seen `epochs` times. It was written for one GPU, in a hurry. Write `steps_needed(rows, epochs, settings)`: `settings` has `batch_size`, `gradient_accumulation`, and the number of `gpus`, each with rows of its own. The last step of each epoch may be shorter than the others, and counts as one: so transformers' `Trainer` does it.
 
 
 # %%

@@ -26,7 +26,7 @@ from helpers.plots import diagrams
 from helpers.plots.several_gpus import HELD, HOST
 from helpers.quick import by_file, killed_by_file, train_by_file
 from helpers.records import measured_runs, measured_two_gpus, read_rows
-from helpers.training import Way
+from helpers.training import Way, planning
 from tests.cells import Finished, stored, tagged
 from tests.scripts import measuring_script
 
@@ -262,6 +262,15 @@ def test_the_numbers_of_section_6_are_those_of_the_rows(finished):
     clock = timed.step_seconds
     assert f"from {clock['nothing recomputed']:.2f} to {clock['recorded']:.2f} s, by GPU time it did not" in PROSE
     assert busy["recorded"] >= busy["nothing recomputed"]
+    assert "At the 24 that it keeps up, as lesson 03 says, the least is 4.9 s." in PROSE
+    assert f"{finished['operations'] / planning.T4_SUSTAINED:.1f}" == "4.9"
+    assert f"than recomputing nothing, {clock['every third layer']:.2f} s" in PROSE
+    by_clock = finished["lengths"].tokens_per_clock_second
+    assert (
+        f"ahead with {by_clock['packed']:,.0f} tokens a second, row by row has {by_clock['row by row']:,.0f}" in PROSE
+    )
+    assert by_clock[["padded", "rebalanced", "sorted"]].max() < 1700
+    assert by_clock["packed"] == by_clock.max()
     rates = {name: round(rate, -2) for name, rate in finished["lengths"].tokens_per_busy_second.items()}
     said = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     assert f"Tokens a second of GPU time: {said}" in CODE
