@@ -189,8 +189,8 @@ table({
 # %% [markdown]
 # ## 2 Loading
 #
-# Will it fit? Ask before you load. `run.plan_training()` predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. Rows are not filled up to one length here: they lie one behind
-# the other, and each sees only itself ("Further down" shows how). The plan tries how many of their tokens to take at once, and for how many layers to recompute the *activations*, the intermediate results that training must otherwise keep.
+# Will it fit? Ask before you load. `run.plan_training()` predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. In this lesson the rows of a batch are not filled up to one length: they lie one behind
+# the other, and each sees only itself ("Further down" shows how). Such a batch is called [padding-free](../site/glossary.md#padding-free). The plan tries how many of their tokens to take at once, and for how many layers to recompute the *activations*, the intermediate results that training must otherwise keep.
 # Among the ways that leave a twentieth of the GPU
 # free it takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone. On a GPU the run
 # below takes what is planned. Without a GPU the plan is an example, for the 7B model on a T4. (`run.cures` is what this course adds to the libraries' own calls: section 7 lists it.)
@@ -348,8 +348,8 @@ lora = LoraConfig(
 # | `save_steps`, `save_total_limit` | how often a checkpoint is written, and how many are kept | |
 # | `report_to` | where the curves go besides this page: `tensorboard`, `trackio`, `wandb` | |
 #
-# First, what one step is. The table below the cell shows the values of this run, and beside them those that `"auto"` means for a 7B model. (A plan may take other rows at once than the
-# recipe says, as section 2 has shown; the rows per step stay the same.)
+# First, what one step is. The table below the cell shows the values of this run, and beside them those that `"auto"` means for a 7B model. (How many tokens go through the model at once is the plan's choice, as section 2 has shown; the rows per step stay what the
+# recipe says.)
 
 # %%
 steps = {
@@ -610,7 +610,7 @@ verdict("predicted and measured peak agree within 5%", abs(predicted / measured 
 # The calls above that load and train are the libraries' own. Between them stand the cures below. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
 # training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out. The last two columns say what each one saved on top of those before it, in GPU time and in the time
 # of a whole step, measured with Mistral-7B's shape and rows of one length on an H200 under T4 rules (`recorded` on top of "nothing recomputed", where alone it can be used). `recorded` spares the computer beside the GPU, so
-# look at the whole step there. `unpadded` was measured with rows of real lengths, on an H100, beside the same recipe with padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that. A cure without a number saves you from
+# look at the whole step there. `padding_free` was measured with rows of real lengths, on an H100, beside the same recipe with padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that. A cure without a number saves you from
 # an error and not from waiting.
 
 # %%
@@ -883,16 +883,16 @@ for i in answers_at:
 # ### Rows without padding
 #
 # The rows of a batch have different lengths. The usual way fills them up to the longest with *padding*, which is computed and teaches nothing. This lesson lays them one behind the other: `trainer.data_collator.padding_free`
-# is True while it trains, as `SFTConfig(padding_free=True)` would set it. Then one row must not see the other. TRL leaves that to flash attention, which a T4 does not have. So the course has a kind of attention that goes row by row
-# (`helpers/training/without_padding.py`); on a GPU it is torch's memory-efficient kernel. Is a row computed as if it were alone?
+# is True while it trains, as `SFTConfig(padding_free=True)` would set it. Then one row must not see the other. TRL leaves that to flash attention, which a T4 does not have. So the course has a kind of attention that stays within each row
+# (`helpers/training/without_padding.py`); on a GPU it is torch's memory-efficient kernel. The collator says where rows begin and end, in `cu_seq_lens_q`: how many tokens there are up to each end, counted from the first row on. Is a row computed as if it were alone?
 
 # %%
 import torch
 
-from helpers.training import unpadded
+from helpers.training import padding_free
 
 four = [trainer.train_dataset[i] for i in range(min(4, len(trainer.train_dataset)))]
-with plan.guarded(), torch.no_grad(), unpadded(trainer, max_tokens=4 * settings.max_length):
+with plan.guarded(), torch.no_grad(), padding_free(trainer, max_tokens=4 * settings.max_length):
     batch = trainer.data_collator(four)
     begins = batch["cu_seq_lens_q"].tolist()
     batch = {
@@ -912,7 +912,7 @@ print(f"{len(four)} rows in one, without padding; they begin and end at {begins}
 # %%
 alone = torch.cat(alone)
 apart, as_one = (((logits - alone).norm() / alone.norm()).item() for logits in (in_rows, in_one))
-print(f"relative difference to each row computed alone: {as_one:.3f} if taken for one text, {apart:.6f} row by row")
+print(f"relative difference to each row computed alone: {as_one:.3f} if taken for one text, {apart:.6f} padding-free")
 if len(four) > 1:
     verdict("rows in one batch without padding do not see each other", apart < as_one / 10)
 
@@ -920,7 +920,7 @@ if len(four) > 1:
 # TRL's loss is divided by the number of learned tokens in the whole step, so it is the loss of the padded batch, too. And because rows are independent, a long batch can be cut between two rows: that is how the plan bounds the memory.
 #
 # *Packing* (`SFTConfig(packing=True)`) leaves padding out in another way: it fills rows of one length with several short ones, so that a step no longer has the same number of rows. Without flash attention it needs a mask of all tokens by all tokens.
-# [Section 6 of lesson 09](09_faster_and_larger.ipynb) times these ways side by side.
+# [Section 6 of lesson 09](09_faster_and_larger.ipynb) times these ways side by side, and says what each choice of this lesson brings.
 #
 # ### A model that never stops
 #
@@ -967,10 +967,6 @@ print(
 run.forget_side_runs()
 
 # %% [markdown]
-# ### What makes it fast
-#
-# What each choice of this lesson brings, in seconds, stands in [section 6 of lesson 09](09_faster_and_larger.ipynb).
-#
 # ### How large may the model be?
 #
 # Mistral-Small-24B's shape was trained under T4 rules in a lean setting: Liger, every layer recomputed from an input kept on the host, 8-bit paged Adam, rank 8.

@@ -40,7 +40,7 @@ settings = run.settings
 #
 # A second GPU can bring two different things. It can take half of the rows, and then a training is done sooner. Or it can take half of the model, and then the model may be larger. So ask first: **which do you lack, time or memory?**
 #
-# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and with divided weights each GPU computed 4 rows of its own at once, and otherwise it was 4 rows in all. Section 1 explains the four ways.
+# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and with divided weights each GPU computed 4 rows of its own at once, and otherwise it was 4 rows in all. Section 1 explains them.
 
 # %%
 from helpers.records import measured_runs, measured_two_gpus
@@ -56,7 +56,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# And how large can a model be? The largest that was trained on one GPU of 14.56 GiB is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. (The very largest has adapters on q, k, v and o alone.)
+# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. One difference: the very largest of them, 47B, has adapters on q, k, v and o alone, and the 40B model on all linear layers.
 
 # %% tags=["result"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
@@ -402,10 +402,11 @@ if on_cpu:
 # %% [markdown]
 # That looks easy. It was not, and two traps are why.
 #
-# > **Trap: 4-bit weights that arrive damaged.** *What you see:* nothing, or a loss that is a little too high. *Why:* FSDP2 divides only tensors of floating-point numbers, and packed 4-bit codes are bytes. So `bnb_4bit_quant_storage` names the type that they pretend to have: each two bytes of codes then pose as one 16-bit float. (Left at its default, they stay whole on each GPU,
-# > and accelerate 1.15 only warns.) But some bit patterns are no number, and whoever copies floats may write all [NaNs](../site/glossary.md#nan) as one and the same. FSDP2 does, when it gathers a layer on a GPU. *Cure:* let the adapters stay in float32. When the trainer is built, and before `train()`, take away the policy with which accelerate would cast them first: `trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = None`. A layer of mixed types is gathered as plain bytes.
+# > **Trap: 4-bit weights that arrive damaged.** *What you see:* nothing, or a loss that is a little too high. *Why:* FSDP2 divides only tensors of floating-point numbers, and packed 4-bit codes are bytes. So they are stored under another type, `bnb_4bit_quant_storage`: two bytes of codes pose as one 16-bit float. (Left at its default, the codes stay whole on each GPU,
+# > and accelerate 1.15 only warns.) Some of these bit patterns are [NaN](../site/glossary.md#nan), "not a number". There are many such patterns, and a program that copies floats may write one and the same for all of them. FSDP2 does so when it gathers a layer whose tensors all have one type. *Cure:* let the adapters stay in float32: a layer of two types is gathered as plain bytes. accelerate would cast them first, so take away its policy when the trainer is built, and before `train()`:
+# > `trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = None`.
 #
-# How many of the patterns are NaN? Pack weights from a bell curve, and count.
+# How many of the packed numbers are NaN? Pack weights from a bell curve, and count.
 
 # %% tags=["nan-patterns"]
 import bitsandbytes.functional as bnb
@@ -454,17 +455,18 @@ table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for n
 # %% [markdown]
 # ### Three ways, beside each other
 #
-# Here are the runs of one shape that were measured in several ways. With copies and with divided weights each GPU computes rows of its own, so a step has twice as many of them:
+# Here are the runs of one shape that were measured in several ways, with the tokens that both GPUs together train in a second:
 
 # %% tags=["ways"]
 same = ["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo",
         "7b-ddp-all-2048", "7b-split-all-2048", "7b-fsdp2-all-2048"]  # fmt: skip
 alike = pair.loc[same].replace({"way": names})
-table(list(zip(alike.batch_size, alike.seq_len, alike.way, alike.fullest_bytes / 1e9, alike.step_seconds)), "{:.2f}",
-      columns=("rows at once", "tokens", "way", "fullest GPU (GB)", "seconds a step"), tokens="{:,}")  # fmt: skip
+table(list(zip(alike.way, alike.batch_size, alike.seq_len, alike.fullest_bytes / 1e9, alike.tokens_per_second)), "{:.2f}",
+      columns=("way", "rows at once", "tokens in a row", "fullest GPU (GB)", "tokens a second"),
+      rows_at_once="{}", tokens_in_a_row="{:,}", tokens_a_second="{:,.0f}")  # fmt: skip
 
 # %% [markdown]
-# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, a step took a fifth to more than a third longer than with copies. Over PCIe it should cost more, and nobody has measured it.
+# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, they trained 17 to 27% fewer tokens a second than copies. Over PCIe it should be worse, and nobody has measured it.
 #
 # So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
 #
@@ -490,41 +492,43 @@ verdict("killed and resumed in two processes, the adapter is that of the unbroke
 #
 # ## 6 What makes it fast on one GPU
 #
-# Before you take a second GPU, see that the first one is used well. A step has two times: by the clock, and what the GPU was *busy* with. They differ when the GPU waits for Python to send it work, as fast GPUs do. A T4 computes many times slower and should hardly ever wait, so look at the busy time first. Nobody has timed
-# any of this on a T4.
+# Before you take a second GPU, see that the first one is used well. A GPU works through [kernels](../site/glossary.md#kernel): small programs, which Python starts one after the other, thousands of them in a step. So a step has two times. The *clock* says how long you wait. The *busy* time is the sum of what the kernels take. Where the GPU is so fast that Python cannot keep up, it waits between two kernels, and the clock says more than
+# the busy time. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the busy time first. Nobody has timed any of this on a T4.
 #
 # ### One change after the other
 #
-# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16, 14.56 GiB), on an H200 under T4 rules. Each bar keeps what the bars above it changed. The least that a step can take is reckoned from the data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
+# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16), on an H200 that was held to a T4's attention kernels and to its memory, 15.6 GB. Each pair of bars keeps what the bars above it changed. The dashed line is the least that such a step can take, by the H200's data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
 
 # %% tags=["recipes"]
-changes = {
-    "source": "the tutorials' recipe", "no upcast": "no float32 copies", "no dropout": "no dropout", "repeated heads": "fused attention",
-    "fused Adam": "fused Adam", "Liger": "fused layers", "one operation": "adapters in one operation", "fewer walks": "fewer walks",
-    "every third layer": "recompute a third", "nothing recomputed": "recompute nothing", "recorded": "CUDA graphs",
-}  # fmt: skip
+changes = {"source": "the tutorials' recipe", "no upcast": "no float32 copies", "no dropout": "no dropout", "repeated heads": "fused attention",
+           "fused Adam": "fused Adam", "Liger": "fused layers", "one operation": "adapters in one operation", "fewer walks": "fewer walks",
+           "every third layer": "recompute a third", "nothing recomputed": "recompute nothing", "recorded": "CUDA graphs"}  # fmt: skip
 timed = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").median(numeric_only=True)
-busy = timed.gpu_busy_seconds[list(changes)]
+timed = timed.loc[list(changes)]
 shape = shape_of(four.iloc[0].config)
 operations = 4 * 8 * 512 * (shape.layers * sum(linear.weights for linear in shape.linears) + shape.hidden * shape.vocab)
 least = {"H200": operations / 989e12, "T4": operations / 65e12}  # NVIDIA's data sheets, float16
-figure = diagrams.bars(list(changes.values()), busy, "GPU time of a step, change by change: from 0.68 to 0.24 seconds",
-              "seconds of GPU time a step", line=least["H200"], line_label="the least, by the data sheet")  # fmt: skip
+figure = diagrams.grouped_bars(
+    list(changes.values()), {"seconds a step": {"GPU busy": timed.gpu_busy_seconds, "by the clock": timed.step_seconds}},
+    "GPU time of a step, change by change: from 0.68 to 0.24 seconds", {"seconds a step": (least["H200"], "the least for the GPU")})  # fmt: skip
 print(f"the least for such a step: {least['H200']:.2f} s on an H200, {least['T4']:.1f} s on a T4")
-show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recipe to 0.24 s with nothing recomputed; fused attention, "
-     "fused layers and less recomputing bring most; the least by the data sheet is 0.12 s")  # fmt: skip
+show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recipe to 0.24 s with nothing recomputed; fused attention, fused layers "
+     "and less recomputing bring most; the least by the data sheet is 0.12 s. By the clock it falls from 0.74 to 0.28 s with CUDA graphs")  # fmt: skip
 
 # %% [markdown]
 # By its data sheet a T4 makes 65 teraflops. At the 24 that it keeps up, as lesson 03 says, the least is 4.9 s.
 #
+# What each change does, in the order of the bars:
+#
 # - **No float32 copies.** Without the upcast (trap 4 of lesson 03) activations are half as many bytes to move.
 # - **No dropout.** Dropout draws a random mask for the input of each adapter.
-# - **Fused attention.** The shared heads are repeated, so a T4 takes a kernel that never writes down all scores (trap 2 there).
-# - **Fused layers.** Norm, rotary embedding and SwiGLU are one kernel each ([Liger](https://github.com/linkedin/Liger-Kernel)). These kernels compile for a T4.
+# - **Fused attention.** *Fused* means that one kernel does what several did, so that what lies between them is never written to memory. With the shared heads repeated, a T4 takes such a kernel for attention (trap 2 of lesson 03): the table of all scores is never written down.
+# - **Fused Adam.** One kernel updates all adapters. That spares Python, and the GPU hardly notices.
+# - **Fused layers.** The norms, the rotation by which attention knows positions, and the product in the middle of the MLP become one kernel each ([Liger](../site/glossary.md#liger)). These kernels compile for a T4.
 # - **Adapters in one operation.** q, k and v read the same input, and so do gate and up. With their adapters they become one operation (`fuse_lora`), which spares copies.
-# - **Fused Adam, fewer walks.** These spare Python work, and the GPU hardly notices: one kernel updates all adapters, and the trainer no longer visits all 1,705 modules five times a step.
-# - **Recompute a third, or nothing.** Memory that is left over buys speed. Nothing is recomputed if fewer rows go through at once.
-# - **CUDA graphs.** The passes are recorded once and replayed, so Python hardly matters. The GPU does not work less: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. (Without graphs, recomputing a third was faster by the clock than recomputing nothing, 0.33 s: the GPU waits more often where fewer rows go through at once.) Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
+# - **Fewer walks.** The trainer no longer visits all 1,705 modules five times a step. That spares Python, too.
+# - **Recompute a third, or nothing.** Memory that is left over buys speed: [checkpointing](../site/glossary.md#checkpointing) is taken back for two layers of three, or for all. For the latter, fewer rows go through at once, so the GPU waits more often, and by the clock the step is longer (0.33 and 0.45 s).
+# - **CUDA graphs.** A [CUDA graph](../site/glossary.md#cuda-graph) is a pass that was recorded once and is replayed as a whole, so Python hardly matters. The GPU has as much to do as before: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
 #
 # ### Rows of real lengths
 #
@@ -532,52 +536,58 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
 
 # %% tags=["real-lengths"]
 ways = {"padded": "padded: the default", "rebalanced": "rebalanced within a step", "sorted": "sorted by length", "packed": "packed",
-        "row by row": "row by row: lesson 03"}  # fmt: skip
+        "padding-free": "padding-free: lesson 03"}  # fmt: skip
 lengths = measured_runs("lengths_rows").query("rules == 't4'").set_index("recipe").loc[list(ways)]
-figure = diagrams.bars(list(ways.values()), lengths.tokens_per_busy_second, "Without padding, row by row, a second of GPU time trains twice the tokens",
-              "tokens without padding, a second of GPU time", numbers="{:,.0f}")  # fmt: skip
-verdict("row by row a second of GPU time trains at least 1.4 times the tokens of the padded default",
-        lengths.tokens_per_busy_second["row by row"] >= 1.4 * lengths.tokens_per_busy_second["padded"])  # fmt: skip
 print(f"{lengths.padding['padded']:.0%} of what the default computes is padding")
-show(
-    figure,
-    alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, sorted 8,300, packed 11,300, row by row 16,000",
-)
+verdict("without padding a second of GPU time trains at least 1.4 times the tokens of the padded default",
+        lengths.tokens_per_busy_second["padding-free"] >= 1.4 * lengths.tokens_per_busy_second["padded"])  # fmt: skip
+figure = diagrams.grouped_bars(
+    list(ways.values()), {"tokens a second, padding not counted": {
+        "GPU busy": lengths.tokens_per_busy_second, "by the clock": lengths.tokens_per_clock_second}},
+    "Without padding a second of GPU time trains 2.3 times the tokens of the default")  # fmt: skip
+show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, sorted 8,300, packed 11,300, padding-free 16,000. "
+     "By the clock: padded 1,700, rebalanced 1,400, sorted 1,200, packed 8,300, padding-free 6,100")  # fmt: skip
 
 # %% [markdown]
-# By the clock, on this fast GPU, the order is another one: packing is ahead with 8,285 tokens a second, row by row has 6,076, and the first three have fewer than 1,700. All of them wait for Python, and packing needs least of it.
+# If 37% is padding, leaving it out gives 1.6 times the speed. Where does the rest of 2.3 come from? One pass takes the place of four, and each pass unpacks all 4-bit weights, whatever the number of its rows. (How much of the rest that explains was not measured.)
 #
 # - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost, so the same rows are learned in the same step.
 # - **Sorted** (`"group_by_length"`): a step has rows of like length, and so perhaps of one kind. That can harm what is learned; with the bundled model and five seeds no harm could be told from chance.
 # - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows.
-# - **Row by row**: no padding, no mask, and all sixteen rows in one pass: they lie one behind the other, and attention looks at each by itself. The one pass is a part of the gain, too: each pass has to unpack the 4-bit weights, and one pass does it once and not four times. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct).
+# - **Padding-free**: all sixteen rows lie one behind the other, in one pass, and attention looks at each row by itself. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct). TRL has `padding_free=True` for it, and leaves it to flash attention to keep the rows apart. A T4 has no flash attention; lesson 03 shows, under "Further down", what this course does instead.
+#
+# By the clock, on this fast GPU, packing is ahead. All five wait for Python there, and packing needs least of it.
 #
 # ### Beside Unsloth
 #
-# [Unsloth](https://github.com/unslothai/unsloth) is known for speed. The same model and rows, on one H100 in 14.56 GiB, each side in the fastest of its settings that were tried (27 November 2026, Unsloth 2026.10.9 with xformers, `measurements/compare_unsloth.py`). "T4" are a T4's attention kernels, "all" every kernel:
+# [Unsloth](https://github.com/unslothai/unsloth) is known for speed. Here are the same model and rows on one H100 in 15.6 GB, with the settings of each side that were tried (27 November 2026, Unsloth 2026.10.9 with xformers, `measurements/compare_unsloth.py`). Four columns are tokens a second, of busy time and by the clock, with a T4's attention kernels and with all that an H100 has. GB is the peak with a T4's kernels.
 
 # %% tags=["unsloth"]
-both_sides = measured_runs("unsloth_rows")
-both_sides[["side", "lengths"]] = both_sides.recipe.str.split(", ", expand=True)[[0, 1]]
-compared = []
-for (lengths_are, rules), of in both_sides.groupby(["lengths", "rules"]):
-    for measure, words in (("tokens_per_busy_second", "GPU time"), ("tokens_per_clock_second", "the clock")):
-        ours, theirs = (of[of.side == side][measure].max() for side in ("ours", "Unsloth"))
-        compared.append(
-            (lengths_are, {"t4": "T4"}.get(rules, rules), words, ours, theirs, ours / theirs, theirs / ours)
-        )
-table(compared, "{:.2f}", columns=("lengths", "kernels", "by", "this course", "Unsloth", "course / Unsloth", "Unsloth / course"),
-      this_course="{:,.0f}", Unsloth="{:,.0f}")  # fmt: skip
+tried = {
+    "ours, one": ("512 tokens", "this course"), "Unsloth, one, kept": ("512 tokens", "Unsloth, nothing recomputed"),
+    "Unsloth, one": ("512 tokens", "Unsloth, its default"), "ours, real": ("real lengths", "this course"),
+    "Unsloth, real, packed": ("real lengths", "Unsloth, nothing recomputed, packed"),
+    "Unsloth, real, kept": ("real lengths", "Unsloth, nothing recomputed"), "Unsloth, real": ("real lengths", "Unsloth, its default"),
+}  # fmt: skip
+beside = measured_runs("unsloth_rows").set_index(["rules", "recipe"])
+t4_rules, every = beside.loc["t4"], beside.loc["all"]
+table([(*words, t4_rules.tokens_per_busy_second[name], every.tokens_per_busy_second[name],
+        t4_rules.tokens_per_clock_second[name], every.tokens_per_clock_second[name], t4_rules.peak_bytes[name] / 1e9)
+       for name, words in tried.items()], "{:,.0f}", GB="{:.1f}",
+      columns=("rows", "setting", "busy, T4", "busy, all", "clock, T4", "clock, all", "GB"))  # fmt: skip
 
 # %% [markdown]
-# By GPU time neither is ahead by more than 3%. By the clock, on this fast GPU, the course is ahead with rows of one length, where it records graphs, and Unsloth with rows of real lengths, where it needs less of Python. (There Unsloth packs, 18 rows to a step. With the same sixteen rows in each step, the course is 5 to 7% ahead by GPU time.) Unsloth's own default recomputes every layer. It is slower then, and
-# takes 5 GB where these settings take 11 to 14.
+# Compare each side's fastest. By GPU time neither is ahead by more than 3%: this course has 0.97 to 1.02 times the speed of Unsloth, and Unsloth 0.98 to 1.03 times that of this course. By the clock, on this fast GPU, the course is ahead with rows of one length, where it records graphs: 1.31 and 1.51 times. Unsloth is ahead with real lengths, where it needs less of Python: 1.23 and 1.45 times.
+#
+# Two things to know. When Unsloth packs, a step has 18 rows on average; with the same sixteen rows in each step, the course is 5 to 7% ahead by GPU time. And Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 11 to 14.
 #
 # ### Profile your own run
 #
-# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one step of this lesson's model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`.
+# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one forward and backward pass of this lesson's model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`.
 
 # %%
+import time
+
 from peft import LoraConfig, get_peft_model
 from torch.profiler import profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -587,18 +597,25 @@ four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb
 where = {"dtype": dtype, "device_map": run.machine.device_map}
 base = AutoModelForCausalLM.from_pretrained(run.model.path, quantization_config=four_bits, **where)
 model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+ids = torch.randint(3, 1000, (8, 64), device=base.device)
+model(input_ids=ids, labels=ids).loss.backward()  # a first pass does what later ones need not do: it is left out
 
 # %% tags=["profile", "nbval-ignore-output"] reason="times vary with the machine"
-ids = torch.randint(3, 1000, (8, 64), device=base.device)
 with profile() as seen:
+    began = time.perf_counter()
     model(input_ids=ids, labels=ids).loss.backward()
-kind = "device" if torch.cuda.is_available() else "cpu"
-top = sorted(seen.key_averages(), key=lambda event: getattr(event, f"self_{kind}_time_total"), reverse=True)
-table([(event.key[:48], event.count, getattr(event, f"self_{kind}_time_total") / 1e3) for event in top[:6]], "{:.1f}",
-      columns=("operation", "calls", f"milliseconds on the {kind}"), calls="{:,}")  # fmt: skip
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()  # Python runs ahead of the GPU, so wait for it before looking at the clock
+    clock = time.perf_counter() - began
+measure = "self_device_time_total" if base.device.type == "cuda" else "self_cpu_time_total"
+milliseconds = {event.key: getattr(event, measure) / 1e3 for event in seen.key_averages()}
+busy, top = sum(milliseconds.values()), sorted(milliseconds, key=milliseconds.get, reverse=True)[:6]
+print(f"{1e3 * clock:.0f} ms by the clock; {busy:.0f} ms in operations, of which these take most:")
+table([(name[:48], milliseconds[name], milliseconds[name] / busy) for name in top], "{:.1f}",
+      columns=("operation", "milliseconds", "share"), share="{:.0%}")  # fmt: skip
 
 # %% [markdown]
-# Read it from the top. Products (`mm`, `gemm`, or on a CPU bitsandbytes' own operation) should lead: they are the work. If copies, casts (`copy_`, `to`) or elementwise operations lead, there is something to spare. If the sum is far less than the step took by the clock, the GPU waits for Python.
+# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize_4bit` unpacks the weights for them. If copies and casts (`copy_`, `to`) or operations on one number at a time (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python.
 #
 # ## 7 How large may the model be?
 #

@@ -20,7 +20,7 @@ from measure_lengths import PER_STEP, Way
 
 WAYS = {
     "padded": Way("four rows at once", 4, 4),
-    "row by row": Way("sixteen rows without padding", 16, 1, padding_free=True),
+    "padding-free": Way("sixteen rows without padding", 16, 1, padding_free=True),
     "rebalanced": Way("by length within a step", 4, 4, sampling="batch_rebalance"),
     "sorted": Way("rows of like length in one step", 4, 4, sampling="group_by_length"),
     "packed": Way("packs of as many tokens as sixteen rows have", 1, 1, packing=True),
@@ -77,7 +77,7 @@ def trained(folder: str, kind: str, way: Way, rows: list[dict], tokenizer, model
 
     from helpers.machine import detect
     from helpers.training import adapters_to_float32
-    from helpers.training.without_padding import unpadded
+    from helpers.training.without_padding import padding_free
 
     set_seed(seed)
     here, data = detect(), Dataset.from_list([tokens(tokenizer, row) for row in rows[:count]])
@@ -93,7 +93,7 @@ def trained(folder: str, kind: str, way: Way, rows: list[dict], tokenizer, model
     adapters = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapters)
     adapters_to_float32(trainer).remove_callback(PrinterCallback)
-    with unpadded(trainer, MAX_TOKENS) if way.padding_free else nullcontext():
+    with padding_free(trainer, MAX_TOKENS) if way.padding_free else nullcontext():
         trainer.train()
     return trainer
 
@@ -158,7 +158,7 @@ def compare(rows: list[dict]) -> list[str]:
             seeds = [seed for name, seed in by if name == way and ("padded", seed) in by]
             mean = statistics.fmean(by[way, seed] for seed in seeds)
             apart = [by[way, seed] - by["padded", seed] for seed in seeds]
-            words = f"{task:13}{way:12}{mean:.4f} nats a token, {statistics.fmean(apart):+.4f} beside padded"
+            words = f"{task:13}{way:14}{mean:.4f} nats a token, {statistics.fmean(apart):+.4f} beside padded"
             if len(seeds) in T_95 and way != "padded":
                 half = T_95[len(seeds)] * statistics.stdev(apart) / math.sqrt(len(seeds))
                 words += f" (95%: {statistics.fmean(apart) - half:+.4f} to {statistics.fmean(apart) + half:+.4f})"

@@ -2,7 +2,7 @@
 
     python measurements/measure_lengths.py speed --out DIR             under T4 rules (one GPU, 8 minutes)
     python measurements/measure_lengths.py speed --out DIR             goes on after the last row that was written
-    python measurements/measure_lengths.py speed --out DIR --only padded "row by row"
+    python measurements/measure_lengths.py speed --out DIR --only padded "padding-free"
     python measurements/measure_lengths.py speed --out DIR --cpu       a dry run of the same lines on a toy shape
     python measurements/measure_lengths.py quality --out DIR           the held-out loss of each way, bundled model, five seeds
     python measurements/measure_lengths.py quality --out DIR --chat FOLDER    the same for SmolLM2-135M-Instruct
@@ -60,7 +60,7 @@ class Way:
     padding_free: bool = False
     recorded: bool = False
     checkpoint_every: int = 0
-    nested: bool = False  # attention row by row through torch's nested tensors
+    nested: bool = False  # attention within each row through torch's nested tensors
 
     def config(self) -> dict:
         """What SFTConfig is told."""
@@ -78,8 +78,8 @@ class Way:
 
 WAYS = {
     "padded": Way("four rows at once, filled up to the longest of them"),
-    "row by row": Way("sixteen rows without padding, attention within each row", 16, 1, padding_free=True),
-    "row by row, nested": Way("the same, through torch's nested tensors", 16, 1, padding_free=True, nested=True),
+    "padding-free": Way("sixteen rows without padding, attention within each row", 16, 1, padding_free=True),
+    "padding-free, nested": Way("the same, through torch's nested tensors", 16, 1, padding_free=True, nested=True),
     "rebalanced": Way("the step's rows by length, in four batches of like cost", sampling="batch_rebalance"),
     "sorted": Way("rows of like length in one step", sampling="group_by_length"),
     "packed": Way("TRL's packs of 2,048 tokens, a mask over all of them", 1, 1, packing=True),
@@ -220,7 +220,7 @@ def measure(job: dict) -> dict:
 
     from helpers.memory import predict
     from helpers.training import fewer_walks, fuse_lora, recorded
-    from helpers.training.without_padding import unpadded
+    from helpers.training.without_padding import padding_free
 
     way, spec, device = Way(**job["way"]), job["spec"], job["device"]
     gpu = device != "cpu"
@@ -241,7 +241,7 @@ def measure(job: dict) -> dict:
         around.enter_context(fewer_walks(trainer))
         shapes = around.enter_context(recorded(trainer)) if way.recorded and gpu else []
         if limit:
-            around.enter_context(unpadded(trainer, limit))
+            around.enter_context(padding_free(trainer, limit))
         if way.nested:
             around.enter_context(patch("helpers.training.without_padding._together", nested_tensors))
         watch = watching(shapes)
@@ -445,7 +445,7 @@ def made_model(scratch: Path, cpu: bool) -> Path:
 def spec_of(way: Way, rules: str) -> dict:
     """How a way trains, under these rules: RunSpec's fields, and what else a row says of it."""
     spec = RECIPE | {"checkpoint_every": way.checkpoint_every, "batch_size": way.batch, "recorded": way.recorded}
-    return spec | {"attention_kernels": rules, "repeat_kv": rules == "t4", "unpadded": way.padding_free}
+    return spec | {"attention_kernels": rules, "repeat_kv": rules == "t4", "padding_free": way.padding_free}
 
 
 def job_of(name: str, rules: str, args, folder: Path) -> dict:

@@ -62,7 +62,7 @@ class RunSpec:
     `fused_lora`: fuse_lora is on; where it does not apply (dropout, no 4-bit weights, upcast) it changes nothing.
     `trl_loss`: "tiled" is TRL's from 1.15 on. "full" is transformers' own, which TRL had before: all logits at once, 14
     bytes each in 16-bit training. It was compared with public runs of TRL 0.13 alone, and is 1 to 5% above them.
-    `unpadded`: rows lie one behind the other, `seq_len` tokens of them at once, and attention stays within each row
+    `padding_free`: rows lie one behind the other, `seq_len` tokens of them at once, and attention stays within each row
     (helpers.training.without_padding): the memory-efficient kernel on every GPU, keys and values repeated, no mask.
     Raises CannotPredict naming field and value.
     """
@@ -89,7 +89,7 @@ class RunSpec:
     layer_kernels: str | None = None
     fused_lora: bool = False
     trl_loss: str = "tiled"
-    unpadded: bool = False
+    padding_free: bool = False
 
     def __post_init__(self):
         names = ALL_LINEAR if self.target_modules == "all-linear" else self.target_modules or None
@@ -250,12 +250,12 @@ class Kind:
 def kind_of(shape: Shape, spec: RunSpec) -> Kind:
     """What a layer does under these settings, and which attention kernel torch will pick."""
     long = shape.window is not None and spec.seq_len >= shape.window  # transformers masking_utils: no skip then
-    masked = long and not spec.unpadded
+    masked = long and not spec.padding_free
     shared = shape.heads != shape.kv_heads
-    repeat = shared and (spec.repeat_kv or masked or spec.unpadded)
+    repeat = shared and (spec.repeat_kv or masked or spec.padding_free)
     if spec.attention == "eager":
         kernel = "eager"
-    elif masked or spec.unpadded:
+    elif masked or spec.padding_free:
         kernel = "efficient"  # flash takes no mask
     elif spec.attention_kernels == "all":
         kernel = "flash"

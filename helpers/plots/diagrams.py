@@ -3,6 +3,7 @@
 from helpers.plots.comparing import intervals as intervals
 from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
 from helpers.plots.figures import bars as bars
+from helpers.plots.figures import grouped_bars as grouped_bars
 from helpers.plots.memory_left import holes as holes
 from helpers.plots.memory_left import ladder as ladder
 from helpers.plots.parts import BESIDES, GROUPS, HOST, grouped

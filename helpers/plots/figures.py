@@ -154,7 +154,10 @@ def grouped_bars(labels, panels: dict, title: str, lines=None):
         for i, (group, values) in enumerate(of_groups.items()):
             rows = [row + height * (i - (len(groups) - 1) / 2) for row in range(len(labels))]
             drawn = each.barh(rows, values, 0.92 * height, color=PALETTE[i], label=group)
-            numbers = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" if v >= 0.1 else f"{v:.1g}" for v in values]
+            numbers = [
+                f"{v:,.0f}" if v >= 1000 else f"{v:.1f}" if v >= 10 else f"{v:.2f}" if v >= 0.1 else f"{v:.1g}"
+                for v in values
+            ]
             texts = each.bar_label(drawn, numbers, padding=2, fontsize=8)
             for text in texts:  # a line may run behind it
                 text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
@@ -164,6 +167,8 @@ def grouped_bars(labels, panels: dict, title: str, lines=None):
             each.axvline(value, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=label, zorder=0)
             top = max(top, value)
         each.set(xlabel=name, yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1.2 * top or 1))
+        if top >= 1000:
+            each.xaxis.set_major_formatter("{x:,.0f}")
         each.grid(False)
         each.grid(axis="x", alpha=0.25)
     ax.flat[0].invert_yaxis()

@@ -18,7 +18,7 @@ from helpers.training.workarounds import (
 if TYPE_CHECKING:
     from helpers.training.fused_lora import fuse_lora
     from helpers.training.graphs import recorded
-    from helpers.training.without_padding import unpadded
+    from helpers.training.without_padding import padding_free
 
 __all__ = [
     "plan_training",  # what a run will take, and the fastest setting that fits
@@ -31,14 +31,14 @@ __all__ = [
     "liger_layers",  # fused layers where a GPU has them
     "fewer_walks",  # walk over the modules once a run, not once a step
     "fuse_lora",  # adapters of one input as one operation
-    "unpadded",  # batches row by row, without padding, in bounded memory
+    "padding_free",  # batches without padding, in bounded memory
     "recorded",  # CUDA graphs of a training step
     "require_finite_logits",  # no training from a model that overflows
     "stop_when_not_finite",  # no training beyond a loss that is no number
 ]
 
 
-LATE = {"fuse_lora": "fused_lora", "recorded": "graphs", "unpadded": "without_padding"}
+LATE = {"fuse_lora": "fused_lora", "recorded": "graphs", "padding_free": "without_padding"}
 
 
 def __getattr__(name: str):

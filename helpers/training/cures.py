@@ -18,7 +18,7 @@ CURES = (
     ("stop_when_not_finite", "after building", "the trainer goes on after a loss that is no number", None),
     ("fuse_lora", "after building", "copies between each base layer and its adapter", "one operation"),
     ("fewer_walks", "while training", "the trainer visits every module several times a step", "fewer walks"),
-    ("unpadded", "while training", "what rows are filled up with is computed, too", None),
+    ("padding_free", "while training", "what rows are filled up with is computed, too", None),
     ("recorded", "while training", "a fast GPU waits for Python", "recorded"),
 )
 NEEDED = ("keep_4bit_layout", "adapters_to_float32")  # without them nothing runs, somewhere
@@ -27,11 +27,11 @@ NEEDED = ("keep_4bit_layout", "adapters_to_float32")  # without them nothing run
 BUNDLED = bundled().name  # its stored outputs were made without fused layers, which round otherwise
 
 
-def without_padding() -> tuple[float, float]:
+def padding_free_saves() -> tuple[float, float]:
     """The shares of GPU time and of a step's time a token that rows without padding save (measurements/lengths_rows.jsonl)."""
     timed = measured_runs("lengths_rows").query("rules == 't4'").set_index("recipe")
     rates = timed[["tokens_per_busy_second", "tokens_per_clock_second"]]
-    return tuple(1 - rates.loc["padded"] / rates.loc["row by row"])
+    return tuple(1 - rates.loc["padded"] / rates.loc["padding-free"])
 
 
 class Cures:
@@ -63,7 +63,7 @@ class Cures:
             "stop_when_not_finite": not plain,
             "fuse_lora": (gpu or self.model_name != BUNDLED) and not plain,
             "fewer_walks": not plain,
-            "unpadded": self.plan.max_tokens is not None,
+            "padding_free": self.plan.max_tokens is not None,
             "recorded": self.graphs,
         }
 
@@ -72,7 +72,7 @@ class Cures:
 
         The shares of GPU time and of a whole step's time that it saves were measured on an H200 held to a T4's attention
         kernels, each recipe against the one before it (measurements/h200_speed.jsonl): medians over runs of Mistral-7B's shape.
-        Those rows have one length. What `unpadded` saves was measured on an H100 with rows of real lengths, against padding.
+        Those rows have one length. What `padding_free` saves was measured on an H100 with rows of real lengths, against padding.
         """
         used, timed = self.used(), measured_runs("h200_speed").query("rules == 't4'").groupby("recipe", sort=False)
         busy, step = timed.gpu_busy_seconds.median(), timed.step_seconds.median()
@@ -83,8 +83,8 @@ class Cures:
 
         for name, moment, without, recipe in CURES:
             of_gpu, of_step = (1 - t[recipe] / t[before(recipe)] if recipe else None for t in (busy, step))
-            if name == "unpadded":
-                of_gpu, of_step = without_padding()
+            if name == "padding_free":
+                of_gpu, of_step = padding_free_saves()
             row = {"cure": name, "moment": moment, "without it": without, "used here": "yes" if used[name] else "no"}
             saved = {"GPU time saved": of_gpu, "step time saved": of_step}
             rows.append(row | {"needed": "yes" if name in NEEDED else "no"} | saved)
@@ -115,15 +115,15 @@ class Cures:
 
     @contextlib.contextmanager
     def while_training(self, trainer):
-        """A context around `train()`: fewer_walks, unpadded or recorded, and advice in place of a trace when memory runs out."""
+        """A context around `train()`: fewer_walks, padding_free or recorded, and advice when memory runs out."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.plan.guarded())
             if not self.plan.plain:
                 stack.enter_context(fewer_walks(trainer))
             if self.plan.max_tokens:
-                from helpers.training.without_padding import unpadded
+                from helpers.training.without_padding import padding_free
 
-                stack.enter_context(unpadded(trainer, self.plan.max_tokens))
+                stack.enter_context(padding_free(trainer, self.plan.max_tokens))
             if self.graphs:
                 from helpers.training.graphs import recorded
 

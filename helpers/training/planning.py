@@ -60,7 +60,7 @@ class TrainingPlan:
     @property
     def planned_rows(self) -> int:
         """How many rows of full length go through the model at once, as planned."""
-        return max(1, self.spec.seq_len // self.max_length) if self.spec.unpadded else self.spec.batch_size
+        return max(1, self.spec.seq_len // self.max_length) if self.spec.padding_free else self.spec.batch_size
 
     def __str__(self) -> str:
         gpu = "this GPU" if self.own else "a T4"
@@ -71,7 +71,7 @@ class TrainingPlan:
         spec, found = self.spec, self.chosen
         layers = {0: "no layer", 1: "every layer"}.get(spec.checkpoint_every, f"one layer in {spec.checkpoint_every}")
         offloaded = ", and its input waits in the computer's memory" if spec.checkpoint_offload else ""
-        if spec.unpadded:
+        if spec.padding_free:
             batches = f"{self.rows_at_once} rows in a batch, without padding, and up to {spec.seq_len:,} of their tokens at once"
         else:
             batches = f"{spec.batch_size} rows of up to {spec.seq_len:,} tokens at once"
@@ -170,8 +170,8 @@ def _linear_weights(config) -> int:
     return shape.layers * sum(linear.weights for linear in shape.linears)
 
 
-def goes_without_padding(config, max_length: int) -> bool:
-    """Whether `unpadded` can train this model: attention of Llama's kind, with no soft cap and no window shorter than a row.
+def goes_padding_free(config, max_length: int) -> bool:
+    """Whether `padding_free` can train this model: attention of Llama's kind, with no soft cap and no window shorter than a row.
 
     `config`: what `predict` takes. What is not known to be so keeps its padding: a model of another type may compute attention
     by code of its own. The kernel takes heads of a multiple of 8.
@@ -204,13 +204,13 @@ def plan_training(
     like_t4 = not machine.native_bfloat16
     name, config = (model.name, model.path) if own else (PRESETS[AUTO_LARGE].hub_id, PRESETS[AUTO_LARGE].shape)
     rows, free = values.batch_size * values.gradient_accumulation, _free(asked)
-    here = not plain and settings.cuda_graphs is not True and goes_without_padding(model.path, settings.max_length)
-    unpadded = here if own else not plain
-    at_once = rows if unpadded and free else values.batch_size
+    here = not plain and settings.cuda_graphs is not True and goes_padding_free(model.path, settings.max_length)
+    padding_free = here if own else not plain
+    at_once = rows if padding_free and free else values.batch_size
     more = {"repeat_kv": like_t4 and not plain, "fused_lora": values.lora_dropout == 0 and not plain}
-    if unpadded:
+    if padding_free:
         longest = _longest_batch(at_once, values.max_length, lengths if own else None)
-        more |= {"unpadded": True, "batch_size": 1, "seq_len": longest}
+        more |= {"padding_free": True, "batch_size": 1, "seq_len": longest}
     spec = RunSpec.of_settings(values, like_t4, layer_kernels="liger" if liger else None, **more)
     every, offload = int(bool(settings.checkpointing)), settings.checkpointing == "offload"
     tokens = settings.batch_size * settings.max_length if here else None
@@ -221,10 +221,10 @@ def plan_training(
     try:
         found.chosen = plan(config, budget, spec, _choices(asked, rows, spec, values.max_length), gpu=gpu)
         found.spec = found.chosen.spec
-        found.rows_at_once = at_once if unpadded else found.spec.batch_size
+        found.rows_at_once = at_once if padding_free else found.spec.batch_size
         if own:
             found.checkpoint_every, found.offload = found.spec.checkpoint_every, found.spec.checkpoint_offload
-            found.max_tokens, found.full_rows = found.spec.seq_len if unpadded else None, found.planned_rows
+            found.max_tokens, found.full_rows = found.spec.seq_len if padding_free else None, found.planned_rows
     except DoesNotFit:
         one_row = dataclasses.replace(spec, seq_len=values.max_length)  # a batch without padding can be cut down to it
         raise OutOfMemory(explain(None, config, one_row, gpu, budget, values.gradient_accumulation)) from None
@@ -246,7 +246,7 @@ def _longest_batch(rows: int, max_length: int, lengths) -> int:
 
 def _choices(asked: dict, rows_per_step: int, spec: RunSpec, max_length: int) -> dict:
     """What may be chosen: how a step is split into batches or pieces, and which layers are recomputed."""
-    if spec.unpadded:
+    if spec.padding_free:
         shortest = min(max_length, spec.seq_len)
         choices: dict = {"seq_len": [*range(shortest, spec.seq_len, max(1, max_length // 2)), spec.seq_len]}
     else:

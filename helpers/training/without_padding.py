@@ -10,10 +10,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-NAME = "row_by_row"  # among transformers' kinds of attention, once this file was imported
+NAME = "within_rows"  # among transformers' kinds of attention, once this file was imported
 
 
-def row_by_row(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **more):
+def within_rows(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **more):
     """Causal attention within each row of a batch that TRL's padding-free collator made.
 
     query [1, heads, tokens, size], key and value [1, heads or fewer, tokens, size]; `cu_seq_lens_q`, int32 [rows + 1], says
@@ -26,7 +26,7 @@ def row_by_row(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     if bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     if more.get("softcap") is not None or longest > (more.get("sliding_window") or longest):
-        raise ValueError(f"attention row by row has no softcap, and no window shorter than a row of {longest} tokens")
+        raise ValueError(f"attention within rows has no softcap, and no window shorter than a row of {longest} tokens")
     groups = query.shape[1] // key.shape[1]
     states = (query, repeat_kv(key, groups), repeat_kv(value, groups))
     if query.device.type == "cuda":
@@ -50,7 +50,7 @@ def _together(states, bounds, longest, dropout, scaling):
     return kernel(*flat, None, bounds, bounds, longest, longest, dropout, causal, keep_for_backward, scale=scaling)[0]
 
 
-AttentionInterface.register(NAME, row_by_row)
+AttentionInterface.register(NAME, within_rows)
 
 
 def pieces(batch: dict, max_tokens: int) -> list[dict]:
@@ -75,11 +75,11 @@ def pieces(batch: dict, max_tokens: int) -> list[dict]:
 
 
 @contextlib.contextmanager
-def unpadded(trainer, max_tokens: int):
-    """Inside this context, an SFTTrainer goes through its batches row by row: without padding, and in bounded memory.
+def padding_free(trainer, max_tokens: int):
+    """Inside this context, an SFTTrainer goes through its batches without padding, and in bounded memory.
 
     TRL's collator puts the rows of a batch one behind the other, as with `SFTConfig(padding_free=True)`. Rows do not see each
-    other (`row_by_row`), and at most `max_tokens` tokens go through the model at once: a longer batch is cut between rows into
+    other (`within_rows`), and at most `max_tokens` tokens go through the model at once: a longer batch is cut between rows into
     pieces, one after the other. TRL divides the loss by the labels of the whole step, so losses and gradients are those of
     padded batches of the same rows, up to rounding. For Llama's kind of model, and one process. (SFTConfig refuses
     `max_length` beside `padding_free`, since only its preparation of rows cuts them; with this context it can stay.)

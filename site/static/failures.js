@@ -94,12 +94,14 @@
       hit.section.parentElement.hidden = false;
     }
     found.replaceChildren(said ? tell(hits, how) : "");
+    found.removeAttribute("aria-busy");
     return said;
   }
 
   let waiting;
   box.addEventListener("input", () => {
     clearTimeout(waiting);
+    found.ariaBusy = "true";  // what stands there answers what was typed before
     waiting = setTimeout(() => keep(find(), ""), 150);
   });
   box.addEventListener("keydown", (event) => {
@@ -114,7 +116,10 @@
     heading.focus();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { keep(find(), ""); box.focus(); }));
+  form.addEventListener("reset", () => {
+    found.ariaBusy = "true";
+    setTimeout(() => { keep(find(), ""); box.focus(); });  // once the box is empty
+  });
   addEventListener("hashchange", () => {  // a link to an entry that the search has hidden
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (target && target.closest("[hidden]")) { box.value = ""; keep(find(), location.hash); target.scrollIntoView(); }

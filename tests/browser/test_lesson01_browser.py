@@ -41,6 +41,7 @@ def test_a_slider_moved_in_jupyterlab_changes_number_and_picture(tmp_path):
 
         page.locator(".widget-dropdown select").select_option("FP4")
         expect(line).to_contain_text("FP4, blocks of 2048", timeout=20_000)
+        expect(picture).to_have_js_property("complete", True, timeout=20_000)
         assert picture.evaluate("image => image.naturalWidth") > 400
         page.screenshot(path=tmp_path / "after.png")
     assert (tmp_path / "before.png").read_bytes() != (tmp_path / "after.png").read_bytes()

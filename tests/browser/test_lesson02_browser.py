@@ -5,6 +5,7 @@ import re
 import pytest
 
 from helpers import COURSE_ROOT
+from helpers.widgets.calculator import AT_START, bar_html, describe
 from tests.browser.lab import page_after_running
 
 CELL = """import sys
@@ -16,13 +17,24 @@ calculate()"""
 
 def test_a_control_moved_in_jupyterlab_changes_verdict_bar_and_advice(tmp_path):
     expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+    def shown(**moved) -> tuple:
+        """Wait until the page shows the setting with these controls moved; the prediction, the verdict, the bar's width."""
+        setting = AT_START | moved
+        prediction, words = describe(**setting)
+        expect(page.locator(".widget-html b")).to_have_text(words, timeout=20_000)
+        titles = re.findall(r'title="([^"]+)"', bar_html(prediction, setting["gpu"]))
+        boxes = page.locator(".widget-html div[title]")
+        for i, title in enumerate(titles):
+            expect(boxes.nth(i)).to_have_attribute("title", title, timeout=20_000)
+        widths = boxes.evaluate_all("boxes => boxes.map(box => box.getBoundingClientRect().width)")
+        assert len(widths) == len(titles) >= 5, "a box for each group of the bar"
+        return prediction, words, sum(widths)
+
     with page_after_running(CELL.format(root=str(COURSE_ROOT)), tmp_path, height=900) as page:
-        line, boxes = page.locator(".widget-html b"), page.locator(".widget-html div[title]")
-        line.wait_for(timeout=120_000)
-        first = line.inner_text()
-        assert first.startswith("Fits: ")
-        assert boxes.count() >= 5, "a box for each group of the bar"
-        width = _total(boxes)
+        page.locator(".widget-html b").wait_for(timeout=120_000)
+        first, words, width = shown()
+        assert words.startswith("Fits: ")
         advice = page.locator(".widget-html li")
         expect(advice.first).to_contain_text("→", timeout=20_000)
         page.screenshot(path=tmp_path / "before.png")
@@ -31,21 +43,15 @@ def test_a_control_moved_in_jupyterlab_changes_verdict_bar_and_advice(tmp_path):
         page.locator(".noUi-handle").last.focus()
         for _ in range(4):
             page.keyboard.press("ArrowRight")
-        expect(line).to_contain_text("Does not fit", timeout=20_000)
-        assert _peak(line.inner_text()) > 2 * _peak(first), "4 rows of 8,192 tokens need far more than 4 of 512"
-        assert _total(boxes) > width
+        longer, words, wider = shown(seq_len=8192)
+        assert words.startswith("Does not fit: ")
+        assert longer.peak_allocated > 2 * first.peak_allocated, "4 rows of 8,192 tokens need far more than 4 of 512"
+        assert wider > width
         expect(advice.filter(has_text="rows at once 4 →")).to_have_count(1, timeout=20_000)
 
         page.locator(".widget-dropdown select").nth(1).select_option("h200")
-        expect(line).to_contain_text("of 150.11 GB", timeout=20_000)
-        assert line.inner_text().startswith("Fits: ")
+        _, words, _ = shown(seq_len=8192, gpu="h200")
+        assert words.startswith("Fits: ")
+        assert "of 150.11 GB" in words
         expect(page.locator(".widget-html div[style*='opacity']")).to_have_count(0, timeout=20_000)
         page.screenshot(path=tmp_path / "after.png")
-
-
-def _peak(text: str) -> float:
-    return float(re.search(r"tensors take (\d+\.\d+)", text)[1])
-
-
-def _total(boxes) -> float:
-    return sum(boxes.nth(i).bounding_box()["width"] for i in range(boxes.count()))

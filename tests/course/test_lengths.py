@@ -141,7 +141,7 @@ def quality_rows(model):
     return [row for row in rows if row["model"] == model]
 
 
-@pytest.mark.parametrize(("model", "ways"), [("bundled", list(quality.WAYS)), ("chat", ["padded", "row by row"])])
+@pytest.mark.parametrize(("model", "ways"), [("bundled", list(quality.WAYS)), ("chat", ["padded", "padding-free"])])
 def test_each_way_was_measured_with_five_seeds_on_the_same_rows(model, ways):
     rows = quality_rows(model)
     assert sorted((row["way"], row["seed"]) for row in rows) == sorted((w, s) for w in ways for s in range(5))
@@ -153,11 +153,11 @@ def test_each_way_was_measured_with_five_seeds_on_the_same_rows(model, ways):
 def test_rows_without_padding_learn_what_padded_rows_do():
     loss = {(row["way"], row["seed"]): row["heldout_loss"]["instructions"] for row in quality_rows("bundled")}
     apart = {name: max(abs(loss[name, s] - loss["padded", s]) for s in range(5)) for name in quality.WAYS}
-    assert apart["row by row"] < 1e-6
+    assert apart["padding-free"] < 1e-6
     assert min(apart["rebalanced"], apart["sorted"], apart["packed"]) > 1e-3, "these take other rows in a step"
     for task in ("instructions", "messages"):
         loss = {(row["way"], row["seed"]): row["heldout_loss"][task] for row in quality_rows("chat")}
-        assert all(abs(loss["row by row", s] - loss["padded", s]) < 1e-3 for s in range(5)), task
+        assert all(abs(loss["padding-free", s] - loss["padded", s]) < 1e-3 for s in range(5)), task
         assert max(loss["padded", s] for s in range(5)) - min(loss["padded", s] for s in range(5)) > 5e-3, (
             "seeds differ more"
         )
@@ -191,18 +191,18 @@ def test_every_way_trained_every_token_or_says_why_not():
             assert row["measured"]["rows_per_step"] == (16 if row["name"] != "packed" else pytest.approx(16, abs=3))
 
 
-def test_row_by_row_takes_less_than_half_of_the_gpu_time_of_padding():
+def test_padding_free_takes_less_than_half_of_the_gpu_time_of_padding():
     rates = {(row["rules"], row["name"]): row["measured"].get("tokens_per_busy_s") or 0 for row in speed_rows()}
     for rules in ("t4", "all"):
         best = max((rate, name) for (of, name), rate in rates.items() if of == rules)
-        assert best[1] == "row by row"
+        assert best[1] == "padding-free"
         assert 2.1 < best[0] / rates[rules, "padded"] < 2.4
-    assert rates["t4", "row by row, nested"] > 0.9 * rates["t4", "row by row"], "the same kernel"
+    assert rates["t4", "padding-free, nested"] > 0.9 * rates["t4", "padding-free"], "the same kernel"
 
 
 def test_rows_in_one_batch_do_not_see_each_other_on_a_gpu():
     for row in speed_rows():
-        if "row by row" in row["name"]:
+        if "padding-free" in row["name"]:
             apart = row["measured"]["rows_apart"]
             assert apart["together"] < 0.01 < 1 < apart["as_one_text"]
 

@@ -32,7 +32,7 @@ from helpers.saving import CheckpointError, checkpoint_folder, require_login
 from helpers.training import Cures, plan_training
 from helpers.training.cures import CURES, NEEDED
 from helpers.training.out_of_memory import OutOfMemory, explain, explained, ladder, ran_out
-from helpers.training.planning import goes_without_padding
+from helpers.training.planning import goes_padding_free
 from tests.cells import lesson_cell
 
 QWEN, T4 = PRESETS["qwen2.5-7b"].shape, GPUS["t4"].total_bytes
@@ -352,7 +352,12 @@ def test_what_a_learner_sets_is_left_alone_by_the_plan():
 
 def test_rows_go_without_padding_in_as_few_pieces_as_fit():
     plan, settings = planned()
-    assert (plan.spec.unpadded, plan.spec.batch_size, plan.rows_at_once, plan.gradient_accumulation) == (True, 1, 16, 1)
+    assert (plan.spec.padding_free, plan.spec.batch_size, plan.rows_at_once, plan.gradient_accumulation) == (
+        True,
+        1,
+        16,
+        1,
+    )
     assert plan.max_tokens == plan.spec.seq_len
     assert settings.max_length <= plan.max_tokens < 16 * settings.max_length, "a batch of full rows has to be cut"
     assert plan.full_rows == plan.max_tokens // settings.max_length
@@ -372,7 +377,7 @@ def test_the_plan_knows_the_longest_batch_that_can_come():
     assert small.full_rows == 1
 
 
-def test_what_cannot_go_row_by_row_keeps_its_padding(tmp_path):
+def test_what_cannot_go_padding_free_keeps_its_padding(tmp_path):
     config = PRESETS["mistral-7b"].shape | {"architectures": ["MistralForCausalLM"]}
     for name, more, without in (
         ("wide", {"sliding_window": 4096}, True), ("narrow", {"sliding_window": 256}, False), ("odd", {"head_dim": 100}, False),
@@ -381,10 +386,10 @@ def test_what_cannot_go_row_by_row_keeps_its_padding(tmp_path):
     ):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config | more))
-        assert goes_without_padding(str(tmp_path / name), 512) is without, name
+        assert goes_padding_free(str(tmp_path / name), 512) is without, name
     for padded in (planned(str(tmp_path / "narrow"))[0], planned(cuda_graphs=True)[0], planned(plain=True)[0]):
         assert padded.max_tokens is None
-        assert padded.spec.unpadded is False
+        assert padded.spec.padding_free is False
         assert padded.rows_at_once == padded.spec.batch_size
     cpu = Machine("cpu", "a CPU", 0, 2**34, 2, None)
     assert planned(str(tmp_path / "narrow"), cpu)[0].max_tokens is None

@@ -210,9 +210,14 @@ def test_the_first_table_says_what_a_plain_script_trains(page, site):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
+def answered(page) -> None:
+    """Wait until the search has answered the last words: it begins when nobody has typed for a moment."""
+    page.locator("#found:not([aria-busy])").wait_for(state="attached")
+
+
 def shown(page) -> list[str]:
-    """The failures that the page shows now."""
-    page.wait_for_timeout(400)  # it waits until nobody has typed for a moment
+    """The failures that the page shows for what was typed."""
+    answered(page)
     return page.evaluate(
         "window.FAILURES.map(it => it.name).filter(name => document.getElementById(name).checkVisibility())"
     )
@@ -262,7 +267,7 @@ def test_a_pasted_message_shows_its_failure_and_words_show_what_has_them(page, s
 def found_first(page, typed: str) -> list[str]:
     """What the page lists for words that somebody types, the likeliest first."""
     page.get_by_label("Paste your message").fill(typed)
-    page.wait_for_timeout(300)
+    answered(page)
     return page.locator("#found a").all_inner_texts()
 
 
@@ -322,7 +327,7 @@ def test_enter_goes_to_the_first_and_the_address_is_a_search_that_can_be_sent(pa
     assert set(shown(other)) == set(shown(page)) < {it.name for it in FAILURES}
     other.close()
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_timeout(100)
+    answered(page)
     assert page.url == f"{site.as_uri()}/failures.html"
 
 
@@ -371,7 +376,6 @@ def test_the_search_for_failures_works_with_the_keyboard_alone(page, site):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert len(shown(page)) == len(FAILURES)
-    page.wait_for_timeout(100)
     assert page.evaluate("document.activeElement.id") == "said"
 
 
@@ -564,7 +568,7 @@ def test_the_ledger_shows_claims_of_one_status_with_the_keyboard_alone(page, sit
         assert page.get_by_role("status").inner_text().startswith(f"{count[status]} of {len(claims)} claims")
     hidden = next(claim["name"] for claim in claims if claim["status"] == "holds")
     page.evaluate("name => { location.hash = name; }", hidden)
-    page.wait_for_timeout(100)
+    page.locator(f"#all-claims tbody a[href='#{hidden}']").wait_for()
     assert len(claims_shown(page)[0]) == len(claims), "a link to a hidden claim shows all"
 
 

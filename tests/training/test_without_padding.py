@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from helpers.models import bundled
-from helpers.training.without_padding import NAME, pieces, row_by_row, unpadded
+from helpers.training.without_padding import NAME, padding_free, pieces, within_rows
 
 LENGTHS = (40, 9, 77, 30, 5, 51, 22, 60)
 
@@ -86,7 +86,7 @@ def padded(tmp_path_factory):
 def test_one_step_is_the_padded_step_however_it_is_cut(tmp_path, padded, told, max_tokens):
     trainer = trainer_of(tmp_path, **told)
     collated = Shapes(trainer.data_collator)
-    with unpadded(trainer, max_tokens), patch.object(DataCollatorForLanguageModeling, "__call__", collated):
+    with padding_free(trainer, max_tokens), patch.object(DataCollatorForLanguageModeling, "__call__", collated):
         found = trained(trainer)
     assert_same(found, padded)
     assert collated.shapes == [(1, sum(LENGTHS))]  # no padding
@@ -98,7 +98,7 @@ def test_one_step_is_the_padded_step_however_it_is_cut(tmp_path, padded, told, m
 def test_layers_may_be_recomputed(tmp_path, padded, recompute):
     again = {"activation_checkpointing": True, "activation_checkpointing_kwargs": recompute}
     trainer = trainer_of(tmp_path, **IN_CONTEXT, **again)
-    with unpadded(trainer, 150):
+    with padding_free(trainer, 150):
         assert_same(trained(trainer), padded)
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_right_is_refused(tmp_path):
     trainer.data_collator = DataCollatorForSeq2Seq(trainer.processing_class)
     with (
         pytest.raises(ValueError, match="TRL's own collator, and not by DataCollatorForSeq2Seq"),
-        unpadded(trainer, 100),
+        padding_free(trainer, 100),
     ):
         pass
     trainer = trainer_of(tmp_path, **PADDED)
@@ -169,16 +169,16 @@ def test_what_cannot_be_right_is_refused(tmp_path):
     with (
         patch.object(trainer, "accelerator", several),
         pytest.raises(ValueError, match="one alone"),
-        unpadded(trainer, 100),
+        padding_free(trainer, 100),
     ):
         pass
     trainer = trainer_of(tmp_path, **TOGETHER)
-    with unpadded(trainer, 100), pytest.raises(ValueError, match="labels of the whole step"):
+    with padding_free(trainer, 100), pytest.raises(ValueError, match="labels of the whole step"):
         trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
     states, bounds = torch.zeros(1, 2, 60, 8), torch.tensor([0, 60], dtype=torch.int32)
     said = {"cu_seq_lens_q": bounds, "max_length_q": 60}
-    assert row_by_row(None, states, states, states, None, sliding_window=60, **said)[0].shape == (1, 60, 2, 8)
+    assert within_rows(None, states, states, states, None, sliding_window=60, **said)[0].shape == (1, 60, 2, 8)
     with pytest.raises(ValueError, match="no window shorter than a row of 60"):
-        row_by_row(None, states, states, states, None, sliding_window=50, **said)
+        within_rows(None, states, states, states, None, sliding_window=50, **said)
     with pytest.raises(ValueError, match="no softcap"):
-        row_by_row(None, states, states, states, None, softcap=30.0, **said)
+        within_rows(None, states, states, states, None, softcap=30.0, **said)

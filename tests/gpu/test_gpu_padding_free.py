@@ -1,11 +1,11 @@
-"""Attention row by row on a GPU: torch's kernels for nested tensors against each row computed alone, forward and backward."""
+"""Attention within each row on a GPU, and as nested tensors, against each row computed alone, forward and backward."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
-from helpers.training.without_padding import row_by_row
+from helpers.training.without_padding import within_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS, HEADS, KEY_HEADS, SIZE = (40, 1, 301, 77, 510, 95), 8, 2, 128
@@ -28,7 +28,7 @@ def test_rows_together_are_each_row_alone_with_their_gradients(kernels):
     torch.backends.cuda.enable_cudnn_sdp(kernels == "all")
     try:
         with torch.autocast("cuda", torch.float16), torch.profiler.profile() as seen:
-            output = row_by_row(None, *found, None, **said)[0]
+            output = within_rows(None, *found, None, **said)[0]
             weights = torch.randn_like(output)
             output.backward(weights)
         names = " ".join(event.name for event in seen.events())
