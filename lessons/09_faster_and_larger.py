@@ -16,7 +16,8 @@
 # - tell whether you lack time or memory, and choose between copies, divided layers and divided weights;
 # - train in several processes from a notebook, and check that they learn what one process would have learned;
 # - read a logged loss and a batch size rightly when there are several processes;
-# - divide the layers of a model so that no GPU takes more than it must.
+# - divide the layers of a model so that no GPU takes more than it must;
+# - say where the time of a step goes on one GPU, before you take a second.
 #
 # **Time:** 40 minutes to read, 65 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on two T4s. **Needs:** lessons 02 and 03. No GPU is needed: two processes on the CPU stand in for two GPUs. Where two GPUs are, as on Kaggle, the processes take both.
 
@@ -40,7 +41,7 @@ settings = run.settings
 #
 # A second GPU can bring two different things. It can take half of the rows, and then a training is done sooner. Or it can take half of the model, and then the model may be larger. So ask first: **which do you lack, time or memory?**
 #
-# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and with divided weights each GPU computed 4 rows of its own at once, and otherwise it was 4 rows in all. Section 1 explains them.
+# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. There are three ways to use both GPUs. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. (Where a GPU has rows of its own it computed 4 of them at once, and else both together 4.)
 
 # %%
 from helpers.records import measured_runs, measured_two_gpus
@@ -56,7 +57,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. One difference: the very largest of them, 47B, has adapters on q, k, v and o alone, and the 40B model on all linear layers.
+# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. These are not equal settings: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory), the 40B model has adapters on all linear layers, and the 47B model on q, k, v and o alone.
 
 # %% tags=["result"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
@@ -111,9 +112,9 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 # %% [markdown]
 # Blue is frozen, orange is trained, grey comes and goes. The pale part on top is what torch reserves beyond that, and the CUDA context. What is hatched lies in the computer's memory, and not on a GPU: the whole model, 19 GB for each process.
 #
-# - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. After the backward pass the processes average their gradients, so all copies stay alike.
+# - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. During the backward pass the processes average their gradients, so all copies stay alike. DDP keeps these gradients a second time, in buffers of its own: that is why the orange part is larger than on one GPU.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
-# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. (Once they were loaded, one such run ended within 14.56 GiB, with 13.6 GB of tensors and 15.6 GB reserved. That leaves a T4 no room for its CUDA context.)
+# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. And once it is loaded, a training in float16 with a T4's kernels would take the 17.5 GB of the picture. (In bfloat16, with kernels that a T4 lacks, one such run did train within 15.6 GB.)
 #
 # In the calls of lesson 03 the ways differ in few places:
 #
@@ -124,7 +125,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 # | divided layers | `device_map={"model.layers.0": 0, ..., "lm_head": 1}` | | `python train.py` |
 # | divided weights | each rank's GPU, and from there into the computer's memory | `BitsAndBytesConfig(bnb_4bit_quant_storage=dtype)`, `SFTConfig(fsdp=True, fsdp_config={"version": 2, ...})`, `optim="adamw_torch"` | `accelerate launch --num_processes 2 train.py` |
 #
-# `rank` is the number of a process, 0 or 1. A plain notebook is one process, and it stays one. accelerate's `notebook_launcher` would start more, but it refuses once bitsandbytes has been imported. So a training in several processes is a program of its own, and the notebook starts it. This course has such a program, `python -m helpers train`. It takes a file of
+# `ddp_find_unused_parameters=False` says that every adapter gets a gradient in each step, so that DDP need not look for those that do not. `rank` is the number of a process, 0 or 1. A plain notebook is one process, and it stays one. accelerate's `notebook_launcher` would start more, but it refuses once bitsandbytes has been imported. So a training in several processes is a program of its own, and the notebook starts it. This course has such a program, `python -m helpers train`. It takes a file of
 # settings, and cures on its way what this lesson calls traps. "Further down" has a script for copies that needs nothing of this course.
 #
 # ## 2 Twice as fast: copies
@@ -162,7 +163,7 @@ uneven = [chance.normal(size=(tokens, 2)) for tokens in (9, 7, 3, 1)]
 own = (gradient(uneven[:2]) + gradient(uneven[2:])) / 2
 shared = (gradient(uneven[:2], tokens=10) + gradient(uneven[2:], tokens=10)) / 2
 print(f"all rows {gradient(uneven):+.6f}, each by its own tokens {own:+.6f}, each by half of all tokens {shared:+.6f}")
-verdict("with unequal numbers of tokens, each process has to divide by its share of all tokens, and not by its own",
+verdict("with unequal numbers of tokens, each process has to divide by an equal share of all tokens, and not by its own number of them",
         np.isclose(shared, gradient(uneven)) and not np.isclose(own, gradient(uneven)))  # fmt: skip
 
 # %% [markdown]
@@ -254,8 +255,8 @@ verdict("the file of one process, given to two, makes steps of twice as many row
         f"steps of {2 * one['rows_per_step']} rows" in careless["words"])  # fmt: skip
 
 # %% [markdown]
-# > **Trap: the logged loss.** *What you see:* with copies in float16 the first logged losses are higher than those of one GPU. *Why:* each process multiplies its loss by the number of processes, so that the mean of their gradients comes out right. With float16 the loss is also multiplied by a scale, which begins too high (lesson 06). Twice the loss overflows once more,
-# > one more step is skipped, and the run stays one update behind. And with `average_tokens_across_devices=False`, or in a loop of your own, what is logged may be a mean of means, as above. *Cure:* compare the loss on held-out rows, computed in the same way for both. That is the last line of the table.
+# > **Trap: the logged loss.** *What you see:* with copies in float16 the first logged losses are higher than those of one GPU. *Why:* each process multiplies its loss by the number of processes, so that the mean of their gradients comes out right. In float16 the loss is also multiplied by a scale, which begins too high (lesson 06). A loss that is twice as large can overflow once more. Then that step is skipped,
+# > and all later losses come one step later. *Cure:* compare the loss on held-out rows, computed in the same way for both. That is the last line of the table. (There is a second cause, in a loop of your own or with `average_tokens_across_devices=False`: what is logged may be a mean of means, as above.)
 #
 # ### How much faster?
 #
@@ -344,7 +345,7 @@ print(device_map([2, 3]))
 #
 # ### Why it is not faster
 #
-# Both GPUs have work, and yet a step takes as long as on one. Take a forward pass through the whole model as the unit of time. The backward pass then takes about two, since with checkpointing each layer is computed once more on the way. Who works when?
+# Both GPUs have work, and yet a step takes as long as on one. Take a forward pass through the whole model as the unit of time. The weights are frozen and need no gradient of their own, so going backward takes about one unit too. With checkpointing each layer is also computed once more on the way, which makes two. Who works when?
 
 # %% tags=["one-step"]
 steps = {
@@ -390,7 +391,7 @@ table([(part, whole.parts.get(part, 0) / 1e9, halved.parts.get(part, 0) / 1e9) f
 # Weights and optimizer states are halved. (The optimizer is torch's AdamW in both columns, since bitsandbytes' cannot take divided tensors.) But a new part appears. **weights gathered from all GPUs** is what is whole for a moment: a flat buffer into which the halves are gathered, and the tensors that come out of it. For a layer that is little. For the embedding it is much, because the table is gathered whole, and for a moment it exists twice. Qwen's vocabulary has 152,064 words, so
 # with these models each GPU takes more than half of what one GPU would. (In the figure of section 1 less is gathered, though that model is larger: a column shows the moment at which a GPU holds most, and with longer rows that is another moment.)
 #
-# Now train that way, in two processes:
+# Now train that way, in two processes. (On a CPU accelerate would drop FSDP2 without a word, and train copies. The course's program prevents that.)
 
 # %% tags=["fsdp2"]
 divided = train_by_file(config("divided", way="fsdp2", gpus=2, batch_size=settings.batch_size))
@@ -438,7 +439,7 @@ verdict("one number in fifty to seventy is NaN in float16, and writing all of th
 print(", ".join(f"{name}: {error:.0%}" for name, error in errors.items()))
 
 # %% [markdown]
-# Rounding to NF4 itself costs 9% (lesson 01). This is a second error on top, it is larger in float16, and no message tells of it. On two GPUs the gradients of the bundled model were 20 to 79% off (`helpers/training/divided.py`).
+# Rounding to NF4 itself costs 9% (lesson 01). This is a second error on top, it is larger in float16, and no message tells of it. On two GPUs the gradients of the bundled model were 20 to 79% off, by the number format and the run (`helpers/training/divided.py`).
 #
 # > **Trap: an adapter without tensors.** *What you see:* training goes well, the adapter is saved, and afterwards the model answers as if it had never been trained. *Why:* there are two FSDPs. Many pages still set up the first ([PEFT's](https://huggingface.co/docs/peft/accelerate/fsdp) and [bitsandbytes'](https://huggingface.co/docs/bitsandbytes/fsdp_qlora) among them, read on 25 November 2026). Under FSDP1, as
 # > the libraries set it up, `save_model` wrote a file with no tensor in it, without a word (transformers 5.23, accelerate 1.15). *Cure:* `fsdp_config={"version": 2}`, and count what was saved. `python -m helpers train` compares the adapter's names and shapes with the model's before the first step, and stops if any is missing.
@@ -455,7 +456,7 @@ table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for n
 # %% [markdown]
 # ### Three ways, beside each other
 #
-# Here are the runs of one shape that were measured in several ways, with the tokens that both GPUs together train in a second:
+# Here are the runs of one shape that were measured in several ways, with the tokens that both GPUs together train in a second. "Rows at once" are those of each process:
 
 # %% tags=["ways"]
 same = ["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo",
@@ -466,7 +467,7 @@ table(list(zip(alike.way, alike.batch_size, alike.seq_len, alike.fullest_bytes /
       rows_at_once="{}", tokens_in_a_row="{:,}", tokens_a_second="{:,.0f}")  # fmt: skip
 
 # %% [markdown]
-# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, they trained 17 to 27% fewer tokens a second than copies. Over PCIe it should be worse, and nobody has measured it.
+# Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, they trained 17 to 27% fewer tokens a second than copies. Over PCIe it should be worse, and nobody has measured it. (These runs were measured before the trap of damaged weights had its cure. That changes what is learned, and hardly what it takes. Their optimizer was `adamw_torch`.)
 #
 # So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
 #
@@ -484,7 +485,7 @@ print(f"killed after {last}; an adapter was saved: {(broken.parent / 'adapter').
 resumed = train_by_file(broken)
 distance = apart("copies", "broken")
 print(f"went on from {resumed['resumed_from']}; the unbroken run from {two['resumed_from']}")
-verdict("killed and resumed in two processes, the adapter is that of the unbroken run, to one part in 100,000",
+verdict("killed and resumed, the adapter is that of the unbroken run, to one part in 100,000 on a CPU and one in 100 on GPUs",
         resumed["resumed_from"] == last and distance < (1e-5 if on_cpu else 1e-2))  # fmt: skip
 
 # %% [markdown]
@@ -497,7 +498,7 @@ verdict("killed and resumed in two processes, the adapter is that of the unbroke
 #
 # ### One change after the other
 #
-# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16), on an H200 that was held to a T4's attention kernels and to its memory, 15.6 GB. Each pair of bars keeps what the bars above it changed. The dashed line is the least that such a step can take, by the H200's data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
+# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16), on an H200 that was held to a T4's attention kernels and to its memory, 15.6 GB. Each pair of bars keeps what the bars above it changed, and is the median of three runs (CUDA graphs: one run). The dashed line is the least that such a step can take, by the H200's data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
 
 # %% tags=["recipes"]
 changes = {"source": "the tutorials' recipe", "no upcast": "no float32 copies", "no dropout": "no dropout", "repeated heads": "fused attention",
@@ -510,10 +511,10 @@ operations = 4 * 8 * 512 * (shape.layers * sum(linear.weights for linear in shap
 least = {"H200": operations / 989e12, "T4": operations / 65e12}  # NVIDIA's data sheets, float16
 figure = diagrams.grouped_bars(
     list(changes.values()), {"seconds a step": {"GPU busy": timed.gpu_busy_seconds, "by the clock": timed.step_seconds}},
-    "GPU time of a step, change by change: from 0.68 to 0.24 seconds", {"seconds a step": (least["H200"], "the least for the GPU")})  # fmt: skip
+    "GPU time of a step, change by change: from 0.68 to 0.26 seconds", {"seconds a step": (least["H200"], "the least for the GPU")})  # fmt: skip
 print(f"the least for such a step: {least['H200']:.2f} s on an H200, {least['T4']:.1f} s on a T4")
-show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recipe to 0.24 s with nothing recomputed; fused attention, fused layers "
-     "and less recomputing bring most; the least by the data sheet is 0.12 s. By the clock it falls from 0.74 to 0.28 s with CUDA graphs")  # fmt: skip
+show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recipe to 0.26 s with CUDA graphs; fused attention brings most, then no float32 "
+     "copies, fused layers and less recomputing; the least by the data sheet is 0.12 s. By the clock it falls from 0.74 to 0.28 s")  # fmt: skip
 
 # %% [markdown]
 # By its data sheet a T4 makes 65 teraflops. At the 24 that it keeps up, as lesson 03 says, the least is 4.9 s.
@@ -526,7 +527,7 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
 # - **Fused Adam.** One kernel updates all adapters. That spares Python, and the GPU hardly notices.
 # - **Fused layers.** The norms, the rotation by which attention knows positions, and the product in the middle of the MLP become one kernel each ([Liger](../site/glossary.md#liger)). These kernels compile for a T4.
 # - **Adapters in one operation.** q, k and v read the same input, and so do gate and up. With their adapters they become one operation (`fuse_lora`), which spares copies.
-# - **Fewer walks.** The trainer no longer visits all 1,705 modules five times a step. That spares Python, too.
+# - **Fewer walks.** The trainer no longer visits all 1,705 modules five times a step. That should spare Python, too; in three runs it was less than what their times vary by.
 # - **Recompute a third, or nothing.** Memory that is left over buys speed: [checkpointing](../site/glossary.md#checkpointing) is taken back for two layers of three, or for all. For the latter, fewer rows go through at once, so the GPU waits more often, and by the clock the step is longer (0.33 and 0.45 s).
 # - **CUDA graphs.** A [CUDA graph](../site/glossary.md#cuda-graph) is a pass that was recorded once and is replayed as a whole, so Python hardly matters. The GPU has as much to do as before: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
 #
@@ -556,7 +557,9 @@ show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, s
 # - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows.
 # - **Padding-free**: all sixteen rows lie one behind the other, in one pass, and attention looks at each row by itself. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct). TRL has `padding_free=True` for it, and leaves it to flash attention to keep the rows apart. A T4 has no flash attention; lesson 03 shows, under "Further down", what this course does instead.
 #
-# By the clock, on this fast GPU, packing is ahead. All five wait for Python there, and packing needs least of it.
+# Do not rank the ways by the clock. All five wait for Python here, and how long depends on the computer beside the GPU: on another machine the same padding-free run came to 8,753 tokens a second, and not 6,076. Packing needs least of Python.
+#
+# `python -m helpers train` pads by default, since it is used to compare ways. For rows of real lengths write `padding_free = true` into its file; that goes with one GPU and with copies. (Two processes on a CPU then learn what one learns with padding. On two GPUs it was not run yet.)
 #
 # ### Beside Unsloth
 #
@@ -577,9 +580,9 @@ table([(*words, t4_rules.tokens_per_busy_second[name], every.tokens_per_busy_sec
       columns=("rows", "setting", "busy, T4", "busy, all", "clock, T4", "clock, all", "GB"))  # fmt: skip
 
 # %% [markdown]
-# Compare each side's fastest. By GPU time neither is ahead by more than 3%: this course has 0.97 to 1.02 times the speed of Unsloth, and Unsloth 0.98 to 1.03 times that of this course. By the clock, on this fast GPU, the course is ahead with rows of one length, where it records graphs: 1.31 and 1.51 times. Unsloth is ahead with real lengths, where it needs less of Python: 1.23 and 1.45 times.
+# Compare each side's fastest. By GPU time neither is ahead by more than 3%: this course has 0.97 to 1.02 times the speed of Unsloth, and Unsloth 0.98 to 1.03 times that of this course. By the clock, on this fast GPU, the course is ahead with rows of one length, where it records graphs: 1.31 and 1.51 times. Unsloth is ahead with real lengths, where it packs and needs less of Python: 1.23 and 1.45 times. That last difference is about as large as what the computer beside the GPU makes of one setting.
 #
-# Two things to know. When Unsloth packs, a step has 18 rows on average; with the same sixteen rows in each step, the course is 5 to 7% ahead by GPU time. And Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 11 to 14.
+# Three things to know. When Unsloth packs, a step has 18 rows on average; with the same sixteen rows in each step, the course is 5 to 7% ahead by GPU time. Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 11 to 14. And busy time and clock come from different steps, so the first can come out a little longer than the second.
 #
 # ### Profile your own run
 #
@@ -587,8 +590,10 @@ table([(*words, t4_rules.tokens_per_busy_second[name], every.tokens_per_busy_sec
 
 # %%
 import time
+from collections import Counter
 
 from peft import LoraConfig, get_peft_model
+from torch.autograd import DeviceType
 from torch.profiler import profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -601,21 +606,22 @@ ids = torch.randint(3, 1000, (8, 64), device=base.device)
 model(input_ids=ids, labels=ids).loss.backward()  # a first pass does what later ones need not do: it is left out
 
 # %% tags=["profile", "nbval-ignore-output"] reason="times vary with the machine"
+on_gpu, spent = base.device.type == "cuda", Counter()
 with profile() as seen:
     began = time.perf_counter()
     model(input_ids=ids, labels=ids).loss.backward()
-    if base.device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()  # Python runs ahead of the GPU, so wait for it before looking at the clock
     clock = time.perf_counter() - began
-measure = "self_device_time_total" if base.device.type == "cuda" else "self_cpu_time_total"
-milliseconds = {event.key: getattr(event, measure) / 1e3 for event in seen.key_averages()}
-busy, top = sum(milliseconds.values()), sorted(milliseconds, key=milliseconds.get, reverse=True)[:6]
-print(f"{1e3 * clock:.0f} ms by the clock; {busy:.0f} ms in operations, of which these take most:")
-table([(name[:48], milliseconds[name], milliseconds[name] / busy) for name in top], "{:.1f}",
-      columns=("operation", "milliseconds", "share"), share="{:.0%}")  # fmt: skip
+for event in seen.events():
+    if not on_gpu or event.device_type == DeviceType.CUDA:  # on a GPU its kernels, and not what Python called
+        spent[event.name] += event.time_range.elapsed_us() / 1e6 if on_gpu else event.self_cpu_time_total / 1e6
+print(f"{1e3 * clock:.0f} ms by the clock; {1e3 * spent.total():.0f} ms busy, of which these take most:")
+table([(name[:48], 1e3 * seconds, seconds / spent.total()) for name, seconds in spent.most_common(6)], "{:.1f}",
+      columns=("on a GPU kernels, on a CPU operations", "milliseconds", "share"), share="{:.0%}")  # fmt: skip
 
 # %% [markdown]
-# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize_4bit` unpacks the weights for them. If copies and casts (`copy_`, `to`) or operations on one number at a time (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python.
+# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize` unpacks the weights for them. If copies, casts (`copy_`, `to`) or operations that go element by element (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python.
 #
 # ## 7 How large may the model be?
 #
@@ -644,7 +650,7 @@ table([(name, f"GPU {n}", gpu.peak_allocated / 1e9, gpu.held_bytes("t4") / 1e9, 
       "{:.2f}", columns=("setting", "", "tensors (GB)", "with reserve and context", "left free"))  # fmt: skip
 
 # %% [markdown]
-# All of this is predicted, for a T4. The second setting is the one that was measured, on two H200s held to 14.56 GiB each: there the tensors took 11.60 and 11.63 GB. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
+# All of this is predicted, for a T4: two rows fit, and the plan takes them since that is faster. The second setting, one row, is the one that was measured, on two H200s held to 14.56 GiB each: there the tensors took 11.60 and 11.63 GB. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
 
 # %% tags=["lengths"]
 for length in (2048, 4096, 8192):
@@ -667,7 +673,7 @@ for length in (2048, 4096, 8192):
 # max_length = 2048
 # ```
 #
-# The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
+# `batch_size = 1` is what was measured; two are predicted to fit. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
 #
 # Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. If you do, please tell us what came out.
 
@@ -852,7 +858,7 @@ check("09.7", steps_needed)
 #
 # ## What you did
 #
-# You trained one adapter in one process, as copies in two, and with every weight divided, and it came out the same each time, also after a kill. You know what each way holds and what it costs, why divided layers are not faster, and two places where a batch size or a loss means something else than on one GPU. And you have a plan for a 32B model on two GPUs of a T4's size.
+# You trained one adapter in one process, as copies in two, and with every weight divided, and it came out the same each time, also after a kill. You know what each way holds and what it costs, why divided layers are not faster, and two places where a batch size or a loss means something else than on one GPU. You can see where the time of a step goes, and what padding costs. And you have a plan for a 32B model on two GPUs of a T4's size.
 #
 # This was the last lesson. Take a data set of your own, and begin with [lesson 07](07_your_own_data.ipynb). The [course's page](../README.md) has all lessons, [what the course claims and why](../site/claims.md), and [what to choose in which situation](../site/decide.md).
 #
@@ -862,7 +868,7 @@ check("09.7", steps_needed)
 #
 # ### A script of your own
 #
-# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it beside your other files. Put your model in place of `MODEL` and your rows in place of `rows.jsonl` (columns `prompt` and `completion`). It stands on lesson 03's recipe. New are four lines: the rank, the device map, the argument, and that only the first process saves.
+# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it beside your other files. Put your model in place of `MODEL` and your rows in place of `rows.jsonl` (columns `prompt` and `completion`). It stands on lesson 03's recipe. For copies there are four lines of their own: the rank, the device map, the argument, and that only the first process saves.
 
 # %% tags=["script"]
 script = """
@@ -878,7 +884,7 @@ MODEL, ROWS, STEPS = os.environ.get("MODEL", "Qwen/Qwen2.5-7B"), os.environ.get(
 rank, cuda = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
 dtype = torch.float16 if cuda else torch.float32  # a T4 has no bfloat16
 
-four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 model = AutoModelForCausalLM.from_pretrained(
     MODEL, quantization_config=four_bits, dtype=dtype, device_map={"": rank if cuda else "cpu"}
 )

@@ -20,7 +20,7 @@ PARAMETERS = {
     "template": "auto", "seed": 0, "rank": "auto", "lora_alpha": "auto", "lora_dropout": "auto", "target_modules": "auto",
     "quant_type": "nf4", "double_quant": True, "max_steps": "auto", "batch_size": "auto", "gradient_accumulation": "auto",
     "max_length": "auto", "learning_rate": "auto", "optimizer": "auto", "checkpointing": "auto", "save_steps": "auto",
-    "eval_rows": 64,
+    "eval_rows": 64, "padding_free": False,
 }  # fmt: skip
 OWN: dict[str, Any] = {"way": "one", "gpus": 1, "layers": None, "gpu_gib": None, "output_dir": None}
 MOST_GPUS = 16  # of one computer
@@ -43,8 +43,9 @@ OWN_RULES = {
     ),
     "gpu_gib": Rule("the GiB that each GPU may take, a number from 0.1 such as 14.56", _gib),
     "output_dir": RULES["output_dir"],
+    "padding_free": RULES["double_quant"],  # true or false
 }
-FILE_RULES = {name: RULES[name] for name in PARAMETERS} | OWN_RULES
+FILE_RULES = {name: RULES[name] for name in PARAMETERS if name in RULES} | OWN_RULES
 
 LARGEST = 1_000_000  # bytes of a file of settings; what never ends, such as /dev/zero, is told from one
 
@@ -83,6 +84,8 @@ class Job:
                 raise ConfigError("output_dir is missing: name a folder that can be written")
             way, asked = Way(own["way"], own["gpus"], tuple(own["layers"] or ())), given.get("optimizer", "auto")
             way.optimizer(asked, asked)
+            if given.get("padding_free") and way.name not in ("one", "ddp"):
+                raise ConfigError(f"padding_free is true with way {way.name!r}; it goes with one and with ddp")
             gpu_bytes = None if own["gpu_gib"] is None else int(own["gpu_gib"] * GIB)
             return cls(PARAMETERS | given, way, output_folder(own["output_dir"], keep=False), gpu_bytes, text)
         except CourseError as error:

@@ -1,15 +1,17 @@
 """What each process of a training by a file of settings does: load, train or go on, save, record."""
 
+import contextlib
 import json
 import os
 import time
 from types import SimpleNamespace
 from typing import Any
 
-from helpers import data, models, saving
+from helpers import CourseError, data, models, saving
 from helpers.files import write_whole
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
 from helpers.training import adapters_to_float32, keep_4bit_layout, repeat_kv_heads, stop_when_not_finite
+from helpers.training.planning import goes_padding_free
 
 
 class Training:
@@ -24,6 +26,10 @@ class Training:
         asked = job.parameters["optimizer"]
         self.settings.optimizer = job.way.optimizer(asked, self.settings.optimizer)
         self.shape = shape_of(self.model.path)
+        if self.settings.padding_free and not goes_padding_free(self.model.path, self.settings.max_length):
+            raise CourseError(
+                f"padding_free is true, and attention of {self.model.name} is not known to work so: leave it false"
+            )
         self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
         wanted = self.settings.dataset_id
         wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
@@ -41,8 +47,17 @@ class Training:
 
     @property
     def spec(self) -> RunSpec:
-        """The run as helpers.memory knows it."""
-        return RunSpec.of_settings(self.settings, not self.here.native_bfloat16)
+        """The run as helpers.memory knows it; without padding as many tokens go through at once as a padded batch may have."""
+        more = (
+            {"padding_free": True, "batch_size": 1, "seq_len": self.tokens_at_once}
+            if self.settings.padding_free
+            else {}
+        )
+        return RunSpec.of_settings(self.settings, not self.here.native_bfloat16, **more)
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self.settings.batch_size * self.settings.max_length
 
     @property
     def gpu(self) -> str:
@@ -53,9 +68,10 @@ class Training:
         """What the run will do and take, in words, before anything is loaded."""
         way, total = self.way, self.job.gpu_bytes or self.here.gpu_bytes or GPUS[self.gpu].total_bytes
         on = f", {' and '.join(map(str, way.layers))} layers" if way.layers else ""
+        at_once = f"at most {self.tokens_at_once:,} tokens" if self.settings.padding_free else self.settings.batch_size
         lines = [
             f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
-            f"{self.rows_per_step} rows, {self.settings.batch_size} at once"
+            f"{self.rows_per_step} rows, {at_once} at once"
         ]
         if self.here.device == "cpu":
             lines.append("no GPU can be seen: it would train on the CPU; what follows is predicted for T4s")
@@ -89,6 +105,8 @@ class Training:
         from accelerate.utils import gather_object
         from transformers import set_seed
 
+        from helpers.training import padding_free
+
         set_seed(self.settings.seed)
         folder = saving.checkpoint_folder(self.job.folder, **self.identity)
         last = saving.last_complete_checkpoint(folder, self.way.processes)
@@ -98,7 +116,8 @@ class Training:
         before = self.heldout_loss(model, tokenizer)
         trainer = self.trainer(model, tokenizer, callbacks)
         begun = time.perf_counter()
-        trainer.train(resume_from_checkpoint=last and str(last))
+        with padding_free(trainer, self.tokens_at_once) if self.settings.padding_free else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=last and str(last))
         seconds = time.perf_counter() - begun
         peaks = gather_object([self.peaks()])
         after = self.heldout_loss(trainer.model.eval(), tokenizer)
@@ -184,12 +203,15 @@ class Training:
         from trl import SFTConfig
 
         chosen = self.settings
+        rows, batches = chosen.batch_size, chosen.gradient_accumulation
+        if chosen.padding_free:  # all rows of a step are one batch, which is cut by its tokens
+            rows, batches = rows * batches, 1
         recompute = {"every_n_layers": 1, "offload": chosen.checkpointing == "offload"}
         return SFTConfig(
             output_dir=str(saving.checkpoint_folder(self.job.folder, **self.identity)),
             max_steps=chosen.max_steps,
-            per_device_train_batch_size=chosen.batch_size,
-            gradient_accumulation_steps=chosen.gradient_accumulation,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=batches,
             max_length=chosen.max_length,
             learning_rate=chosen.learning_rate,
             lr_scheduler_type="cosine",

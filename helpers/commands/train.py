@@ -9,6 +9,7 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
     gpus = 2
     layers = [13, 15]         # of a split, how many lie on each GPU; where left out, so that both take the same
     gpu_gib = 14.56           # where left out, all that a GPU has
+    padding_free = true       # with one and ddp: rows one behind the other, as in lesson 03; where left out, false
 
 Paths in it are relative to where the command is run. batch_size is what each process computes at once. Without a GPU, "ddp"
 and "fsdp2" train in processes on the CPU. A run that was killed goes on from its last whole checkpoint; other settings,

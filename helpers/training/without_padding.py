@@ -53,18 +53,31 @@ def _together(states, bounds, longest, dropout, scaling):
 AttentionInterface.register(NAME, within_rows)
 
 
-def pieces(batch: dict, max_tokens: int) -> list[dict]:
-    """A padding-free batch, cut between rows into as few pieces as its order allows, none longer than `max_tokens`.
+def cut(bounds: list[int], max_tokens: int, at_least: int = 1) -> list[int]:
+    """At which rows to cut a batch whose rows begin and end at `bounds`: the first row of each piece, and the number of rows.
 
+    There are as few pieces as the order of the rows allows, but `at_least` so many, and none has more than `max_tokens` tokens.
     A row that is longer by itself is a piece by itself.
     """
-    bounds = batch["cu_seq_lens_q"].tolist()
     cuts = [0]
     for row in range(1, len(bounds)):
         if bounds[row] - bounds[cuts[-1]] > max_tokens and row - 1 > cuts[-1]:
             cuts.append(row - 1)
+    cuts.append(len(bounds) - 1)
+    while len(cuts) <= at_least:  # the piece with the most tokens among those of several rows, in its middle
+        first, last = max(
+            (pair for pair in pairwise(cuts) if pair[1] - pair[0] > 1), key=lambda p: bounds[p[1]] - bounds[p[0]]
+        )
+        middle = (bounds[first] + bounds[last]) / 2
+        cuts = sorted([*cuts, min(range(first + 1, last), key=lambda row: abs(bounds[row] - middle))])
+    return cuts
+
+
+def pieces(batch: dict, cuts: list[int]) -> list[dict]:
+    """A padding-free batch, cut between rows as `cut` says."""
+    bounds = batch["cu_seq_lens_q"].tolist()
     found = []
-    for first, last in pairwise([*cuts, len(bounds) - 1]):
+    for first, last in pairwise(cuts):
         a, b = bounds[first], bounds[last]
         piece = {name: batch[name][:, a:b] for name in ("input_ids", "labels", "position_ids")}
         ends = batch["cu_seq_lens_q"][first : last + 1] - a
@@ -81,26 +94,38 @@ def padding_free(trainer, max_tokens: int):
     TRL's collator puts the rows of a batch one behind the other, as with `SFTConfig(padding_free=True)`. Rows do not see each
     other (`within_rows`), and at most `max_tokens` tokens go through the model at once: a longer batch is cut between rows into
     pieces, one after the other. TRL divides the loss by the labels of the whole step, so losses and gradients are those of
-    padded batches of the same rows, up to rounding. For Llama's kind of model, and one process. (SFTConfig refuses
-    `max_length` beside `padding_free`, since only its preparation of rows cuts them; with this context it can stay.)
+    padded batches of the same rows, up to rounding. Several processes that each have a copy of the model (DDP) cut their
+    batches into equally many pieces, since TRL gathers numbers from all of them with each piece; gradients are averaged with
+    the last one. For Llama's kind of model. Raises ValueError for another collator, and for FSDP, which was not tried.
+    (SFTConfig refuses `max_length` beside `padding_free`, since only its preparation of rows cuts them; with this context it
+    can stay.)
     """
     collate = trainer.data_collator
     padded = not trainer.padding_free
     if padded and not isinstance(collate, DataCollatorForLanguageModeling):
         raise ValueError(f"rows can be left without padding by TRL's own collator, and not by {type(collate).__name__}")
-    if trainer.accelerator.num_processes > 1:
-        raise ValueError(
-            "several processes would cut their batches into unequal numbers of pieces: one alone can do that"
-        )
+    if trainer.is_fsdp_enabled:
+        raise ValueError("rows without padding were not tried with weights in parts (FSDP)")
     model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.training_step
     model, before = model.get_base_model(), trainer.model.config._attn_implementation
 
+    def most_of_all(count: int) -> int:
+        """The largest of what the processes say."""
+        if trainer.accelerator.num_processes == 1:
+            return count
+        return int(trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device)).max())
+
     def in_pieces(model, batch, num_items_in_batch=None):
-        if batch["input_ids"].shape[1] <= max_tokens:
+        bounds = batch["cu_seq_lens_q"].tolist()
+        count = most_of_all(len(cut(bounds, max_tokens)) - 1)
+        if count == 1:
             return step(model, batch, num_items_in_batch)
         if num_items_in_batch is None:
             raise ValueError("the loss is not divided by the labels of the whole step, so a batch cannot be cut")
-        return sum(step(model, piece, num_items_in_batch) for piece in pieces(batch, max_tokens))
+        *first, last = pieces(batch, cut(bounds, max_tokens, count))
+        with trainer.accelerator.no_sync(model):
+            loss = sum(step(model, piece, num_items_in_batch) for piece in first)
+        return loss + step(model, last, num_items_in_batch)
 
     model.set_attn_implementation(NAME)
     try:

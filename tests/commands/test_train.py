@@ -62,6 +62,8 @@ def test_a_file_of_settings_is_read(config, tmp_path):
         ('way = "split"\ngpus = 2\nlayers = "even"', "layers = 'even' is not possible"),
         ('way = "split"\ngpus = 2\nlayers = [true, 3]', "layers = [True, 3] is not possible"),
         ("gpu_gib = 0", "gpu_gib = 0 is not"),
+        ("padding_free = 1", "padding_free = 1 is not"),
+        ('padding_free = true\nway = "split"\ngpus = 2', "it goes with one and with ddp"),
         ('gpu_gib = "all"', "gpu_gib = 'all' is not"),
         ("output_dir = 3", "output_dir = 3 is not"),
         ('output_dir = ""', "output_dir = '' is not"),

@@ -15,12 +15,14 @@ from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from helpers import CourseError
 from helpers.commands._job import Job
 from helpers.commands._processes import end_on_leash
-from helpers.training import several
+from helpers.training import several, without_padding
+from helpers.training.without_padding import cut
 
 
 def whole(tensor):
@@ -33,6 +35,7 @@ class Keep(TrainerCallback):
 
     def __init__(self):
         self.raw, self.gradients, self.adapters, self.divided = [], [], [], 0
+        self.pieces = []  # of a batch without padding, two numbers for each batch that was cut
 
     def before_clipping(self, trainer):
         """Keep gradients as they are before they are clipped, too: in bfloat16, where no scaler comes between."""
@@ -43,6 +46,12 @@ class Keep(TrainerCallback):
             return clip(parameters, *given, **named)
 
         trainer.accelerator.clip_grad_norm_ = clipped
+
+    def cut(self, bounds, max_tokens, at_least=1):
+        """Cut a batch without padding as it is cut, and keep into how many pieces: alone, and with the other process."""
+        found = cut(bounds, max_tokens, at_least)
+        self.pieces.append(len(found) - 1)
+        return found
 
     @staticmethod
     def named(model):
@@ -112,12 +121,18 @@ def train(config: Path, fault: str) -> None:
         return ready(way, trainer)
 
     try:
-        with FAULTS[fault](), mock.patch.object(several.Way, "after_building", after_building):
+        with (
+            FAULTS[fault](),
+            mock.patch.object(several.Way, "after_building", after_building),
+            mock.patch.object(without_padding, "cut", keep.cut),
+        ):
             found = Job.read(config).run([keep])
     except CourseError as error:
         found = {"error": str(error)}
+    in_all = gather_object([keep.pieces]) if torch.distributed.is_initialized() else [keep.pieces]
     if found is not None and first:
-        kept = {name: getattr(keep, name) for name in ("raw", "gradients", "adapters", "divided")} | {"found": found}
+        kept = {name: getattr(keep, name) for name in ("raw", "gradients", "adapters", "divided")}
+        kept |= {"found": found, "pieces": in_all}
         torch.save(kept, config.with_name("resumed.pt" if fault == "resumed" else "kept.pt"))
     AcceleratorState._reset_state()  # the next training may be of another way
     os.environ.pop("ACCELERATE_USE_FSDP", None)

@@ -16,16 +16,16 @@ from tests.training.several_job import train as train_here
 from tests.training.several_runs import SeveralRun, apart, gradients_apart
 
 LORA = {"max_steps": 4, "save_steps": 2, "rows_per_step": 8, "eval_rows": 16, "rank": 4, "learning_rate": 2e-3}
+# Of rows with 43 to 70 tokens one or two go through at once.
+CUT = {"padding_free": True, "rows_per_step": 2, "gradient_accumulation": 4, "max_length": 100}
 PAIRS = {
-    "accelerate as it is": (
-        "fsdp2",
-        "accelerate as it is",
-    ),  # the first: what the engine changes holds for a whole process
+    "accelerate as it is": ("fsdp2", "accelerate as it is"),  # the first: what the engine changes holds for a whole process
     "ddp": ("ddp", ""),
     "fsdp2": ("fsdp2", ""),
+    "padding-free": ("ddp", "", CUT),
     "no all-reduce": ("ddp", "no all-reduce"),
     "state without adapters": ("fsdp2", "state without adapters"),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs(folder):
     """(runs, what each kept, what ddp and fsdp2 kept when they went on from their last checkpoint but one)."""
-    runs = {name: SeveralRun(folder / name.replace(" ", "-"), *of, **LORA) for name, of in PAIRS.items()}
-    again = {name: runs[name] for name in ("ddp", "fsdp2")}
+    runs = {
+        name: SeveralRun(folder / name.replace(" ", "-"), way, fault, **LORA | dict(*more))
+        for name, (way, fault, *more) in PAIRS.items()
+    }
+    again = {name: runs[name] for name in ("ddp", "fsdp2", "padding-free")}
     words = [run.word for run in runs.values()] + [f"{run.config}=resumed" for run in again.values()]
     assert runs["ddp"].start(words).wait(timeout=900) == 0, runs["ddp"].said()[-4000:]
     return runs, {n: run.kept() for n, run in runs.items()}, {n: run.kept("resumed") for n, run in again.items()}
@@ -50,13 +53,22 @@ def one(folder):
     return run, run.kept()
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "padding-free"])
 def test_the_gradients_of_two_processes_are_those_of_one_on_the_same_rows(pairs, one, way):
     two = pairs[1][way]
     assert two["found"]["rows_per_step"] == one[1]["found"]["rows_per_step"] == 8
     assert gradients_apart(one[1], two) < 1e-3
     assert two["found"]["losses"] == pytest.approx(one[1]["found"]["losses"], rel=1e-4)
     assert two["found"]["heldout_loss_after"] == pytest.approx(one[1]["found"]["heldout_loss_after"], rel=1e-3)
+
+
+def test_processes_without_padding_cut_their_batches_into_as_many_pieces_as_the_one_that_needs_most(pairs):
+    first, second = pairs[1]["padding-free"]["pieces"]
+    needed = [pair[::2] for pair in (first, second)]
+    together = [pair[1::2] for pair in (first, second)]
+    assert len(needed[0]) == 4, "a batch in each step"
+    assert needed[0] != needed[1]
+    assert together[0] == together[1] == [max(pair) for pair in zip(*needed, strict=True)]
 
 
 def test_without_the_all_reduce_they_are_not(pairs, one):
@@ -82,13 +94,13 @@ def test_an_adapter_that_would_be_saved_without_its_tensors_stops_the_run_before
     assert not (run.folder / "adapter").exists()
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "padding-free"])
 def test_the_adapter_has_the_names_and_shapes_of_one_gpus(pairs, one, way):
     assert pairs[0][way].tensors() == one[0].tensors()
     assert len(one[0].tensors()) == 84
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "padding-free"])
 def test_a_run_goes_on_from_its_last_whole_checkpoint(pairs, way):
     whole, resumed = pairs[1][way], pairs[2][way]
     assert (whole["found"]["resumed_from"], resumed["found"]["resumed_from"]) == (None, "checkpoint-2")

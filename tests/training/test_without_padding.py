@@ -1,7 +1,6 @@
 """Batches without padding: rows do not see each other, and gradients are those of padded batches, however they are cut."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from helpers.models import bundled
-from helpers.training.without_padding import NAME, padding_free, pieces, within_rows
+from helpers.training.without_padding import NAME, cut, padding_free, pieces, within_rows
 
 LENGTHS = (40, 9, 77, 30, 5, 51, 22, 60)
 
@@ -140,7 +139,7 @@ def test_pieces_are_the_rows_in_order_and_within_the_bound():
     rows = [dict(row) for row in rows_of(LENGTHS)]
     batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows)
     for most in (1000, 150, 80, 77, 10):
-        found = pieces(batch, most)
+        found = pieces(batch, cut(batch["cu_seq_lens_q"].tolist(), most))
         for piece in found:
             bounds = piece["cu_seq_lens_q"].tolist()
             lengths = [b - a for a, b in pairwise(bounds)]
@@ -152,8 +151,14 @@ def test_pieces_are_the_rows_in_order_and_within_the_bound():
             assert piece["seq_idx"].unique().tolist() == list(range(len(lengths)))
         for name in ("input_ids", "labels", "position_ids"):
             assert torch.equal(torch.cat([piece[name] for piece in found], dim=1), batch[name])
-    assert len(pieces(batch, 1000)) == 1
-    assert len(pieces(batch, 150)) == 3
+    bounds = batch["cu_seq_lens_q"].tolist()
+    assert len(cut(bounds, 1000)) - 1 == 1
+    assert len(cut(bounds, 150)) - 1 == 3
+    for at_least in range(1, len(LENGTHS) + 1):
+        cuts = cut(bounds, 150, at_least)
+        assert len(cuts) - 1 == max(3, at_least)
+        assert cuts == sorted(set(cuts))
+        assert all(bounds[b] - bounds[a] <= 150 for a, b in pairwise(cuts))
 
 
 def test_what_cannot_be_right_is_refused(tmp_path):
@@ -165,10 +170,9 @@ def test_what_cannot_be_right_is_refused(tmp_path):
     ):
         pass
     trainer = trainer_of(tmp_path, **PADDED)
-    several = SimpleNamespace(num_processes=2)
     with (
-        patch.object(trainer, "accelerator", several),
-        pytest.raises(ValueError, match="one alone"),
+        patch.object(trainer, "is_fsdp_enabled", True),
+        pytest.raises(ValueError, match="not tried with weights in parts"),
         padding_free(trainer, 100),
     ):
         pass
