@@ -18,8 +18,8 @@
 # - tell from the loss, the gradient and a few answers what is wrong with a run that ended without any error;
 # - work out whether a full GPU has holes or is full, and which settings to change in which order.
 #
-# You will cause twelve failures, or replay what a GPU said of them, and on the way two more that hide behind them. People have asked in public about each of them, and a thread is linked
-# where you meet it. The course knows many more: all of them stand on [one page](../site/failures.md), which you can search.
+# You will cause the twelve failures that people ask about most, or replay what a GPU said of them: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). A few others come along on the way. A public thread is linked
+# where you meet each of them. The course knows many more: all of them stand on [one page](../site/failures.md), which you can search.
 #
 # **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
 # what only a GPU says was recorded on one.
@@ -38,8 +38,8 @@ run = begin("06_troubleshooting", with_data=True, model_id="bundled", dataset_id
 # %% [markdown]
 # ## 1 Six runs, and five of them are broken
 #
-# The next cell trains the small model that comes with the course six times: once as it should be, and five times with one fault each. None of the five
-# raises an error. Each of them ends and looks finished.
+# The next cell makes six runs of the small model that comes with the course: one as it should be, and five with a fault. None of the five
+# raises an error. Each of them ends and looks finished. (A run is a training and the questions that are asked afterwards. Two of the faults come after the training.)
 
 # %% tags=["broken-runs"]
 from helpers.quick import broken_runs
@@ -65,7 +65,7 @@ plots.show(
 
 # %% [markdown]
 # A run shows more than its training loss. [*grad_norm*](../site/glossary.md#grad_norm) is the length of the [gradient](../site/glossary.md#gradient): how strongly the loss pulls at what
-# is trained. The held-out [loss](../site/glossary.md#loss) is measured afterwards, on rows that no run was trained on. The last two columns say how many
+# is trained. The held-out [loss](../site/glossary.md#loss) is measured afterwards, on rows that no run was trained on, and always in the form of the training. The questions are asked as the user of each run asked them. The last two columns say how many
 # of the questions are answered exactly, and how many answers come to an end by themselves, before they are cut off.
 
 # %% tags=["nbval-ignore-output", "symptoms"] reason="the last digits of a loss vary with the processor"
@@ -129,7 +129,7 @@ from_an_old_text = {"tokenizer": None}
 found = provoke(lambda: SFTTrainer(model=None, **from_an_old_text))
 
 # %% [markdown]
-# The name of a class with `__init__() got an unexpected keyword argument` is often the age of the text, and not a typing mistake. So do not try
+# Where the message names a class and `__init__() got an unexpected keyword argument`, the text is often old. It need not be a typing mistake. So do not try
 # spellings: ask the installed library which names it has. Where no name has the old word in it, try a word for what the argument is for; a tokenizer processes. Here is a question that you can take home.
 
 # %% tags=["copy"]
@@ -200,7 +200,7 @@ table([(v, library_for(v).name, library_for(v).exists()) for v in ("12.6", "12.9
 # The first number must agree, and the second need not: it takes the nearest older file, else the nearest newer one. For another first number there is nothing, and the cure is
 # an upgrade of bitsandbytes.
 #
-# The commonest cause of trouble is a variable. `BNB_CUDA_VERSION` overrides the choice. Old advice sets it, then torch moves on, and the variable
+# One cause of trouble is a variable. `BNB_CUDA_VERSION` overrides the choice. Old advice sets it, then torch moves on, and the variable
 # stays. Cause that, in a Python of its own, which is made to believe that it has a GPU:
 
 # %% tags=["cuda-child"]
@@ -224,7 +224,7 @@ verdict("the missing file is recognised in the log", read(log) == "bitsandbytes-
 
 # %% [markdown]
 # The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). The check, here, where nobody set it: the file for torch's CUDA is there, and
-# bitsandbytes quantizes.
+# bitsandbytes quantizes. (Without a GPU it quantizes by its code for CPUs, and that file is not loaded.)
 
 # %%
 import bitsandbytes as bnb
@@ -376,13 +376,13 @@ print(textwrap.fill(message.partition("If reserved")[0], 110), recognise(f"OutOf
 
 # %% [markdown]
 # There are two kinds of "full". torch takes memory from the GPU in large blocks (*reserved*) and gives it to tensors (*allocated*). What lies between tensors in a block is a hole. It
-# is free, but a larger tensor does not fit into it. So add two numbers of the message:
+# is free, but a larger tensor does not fit into it. So compare three numbers of the message:
 #
-# $$\text{allocated} + \text{asked for} \; \le \; \text{what the GPU has}\,?$$
+# $$\text{asked for} \; \le \; \text{free} + \text{reserved but unallocated}\,?$$
 #
-# If not, the memory is *full*. If so, it has *holes*: the room was there, in pieces. (CUDA itself takes a few hundred MB beside torch. So where the sum is only just below, the memory is full as well.) Apply it to the message above, and to the numbers of a T4 in
-# [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1) (in the figure, many small holes are drawn as one). Which of the two has holes? Add
-# them up in your head first.
+# If so, the memory has *holes*: the room was there, in pieces. If not, it is *full*. Apply it to the message above, and to the numbers of a T4 in
+# [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1): 2.00 GiB were asked for; of 14.75 GiB torch had reserved 12.92, and of those 10.23 were allocated. Two hints. Where a limit was set ("14.56 GiB allowed"), what is free is the limit less what is reserved, and not the free memory of the whole GPU. And where the message
+# does not say what is free, as in the thread's, take what is not reserved, and remember that CUDA itself takes a few hundred MB of it. Which of the two has holes? Reckon in your head first.
 
 # %% tags=["oom-rule"]
 import re
@@ -399,13 +399,14 @@ cases = {"recorded for this course": recorded,
 
 
 def kind(asked, has, allocated, holes):
-    return "full" if allocated + asked > has else "holes"
+    free = has - allocated - holes
+    return "holes" if asked <= free + holes else "full"
 
 
 verdict("both have holes", [kind(**case) for case in cases.values()] == ["holes", "holes"])
 
 # %%
-title = "2 GiB were asked for: less than is free in all, and more than any one piece"
+title = "2 GiB were asked for: there was room for it, but not in one piece"
 figure = plots.diagrams.holes(cases, title)
 plots.show(
     figure,
@@ -559,7 +560,8 @@ from transformers import PreTrainedModel
 
 per_file = inspect.signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
 adapter = (run.folder / "healthy" / "adapter_model.safetensors").stat().st_size
-print(f"the adapter of the small model: {adapter / 1e6:.1f} MB")
+of_mistral = predict(PRESETS["mistral-7b"].shape, RunSpec(rank=16), "t4").parts["adapters"]
+print(f"an adapter of the small model: {adapter / 1e6:.1f} MB, of Mistral-7B: {of_mistral / 1e6:.0f} MB (rank 16)")
 merged = PRESETS["mistral-7b"].download_bytes
 print(f"Mistral-7B merged, in 16 bits: {merged / 1e9:.1f} GB, in files of up to {per_file}")
 log = "saving the merged model\nKilled"
@@ -621,12 +623,11 @@ table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry 
       columns=("step", "loss in the log", "grad_norm"))  # fmt: skip
 
 # %% [markdown]
-# After its first steps every real loss was [NaN](../site/glossary.md#nan), "not a number". The trainer does not log that. It leaves such a loss out, and logs in its place the mean of those that were
-# finite since the last line of the log; where none was, it logs 0 (`logging_nan_inf_filter`, on by default). So a log can show a plausible loss, and then 0, for a run that died in its first steps. grad_norm is not filtered.
+# From the fifth step on every real loss was [NaN](../site/glossary.md#nan), "not a number". The trainer does not log that. It leaves such a loss out, and adds a guess in its place: a share of what it has summed up since the last
+# line of the log. Where that is nothing, it logs 0 (`logging_nan_inf_filter`, on by default). So a log can show a plausible loss, and then 0, for a run that died in its first steps. grad_norm is not filtered.
 #
-# Why NaN? The adapters were float16. Adam divides by the root of an average plus a small constant, `eps`, which is $10^{-8}$. As a float16 that is 0, since it is less than half of the
-# smallest positive number of section 6.
-# In the first step the gradient of every $A$ is 0, because $B$ starts at zero, and 0 / 0 is NaN. (The run had no gradient scaler, which would have refused such adapters.) *Cure:* what is trained is float32, as in section 6. In a run of your own, watch grad_norm.
+# Why NaN? The adapters were float16, and so were Adam's averages. Adam divides each step by the root of the average of squared gradients, plus a small constant. These squares were too small for float16: nearly all of them became 0. So Adam divided by almost nothing. In the second step
+# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. (The run had no gradient scaler, which would have refused such adapters.) *Cure:* what is trained is float32, as in section 6. In a run of your own, watch grad_norm.
 #
 # ### C: the padding
 #
@@ -651,12 +652,12 @@ print(kept)
 verdict("with eos as padding, no end is among the labels", list(kept.values()) == [8, 0])
 
 # %% [markdown]
-# A model that never sees an end never ends. *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. *Check:* the healthy run. Look at the labels of one batch before
+# A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. *Check:* the healthy run. Look at the labels of one batch before
 # a long run; lesson 03 shows them in colour.
 #
 # ### Masked too much
 #
-# In C one label too many was masked in each row. What if all of them are? *Met in [rows that were cut before their answer](https://github.com/huggingface/trl/issues/6668):* the prompt alone is as long as
+# In C the last label of each row was masked. What if all of them are? *Met in [rows that were cut before their answer](https://github.com/huggingface/trl/issues/6668):* the prompt alone is as long as
 # `max_length`. It also happens when the marker at which the answer begins is not in the template. Train the tiny model of section 9 on rows without a label.
 
 # %% tags=["all-masked"]
@@ -665,10 +666,10 @@ masked.train()
 log = masked.state.log_history[:-1]  # the last entry sums up the run
 print(log[0], recognise(str(log[0])), sep="\n")
 zeros = [float(entry["loss"]) == 0 == float(entry["grad_norm"]) for entry in log]
-verdict("with every label masked, loss and gradient are 0", zeros and all(zeros))
+verdict("with every label masked, the log shows a loss and a gradient of 0", zeros and all(zeros))
 
 # %% [markdown]
-# A loss of 0, as in E. The gradient tells the two apart: it is NaN where numbers died, and 0 where nothing was asked. `SFTTrainer` takes care of it since release 1.16: it leaves such rows out. But only the name of a progress bar
+# The log shows a loss of 0, as in E, and here too the real one is NaN: a mean over no labels is 0 divided by 0. The gradient tells the two apart: it is NaN where numbers died, and exactly 0 where nothing was asked. `SFTTrainer` takes care of it since release 1.16: it leaves such rows out. But only the name of a progress bar
 # says so, and nobody counts for you how many rows are left. If none is, the error speaks of something else. Shorten `max_length` until that happens:
 
 # %% tags=["nothing-left"]
@@ -677,8 +678,8 @@ questions = questions.rename_columns({"instruction": "prompt", "output": "comple
 
 
 def trainer_for(max_length):
-    arguments = SFTConfig(str(run.folder / "cut"), max_length=max_length, use_cpu=True, bf16=False,
-                          gradient_checkpointing=None, report_to="none")  # fmt: skip
+    arguments = SFTConfig(str(run.folder / "cut"), max_length=max_length, use_cpu=True, bf16=False, report_to="none",
+                          gradient_checkpointing=None)  # this old name is on by itself, and would warn # fmt: skip
     model = AutoModelForCausalLM.from_config(tiny)
     return SFTTrainer(model, arguments, train_dataset=questions, processing_class=runs["healthy"].tokenizer)
 
@@ -708,8 +709,7 @@ grid["[INST]", "no"] = runs["A"].right
 table(grid, "{:.0%}", columns=("header", "newline at the end", f"right, of {len(heldout)}"))
 
 # %% [markdown]
-# Another template costs everything. A newline more or less may be another token: whether the model minds it depends on how it was trained, and on how long: train it a few steps more or less, and the table may look different. So do not count
-# on it. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
+# Another template costs everything. Header and newline cost this model nothing. Another model may mind them, since a newline more or less can be another token, and so may this one after a few steps more or less. Do not rely on luck. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
 #
 # ### D: the adapter that was not loaded
 #
@@ -767,14 +767,14 @@ verdict("the healthy run answers nearly all, and no broken one answers half",
 #
 # Put your answer in place of the dots and run the cell: it is checked at once. Exercise 1 stands in section 10. The dots after the minutes say how hard it is.
 #
-# **2. Write** (10 minutes, ••). Write `why_full(message)`, which reads what a GPU said and returns one of three words. `"full"`: what is allocated and what was asked for are more than the GPU has. `"others"`:
-# they would fit, but not beside what other processes hold, each of which has a sentence such as "Process 442 has 710.00 MiB memory in use". `"holes"`: they would fit even so. Sizes are in MiB or in GiB.
+# **2. Write** (10 minutes, ••). Write `why_full(message)`, which reads what a GPU said and returns one of three words, by the rule of section 8. `"holes"`: what was asked for is at most what is free and what is reserved but unallocated, together. `"others"`:
+# it would be, if what other processes hold were free as well; each of them has a sentence such as "Process 442 has 710.00 MiB memory in use". `"full"`: not even then. Sizes are in MiB or in GiB.
 
 # %%
 example = (
-    "CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a total capacity of 14.56 GiB of which 92.75 MiB is free. "
-    "Process 442 has 2.31 GiB memory in use. Including non-PyTorch memory, this process has 12.16 GiB memory in use. "
-    "Of the allocated memory 11.90 GiB is allocated by PyTorch, and 96.40 MiB is reserved by PyTorch but unallocated."
+    "CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a total capacity of 14.56 GiB of which 208.00 MiB is free. "
+    "Process 442 has 2.31 GiB memory in use. Including non-PyTorch memory, this process has 12.05 GiB memory in use. "
+    "Of the allocated memory 11.60 GiB is allocated by PyTorch, and 180.00 MiB is reserved by PyTorch but unallocated."
 )
 
 
@@ -798,11 +798,11 @@ check("06.2", why_full)
 #
 #
 # def why_full(message):
-#     asked, has = sizes(message, "allocate ")[0], sizes(message, "capacity of ")[0]
-#     wanted = asked + sizes(message, "", " is allocated by PyTorch")[0]
-#     if wanted > has:
-#         return "full"
-#     return "others" if wanted > has - sum(sizes(message, r"Process \d+ has ")) else "holes"
+#     room = sizes(message, "of which ")[0] + sizes(message, "", " is reserved by PyTorch")[0]
+#     missing = sizes(message, "allocate ")[0] - room
+#     if missing <= 0:
+#         return "holes"
+#     return "others" if missing <= sum(sizes(message, r"Process \d+ has ")) else "full"
 #
 #
 # check("06.2", why_full)

@@ -224,30 +224,30 @@ NEW = {
 }
 
 
-def reason(message, mebi=1024, others=sum, has=None):
+def reason(message, mebi=1024, others=sum, free=r"of which SIZE is free"):
     """Exercise 06.2: a size in MiB is divided by `mebi`; `others` makes one number of what other processes hold."""
 
     def of(pattern):
         sizes = re.findall(pattern.replace("SIZE", r"([\d.]+) ([MG])iB"), message)
         return [float(number) / (mebi if unit == "M" else 1) for number, unit in sizes]
 
-    has = has or of("capacity of SIZE")[0]
-    wanted = of("allocate SIZE")[0] + of("SIZE is allocated")[0]
-    return "full" if wanted > has else "others" if wanted > has - others(of(r"Process \d+ has SIZE")) else "holes"
+    room = of(free)[0] + of("SIZE is reserved")[0] if free else of("capacity of SIZE")[0] - of("SIZE is allocated")[0]
+    asked = of("allocate SIZE")[0]
+    return "holes" if asked <= room else "others" if asked <= room + others(of(r"Process \d+ has SIZE")) else "full"
 
 
 def by_words(message):
     """Exercise 06.2 without patterns: each size by the words around it."""
     words = message.split()
-    sizes = [i for i, word in enumerate(words) if word.rstrip(".") in ("MiB", "GiB")]
-    held = {"allocate": 0.0, "of": 0.0, "memory": 0.0, "has": 0.0}
-    for i in sizes:
-        size = float(words[i - 1]) / (1 if words[i].startswith("G") else 2**10)
-        before = words[i - 2] if words[i - 3] != "process" else ""  # "this process has"
-        if before in held and (before != "of" or words[i - 3] == "capacity"):
-            held[before] += size
-    asked, has, allocated, others = held.values()
-    return "full" if asked + allocated > has else "others" if asked + allocated + others > has else "holes"
+    asked = room = others = 0.0
+    for i, word in enumerate(words):
+        if word.rstrip(".") not in ("MiB", "GiB"):
+            continue
+        size = float(words[i - 1]) / (1 if word.startswith("G") else 2**10)
+        asked += size * (words[i - 2] == "allocate")
+        room += size * (words[i + 1 : i + 3] in (["is", "free."], ["is", "reserved"]))
+        others += size * (words[i - 4] == "Process")
+    return "holes" if asked <= room else "others" if asked <= room + others else "full"
 
 
 def died(log):
@@ -567,13 +567,13 @@ MISTAKES = {
         ("template", "could not be checked"),
     ],
     "06.2": [
-        (lambda message: "holes", "15 GiB never fit"),
-        (lambda message: "full", "one piece"),
-        (lambda message: reason(message, mebi=1), "half a GiB"),
-        (lambda message: reason(message, others=lambda sizes: 0), "another leaves"),
+        (lambda message: "holes", "399 and 922 MiB"),
+        (lambda message: "full", "more than 2"),
+        (lambda message: reason(message, mebi=1), "399 and 922 MiB"),
+        (lambda message: reason(message, others=lambda sizes: 0), "another process holds"),
         (lambda message: reason(message, others=lambda sizes: sizes[0] if sizes else 0), "every other process"),
-        (lambda message: "others" if "Process " in message else reason(message), "would fit beside"),
-        (lambda message: reason(message, has=14.56), "more than a T4"),
+        (lambda message: "others" if "Process " in message else reason(message), "beside the other process"),
+        (lambda message: reason(message, free=None), "CUDA itself"),
         (lambda message: True, "yours says True"),
     ],
     "06.3": [

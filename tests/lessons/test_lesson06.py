@@ -8,24 +8,30 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import matplotlib.colors
 import pytest
 import torch
+from transformers import TrainerCallback
+from trl import SFTTrainer
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
 from helpers.failures import FAILURES, PARTS, RENAMED, failure, failures_page
 from helpers.failures.page import section_of
+from helpers.machine import detect
 from helpers.memory import RunSpec, fits, predict
 from helpers.models import PRESETS
 from helpers.packages.lists import pinned_versions
-from helpers.quick import FAULTS
+from helpers.quick import FAULTS, diagnosis
 from tests.cells import lesson_cell, stored, tagged
 
 LESSON = course.find_lesson("06")
 SOURCE = LESSON.read_text(encoding="utf-8")
 PAGE = COURSE_ROOT / "site" / "failures.md"
+PROSE = re.sub(r"\s*\n# ", " ", SOURCE)
 RECORDED = {r["name"]: r for r in json.loads((COURSE_ROOT / "measurements" / "h200_failures.json").read_text("utf-8"))}
 TWELVE = [
     "renamed",
@@ -232,6 +238,38 @@ def test_the_trainer_logs_a_number_in_place_of_nan(tmp_path):
     assert all(map(math.isnan, logs[False]))
 
 
+def test_adam_in_float16_divides_by_almost_nothing_and_the_run_dies_within_steps(tmp_path):
+    """Section 10, E: averages of squares become 0, a weight jumps, and then the loss is NaN."""
+    seen = {"weights": [], "squares": [], "losses": []}
+
+    class Look(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+            trained = [p for p in model.parameters() if p.requires_grad]
+            averages = [optimizer.state[p] for p in trained]
+            seen["weights"].append(max(p.abs().max().item() for p in trained))
+            first, second = (torch.cat([a[name].flatten() for a in averages]) for name in ("exp_avg", "exp_avg_sq"))
+            seen["squares"].append((second[first != 0] == 0).float().mean().item())
+            control.should_training_stop = state.global_step >= 5
+
+    def step(trainer, *given, **named):
+        loss = one_step(trainer, *given, **named)
+        seen["losses"].append(loss.item())
+        return loss
+
+    one_step, ready = SFTTrainer.training_step, diagnosis.adapters_to_float32
+    run = SimpleNamespace(settings=SimpleNamespace(seed=0), machine=detect(), folder=tmp_path)
+    with (
+        patch.object(SFTTrainer, "training_step", step),
+        patch.object(diagnosis, "adapters_to_float32", lambda trainer: trainer.add_callback(Look()) or ready(trainer)),
+    ):
+        diagnosis._trained(run, "number format", 40)
+    assert min(seen["squares"][:3]) > 0.9, "nearly all of them became 0"
+    assert seen["weights"][0] < 0.1 < 10 < seen["weights"][1], "the second step is a jump"
+    assert [math.isnan(loss) for loss in seen["losses"][:5]] == [False] * 4 + [True], "From the fifth step on"
+    assert "From the fifth step on every real loss was" in PROSE
+    assert "the largest weight jumped from 0.06 to 50, two steps later it was 470" in PROSE
+
+
 def test_with_every_label_masked_the_trainer_logs_zeros_and_trl_leaves_such_rows_out(notebook):
     """Section 10: 0 and 0 in the log of a plain Trainer; SFTTrainer drops what max_length cut before its answer."""
     said = tagged(notebook, "all-masked").outputs[0]["text"]
@@ -292,7 +330,7 @@ def test_the_rule_is_applied_to_the_numbers_of_the_message():
     kind = found["kind"]
     assert kind(2, 14.56, 11.06, 1.96) == "holes"
     assert kind(2, 14.56, 13.0, 0.1) == "full"
-    assert kind(0.5, 14.56, 14.06, 0) == "holes"
+    assert kind(0.5, 14.56, 13.6, 0.5) == "holes"
 
 
 def test_the_ladder_begins_where_several_cures_are_needed_and_ends_where_it_fits(notebook):

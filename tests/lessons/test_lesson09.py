@@ -103,8 +103,8 @@ def padding_costs_little(names):
 
 FAULTS = [  # the cell's tag, words of the claim, what is changed
     ("even", "equally many", lambda names: {"second": [names["even"][3][:2]]}),
-    ("uneven", "its share", lambda names: {"gradient": lambda rows, tokens=None: names["gradient"](rows)}),
-    ("uneven", "its share", lambda names: {"gradient": lambda rows, tokens=None: 1.0}),
+    ("uneven", "an equal share", lambda names: {"gradient": lambda rows, tokens=None: names["gradient"](rows)}),
+    ("uneven", "an equal share", lambda names: {"gradient": lambda rows, tokens=None: 1.0}),
     ("same-adapters", "one process that had the same rows", too_far),
     ("per-process", "twice as many rows", says_as_before),
     ("even-peaks", "within 2%", always_the_middle),
@@ -304,7 +304,7 @@ def test_the_numbers_of_section_6_are_those_of_the_rows(finished):
     assert f"and Unsloth {1 / max(busy):.2f} to {1 / min(busy):.2f} times that of this course" in PROSE
     one, real = ([fastest[which, rules, "clock"] for rules in ("t4", "all")] for which in ("one", "real"))
     assert f"where it records graphs: {one[0]:.2f} and {one[1]:.2f} times" in PROSE
-    assert f"where it needs less of Python: {1 / real[0]:.2f} and {1 / real[1]:.2f} times" in PROSE
+    assert f"where it packs and needs less of Python: {1 / real[0]:.2f} and {1 / real[1]:.2f} times" in PROSE
     same = [
         beside.tokens_per_busy_second[rules, "ours, real"] / beside.tokens_per_busy_second[rules, "Unsloth, real, kept"]
         for rules in ("t4", "all")
@@ -505,12 +505,11 @@ def test_what_the_text_says_of_large_models_is_what_the_rows_say():
     divided = rows["32b-fsdp2-bfloat16-all-2048"]
     for text, bytes_ in (
         ("each GPU took 19.5 GB while it was loaded", max(divided["load_peak"])),
-        ("with 13.6 GB of tensors", max(divided["peak_allocated"])),
-        ("and 15.6 GB reserved", max(divided["peak_reserved"])),
+        ("one such run did train within 15.6 GB", max(divided["peak_reserved"])),
     ):
         assert text in PROSE
         assert re.search(r"[\d.]+", text)[0] == f"{bytes_ / 1e9:.1f}"
-    assert max(divided["peak_reserved"]) < cap < GPUS["t4"].context_bytes + max(divided["peak_reserved"])
+    assert max(divided["peak_reserved"]) < cap
     assert "until about 1.2 GB were left, and nothing larger was tried" in PROSE
     largest = [max(rows[name]["peak_reserved"]) for name in ("32b-split-94-layers", "32b-split-78-layers-all-2048")]
     assert [round((cap - size) / 1e9, 1) for size in largest] == [1.1, 1.2]

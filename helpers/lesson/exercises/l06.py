@@ -35,36 +35,57 @@ def diagnosis(answer):
 
 @exercise("06.2", takes="a message")
 def why_full(answer):
-    for asked, has, others, allocated, right, why in FULL:
-        given = answer(_out_of_memory(asked, has, others, allocated))
+    for asked, has, others, allocated, unallocated, right, why in FULL:
+        given = answer(_out_of_memory(asked, has, others, allocated, unallocated))
         if given is ...:
             return "put your answer in place of the dots"
         if str(given).strip().lower() != right:
-            said = f"{asked} asked for, {has} in all, {allocated} allocated, others {' and '.join(others) or 'hold nothing'}"
+            free = _free(has, others, allocated, unallocated)
+            held = " and ".join(map(_size, others)) or "nothing"
+            said = f"{_size(asked)} asked for, {_size(free)} free, {_size(unallocated)} unallocated, others hold {held}"
             return f"{said}: {right!r} is right, for {why}; yours says {given!r:.40}"
     return None
 
 
-# Asked for, the GPU has, other processes hold, allocated: what it is, and why.
+# In GiB: asked for, the GPU has, other processes hold, allocated, reserved but unallocated; what it is, and why.
 FULL = [
-    ("2.00 GiB", "14.56 GiB", [], "11.06 GiB", "holes", "13.06 GiB would have fitted into 14.56 in one piece"),
-    ("2.00 GiB", "14.56 GiB", [], "13.00 GiB", "full", "15 GiB never fit into 14.56, with holes or without"),
-    ("512.00 MiB", "14.56 GiB", [], "13.80 GiB", "holes", "512 MiB are half a GiB, and 14.3 GiB fit into 14.56"),
-    ("900.00 MiB", "14.56 GiB", [], "13.90 GiB", "full", "900 MiB are 0.88 GiB, and 14.78 do not fit"),
-    ("2.00 GiB", "14.56 GiB", ["3.50 GiB"], "9.80 GiB", "others", "11.8 GiB fit the GPU, but not the 11.06 that another leaves"),
-    ("1.00 GiB", "14.56 GiB", ["1.50 GiB", "710.00 MiB"], "11.50 GiB", "others", "every other process counts, those in MiB too"),
-    ("224.00 MiB", "14.56 GiB", ["2.31 GiB"], "11.90 GiB", "holes", "12.12 GiB would fit beside the other process"),
-    ("3.00 GiB", "23.65 GiB", [], "19.00 GiB", "holes", "this GPU has more than a T4: read its capacity out of the message"),
-]  # fmt: skip
+    (2.0, 14.56, [], 11.06, 1.96, "holes", "1.27 and 1.96 GiB are more than 2"),
+    (2.0, 14.56, [], 13.0, 0.9, "full", "399 and 922 MiB are less than 2 GiB"),
+    (0.5, 14.56, [], 13.6, 0.45, "holes", "246 and 461 MiB are more than 512"),
+    (
+        0.88,
+        14.56,
+        [],
+        13.6,
+        0.49,
+        "full",
+        "CUDA itself takes a part of what is not allocated: 205 and 502 MiB are less than 901",
+    ),
+    (2.0, 14.56, [3.5], 9.0, 0.6, "others", "1.19 GiB and 614 MiB are less than 2 GiB, but another process holds 3.5"),
+    (2.4, 14.56, [1.5, 0.6934], 11.5, 0.3, "others", "every other process counts, those in MiB too"),
+    (0.21875, 14.56, [2.31], 11.6, 0.1758, "holes", "209 and 180 MiB are more than 224, beside the other process"),
+    (3.0, 23.65, [], 19.0, 1.6, "holes", "2.78 and 1.6 GiB are more than 3"),
+]
+CONTEXT = 0.27  # GiB that CUDA itself takes
 
 
-def _out_of_memory(asked: str, has: str, others: list, allocated: str) -> str:
-    """What torch says when a GPU is full; `others` are what other processes hold."""
-    held = "".join(f"Process {440 + number} has {size} memory in use. " for number, size in enumerate(others))
+def _size(gib: float) -> str:
+    return f"{gib:.2f} GiB" if gib >= 1 else f"{1024 * gib:.2f} MiB"
+
+
+def _free(has: float, others: list, allocated: float, unallocated: float) -> float:
+    return has - sum(others) - allocated - unallocated - CONTEXT
+
+
+def _out_of_memory(asked: float, has: float, others: list, allocated: float, unallocated: float) -> str:
+    """What torch says when a GPU is full; sizes are in GiB, `others` are what other processes hold."""
+    own = allocated + unallocated + CONTEXT
+    held = "".join(f"Process {440 + number} has {_size(size)} memory in use. " for number, size in enumerate(others))
+    free = _size(_free(has, others, allocated, unallocated))
     return (
-        f"CUDA out of memory. Tried to allocate {asked}. GPU 0 has a total capacity of {has} of which 92.75 MiB is free. "
-        f"{held}Including non-PyTorch memory, this process has 14.31 GiB memory in use. Of the allocated memory "
-        f"{allocated} is allocated by PyTorch, and 96.40 MiB is reserved by PyTorch but unallocated."
+        f"CUDA out of memory. Tried to allocate {_size(asked)}. GPU 0 has a total capacity of {_size(has)} of which {free} is "
+        f"free. {held}Including non-PyTorch memory, this process has {_size(own)} memory in use. Of the allocated memory "
+        f"{_size(allocated)} is allocated by PyTorch, and {_size(unallocated)} is reserved by PyTorch but unallocated."
     )
 
 
