@@ -93,7 +93,7 @@ CHOICES = {
 }
 
 
-FLAGS = ("double_quant", "checkpointing", "cuda_graphs", "plain")
+FLAGS = ("double_quant", "checkpointing", "cuda_graphs", "plain", "padding_free")
 
 
 def bad_value(name: str):
