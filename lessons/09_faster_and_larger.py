@@ -110,7 +110,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
      "each GPU; divided weights 17.5 GB on each")  # fmt: skip
 
 # %% [markdown]
-# Blue is frozen, orange is trained, grey comes and goes. The pale part on top is what torch reserves beyond that, and the CUDA context. What is hatched lies in the computer's memory, and not on a GPU: the whole model, 19 GB for each process.
+# Blue is frozen, orange is trained, grey comes and goes. Light blue is what divided weights put together for a moment (section 4). The pale part on top is what torch reserves beyond that, and the CUDA context. What is hatched lies in the computer's memory, and not on a GPU: the whole model, 19 GB for each process.
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. During the backward pass the processes average their gradients, so all copies stay alike. DDP keeps these gradients a second time, in buffers of its own: that is why the orange part is larger than on one GPU.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
