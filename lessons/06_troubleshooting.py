@@ -81,12 +81,12 @@ table(answers, columns=("expected", *runs))
 # %% [markdown]
 # Stop here and write down, for each letter, what you think is wrong. Seven suspects: the **learning rate**, the **number format** of what was trained,
 # the **padding** token, the **template** of the questions, an **adapter not loaded**, the **training mode** while answering, and **too few rows**. Two of
-# them are innocent. In section 10 you can check your five names, and see each of the faults.
+# them are innocent. In section 10 you can check your five names, and see each of the faults. (If you cannot wait, go to exercise 1 there now: its check says only how many are right.)
 #
 # ## 2 Where to look first
 #
-# Failures that raise an error are easier: they tell you where to look. Read a traceback from its end. The last line has the type of the error and its
-# message. Above it stand the calls that led there, and the lowest one with *your* code is the place.
+# Failures that raise an error are easier: they tell you where to look. Read a traceback from its end. Look for the last line that begins with a type, such as `RuntimeError:`. It
+# has the message; some messages go on below it, so read those lines too. Above it stand the calls that led there, and the lowest one with *your* code is the place.
 #
 # In every notebook of this course a known error is explained under its traceback; the bootstrap cell switched that on. Here errors are wanted. So `read` prints the error at the end of
 # a log and what is known about it, and `provoke` runs what should fail and reads the traceback. It begins with the commonest of all: a cell above was not run.
@@ -130,7 +130,7 @@ found = provoke(lambda: SFTTrainer(model=None, **from_an_old_text))
 
 # %% [markdown]
 # Where the message names a class and `__init__() got an unexpected keyword argument`, the text is often old. It need not be a typing mistake. So do not try
-# spellings: ask the installed library which names it has. Where no name has the old word in it, try a word for what the argument is for; a tokenizer processes. Here is a question that you can take home.
+# spellings: ask the installed library which names it has. Where no name has the old word in it, print them all, and look up those that you do not know. (TRL's word for a tokenizer, or what prepares images, is *processing class*.) Here is a question that you can take home.
 
 # %% tags=["copy"]
 # Which arguments of a class have a word in their name?
@@ -200,8 +200,8 @@ table([(v, library_for(v).name, library_for(v).exists()) for v in ("12.6", "12.9
 # The first number must agree, and the second need not: it takes the nearest older file, else the nearest newer one. For another first number there is nothing, and the cure is
 # an upgrade of bitsandbytes.
 #
-# One cause of trouble is a variable. `BNB_CUDA_VERSION` overrides the choice. Old advice sets it, then torch moves on, and the variable
-# stays. Cause that, in a Python of its own, which is made to believe that it has a GPU:
+# One cause of trouble is a variable. `BNB_CUDA_VERSION` overrides the choice. Old advice sets it, then bitsandbytes or torch moves on, and the variable
+# stays. Where the file that it asks for is not there, loading it fails. Cause that, with a version that never was, in a Python of its own, which is made to believe that it has a GPU:
 
 # %% tags=["cuda-child"]
 child = """
@@ -242,7 +242,7 @@ verdict(
 #
 # *Met by [this person](https://github.com/georgian-io/LLM-Finetuning-Toolkit/issues/158), who had logged in, and still could not.* Three things look alike when
 # a model does not come from the hub: its page is *gated*, its name is wrong, or there is no network. The cures differ. A small server on this machine plays the hub, and
-# answers as the hub does to somebody who is not logged in: always 401, with a header that says more.
+# answers as the hub does to somebody who is not logged in: always 401, with a header that says more. (Who is logged in, and has not accepted the terms, gets 403, and the same words about a gated page.)
 
 # %%
 import http.server
@@ -324,7 +324,7 @@ verdict("the related error is recognised, and in float32 the same step is taken"
         found == "unscale-fp16" and bool((scaled_step(torch.float32) < 1).all()))  # fmt: skip
 
 # %% [markdown]
-# In a real run the cure is one line after the trainer is built: `for p in trainer.model.parameters(): if p.requires_grad: p.data = p.data.float()`. The frozen model may
+# In a real run the cure is one line after the trainer is built: `for p in filter(lambda p: p.requires_grad, trainer.model.parameters()): p.data = p.data.float()`. The frozen model may
 # stay in float16, since it has no gradients that could be divided.
 
 # %% [markdown]
@@ -425,7 +425,7 @@ plots.show(
 #
 # > **Trap: two names of one setting.** Older texts, and the message above, say `PYTORCH_CUDA_ALLOC_CONF`. That is an
 # > [alias](https://github.com/pytorch/pytorch/pull/167659) now. *What you see:* on some releases a warning that it is deprecated; on torch 2.9.1 the *new* name was
-# > [ignored without a word](https://github.com/pytorch/pytorch/issues/183387). *Cure:* on a GPU, ask whether it is on:
+# > [ignored without a word](https://github.com/pytorch/pytorch/issues/183387). *Cure:* set both names, and on a GPU ask whether it is on:
 # > `torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]`.
 #
 # Would the setting have saved these two runs? The rule speaks of one request, and not of the next one. For the recorded run we know the settings, so predict what all of it
@@ -450,7 +450,7 @@ verdict("the setting could not have saved the recorded run", whole.peak_allocate
 #
 # Now a run that needs several cures: Mistral-7B on a T4 with everything that costs. It fits when what torch reserves and what CUDA itself takes beside it are less than what the GPU has;
 # `held_bytes` adds the two up. The cures stand in the order of their price. The first four cost little or nothing. The rows at once cost time. The last two change what
-# is learned, so they come last, whatever they save. Before you look at the figure, write down two guesses: which cure saves most, and how many are needed?
+# is learned, so they come last, whatever they save. (What a cure saves depends on those before it: the order here is by price.) Before you look at the figure, write down two guesses: which cure saves most, and how many are needed?
 
 # %% tags=["ladder"]
 import dataclasses
@@ -609,7 +609,7 @@ fell = {name: curve(name)[1][0] - curve(name)[1][-1] for name in ("healthy", "B"
 verdict("at a thousandth of the rate the loss falls by less than a third as much", fell["B"] < fell["healthy"] / 3)
 
 # %% [markdown]
-# LoRA takes a larger rate than full fine-tuning: the QLoRA paper took 2e-4 for its 7B models ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314), appendix B).
+# The healthy run's rate, 3e-3, is large because the model is tiny: do not copy it. LoRA takes a larger rate than full fine-tuning: the QLoRA paper took 2e-4 for its 7B models ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314), appendix B).
 #
 # ### E: the number format
 #
@@ -627,7 +627,7 @@ table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry 
 # line of the log. Where that is nothing, it logs 0 (`logging_nan_inf_filter`, on by default). So a log can show a plausible loss, and then 0, for a run that died in its first steps. grad_norm is not filtered.
 #
 # Why NaN? The adapters were float16, and so were Adam's averages. Adam divides each step by the root of the average of squared gradients, plus a small constant. These squares were too small for float16: nearly all of them became 0. So Adam divided by almost nothing. In the second step
-# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. (The run had no gradient scaler, which would have refused such adapters.) *Cure:* what is trained is float32, as in section 6. In a run of your own, watch grad_norm.
+# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. (A test of this course looks at them.) The answers are blank because, of scores that are all NaN, the first token is taken, and that is padding. (The run had no gradient scaler, which would have refused such adapters.) *Cure:* what is trained is float32, as in section 6. In a run of your own, watch grad_norm.
 #
 # ### C: the padding
 #
@@ -697,7 +697,7 @@ verdict("rows are left out in silence, and an error comes when none is left",
 # ### A: the template
 #
 # *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
-# later: the questions were asked in the template of other models, `[INST] ... [/INST]`. That is easy to see. But how exact must a template be? The one of this course has a long header, and a newline at its end.
+# later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be? The one of this course has a long header, and a newline at its end.
 # Ask with and without each; before you run it, guess what each of the two is worth. The last row is run A.
 
 # %% tags=["nbval-ignore-output", "template"] reason="the last rows right or wrong vary with the processor"
@@ -748,7 +748,7 @@ print(warned[:90], recognise(warned), sep="\n")
 verdict("none of the renamed tensors arrived, and all of the others did", strength(empty) == 0 < strength(whole_one))
 
 # %% [markdown]
-# PEFT warns, among the many warnings of a start, and goes on with an adapter whose $B$ is zero: that is the base model. *Cure:* a file whose names fit. *Check:* after loading, ask whether any `lora_B` is
+# PEFT warns, among the many warnings of a start, and goes on with an adapter whose $B$ is zero: that is the base model. (So D was not trained on too few rows, one of the two innocent suspects: then the answers would have the right form, and end. The other, training mode, would have changed nothing here, since these models have no dropout.) *Cure:* a file whose names fit. *Check:* after loading, ask whether any `lora_B` is
 # not zero, or one question whose answer you know.
 
 # %%
@@ -768,7 +768,8 @@ verdict("the healthy run answers nearly all, and no broken one answers half",
 # Put your answer in place of the dots and run the cell: it is checked at once. Exercise 1 stands in section 10. The dots after the minutes say how hard it is.
 #
 # **2. Write** (10 minutes, ••). Write `why_full(message)`, which reads what a GPU said and returns one of three words, by the rule of section 8. `"holes"`: what was asked for is at most what is free and what is reserved but unallocated, together. `"others"`:
-# it would be, if what other processes hold were free as well; each of them has a sentence such as "Process 442 has 710.00 MiB memory in use". `"full"`: not even then. Sizes are in MiB or in GiB.
+# it would be, if what other processes hold were free as well; each of them has a sentence such as "Process 442 has 710.00 MiB memory in use". `"full"`: not even then. Sizes are in MiB or in GiB, and no limit was set. (In a container your own run may have such a sentence, in place of "this process has": compare its size with
+# what is allocated and reserved. The messages of this exercise all say "this process has".)
 
 # %%
 example = (
@@ -854,7 +855,7 @@ check("06.4", learns_to_stop)
 # ```
 # </details>
 #
-# **5. Write** (10 minutes, •••). Write `died_at(log)`: the first step at which a run was dead, from a trainer's log such as `[{"step": 5, "loss": "1.9", "grad_norm": "0.4"}, ...]`, or None. Numbers may come as text. A single NaN
+# **5. Write** (10 minutes, •••). Write `died_at(log)`: the first step at which a run was dead, from a trainer's log, without the summary at its end, such as `[{"step": 5, "loss": "1.9", "grad_norm": "0.4"}, ...]`, or None. Numbers may come as text. A single NaN
 # in grad_norm may be the scaler, which skips a step; so a run is dead from the first NaN after which every grad_norm is NaN, even if it is the last line.
 
 

@@ -41,7 +41,7 @@ settings = run.settings
 #
 # A second GPU can bring two different things. It can take half of the rows, and then a training is done sooner. Or it can take half of the model, and then the model may be larger. So ask first: **which do you lack, time or memory?**
 #
-# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. There are three ways to use both GPUs. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. (Where a GPU has rows of its own it computed 4 of them at once, and else both together 4.)
+# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. There are three ways to use both GPUs. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. With copies and divided weights each GPU computed 4 rows at once; with one GPU or divided layers it was 4 rows in all.
 
 # %%
 from helpers.records import measured_runs, measured_two_gpus
@@ -51,19 +51,19 @@ names = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": 
 four = pair.loc[["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo"]].replace({"way": names})
 faster = four.tokens_per_second / four.tokens_per_second.iloc[0]
 table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, faster, four.fullest_bytes / 1e9)), "{:.2f}",
-      columns=("way", "GPUs", "seconds a step", "tokens a second", "times one GPU", "GB on the fullest GPU"),
+      columns=("way", "GPUs", "seconds a step", "tokens a second", "times one GPU", "GB of tensors, fullest GPU"),
       GPUs="{}", tokens_a_second="{:,.0f}")  # fmt: skip
 
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 1.2 GB were left, and nothing larger was tried. These are not equal settings: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory), the 40B model has adapters on all linear layers, and the 47B model on q, k, v and o alone.
+# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. These are not equal settings: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory), the 40B model has adapters on all linear layers, and the 47B model on q, k, v and o alone.
 
 # %% tags=["result"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
 trained = {
-    "one GPU, 1 × 512": single.iloc[0].config, "two GPUs, 1 × 2,048": pair.loc["32b-split-78-layers-all-2048"].config,
-    "two GPUs, 1 × 512": pair.loc["32b-split-94-layers"].config,
+    "one GPU, 1 × 512": single.iloc[0].config, "two GPUs, 1 × 2,048, all linear": pair.loc["32b-split-78-layers-all-2048"].config,
+    "two GPUs, 1 × 512, q k v o": pair.loc["32b-split-94-layers"].config,
 }  # fmt: skip
 from helpers.memory import GPUS, plan, predict, shape_of
 
@@ -114,7 +114,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. During the backward pass the processes average their gradients, so all copies stay alike. DDP keeps these gradients a second time, in buffers of its own: that is why the orange part is larger than on one GPU.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
-# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. And once it is loaded, a training in float16 with a T4's kernels would take the 17.5 GB of the picture. (In bfloat16, with kernels that a T4 lacks, one such run did train within 15.6 GB.)
+# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. And once it is loaded, a training in float16 with a T4's kernels would take the 17.5 GB of the picture. (On H200s one such run reserved all of 15.6 GB, in bfloat16 and with kernels that a T4 lacks. The CUDA context, 0.3 GB, comes on top.)
 #
 # In the calls of lesson 03 the ways differ in few places:
 #
@@ -255,7 +255,7 @@ verdict("the file of one process, given to two, makes steps of twice as many row
         f"steps of {2 * one['rows_per_step']} rows" in careless["words"])  # fmt: skip
 
 # %% [markdown]
-# > **Trap: the logged loss.** *What you see:* with copies in float16 the first logged losses are higher than those of one GPU. *Why:* each process multiplies its loss by the number of processes, so that the mean of their gradients comes out right. In float16 the loss is also multiplied by a scale, which begins too high (lesson 06). A loss that is twice as large can overflow once more. Then that step is skipped,
+# > **Trap: the logged loss.** *What you see:* with copies in float16 the first logged losses are higher than those of one GPU. *Why:* each process multiplies its loss by the number of processes, so that the mean of their gradients comes out right. In float16 the loss is also multiplied by a scale, which begins too high (lesson 06). So the gradient of each token is twice as large on its way, and can overflow once more. Then that step is skipped,
 # > and all later losses come one step later. *Cure:* compare the loss on held-out rows, computed in the same way for both. That is the last line of the table. (There is a second cause, in a loop of your own or with `average_tokens_across_devices=False`: what is logged may be a mean of means, as above.)
 #
 # ### How much faster?
@@ -341,7 +341,7 @@ print(device_map([2, 3]))
 # So `AutoModelForCausalLM.from_pretrained(..., device_map=device_map([32, 32]))` loads the first half onto one GPU and the second onto the other. `device_map="auto"` also divides a model. It goes by the sizes of the weights, and knows nothing of activations, adapters or the loss.
 #
 # > **Trap: the loss, where the head lies.** *What you see:* `Expected all tensors to be on the same device`, or `Pointer argument cannot be accessed from Triton`, in the first step. *Why:* TRL 1.16 computes the loss on the process's first GPU, and the head lies on the last. *Cure:* put `model.norm` and `lm_head` on GPU 0, which costs memory there,
-# > or bring the head's result to GPU 0, as `python -m helpers train` does. A test on two GPUs looks whether TRL still needs it.
+# > or call `loss_where_the_head_lies(trainer)` of `helpers.training.several` before `train()`, as `python -m helpers train` does. A test on two GPUs looks whether TRL still needs it.
 #
 # ### Why it is not faster
 #
@@ -389,7 +389,7 @@ table([(part, whole.parts.get(part, 0) / 1e9, halved.parts.get(part, 0) / 1e9) f
 
 # %% [markdown]
 # Weights and optimizer states are halved. (The optimizer is torch's AdamW in both columns, since bitsandbytes' cannot take divided tensors.) But a new part appears. **weights gathered from all GPUs** is what is whole for a moment: a flat buffer into which the halves are gathered, and the tensors that come out of it. For a layer that is little. For the embedding it is much, because the table is gathered whole, and for a moment it exists twice. Qwen's vocabulary has 152,064 words, so
-# with these models each GPU takes more than half of what one GPU would. (In the figure of section 1 less is gathered, though that model is larger: a column shows the moment at which a GPU holds most, and with longer rows that is another moment.)
+# with these models each GPU takes more than half of what one GPU would. (In the figure of section 1 less is gathered, though that model is larger: a column shows the moment at which a GPU holds most. There the rank is smaller and the layers are more, so that is another moment: the loss.)
 #
 # Now train that way, in two processes. (On a CPU accelerate would drop FSDP2 without a word, and train copies. The course's program prevents that.)
 
@@ -463,13 +463,13 @@ same = ["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo",
         "7b-ddp-all-2048", "7b-split-all-2048", "7b-fsdp2-all-2048"]  # fmt: skip
 alike = pair.loc[same].replace({"way": names})
 table(list(zip(alike.way, alike.batch_size, alike.seq_len, alike.fullest_bytes / 1e9, alike.tokens_per_second)), "{:.2f}",
-      columns=("way", "rows at once", "tokens in a row", "fullest GPU (GB)", "tokens a second"),
+      columns=("way", "rows at once", "tokens in a row", "tensors, fullest GPU (GB)", "tokens a second"),
       rows_at_once="{}", tokens_in_a_row="{:,}", tokens_a_second="{:,.0f}")  # fmt: skip
 
 # %% [markdown]
 # Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, they trained 17 to 27% fewer tokens a second than copies. Over PCIe it should be worse, and nobody has measured it. (These runs were measured before the trap of damaged weights had its cure. That changes what is learned, and hardly what it takes. Their optimizer was `adamw_torch`.)
 #
-# So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
+# So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** Divided weights were 1.4 and 1.7 times as fast as divided layers here. Still, a model has to fit each GPU whole while it is loaded for them, their exchange over PCIe is not measured, and the two traps wait. FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
 #
 # ## 5 Killed, and resumed
 #
@@ -533,7 +533,7 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
 #
 # ### Rows of real lengths
 #
-# Those rows all had 512 tokens. Real ones do not. Take lengths as in Alpaca: half of the rows have fewer than 95 tokens, few have more than 300. With four rows at once, filled up to the longest of them, **what share of all that is computed would be padding?** Guess, then run the cell. It shows five ways of making batches, sixteen rows to a step, on an H100 under T4 rules.
+# Those rows all had 512 tokens. Real ones do not. Take lengths like Alpaca's, drawn from a curve with its median: half of the rows have fewer than 95 tokens, few have more than 300. With four rows at once, filled up to the longest of them, **what share of all that is computed would be padding?** Guess, then run the cell. It shows five ways of making batches, sixteen rows to a step, on an H100 under T4 rules.
 
 # %% tags=["real-lengths"]
 ways = {"padded": "padded: the default", "rebalanced": "rebalanced within a step", "sorted": "sorted by length", "packed": "packed",
@@ -586,7 +586,7 @@ table([(*words, t4_rules.tokens_per_busy_second[name], every.tokens_per_busy_sec
 #
 # ### Profile your own run
 #
-# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one forward and backward pass of this lesson's model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`.
+# Where does your step spend its time? torch can tell, and the call is always the same: put what you want to know about inside `profile`. Here it is one forward and backward pass of this lesson's model. In lesson 03 you would put `trainer.train()` there, with `max_steps=5`; its first step, which takes longer, would then be in it.
 
 # %%
 import time
@@ -621,7 +621,7 @@ table([(name[:48], 1e3 * seconds, seconds / spent.total()) for name, seconds in 
       columns=("on a GPU kernels, on a CPU operations", "milliseconds", "share"), share="{:.0%}")  # fmt: skip
 
 # %% [markdown]
-# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize` unpacks the weights for them. If copies, casts (`copy_`, `to`) or operations that go element by element (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python.
+# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize` unpacks the weights for them. If copies, casts (`copy_`, `to`) or operations that go element by element (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python. (The profiler slows Python, so the clock alone is better read without it.)
 #
 # ## 7 How large may the model be?
 #
@@ -675,7 +675,7 @@ for length in (2048, 4096, 8192):
 #
 # `batch_size = 1` is what was measured; two are predicted to fit. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
 #
-# Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. If you do, please tell us what came out.
+# Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. A step took 1.3 s on H200s. By lesson 03's rule, 15 to 41 times, that would be 20 to 54 s on T4s, and 60 steps would take 20 to 54 minutes. If you do it, please tell us what came out.
 
 # %%
 record(adapters_apart={name: apart("one", name) for name in ("copies", "divided", "broken")},
@@ -868,7 +868,7 @@ check("09.7", steps_needed)
 #
 # ### A script of your own
 #
-# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it beside your other files. Put your model in place of `MODEL` and your rows in place of `rows.jsonl` (columns `prompt` and `completion`). It stands on lesson 03's recipe. For copies there are four lines of their own: the rank, the device map, the argument, and that only the first process saves.
+# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it beside your other files. Put your model in place of `MODEL` and your rows in place of `rows.jsonl` (columns `prompt` and `completion`). It has what lesson 03 needs to train at all, and not what makes it fast. For copies there are four lines of their own: the rank, the device map, the argument, and that only the first process saves.
 
 # %% tags=["script"]
 script = """

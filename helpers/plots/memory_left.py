@@ -2,22 +2,32 @@
 
 from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, axes, bars
 
+PIECES = 8  # in which holes are drawn: a message does not say how they lie
+
 
 def holes(cases: dict, title: str):
-    """A GPU's memory, a bar a case: `cases` maps a name to {"has", "allocated", "holes", "asked"} in GiB."""
+    """A GPU's memory, a bar a case: `cases` maps a name to {"has", "allocated", "holes", "asked"} in GiB.
+
+    How tensors and holes lie is a sketch; how large they are in all is not.
+    """
     import matplotlib.patches as patches
 
-    figure, ax = axes(title, "GiB", "", size=(7.2, 1.7 + 0.75 * len(cases)))
-    kinds = {"allocated to tensors": FROZEN, "reserved, in holes": GRADIENTS, "not reserved": "#ECEFF1"}
+    figure, ax = axes(title, "GiB", "", size=(7.6, 1.9 + 0.85 * len(cases)))
+    kinds = {"allocated to tensors": FROZEN, "reserved, in holes (a sketch)": GRADIENTS, "not reserved": "#ECEFF1"}
     for row, case in enumerate(cases.values()):
-        sizes = (case["allocated"], case["holes"], case["has"] - case["allocated"] - case["holes"])
-        for start, size, colour in zip((0, sizes[0], sizes[0] + sizes[1]), sizes, kinds.values(), strict=True):
-            ax.barh(row, size, left=start, color=colour, edgecolor="white", height=0.5)
-            ink = "white" if colour == FROZEN else INK
-            ax.text(start + size / 2, row, f"{size:.2f}", ha="center", va="center", fontsize=9, color=ink)
-        ax.barh(row + 0.42, case["asked"], left=sizes[0], color="none", edgecolor=COLOURS["red"], height=0.2, lw=1.4)
-        ax.text(sizes[0] - 0.1, row + 0.42, f"asked for: {case['asked']:.2f}", ha="right", va="center", fontsize=8.5)
-    ax.set(yticks=range(len(cases)), yticklabels=list(cases), ylim=(len(cases) - 0.3, -0.4))
+        tensors, gaps, rest = case["allocated"], case["holes"], case["has"] - case["allocated"] - case["holes"]
+        ax.barh(row, tensors + gaps, color=FROZEN, height=0.4)
+        for piece in range(1, PIECES + 1):
+            end = (tensors + gaps) * piece / PIECES
+            ax.barh(row, gaps / PIECES, left=end - gaps / PIECES, color=GRADIENTS, height=0.4)
+        ax.barh(row, rest, left=tensors + gaps, color=kinds["not reserved"], edgecolor="white", height=0.4)
+        said = f"{tensors:.2f} allocated, {gaps:.2f} in holes, {rest:.2f} not reserved"
+        ax.text(0, row - 0.3, said, ha="left", va="center", fontsize=8.5, color=INK)
+        ax.barh(row + 0.36, case["asked"], color="none", edgecolor=COLOURS["red"], height=0.2, lw=1.4)
+        ax.text(
+            case["asked"] + 0.15, row + 0.36, f"asked for, in one piece: {case['asked']:.2f}", va="center", fontsize=8.5
+        )
+    ax.set(yticks=range(len(cases)), yticklabels=list(cases), ylim=(len(cases) - 0.3, -0.6))
     ax.grid(False)
     figure.legend(
         handles=[patches.Patch(color=colour, label=name) for name, colour in kinds.items()],

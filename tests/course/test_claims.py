@@ -247,7 +247,7 @@ def test_two_claims_of_one_name_are_noticed():
     [
         ("t4-7b", {"learning_rate": "cannot tell yet"}, "has evidence all the same"),
         ("t4-24b", {"learning_rate": "1e-4"}, "learning_rate = '1e-4' has no evidence"),
-        ("two-t4-32b", {"method": "LoRA"}, "method = 'LoRA' has no evidence"),
+        ("two-t4-32b", {"time": "a day"}, "time = 'a day' has no evidence"),
         ("small-chat", {"layers": "all linear"}, "layers = 'all linear' has no evidence"),
     ],
 )

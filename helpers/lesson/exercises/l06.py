@@ -25,7 +25,7 @@ def diagnosis(answer):
     if "too few rows" in given.values():
         return "too few rows: then the answers would have the right form and end, with wrong words in them"
     if "training mode" in given.values():
-        return "training mode: then the held-out loss and most answers would be near the healthy run's"
+        return "training mode: it switches dropout on, and these models have none, so nothing would change"
     wrong = [name for name in FAULTS if given[name] != FAULTS[name]]
     if wrong:
         right = 5 - len(wrong)
