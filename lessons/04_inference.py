@@ -56,13 +56,25 @@ settings = run.settings
 #
 # Two adapters are used below. The first is lesson 03's, which answers questions. The second does something else on the same base: it says whether a question
 # brings an input along (some rows have one, such as a name of a month), yes or no. Section 6 needs it. It is trained here in a few seconds, and so is the first one if there is none. (Training loads a base of its own
-# and lets it go, so it comes first.) The last three lines name what is loaded next; in a notebook of your own you would type such names.
+# and lets it go, so it comes first.)
 
 # %%
 from helpers.quick import adapter_for
 
 adapter, made_now = adapter_for(run)
 second_adapter, _ = adapter_for(run, "yes or no")
+
+# %% [markdown]
+# An adapter is useless without the base that it was trained on. Its configuration names that base, and says which layers have a branch. `PeftConfig` reads the configuration alone, and no weights. Look at it before you
+# load somebody else's adapter. The last three lines name what is loaded next; in a notebook of your own you would type such names.
+
+# %%
+from peft import PeftConfig
+
+about = PeftConfig.from_pretrained(adapter)
+print("base:  ", "/".join(about.base_model_name_or_path.split("/")[-2:]))
+print("rank:  ", about.r, "alpha:", about.lora_alpha)
+print("layers:", *sorted(about.target_modules))
 base_name = run.model.path
 dtype, place = run.machine.torch_dtype, run.machine.device_map
 tokenizer_from = adapter if (adapter / "tokenizer_config.json").is_file() else base_name
@@ -109,20 +121,13 @@ headings = ("asked", "input", "expected", "tuned", "base")
 table(zip(asked["instruction"], asked["input"], asked["output"], tuned, untuned), base="{:.40}", columns=headings)
 
 # %% [markdown]
-# An adapter is useless without the base that it was trained on. Its configuration names that base, and says which layers have a branch. Look before you
-# load somebody else's.
-
-# %%
-about = model.peft_config["answers"]
-print("base:  ", "/".join(about.base_model_name_or_path.split("/")[-2:]))
-print("rank:  ", about.r, "alpha:", about.lora_alpha)
-print("layers:", *sorted(about.target_modules))
-
-# %% [markdown]
+# Does the bundled base not know that the pigeon coos? It does. The pages of a quiz that it has read give each answer on a line of its own, behind `Answer:`. Asked in that form it answers 32 of these 32 questions, and in the form above
+# none: "A text as the stop" in "Further down" counts them. So the adapter did not teach it these facts. It taught the form.
+#
 # ## 2 The form of the question
 #
-# Every prompt of the training had one form. With the bundled model it is Alpaca's, which ends with `### Response:` and one newline, and there the answer begins. Now ask the same questions
-# in other forms. Some differ by one character, and one is the form of another family of models. These functions take a prompt and its row, and write the
+# What is the form? With the bundled model it is Alpaca's, which ends with `### Response:` and one newline, and there the answer begins. Alpaca has two kinds of prompt, and the training had both: where a row has an input, the
+# input stands under a heading of its own, and the sentence at the top announces it. Now ask the same questions in other forms. Some differ by one character, and one is the form of another family of models. These functions take a prompt and its row, and write the
 # question anew.
 
 
@@ -184,7 +189,7 @@ if usual:
             shares["a space at the end"] <= min(0.75 * shares["as in training"], shares["no header"]))  # fmt: skip
 
 # %% [markdown]
-# A chat format that the model never saw costs the most, as one might guess. But a whole missing sentence at the top costs less than one space at the end. Look at the tokens at the end of each prompt. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
+# In the run shown, a chat format that the model never saw costs every answer, as one might guess. But one newline too few costs every answer as well, and so does one newline too many. One space too many costs most of them. The missing sentence at the top costs nothing. Look at the tokens at the end of each prompt. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
 
 
 # %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
@@ -200,27 +205,33 @@ table(rows, answered="{:.30}", columns=("form", "its last three tokens", "answer
 # > a space at its end the prompt ends in a token that stood there in no row of the training, and the model must go on from a place where it has never been. Two newlines
 # > are one other token as well. *The cure:* write the form once, in one function, and call that function in training and at use.
 #
+# And the missing newline? Without it the model would have to write it itself. Training never asked for that, because the newline was part of the prompt. What training taught is to write the token that ends an answer (section 4) where the base
+# would begin a new line, because that is what the base does behind an answer. The model does so here too, and its answer is empty.
+#
 # How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers means nothing; section 7 shows why.) Nothing in the training decided what happens there, so do not
 # rely on it.
 #
 # ## 3 A conversation
 #
 # A chat model brings its form along, its [chat template](../site/glossary.md#chat-template): a small program, kept with the tokenizer, that writes a conversation as text. `apply_chat_template` runs it.
-# The bundled model is no chat model and has none, so lesson 03 gave it the form of the training as its template, and kept that beside the adapter. An adapter without one gets Alpaca's form here. (`eos_token` marks the end of an answer; section 4 is about it.)
+# The bundled model is no chat model and has none, so lesson 03 gave it the form of the training as its template, and kept that beside the adapter. For an adapter without one, `FORM` is Alpaca's form, with and without an input. The tokenizer stays as it is: whatever asks the model later
+# must find the template that belongs to the adapter. (`eos_token` marks the end of an answer; section 4 is about it.)
 
 # %% tags=["copy"]
 # Step 2: a conversation as text, in the chat template that lies beside the adapter, where there is one
 FORM = (
-    "{% for m in messages %}{% if m.role == 'user' %}Below is an instruction that describes a task. Write a response that "
-    "appropriately completes the request.\n\n### Instruction:\n{{ m.content }}\n\n### Response:\n{% else %}"
-    "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' and m.content %}Below is an instruction that describes a task"
+    "{% if m.input %}, paired with an input that provides further context{% endif %}. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{{ m.instruction if m.input else m.content }}\n\n"
+    "{% if m.input %}### Input:\n{{ m.input }}\n\n{% endif %}### Response:\n"
+    "{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 has_own = tokenizer.chat_template is not None
-tokenizer.chat_template = tokenizer.chat_template or FORM
 
 
-def as_text(messages):
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+def as_text(messages, answer_next=True):  # answer_next: with the words that open the next answer
+    how = {"chat_template": None if has_own else FORM, "add_generation_prompt": answer_next, "tokenize": False}
+    text = tokenizer.apply_chat_template(messages, **how)
     start = tokenizer.decode(tokenizer("")["input_ids"])  # what the tokenizer puts in front of every text
     return text.removeprefix(start)  # or it would stand there twice
 
@@ -233,7 +244,8 @@ def as_text(messages):
 # %% tags=["copy"]
 # Step 3: the next answer in a conversation, shown as it is made
 def reply_to(messages, longest=64):
-    tokens = tokenizer(as_text(messages), return_tensors="pt").to(model.device)
+    text = as_text(messages) or tokenizer.eos_token  # where nothing is asked, a model needs a token to go on from
+    tokens = tokenizer(text, return_tensors="pt").to(model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.no_grad():
@@ -243,17 +255,20 @@ def reply_to(messages, longest=64):
 
 # %% [markdown]
 # Here the tuned model talks. For a real chat model, begin lesson 03 and this one with `model_id = "smollm2-135m"` (`python -m helpers model smollm2` fetches it without the hub), another id of the hub, or a folder.
+# `to_chat` of lesson 03 makes the message of a row, so that an input gets the heading that it had in training.
 
 # %% tags=["nbval-ignore-output"] reason="what a model says varies with the processor"
+from helpers.data import to_chat
+
 messages = []
 for row in asked.select(range(min(3, len(asked)))):
-    messages.append({"role": "user", "content": f"{row['instruction']} {row['input']}".strip()})
-    print("you:  ", messages[-1]["content"], "\nmodel:", end=" ")
+    messages += to_chat(row)["prompt"]
+    print("you:  ", " ".join(messages[-1]["content"].split()), "\nmodel:", end=" ")
     messages.append({"role": "assistant", "content": reply_to(messages)})
-    print("tokens in the conversation so far:", len(tokenizer(as_text(messages))["input_ids"]))
+    print("tokens in the conversation so far:", len(tokenizer(as_text(messages, answer_next=False))["input_ids"]))
 
 # %% [markdown]
-# Each answer makes the next prompt longer. The conversation must fit into what the model can read, and long before that each answer becomes slower: section 8 shows why. And an adapter that was trained on single questions, like this one, never saw a second turn: what it makes of one is luck. Exercise 7 is about what
+# Each answer makes the next prompt longer. The conversation must fit into what the model can read, and long before that the first token of each answer comes later: section 8 measures how much. And an adapter that was trained on single questions, like this one, never saw a second turn: what it makes of one is luck. Exercise 7 is about what
 # to leave out when it becomes too long.
 #
 # ## 4 When to stop
@@ -279,7 +294,7 @@ print("without a stop:  ", repr(tokenizer.decode(endless)))
 #
 # > **Trap: it never stops.** *What you will see:* the right answer, then nonsense up to `max_new_tokens`. *Why:* either the model never learned to write eos (lesson 03 shows how labels hide it), or
 # > `generate` waits for another token than the one that was trained: a chat model may end its turns with `<|im_end|>` and its texts with `<|endoftext|>`. *The cure:* look at
-# > `model.generation_config.eos_token_id`, which may be a list, and at the last token of a training row. Section 11 has a check of the first.
+# > `model.generation_config.eos_token_id`, which may be a list, and at the last token of a training row. `stop_faults` in section 11 compares the tokenizer's eos with the tokens at which `generate` stops.
 #
 # ## 5 Many questions at once
 #
@@ -326,7 +341,7 @@ headings = ("alone", "padded on the left", "padded on the right")
 table(list(zip(alone, left, right))[:4], padded_on_the_left="{!r}", padded_on_the_right="{!r}", columns=headings)
 
 # %% [markdown]
-# `''` is an empty answer: the first token that the model wrote was eos.
+# `''` is an empty answer: the first token that the model wrote was eos. (In the drawing the longest of four prompts has no padding. The table comes from a batch of 16, where a longer prompt pads this one too.)
 #
 # > **Trap: padding on the right.** *What you will see:* empty or odd answers for the shorter prompts, and at most a warning of transformers in red. *Why:* a tokenizer is often saved with right padding, because
 # > training pads there. *The cure:* `tokenizer.padding_side = "left"` before you generate. (Right padding is not wrong in itself. Exercise 4 looks in the right place.)
@@ -379,8 +394,8 @@ model = PeftModel.from_pretrained(base, adapter, adapter_name="answers").eval()
 # %% [markdown]
 # ## 7 Better or not?
 #
-# A few good answers prove little. `evaluate` scores base and tuned model on the same held-out rows, as lesson 03 does: the loss on the expected answer, and
-# [exact match](../site/glossary.md#exact-match) with its interval. (Exact match asks for form and stop too: whoever knows the answer and goes on talking is wrong here. For the loss of the bundled model there is a yardstick: who guesses blindly among its 3,072 tokens scores $\ln 3072 = 8.0$.) It follows the settings of this run: a row is cut at `max_length` tokens, as in training, and an answer at `max_new_tokens`. Lesson 05 scores merged models with it.
+# A few good answers prove little. `evaluate`, which lesson 03 uses too, scores base and tuned model on the same held-out rows, here the first `eval_rows` of them: the loss on the expected answer, and
+# [exact match](../site/glossary.md#exact-match) with its interval. (Exact match asks for form and stop too: whoever knows the answer and goes on talking is wrong here.) It follows the settings of this run: a row is cut at `max_length` tokens, as in training, and an answer at `max_new_tokens`. Lesson 05 scores merged models with it.
 
 # %% tags=["score"]
 heldout = run.rows["heldout"].select(range(min(settings.eval_rows, len(run.rows["heldout"]))))
@@ -399,6 +414,9 @@ if usual and len(heldout) >= 32:
 table(rows, "{:.1%}", held_out_loss="{:.3f}", columns=headings)
 
 # %% [markdown]
+# For the loss of the bundled model there is a yardstick: who guesses blindly among its 3,072 tokens scores $\ln 3072 = 8.0$. The base is worse than a blind guess, because it is sure of something else. The answers of the training end with eos. Behind
+# an answer the base is nearly sure of a newline, and of another quiz question after it.
+#
 # The rows are a sample of all the questions that could be asked. Another sample would give another share. The [interval](../site/glossary.md#confidence-interval) holds the true shares that go well with what was seen.
 #
 # The formula that most people know is the share $p$, plus and minus two standard errors: $p \pm 1.96 \sqrt{p (1 - p) / n}$ for $n$ rows. Say that 32 of 32 answers are right. What does it give? $p (1 - p)$ is zero, so the
@@ -449,7 +467,7 @@ held = {n: (holds_the_truth(usual_interval, n), holds_the_truth(wilson, n)) for 
 table(held, "{:.1%}", columns=("rows", "the usual formula holds the truth", "Wilson's does"))
 
 # %% [markdown]
-# 95% were promised. With 32 rows the usual formula does not even hold the truth half of the time, and Wilson's comes close to what it promises, here and on average; for a truth still nearer to 100% it falls short as well. With 512 rows the two hardly differ. So the choice matters where rows are few and the model is
+# 95% were promised. With 32 rows the usual formula does not even hold the truth half of the time, and Wilson's comes close to what it promises, here and on average. For a truth still nearer to 100% it falls short at times: with 32 rows it holds 99% in 95.9% of the cases and 99.5% in only 85.2%. With 512 rows the two hardly differ for a truth of 98%, but for one of 99.9% the usual formula holds it in 40% of the cases and Wilson's in 91%. So the choice matters where rows are few and the model is
 # good, and that is how a fine-tuned model is often judged.
 #
 # And how many rows do you need? The width goes with one over the square root of their number: four times the rows, half the width.
@@ -504,8 +522,10 @@ table(pairs, p="{:.2g}", columns=headings)
 # %% [markdown]
 # Look at the invented pairs first. Their shares are the same, and so are their intervals, which overlap. The test tells the first pair apart, where the second model has all that the first one has and six more. It does not tell the second pair apart, where each has some that the other has not. So keep which rows were right, not only how many.
 #
-# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, about one comes out below 0.05 by chance. So who tests six forms, or ten checkpoints, should ask
+# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, on average at most one comes out below 0.05 by chance. (The exact test is cautious: where six rows differ, it is 3.1% of the pairs, and where eight differ, 0.8%.) So who tests six forms, or ten checkpoints, should ask
 # for 0.05 divided by their number. Which of the forms above pass that, and which would you have counted before?
+#
+# For six forms it is 0.05 / 6 = 0.008. In the run shown, four forms differ from that of the training by this measure. "The question alone" has a $p$ of 0.016: you would have counted it before, and now it does not pass. "No header" never differed.
 #
 # The test is of right and wrong. For losses, `change_from` of lesson 03 compares row by row, and exercise 3 makes a test for any numbers. In code of your own, `scored["tuned"].paired_p(scored["base"])` does what you just wrote.
 #
@@ -552,6 +572,8 @@ times = decode_times(model, sizes, turns=8)
 gain = 16 * times[1, 128][1] / times[16, 128][1]
 verdict("reading a token of the prompt costs less than making a token", times[1, 512][0] / 512 < times[1, 512][1])
 verdict("16 rows make more than twice the tokens per second of one row", gain > 2)
+print(f"Reading 512 tokens takes {times[1, 512][0] / (512 * times[1, 512][1]):.1%} of the time of making 512.")
+print(f"16 rows make {gain:.1f} times the tokens per second of one row.")
 one_step = times[1, 32][1]  # the unit of the table: a decode step of one row
 rows = [
     (*size, first / one_step, later / one_step, size[0] * one_step / later) for size, (first, later) in times.items()
@@ -560,7 +582,10 @@ headings = ("rows", "prompt tokens", "first token", "each later token", "tokens 
 table(rows, "{:,.1f}", rows="{}", prompt_tokens="{}", columns=headings)
 
 # %% [markdown]
-# The unit of time is one decode step of a single row in this run, after a prompt of 32 tokens. A decode step goes through all the weights, for one row or for many. To fetch them from memory takes most of its time on a GPU, which is said as: decoding is limited by memory bandwidth. So more rows make more tokens per second. Prefill fetches the weights once for all tokens of the prompt; it is limited by arithmetic. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
+# The unit of time is one decode step of a single row in this run, after a prompt of 32 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: other runs of this cell, on the same machine, gave anything from 4 to 18 for the second line. Run the cell again to see how far they move.
+#
+# A decode step goes through all the weights, for one row or for many. So each step has fixed costs, such as unpacking the weights here, which all rows share, and more rows make more tokens per second. On a GPU with a large model, fetching the weights from memory is that cost, which is said as: decoding is limited by memory bandwidth.
+# Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic. So the first token comes later with each token that has to be read, in every row. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
 # this machine and this model. On a T4, mind trap 2 of lesson 03 with long prompts: attention that falls back to a slow kernel.
 #
 # ## 9 The KV cache
@@ -598,7 +623,7 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 # ## 10 Serving it to many
 #
 # Everything above used one process and one batch at a time. A server gets requests at any moment, of any length, for several adapters. Engines are made for that, and now you know what they are about: they batch whatever is
-# waiting, since a decode step costs little more for many rows than for one, and they cut the KV cache into small pages, since it decides how many rows fit. vLLM is a widely used one.
+# waiting, since one decode step for many rows costs far less than a step for each of them, and they cut the KV cache into small pages, since it decides how many rows fit. vLLM is a widely used one.
 #
 # To serve your adapter *without merging it*, on the 4-bit base that it was trained on, vLLM needs:
 #
@@ -607,20 +632,18 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 # vllm serve Qwen/Qwen2.5-7B --quantization bitsandbytes --enable-lora --max-lora-rank 16 --lora-modules mine=path/to/adapter
 # ```
 #
-# - **The base, quantized as in training.** `--quantization bitsandbytes` has vLLM quantize a 16-bit base while it loads it
-#   ([its page on bitsandbytes](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md)), to NF4 with double quantization
-#   ([the loader](https://github.com/vllm-project/vllm/blob/0406fb9fb92d0e562d3c8201b7f1940e088be3f4/vllm/model_executor/model_loader/bitsandbytes_loader.py)). That is what this course trains with. If you trained with FP4, or without double
-#   quantization, name a base that was saved in 4 bits that way: vLLM reads how from its `config.json`.
-# - **The rank.** `--max-lora-rank` is 16 unless you say otherwise, and a higher one is refused: "LoRA rank 64 is greater than max_lora_rank 16"
-#   ([vllm#2847](https://github.com/vllm-project/vllm/issues/2847)). Allowed are 1, 8, 16, 32, 64, 128, 256, 320 and 512
-#   ([the configuration](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py)). Take the smallest that your adapters fit under: room for it is reserved
-#   ([vllm#22782](https://github.com/vllm-project/vllm/pull/22782)).
-# - **The kind of adapter.** Plain LoRA and rank-stabilized LoRA (`use_rslora=True`) are read. DoRA (`use_dora=True`, a variant that also trains the length of each weight vector) and layers that were trained whole (`modules_to_save`) are refused
-#   ([the reader](https://github.com/vllm-project/vllm/blob/02143692ba86a7ba6198a67e12982c5317c8bd2f/vllm/lora/peft_helper.py)). Merge such an adapter first (lesson 05).
-# - **The name.** A client asks for the adapter as if it were a model: `"model": "mine"`. Several may stand behind `--lora-modules`, and `--max-loras` says how many of them share one batch
-#   ([its page on LoRA](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md)).
-# - **The hardware.** vLLM's [table](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) lists bitsandbytes for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU. In the
-#   [source that was read](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py) the 4-bit products are computed in bfloat16, for which a T4 has no units.
+# - **The base, quantized as in training.** `--quantization bitsandbytes` has vLLM quantize a 16-bit base while it loads it, to NF4 with double quantization as this course does
+#   ([its page](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md),
+#   [the loader](https://github.com/vllm-project/vllm/blob/0406fb9fb92d0e562d3c8201b7f1940e088be3f4/vllm/model_executor/model_loader/bitsandbytes_loader.py)); if you trained with FP4 or without double quantization, name a base that was saved in 4 bits that way.
+# - **The rank.** `--max-lora-rank` is 16 unless you say otherwise, and an adapter of a higher rank is [refused](https://github.com/vllm-project/vllm/issues/2847): take the smallest of
+#   [1, 8, 16, 32, 64, 128, 256, 320 and 512](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) that holds your adapters, because [room for it is reserved](https://github.com/vllm-project/vllm/pull/22782).
+# - **The kind of adapter.** Plain and rank-stabilized LoRA (`use_rslora=True`) are read; DoRA (`use_dora=True`, a variant that also trains the length of each weight vector) and layers that were trained whole (`modules_to_save`) are
+#   [refused](https://github.com/vllm-project/vllm/blob/02143692ba86a7ba6198a67e12982c5317c8bd2f/vllm/lora/peft_helper.py), so merge these first (lesson 05).
+# - **The name.** A client asks for the adapter as if it were [a model](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md), `"model": "mine"`.
+# - **Several adapters.** Name them all behind `--lora-modules`, and set `--max-loras`: it says how many of them share one batch, and in
+#   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default.
+# - **The hardware.** bitsandbytes is [listed](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU; the 4-bit products are computed
+#   [in bfloat16](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py), for which a T4 has no units.
 #
 # This was read on 2026-11-26, in the versions that the links name; they are not the newest. Nobody has run it for this course. vLLM changes fast: look at [its documentation](https://docs.vllm.ai) before you build on it, and compare its
 # first answers with those of section 1. For a laptop, or a server without a GPU, lesson 05 makes a GGUF file for llama.cpp.
@@ -907,7 +930,7 @@ check("04.7", fit)
 # ## What you did
 #
 # You used one base with an adapter, without it, and with another, and saw that one character in the form of a question can cost more than a whole sentence. You measured how sure a score is, and you know why a prompt is read fast, an answer
-# is made slowly, and more rows at once cost little more. You have three checks for your next training, and you know what a server needs.
+# is made slowly, and one decode step for many rows costs far less than a step for each of them. You have three checks for your next training, and you know what a server needs.
 #
 # Next: [05 Merging](05_merging.ipynb) makes one model of base and adapter, without losing what was learned.
 #
@@ -935,20 +958,20 @@ def sampled(temperature, top_k):
 
 # %%
 kept = {"greedy": shares["as in training"]}
-for temperature in (0.5, 2.0, 3.0):
+for temperature in (0.7, 1.0, 2.0):
     kept[f"T = {temperature:g}, the 50 likeliest"] = sampled(temperature, 50)
     kept[f"T = {temperature:g}, all tokens"] = sampled(temperature, 0)
-title = f"Greedy answers {kept['greedy']:.0%} right; sampled at temperature 3 from all tokens, {kept['T = 3, all tokens']:.0%}"
+title = f"Greedy answers {kept['greedy']:.0%} right; sampled at temperature 2 from all tokens, {kept['T = 2, all tokens']:.0%}"
 percent = [100 * share for share in kept.values()]
 figure = bars(list(kept), percent, title, f"answered exactly (% of {len(asked)})", numbers="{:.0f}")
 show(
     figure,
-    alt="Share of questions answered exactly, greedily and at three temperatures; it falls as the temperature rises",
+    alt="Share of questions answered exactly, greedily and at three temperatures; temperature 2 loses the most",
 )
 
 # %%
 if usual:
-    verdict("a high temperature loses answers that greedy decoding has", kept["T = 3, all tokens"] < kept["greedy"])
+    verdict("a high temperature loses answers that greedy decoding has", kept["T = 2, all tokens"] < kept["greedy"])
 
 # %% [markdown]
 # For questions with one right answer take greedy decoding. For a story, the same story every time is not what you want. Say `do_sample` in either case: what happens otherwise stands in the model's
@@ -957,21 +980,27 @@ if usual:
 # ### A text as the stop
 #
 # A model that never learned eos can be stopped by a text: `stop_strings` ends the generation where that text turns up, however it is cut into tokens. The bundled base has read quiz pages, with each answer on a
-# line of its own.
+# line of its own. The cell asks it all questions of section 1 in that form.
 
 # %% tags=["nbval-ignore-output"] reason="what the base says varies with the processor"
-quiz = tokenizer(question_alone("", asked[0]) + "Answer:\n", return_tensors="pt").to(model.device)
+pages = [question_alone("", row) + "Answer:\n" for row in asked]
+quiz = tokenizer(pages, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+how = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
 with torch.no_grad(), model.disable_adapter():
-    line = model.generate(**quiz, max_new_tokens=24, do_sample=False, stop_strings=["\n"], tokenizer=tokenizer)
-    page = model.generate(**quiz, max_new_tokens=24, do_sample=False)
+    line = model.generate(**quiz, **how, stop_strings=["\n"], tokenizer=tokenizer)[:, quiz["input_ids"].shape[1] :]
+    page = model.generate(**quiz, **how)[:, quiz["input_ids"].shape[1] :]
+    in_our_form = [text.split("\n")[0] for text in answer(model, tokenizer, prompts, 24)]
 for name, tokens in {"with the stop": line, "without": page}.items():
-    print(f"{name:14}{tokenizer.decode(tokens[0, quiz['input_ids'].shape[1] :])!r}")
+    print(f"{name:14}{tokenizer.decode(tokens[0])!r}")
+on_a_page = [text.strip() for text in tokenizer.batch_decode(line, skip_special_tokens=True)]
+print(f"right on a quiz page: {sum(rights(on_a_page))} of {len(asked)}")
+print(f"right in the form of the training: {sum(rights(in_our_form))} of {len(asked)}")
 
 # %% [markdown]
 # ### Answers piece by piece, for a program
 #
 # A program needs the pieces in its own hands. `TextIteratorStreamer` hands them over one by one, while `generate` works in a thread of its own. It also shows what a user waits for: the time to the first piece, and the
-# time between pieces. An empty piece is a token that does not complete a word yet.
+# time between pieces. Each token gives one piece, which is empty where the text has to wait for the next token, as a full stop does. One more piece comes at the end, with whatever was still held back.
 
 # %%
 import time
@@ -993,7 +1022,10 @@ with model.disable_adapter():
     thread.join()
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
-print(f"the first piece took {arrivals[0] / arrivals[-1]:.0%} of the time of all {len(pieces)} pieces")
+between = (arrivals[-1] - arrivals[0]) / max(1, len(pieces) - 2)  # the last piece needs no decode step
+print(
+    f"{len(pieces)} pieces: the first after {1000 * arrivals[0]:.0f} ms, then {1000 * between:.0f} ms from one to the next"
+)
 print("".join(pieces))
 
 # %% [markdown]
@@ -1017,8 +1049,7 @@ table(rows, "{:.2f}", adapter_of_rank_16_of_the_weights="{:.1%}", rows_that_fit=
 # %% [markdown]
 # ### Is a 4-bit model faster?
 #
-# It is smaller, and a decode step goes through all weights. So it should be faster? The weights cannot be multiplied as they are: they have to be unpacked first. Take one layer of the size of a 7B model's, and time its parts for one
-# token and for more at once.
+# A decode step goes through all weights, and in 4 bits they are smaller. But they have to be unpacked before they are multiplied. Take one layer of the size of a 7B model's, and time its parts for one token and for more at once.
 
 # %%
 import bitsandbytes as bnb
@@ -1045,7 +1076,8 @@ at_once = (1, 4, 16, 64, 256)
 layer_ms = {}
 for number in at_once:
     x = torch.randn(number, 4096, dtype=dtype, device=model.device)
-    layer_ms[number] = [min(milliseconds(call, x) for _ in range(10)) for call in work.values()]
+    turns = [[milliseconds(call, x) for call in work.values()] for _ in range(10)]  # a busy moment hits all three
+    layer_ms[number] = [min(times_of_one) for times_of_one in zip(*turns)]
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
 rows = [(number, four_bit / plain, unpacked / four_bit) for number, (plain, four_bit, unpacked) in layer_ms.items()]
@@ -1058,12 +1090,9 @@ if run.machine.device == "cpu":
             1 < layer_ms[1][1] / layer_ms[1][0] > layer_ms[256][1] / layer_ms[256][0])  # fmt: skip
 
 # %% [markdown]
-# On a CPU, with the short cut of step 1 switched off, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual. That is the same work for one token as for many, so it weighs most on decoding, and less the longer the prompt.
+# On a CPU, with the short cut of step 1 switched off, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual. That is the same work for one token as for many, so it weighs most on decoding.
 #
-# That is how these kernels work, and no law. On a GPU bitsandbytes has kernels that unpack while they multiply, for one row since
-# [0.40](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.40.0) and for small batches since
-# [0.50](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.50.0). Their authors report products faster than in 16 bits for one row; users of 2023 found
-# [whole models slower](https://github.com/bitsandbytes-foundation/bitsandbytes/issues/611). For your GPU, believe the table above once you ran it there. The branches of an adapter cost time in each step as well: two more products for each
-# layer. Merging removes them.
+# On a GPU bitsandbytes has kernels that unpack while they multiply, for one row since [0.40](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.40.0) and for small batches since
+# [0.50](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.50.0). For your GPU, believe the table above once you ran it there. The branches of an adapter cost time in each step as well: two more products for each layer. Merging removes them.
 #
 # Next: [05 Merging](05_merging.ipynb) makes one model of base and adapter, without losing what was learned.

@@ -4,7 +4,6 @@ import ast
 import copy
 import json
 import math
-import operator
 import random
 import re
 import textwrap
@@ -14,8 +13,8 @@ import pytest
 
 from helpers.commands.run import run_lesson
 from helpers.course import disk as course
-from helpers.data import alpaca_prompt, load_instructions
-from helpers.evaluation import mcnemar, wilson_interval
+from helpers.data import alpaca_prompt, load_instructions, to_chat, with_template
+from helpers.evaluation import evaluate, mcnemar, prompt_texts, wilson_interval
 from helpers.lesson import check
 from helpers.memory import CannotPredict, kv_cache_bytes, shape_of
 from helpers.models import BUNDLED_MODEL, PRESETS
@@ -95,6 +94,7 @@ def test_a_window_on_some_layers_only_is_refused_where_it_is_not_described():
 
 CELLS = course.to_notebook(LESSON).cells
 COPIED = [cell.source for cell in CELLS if "copy" in cell.metadata.get("tags", [])]
+PROSE = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
 
 
 def test_pasted_where_the_course_is_not_they_load_talk_and_check(tmp_path):
@@ -105,8 +105,8 @@ def test_pasted_where_the_course_is_not_they_load_talk_and_check(tmp_path):
 
     rows = load_instructions("bundled")[0]["train"].select(range(8))
     train_adapter(resolve_model("bundled", detect()), detect(), rows, tmp_path / "my_adapter", steps=2, rank=4)
-    prose = "\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
-    (names,) = re.findall(r"^```python\n(base_name.*?)^```", prose, re.DOTALL | re.MULTILINE)
+    assert (tmp_path / "my_adapter" / "chat_template.jinja").is_file(), "the template of the training lies beside it"
+    (names,) = re.findall(r"^```python\n(base_name.*?)^```", PROSE, re.DOTALL | re.MULTILINE)
     own = f'base_name, place, dtype = {str(BUNDLED_MODEL)!r}, {{"": "cpu"}}, "float32"'
     asked = """
     import json
@@ -250,6 +250,78 @@ def test_a_tokenizer_without_a_template_gets_the_form_of_the_training(bundled_mo
     assert as_text(TALK) == alpaca_prompt("One?") + "1</s>" + alpaca_prompt("Two?")
 
 
+ROWS = {
+    "a question": {"instruction": "One?", "input": "", "output": "1"},
+    "a question with an input": {"instruction": "Two?", "input": "a month", "output": "2"},
+    "an input of two lines": {"instruction": "Three?", "input": "a\n\nb", "output": "3"},
+    "a plain text": {"instruction": "", "input": "", "output": "4"},
+}
+CHATS = {name: to_chat(row)["prompt"] for name, row in ROWS.items()} | {
+    "two turns": to_chat(ROWS["a question with an input"])["prompt"] + [{"role": "assistant", "content": "2"}, TALK[0]],
+    "a system message": [{"role": "system", "content": "Be short."}, TALK[0]],
+}
+
+
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+def test_the_form_for_an_adapter_without_a_template_is_that_of_the_training(chat, bundled_model):
+    tokenizer = copy.deepcopy(bundled_model[1])
+    as_text, _ = as_text_of(tokenizer)
+    trained = as_text_of(with_template(copy.deepcopy(bundled_model[1])))[0]
+    assert as_text(chat) == trained(chat)
+    assert as_text(chat, answer_next=False) == trained(chat, answer_next=False)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE, "the course's"])
+def test_the_tokenizer_keeps_its_template_so_that_scores_are_asked_in_it(template, bundled_model):
+    tokenizer = copy.deepcopy(bundled_model[1])
+    tokenizer.chat_template = with_template(tokenizer).chat_template if template == "the course's" else template
+    before, texts = tokenizer.chat_template, prompt_texts(tokenizer, list(ROWS.values()))
+    as_text, _ = as_text_of(tokenizer)
+    assert [as_text(to_chat(row)["prompt"]) for row in ROWS.values()] == texts
+    assert tokenizer.chat_template == before
+    assert prompt_texts(tokenizer, list(ROWS.values())) == texts
+
+
+def test_the_messages_of_the_conversation_are_those_of_the_training(bundled_model, capsys):
+    tokenizer = with_template(copy.deepcopy(bundled_model[1]))
+    asked = load_instructions("bundled")[0]["heldout"].select(range(3))
+    seen = []
+    names = {"tokenizer": tokenizer, "asked": asked, "as_text": as_text_of(tokenizer)[0]}
+    names["reply_to"] = lambda messages: seen.append(names["as_text"](messages)) or "coo"
+    (talks,) = [
+        cell.source for cell in CELLS if cell.cell_type == "code" and "in the conversation so far" in cell.source
+    ]
+    exec(talks, names)
+    assert any(row["input"] for row in asked)
+    assert [text.rpartition("</s>")[2] for text in seen] == prompt_texts(tokenizer, asked)
+
+
+def test_the_words_that_open_the_next_answer_are_not_counted(bundled_model):
+    tokenizer = copy.deepcopy(bundled_model[1])
+    tokenizer.chat_template = TEMPLATE
+    as_text, _ = as_text_of(tokenizer)
+    assert as_text(TALK[:2], answer_next=False) == "[user]One?</s>[assistant]1</s>"
+    assert as_text(TALK[:2]).endswith("1</s>[assistant]")
+
+
+@pytest.mark.parametrize("begins", ["", "<s>"])
+def test_a_conversation_in_which_nothing_is_asked_is_answered(begins, bundled_model):
+    """A tokenizer that begins no text with a token, as Qwen's, would hand over no token at all."""
+    given = []
+
+    def tokenizer(text, return_tensors):
+        given.append(text)
+        return types.SimpleNamespace(to=lambda device: {"input_ids": torch.zeros(1, 2)})
+
+    tokenizer.pad_token_id, tokenizer.eos_token, tokenizer.decode = 0, "</s>", lambda ids, **how: ""
+    model = types.SimpleNamespace(device="cpu", generate=lambda **given: torch.zeros(1, 3))
+    names = {"torch": torch, "tokenizer": tokenizer, "model": model, "TextStreamer": lambda *given, **how: None}
+    names["as_text"] = lambda messages: begins
+    exec(next(source for source in COPIED if source.startswith("# Step 3:")), names)
+    names["reply_to"]([])
+    assert given == [begins or "</s>"]
+
+
 def test_a_template_of_its_own_is_used_and_what_begins_every_text_stands_there_once(bundled_model):
     tokenizer = copy.deepcopy(bundled_model[1])
     tokenizer.chat_template = TEMPLATE
@@ -277,22 +349,17 @@ def test_scores_follow_the_settings_of_the_run():
     assert LESSON.read_text(encoding="utf-8").count("max_new_tokens=settings.max_new_tokens") >= 3
 
 
-def test_the_paired_test_of_the_lesson_is_the_one_of_the_course():
-    names = {"wilson": wilson_interval, "comb": math.comb, "gt": operator.gt, "lt": operator.lt}
-    for cell in CELLS:
-        if cell.source.startswith(("from operator", "def compared")):
-            functions = [node for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
-            exec(compile(ast.Module(functions, []), "lesson 04", "exec"), names)
+def test_the_paired_test_of_the_lesson_is_the_one_of_the_course(statistics):
     generator = random.Random(0)
     for rows in (4, 11, 40):
         first, second = ([generator.random() < share for _ in range(rows)] for share in (0.9, 0.6))
-        n, ones, twos, only_first, only_second, overlap, p = names["compared"](first, second)
+        n, ones, twos, only_first, only_second, overlap, p = statistics.compared(first, second)
         assert (n, ones, twos) == (rows, sum(first), sum(second))
         assert p == pytest.approx(mcnemar(first, second))
         assert only_first - only_second == ones - twos
         spans = wilson_interval(ones, rows), wilson_interval(twos, rows)
         assert overlap is (max(low for low, _ in spans) <= min(high for _, high in spans))
-    assert [n for n in range(3, 9) if names["mcnemar"](n, 0) < 0.05] == [6, 7, 8]  # as the lesson says
+    assert [n for n in range(3, 9) if statistics.mcnemar(n, 0) < 0.05] == [6, 7, 8]  # as the lesson says
 
 
 def test_the_shown_notebook_has_two_invented_pairs_of_which_the_test_parts_one():
@@ -305,6 +372,123 @@ def test_the_shown_notebook_has_two_invented_pairs_of_which_the_test_parts_one()
     same, other = (line.split() for line in text.splitlines() if line.startswith("invented"))
     assert same[-2:-1] == other[-2:-1] == ["True"]
     assert float(same[-1]) < 0.05 < float(other[-1])
+
+
+# What the prose says of the numbers that the notebook shows.
+
+
+def output(words: str) -> str:
+    """What the one code cell with these words printed and showed as text in the stored notebook."""
+    (cell,) = [cell for cell in stored("04").cells if cell.cell_type == "code" and words in cell.source]
+    return "\n".join(str(out.get("text", "") or out["data"]["text/plain"]) for out in cell.outputs)
+
+
+def line(text: str, begins: str) -> list[str]:
+    (found,) = [one for one in text.splitlines() if one.startswith(begins)]
+    return found.removeprefix(begins).split()
+
+
+@pytest.fixture(scope="module")
+def statistics():
+    """The functions that section 7 writes, and what they import."""
+    names = {}
+    for cell in CELLS:
+        if re.search("^def (wilson|holds_the_truth|mcnemar|compared)", cell.source, re.MULTILINE):
+            kept = [n for n in ast.parse(cell.source).body if isinstance(n, (ast.FunctionDef, ast.ImportFrom))]
+            exec(compile(ast.Module(kept, []), "lesson 04", "exec"), names)
+    return types.SimpleNamespace(**names)
+
+
+@pytest.fixture(scope="module")
+def base_and_rows():
+    """The base in 4 bits, as the notebook loads it, the tokenizer with the template of lesson 03, and the rows to score."""
+    from helpers.machine import detect
+    from helpers.models import resolve_model
+    from helpers.quick import load_4bit
+
+    base, tokenizer = load_4bit(resolve_model("bundled", detect()), detect())
+    return base.eval(), with_template(tokenizer), load_instructions("bundled")[0]["heldout"]
+
+
+def test_the_stored_scores_are_those_in_the_form_of_the_training(base_and_rows):
+    base, tokenizer, heldout = base_and_rows
+    loss, share = line(output("held-out loss"), "base")[:2]
+    score = evaluate(base, tokenizer, heldout.select(range(128)), max_length=96)
+    assert float(loss) == pytest.approx(score.loss, abs=0.1), "another form changes it by more"
+    assert share == f"{score.exact_match:.1%}"
+    assert score.loss > math.log(3072), "worse than a blind guess"
+
+
+def test_behind_an_answer_the_base_is_nearly_sure_of_a_newline(base_and_rows):
+    base, tokenizer, heldout = base_and_rows
+    rows, newline = heldout.select(range(32)), tokenizer.convert_tokens_to_ids("Ċ")
+    ends, before = [], []
+    for text, row in zip(prompt_texts(tokenizer, rows), rows, strict=True):
+        with torch.no_grad():
+            behind = base(tokenizer(text + row["output"], return_tensors="pt")["input_ids"]).logits[0, -1].softmax(-1)
+            headed = base(tokenizer(text[:-1], return_tensors="pt")["input_ids"]).logits[0, -1].softmax(-1)
+        ends.append((behind[newline].item(), behind[tokenizer.eos_token_id].item()))
+        before.append(headed[newline].item())
+    sure = sorted(chance for chance, _ in ends)
+    assert sure[len(sure) // 2] > 0.9
+    assert sum(-math.log(chance) for _, chance in ends) / len(ends) > math.log(3072)
+    assert min(before) > 0.9, "and where the last newline of the prompt is missing it begins a new line, too"
+
+
+def test_the_base_knows_the_answers_in_the_form_of_a_quiz_page():
+    said = output("stop_strings")
+    assert "right on a quiz page: 32 of 32" in said
+    assert "right in the form of the training: 0 of 32" in said
+    assert (
+        "Asked in that form it answers 32 of these 32 questions, and in the form above\n# none".replace("# ", "")
+        in PROSE
+    )
+
+
+def test_the_forms_cost_what_the_prose_says():
+    table = output("def compared")
+    right = {
+        name: line(table, f"as in training, {name}") for name in re.findall("^as in training, (.*?)  ", table, re.M)
+    }
+    assert len(right) == 6
+    none = {name for name, numbers in right.items() if numbers[2] == "0"}
+    assert none == {"no newline at the end", "two newlines at the end", "ChatML, a chat format"}
+    assert 0 < int(right["a space at the end"][2]) < 16, "most of them"
+    assert right["no header"][2] == right["no header"][1], "nothing"
+    differ = {name for name, numbers in right.items() if float(numbers[-1]) < 0.05 / 6}
+    assert differ == none | {"a space at the end"}
+    assert "four forms differ" in PROSE
+    assert right["the question alone"][-1] == "0.016"
+    assert f"0.05 / 6 = {0.05 / 6:.3f}" in PROSE
+    assert line(output("def last_tokens"), "no newline at the end")[3:] == [], "its answer is empty"
+
+
+def test_the_intervals_hold_the_truth_as_often_as_the_prose_says(statistics):
+    holds, usual, wilson = statistics.holds_the_truth, statistics.usual_interval, statistics.wilson
+    few = [holds(wilson, 32, truth) for truth in (0.99, 0.995)]
+    assert "holds 99% in {:.1%} of the cases and 99.5% in only {:.1%}".format(*few) in PROSE
+    many = holds(usual, 512, 0.999), holds(wilson, 512, 0.999)
+    assert "99.9% the usual formula holds it in {:.0%} of the cases and Wilson's in {:.0%}".format(*many) in PROSE
+    assert abs(holds(usual, 512) - holds(wilson, 512)) < 0.02, "for 98% the two hardly differ"
+
+
+def test_the_exact_test_is_as_cautious_as_the_prose_says(statistics):
+    def below(n):  # how often equally good models come out below 0.05, where they differ in n rows
+        return sum(math.comb(n, k) for k in range(n + 1) if statistics.mcnemar(k, n - k) < 0.05) / 2**n
+
+    assert max(map(below, range(1, 200))) < 0.05, "at most one of twenty"
+    assert f"where six rows differ, it is {below(6):.1%} of the pairs, and where eight differ, {below(8):.1%}" in PROSE
+
+
+def test_in_the_batch_of_sixteen_the_third_prompt_is_padded(base_and_rows):
+    _, tokenizer, heldout = base_and_rows
+    lengths = [len(tokenizer(text)["input_ids"]) for text in prompt_texts(tokenizer, heldout.select(range(16)))]
+    assert lengths[2] == max(lengths[:4])
+    assert lengths[2] < max(lengths)
+
+
+def test_forty_tokens_come_in_forty_one_pieces():
+    assert output("between =").startswith("41 pieces")
 
 
 # Timings and the drawing.
