@@ -588,7 +588,8 @@ written_as = "own" if (adapters["yours"] / "chat_template.jinja").is_file() else
 try:
     for kind in kinds:
         file = run.merged.with_name(f"model-{kind}.gguf")
-        export_gguf(run.merged, file, kind, template=written_as, overwrite=True, progress=False)
+        written = export_gguf(run.merged, file, kind, template=written_as, overwrite=True, progress=False)
+        print(*(f"{file.name}: {note}\n" for note in written["notes"]), sep="", end="")
         files[kind] = file
 except OSError as error:  # one line: a missing package, a model that is not carried, no room
     print(f"left out: {error}")
@@ -639,7 +640,7 @@ table(compared, columns=("asked", "answers equal to transformers'", "right"))
 # %% [markdown]
 # Q4_0 is another kind of 4 bits than the one that you trained in, with evenly spaced levels. What it costs must be measured, as above. If even these answers are equal, mind that they are short, and that the model is sure of them. Long free text parts sooner, since each token that comes out differently changes all that follow.
 #
-# Beside each file lies a Modelfile for Ollama, with the tokens that end an answer and the template of training in Ollama's own language: `ollama create my-model -f model-q8_0.Modelfile`. Some templates have no equal in that language. Then the export says so, and the Modelfile passes texts on as they are. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
+# Beside each file lies a Modelfile for Ollama, with the tokens that end an answer and the template of training in Ollama's own language: `ollama create my-model -f model-q8_0.Modelfile`. Some templates have no equal in that language. Then the export says so in a note, and the Modelfile passes texts on as they are: you put each question into the template yourself. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
 #
 # > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* create the model from the Modelfile that lies beside the file, and ask it the questions that you scored.
 # > The template inside of the GGUF file is what llama.cpp uses. It is not always what Ollama uses: older versions never run it, they only compare it with the templates that they know. Newer ones run it where the Modelfile has no `TEMPLATE`, and prefer it where it can do more than the Modelfile's (call tools, for example).
@@ -715,7 +716,7 @@ table(run.before_publishing(), columns=("before you publish", "this run"))
 # It uploads the folder as it stands, card and tokenizer included, to a repository that only you can see. Read it there once more before you make it public.
 #
 # > **Trap: a token that may not create its repository.** *What you see:* "403 Forbidden ... You don't have the rights to create a model under this namespace". *Why:* a *fine-grained* token that may write to one repository cannot make it, since it does not exist yet. *Cure:* make the empty private repository on the site,
-# > and give the token write access to that one. Then the code works as it stands: with `exist_ok=True`, `create_repo` takes the refusal for an answer if the token can read the repository. That token can do the least harm. Or take a token of the kind *write*, which may create, and delete it afterwards ([tokens](https://huggingface.co/docs/hub/security-tokens)).
+# > and give the token write access to that one. Then the code works as it stands: with `exist_ok=True`, `create_repo` goes on after the refusal if the token can read the repository. Such a token can do the least harm. Or take a token of the kind *write*, which may create, and delete it afterwards ([tokens](https://huggingface.co/docs/hub/security-tokens)).
 #
 # No token stands in that code. The library looks for one itself: in the environment variable `HF_TOKEN`, in the file that `hf auth login` writes, in Colab's secrets (the key symbol at the left, name `HF_TOKEN`). Never put one into a cell, print it, or pass it as a parameter: a notebook keeps all three, and papermill writes
 # parameters into its output. A loaded model can be uploaded with `model.push_to_hub("you/your-model", private=True)` as well. transformers then writes the model's files anew, with a bare card of its own where the repository has none. It sends no tokenizer: that takes `tokenizer.push_to_hub` too.
@@ -1004,7 +1005,7 @@ print(
 # %% [markdown]
 # ### Q4_0 from both bases
 #
-# What does `Q4_0` keep of an update? Take a random matrix as in section 3, as the original base and dequantized, and add updates of three sizes: about that of SmolLM2's adapter, of exercise 6, and of the bundled model's. The function below is the package gguf's own.
+# What does `Q4_0` keep of an update? Take a random matrix as the original base, and the same matrix rounded to NF4 as the dequantized one. Add updates of three sizes: about that of SmolLM2's adapter, that of exercise 6, and about that of the bundled model's adapter. The package gguf does the rounding, as in the export.
 
 
 # %%
