@@ -390,7 +390,7 @@ def test_a_file_that_llama_cpp_does_not_load_is_one_line(tmp_path):
 # Before publishing.
 
 
-def a_run(data: str, digest: str = "", model=None, merged: str = "nowhere"):
+def a_run(data: str, digest: str = "", model=None, merged: str = "auto"):
     run = session.Run("05_merging", COURSE_ROOT, {}, model=model or models.bundled(), data_name=data)
     run.data_digest, run.settings = digest, SimpleNamespace(merged_dir=str(merged))
     return run
