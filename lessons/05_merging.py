@@ -52,7 +52,7 @@ settings = run.settings
 # %% [markdown]
 # ## What you will see
 #
-# Take two adapters for one base. *Yours* is the one of lesson 03. The other was *stopped early*: it gets a few steps now, at half the learning rate, as people train who have few rows or are careful.
+# Take two adapters for one base. *Yours* is the one of lesson 03. The other was *stopped early*: it gets a few steps now, of four rows each and at half the learning rate. So do people train who have few rows or are careful.
 
 # %%
 from helpers.quick import two_adapters
@@ -97,7 +97,7 @@ from peft import PeftModel
 from helpers.evaluation import evaluate
 
 
-warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # PEFT says that rounding may change answers
+warnings.filterwarnings("ignore", "Merge lora module to 4-bit")  # hides that rounding may change answers
 
 
 def keep(adapter):
@@ -122,8 +122,8 @@ table({name: (score.loss, score.exact_match) for name, score in named.items()}, 
       columns=("asked", "loss", "right"))  # fmt: skip
 
 # %% [markdown]
-# The training is gone. No error was raised and no file is broken. Why? Follow one weight. In 4 bits it can stand on one of 16 levels only, times the largest weight of its block
-# (lesson 01). The picture shows its place on the number line, for both adapters.
+# The training is nearly gone, and no file is broken. PEFT raises no error. It gives one warning, that the answers may differ because of rounding, and the cell above hides it. Why is the training lost? Follow one weight: of the first 64 of a layer,
+# the one that your adapter moves most. In 4 bits it can stand on one of 16 levels only, times the largest weight of its block (lesson 01). The picture shows its place on the number line, for both adapters.
 
 # %%
 import bitsandbytes.functional as F
@@ -159,7 +159,7 @@ show(figure, alt="One weight on its number line: a small update lies within the 
 
 # %% [markdown]
 # The blue marks are the levels, and the pale band is everything that rounds back to the level in it. An update that stays inside of the band is erased, and one that leaves it
-# becomes a whole jump, which may be larger or smaller than what was learned. (The last diamond may stand a little beside its mark: if the largest weight of the block has changed, so have all its levels.)
+# becomes a whole jump, which may be larger or smaller than what was learned. (If the largest weight of a block changes, all levels of the block move a little. So a weight may end beside its mark, or move with next to no update.)
 #
 # So the size of the update decides. The rest of the lesson takes this apart: one layer by hand, then sizes, then the ways that keep the training, and shipping.
 #
@@ -215,7 +215,7 @@ verdict("and so in 4 bits: PEFT has the same codes and the same absmax",
         torch.equal(codes, theirs.data) and torch.equal(state.absmax, theirs.quant_state.absmax))  # fmt: skip
 
 # %% [markdown]
-# Six weights on their way through it, from the adapter that was stopped early. Compare the last column with the first. (A weight that got next to no update may move as well: if the largest weight of its block has changed, so have all the levels there.)
+# Six weights on their way through it, from the adapter that was stopped early. Compare the last column with the first.
 
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
 update = layers["stopped early"][layer.name].update
@@ -283,7 +283,7 @@ verdict("half is kept where the quantization error is about one and a half times
 table(rows, "{:.1f}", columns=("levels", "quantization error (%)", "half is kept at (%)", "error per update there"))
 
 # %% [markdown]
-# So *quantization error per update* is one number for any adapter, and it tells two things. About 1.5 is where a merge into 4 bits loses half of the update; far above, it loses nearly all of it, and well below 1 it keeps most. And when you merge into the original base, which takes the quantization error
+# So *quantization error per update* is one number for any adapter, and it tells two things. About 1.5 is where a merge into 4 bits loses half of the update; far above, it loses nearly all of it, and below 1 it keeps most. And when you merge into the original base, which takes the quantization error
 # away, it says how many times as large that unasked change is as what you trained. Section 4 measures it.
 #
 # ### Real adapters on the curve
@@ -314,7 +314,7 @@ def of_each_layer(found):
 
 # %% [markdown]
 # Your two adapters belong to a small model, which was trained with a large learning rate. So here is a third one, of a real chat model: SmolLM2-135M-Instruct, trained with the learning rate and
-# the steps and rows that lesson 03 gives a model from the hub, merged in all the ways of this lesson, and recorded (`measurements/measure_updates.py`).
+# the steps and rows that lesson 03 gives a model from the hub, merged in all the ways of this lesson, and recorded (`measurements/measure_updates.py`). The package that the course takes it from had its weights in another kind of 4 bits once. So what is called its original base below is not quite the first one.
 
 # %%
 import numpy as np
@@ -331,8 +331,7 @@ dots = of_layers | {"SmolLM2, recorded": of_smollm2}
 sizes = np.geomspace(0.8 * of_smollm2[0].min(), 1.3 * max(max(found[0]) for found in of_layers.values()), 60)
 curve = [100 * share_kept(size) for size in sizes]
 figure = diagrams.survival((sizes, curve), half, {name: found[:2] for name, found in dots.items()},
-                           f"Half of an update survives a merge into 4 bits if it is {half:.1f}% of the weights",
-                           unknown="a 7B model's adapter: not measured")  # fmt: skip
+                           f"Half of an update survives a merge into 4 bits if it is {half:.1f}% of the weights")  # fmt: skip
 show(figure, alt="What a merge into 4 bits keeps climbs with the size of the update; real layers lie near the curve")
 
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
@@ -391,7 +390,7 @@ if not fits:
 
 # %% [markdown]
 # Two numbers say what happened to the weights: **kept**, as above but over all layers, and the **error**, $\lVert C - U\rVert / \lVert U\rVert$, which also sees what was changed beside the update. What the model does with
-# them says its loss on held-out rows, and how many it answers exactly. The last column is the p-value of lesson 04's paired test: how easily chance alone would part this way's right answers from those of the adapter kept beside its base.
+# them says its loss on held-out rows, and the share that it answers exactly, with its 95% interval. The last column is the p-value of lesson 04's paired test. It answers this question: if this way and the kept adapter were equally good, how often would chance alone make them differ at least this much?
 
 
 # %%
@@ -421,7 +420,7 @@ for (name, way), (share, error, score) in results.items():
     differs = score.paired_p(results[name, "keep the adapter"][2])
     rows_of_ways[name, way] = share, error, score.loss, score.exact_match, *score.interval, differs
 print(f"the base in 4 bits, untrained: {before}")
-headings = ("adapter", "way", "kept", "error", "loss", "exact match", "from", "to", "p")
+headings = ("adapter", "way", "kept", "error", "loss", "exact match", "95% interval: from", "to", "p")
 table(rows_of_ways, "{:.0%}", kept="{:.1%}", error="{:.2g}", loss="{:.3f}", p="{:.2g}", columns=headings)
 
 # %% [markdown]
@@ -445,12 +444,12 @@ rows = []
 for way, score in recorded["scores"].items():
     change, (low, high) = score["change"]
     rows.append((way, score["loss"], score["exact_match"], change, low, high))
-headings = ("SmolLM2, recorded", "loss", "right", "change of the loss", "from", "to")
+headings = ("SmolLM2, recorded", "loss", "right", "change of the loss", "95% interval: from", "to")
 table(rows, "{:+.3f}", loss="{:.3f}", right="{:.0%}", columns=headings)
 
 # %% [markdown]
 # Small as the update is, the loss falls to less than a third with it. A merge into 4 bits gives back the untrained base, but for little. Dequantized and merged, the model is the trained one. And the merge into the original base changes the weights many times as much as the training did (the last column of section 3's table says how many times), and is here
-# a little *better* than the model that was trained: the whole interval of its change lies below zero. The quantization error was a damage, and this merge takes it away. That is one model, one training and a few rows, and what is called original here went through another kind of 4 bits once. With another model it may go the other way, so measure.
+# a little *better* than the model that was trained: the whole interval of its change lies below zero. The quantization error was a damage, and this merge takes it away. That is one model, one training and a few rows. With another model it may go the other way, so measure.
 #
 # ### Which 16 bits?
 #
@@ -467,7 +466,7 @@ print(f"bfloat16's rounding error is {ratio:.0f} times float16's")
 
 # %% [markdown]
 # So this lesson writes float16, on every machine. Its largest number is 65,504, and the weights of a language model are far below it. The risk lies elsewhere: the *activations* of a model that was made in bfloat16 may go beyond 65,504 while
-# it computes, and then its answers are not numbers. The file does not decide that. Who loads it does, with `dtype=torch.bfloat16`, and then the last digits are rounded away again. ("Further down" looks for the largest activation of this model.)
+# it computes, and then its answers are not numbers. The file does not decide that. Who loads it does, with `dtype=torch.bfloat16`, and then the last digits are rounded away again. ("Further down" measures how near the merged model comes to it.)
 #
 # ## 5 A whole model, in little memory
 #
@@ -476,7 +475,7 @@ print(f"bfloat16's rounding error is {ratio:.0f} times float16's")
 #
 # From a shell it is `python -m helpers merge BASE ADAPTER OUT --base-weights dequantized`.
 #
-# Does its folder hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor. (Where there is a GPU, both quantize on it, since a CPU rounds one of 500 scales to another code. And a GPU adds up $B A$ in another order, so there a sum may round to the neighbouring number of 16 bits now and then: by at most $2^{-10}$ of the largest number.)
+# Does its folder hold what PEFT's `merge_and_unload()` gives? Have PEFT merge in float16 too, and compare every tensor.
 
 # %%
 packed_as = {"quant_type": settings.quant_type, "double_quant": settings.double_quant}
@@ -492,23 +491,23 @@ if fits:
         moved, furthest = moved + (off > 0).sum().item(), max(furthest, (off.max() / tensor.abs().max().cpu()).item())
     print(f"{moved:,} numbers differ, by at most {furthest:.1e} of the largest in their tensor")
     if W.dtype == torch.float16:  # from bfloat16, the two ways to float16 may differ in the last bit
-        verdict("merge_adapter and PEFT hold the same tensors", furthest <= (2**-10 if on_gpu else 0))
+        last_bit = 2**-10 if on_gpu else 0  # a GPU adds up B A in another order
+        verdict("merge_adapter and PEFT hold the same tensors", furthest <= last_bit)
 
 # %% [markdown]
-# And a large model? This was recorded with the shape of Mistral-7B and random weights, with no GPU, on two cores that others used as well (`measurements/measure_merge.py`): parts of the model, and all of it. Memory is what the process held at most, above what Python itself takes. "Copies" says how many times as long the merge took as a copy
-# of the same files, both in one run. Go down the rows: what grows with the layers, and what does not?
+# And a large model? This was recorded with the shape of Mistral-7B and random weights, with no GPU, on two cores that others used as well (`measurements/measure_merge.py`): parts of the model, and all of it. Memory is what the process held at most, above what Python itself takes.
+# The seconds are rough: one round each, on a busy machine. Only the memory is a result. Go down the rows: what happens to it when the layers become more?
 
 # %%
 merges = []
 for row in sorted(run.measurements("cpu_merges"), key=lambda row: (row["base_weights"], row["layers"])):
     merges.append({"into": row["base_weights"], "layers": f"{row['layers']} of {row['layers_of_the_whole']}",
                    "base (GB)": row["base_bytes"] / 1e9, "memory (GB)": row["above_bare_python_bytes"] / 1e9,
-                   "merge (s)": row["merge_seconds"], "copies": row["merge_seconds"] / row["copy_seconds"],
-                   "date": row["date"]})  # fmt: skip
+                   "merge (s)": row["merge_seconds"], "date": row["date"]})  # fmt: skip
 table(merges, "{:.1f}", memory_GB="{:.2f}", merge_s="{:.0f}")
 
 # %% [markdown]
-# The last row is the whole model. Its files grow with the layers, and the memory does not: at no time does the process hold more than some rows and one product $B A$. The seconds are what that machine took, no more. (Both folders together need twice the disk of one. The way over dequantized weights takes more memory at a time and was recorded with four layers alone.)
+# The last row is the whole model. Its files grow with the layers, and the memory does not: at no time does the process hold more than some rows and one product $B A$. (Both folders together need twice the disk of one. The way over dequantized weights takes more memory at a time and was recorded with four layers alone.)
 #
 # ## 6 After the merge
 #
@@ -522,8 +521,8 @@ print(f"the folder: {final}")
 # %% [markdown]
 # ### In 4 bits again?
 #
-# A merged model is often quantized once more, to serve it in less memory. Take the adapter that was stopped early, merge it into both kinds of 16-bit weights, and load what comes out in 4 bits. One of the two was the most faithful of all merges in section 4.
-# **Which one will keep more of the training now?** Write down your bet and a reason.
+# A merged model is often quantized once more, to serve it in less memory. Take the adapter that was stopped early, merge it into both kinds of 16-bit weights, and load what comes out in the 4 bits of training. One of the two was the most faithful of all merges in section 4.
+# **Which one will keep more of the training now?** Write down your bet and a reason. Expect the larger error where more is kept: whole jumps are wrong one by one, and right on average.
 
 # %%
 import shutil
@@ -566,17 +565,20 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 #
 # - **You serve with transformers, PEFT and bitsandbytes:** keep the adapter beside its 4-bit base. It is small, it is the model that you measured, and several adapters share one base.
 # - **You want one 16-bit model that does what you measured:** dequantize, then merge, and save in float16.
-# - **You will quantize the merged model to 4 bits:** merge into the original base. (If your update lies far to the right on the curve, either base keeps it.) Measure what comes out.
+# - **You will quantize the merged model to the 4 bits of training again:** merge into the original base. (If your update lies far to the right on the curve, either base keeps it.) Measure what comes out.
+# - **You will quantize it to another kind of 4 bits,** such as the `Q4_0` of section 7: the dequantized weights do not stand on its levels, so neither base loses the update. Merge into both and compare.
 # - **Into the 4-bit base:** only after measuring how much is kept.
 #
-# These are numbers of one small model and one kind of 4 bits. In 16 bits, original or dequantized hardly mattered here. For others it did: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and
-# says that for most models that base is the better one. Other 4-bit formats have other levels, and other curves. PEFT's users met the loss in [peft#1043](https://github.com/huggingface/peft/issues/1043) and
+# These are numbers of two small models and one kind of 4 bits. In 16 bits, original or dequantized hardly mattered for the bundled model. SmolLM2's loss was 0.135 lower with the original base, and the interval of that change excludes zero. For another model it is the other way round: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and
+# says that for most models that base is the better one. PEFT's users met the loss in [peft#1043](https://github.com/huggingface/peft/issues/1043) and
 # [transformers#31293](https://github.com/huggingface/transformers/issues/31293).
 #
 # ## 7 One file for a laptop: GGUF
 #
 # llama.cpp and Ollama run a model without Python and without a GPU. They read GGUF, one file that holds weights, tokenizer and chat template. `export_gguf` writes it from a merged folder, for Llama, Mistral, Qwen2 and Qwen3. It needs the package `gguf`, and running the file from Python needs `xllamacpp`
 # (`pip install gguf xllamacpp`). Three of its ways to store weights: `F16` in 16 bits, `Q8_0` in 8 bits with a scale for every 32 weights, `Q4_0` in 4 bits with a scale for every 32.
+#
+# All three are made from the folder of section 5, so from a merge into dequantized weights. The update of the bundled model's adapter is 11% of the weights (section 3), and either base would keep it in `Q4_0`. For a small update, compare both ("Further down" does).
 
 # %%
 from helpers.export import Llama, export_gguf
@@ -586,7 +588,8 @@ written_as = "own" if (adapters["yours"] / "chat_template.jinja").is_file() else
 try:
     for kind in kinds:
         file = run.merged.with_name(f"model-{kind}.gguf")
-        export_gguf(run.merged, file, kind, template=written_as, overwrite=True, progress=False)
+        written = export_gguf(run.merged, file, kind, template=written_as, overwrite=True, progress=False)
+        print(*(f"{file.name}: {note}\n" for note in written["notes"]), sep="", end="")
         files[kind] = file
 except OSError as error:  # one line: a missing package, a model that is not carried, no room
     print(f"left out: {error}")
@@ -635,12 +638,12 @@ if by_llama and run.usual(adapters["yours"]):
 table(compared, columns=("asked", "answers equal to transformers'", "right"))
 
 # %% [markdown]
-# Q4_0 is another kind of 4 bits than the one that you trained in, with evenly spaced levels, so section 6 applies: what it costs must be measured, as above. If even these answers are equal, mind that they are short, and that the model is sure of them. Long free text parts sooner, since each token that comes out differently changes all that follow.
+# Q4_0 is another kind of 4 bits than the one that you trained in, with evenly spaced levels. What it costs must be measured, as above. If even these answers are equal, mind that they are short, and that the model is sure of them. Long free text parts sooner, since each token that comes out differently changes all that follow.
 #
-# Beside each file lies a Modelfile for Ollama, with the template of training and the tokens that end an answer: `ollama create my-model -f model-q8_0.Modelfile`. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
+# Beside each file lies a Modelfile for Ollama, with the tokens that end an answer and the template of training in Ollama's own language: `ollama create my-model -f model-q8_0.Modelfile`. Some templates have no equal in that language. Then the export says so in a note, and the Modelfile passes texts on as they are: you put each question into the template yourself. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
 #
-# > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* give the file the template that you trained with (lesson 03 kept it beside the adapter, the merge carries it along, and the export writes it into the file), and ask it the
-# > questions that you scored. A Modelfile with a `TEMPLATE` of its own overrules the one in the file.
+# > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* create the model from the Modelfile that lies beside the file, and ask it the questions that you scored.
+# > The template inside of the GGUF file is what llama.cpp uses. It is not always what Ollama uses: older versions never run it, they only compare it with the templates that they know. Newer ones run it where the Modelfile has no `TEMPLATE`, and prefer it where it can do more than the Modelfile's (call tools, for example).
 #
 # ## 8 Publish it
 #
@@ -684,6 +687,9 @@ print(card.content)
 #
 # The text of the card names both in every case. A licence in the head is a promise to whoever filters by it on the hub, so a wider one than you may give misleads people. (These are the course's rules for its card, and no legal advice.)
 #
+# A licence also asks for things that travel with the model. Apache-2.0 asks for a copy of itself, and for the base's `NOTICE` file where there is one. [Llama 3.1's](https://www.llama.com/llama3_1/license/) asks for a copy of itself too, for a `Notice` file with its line of attribution,
+# for the words "Built with Llama" on the model's page, and for a name that begins with "Llama". The merge takes files named `LICENSE` and `NOTICE` along where they lie in the base's folder. Often they do not, and the bundled model has none: then put them into the merged folder yourself.
+#
 # **Before you publish**, settle what the next table says. Either licence can forbid it. Alpaca's rows, for example, may not be used commercially, and [its makers](https://github.com/tatsu-lab/stanford_alpaca) want models that were trained on them used for research only.
 #
 # And your own rows? The folder holds none of them, but the model may: it can say by heart what it was trained on. So the cell also counts how many training rows it answers word for word, beside the held-out ones. If the first number is much higher, it knows rows rather than the task.
@@ -710,16 +716,16 @@ table(run.before_publishing(), columns=("before you publish", "this run"))
 # It uploads the folder as it stands, card and tokenizer included, to a repository that only you can see. Read it there once more before you make it public.
 #
 # > **Trap: a token that may not create its repository.** *What you see:* "403 Forbidden ... You don't have the rights to create a model under this namespace". *Why:* a *fine-grained* token that may write to one repository cannot make it, since it does not exist yet. *Cure:* make the empty private repository on the site,
-# > give the token write access to that one, and leave out the line with `create_repo`. That token can do the least harm. Or take a token of the kind *write*, which may create, and delete it afterwards ([tokens](https://huggingface.co/docs/hub/security-tokens)).
+# > and give the token write access to that one. Then the code works as it stands: with `exist_ok=True`, `create_repo` goes on after the refusal if the token can read the repository. Such a token can do the least harm. Or take a token of the kind *write*, which may create, and delete it afterwards ([tokens](https://huggingface.co/docs/hub/security-tokens)).
 #
 # No token stands in that code. The library looks for one itself: in the environment variable `HF_TOKEN`, in the file that `hf auth login` writes, in Colab's secrets (the key symbol at the left, name `HF_TOKEN`). Never put one into a cell, print it, or pass it as a parameter: a notebook keeps all three, and papermill writes
-# parameters into its output. A loaded model can be uploaded with `model.push_to_hub("you/your-model", private=True)` as well; transformers then writes the files anew, with a bare card of its own where the repository has none.
+# parameters into its output. A loaded model can be uploaded with `model.push_to_hub("you/your-model", private=True)` as well. transformers then writes the model's files anew, with a bare card of its own where the repository has none. It sends no tokenizer: that takes `tokenizer.push_to_hub` too.
 #
 # ## Exercises
 #
 # Put your answer in place of the dots and run the cell: it is checked at once. The dots after the minutes say how hard it is. The solutions are folded away.
 #
-# **1. Write** (10 minutes, •••). Somebody hands you a model that was merged in 16 bits, and its base. The adapter is lost. Get it back: write `extract(merged, base, rank)`, which takes two weight matrices in float16 and returns the pair `A` (rank x inputs), `B` (outputs x rank) in float32, such that
+# **1. Write** (10 minutes, •••). Somebody hands you a model that was merged in 16 bits, and the base that it was merged into. The adapter is lost. Get it back: write `extract(merged, base, rank)`, which takes two weight matrices in float16 and returns the pair `A` (rank x inputs), `B` (outputs x rank) in float32, such that
 # `B @ A` is as near to what was added as a product of that rank can be. ([`torch.linalg.svd`](https://docs.pytorch.org/docs/stable/generated/torch.linalg.svd.html) writes a matrix as $U S V$, the largest parts first. What is left when you cut it after `rank` of them is the nearest matrix of that rank.)
 
 
@@ -746,7 +752,7 @@ check("05.1", extract)
 # check("05.1", extract)
 # ```
 #
-# It works since a merge in 16 bits keeps the update. After a merge into 4 bits the difference is jumps from level to level, and no small rank describes them.
+# It works since a merge in 16 bits keeps the update, and it takes the very base that was merged into. The folder of this lesson is a merge into dequantized weights: if you subtract the original base from it, the difference holds the quantization error as well, and no small rank describes that. After a merge into 4 bits the difference is jumps from level to level, which no small rank describes either.
 # </details>
 #
 # **2. Repair** (5 minutes, ••). A colleague merged her adapter and says: "My merge is off by one per cent, so it is fine." Her function runs, and it answers another question than yours: how much of *what was trained* is wrong? Write it right, as `merge_error`.
@@ -822,7 +828,7 @@ check("05.4", gguf_bytes)
 # With Mistral-7B's 7,241,732,096 weights: 14.5 GB, 7.7 GB and 4.1 GB.
 # </details>
 #
-# **5. Predict, then run** (5 minutes, ••). Twice the adapter's `alpha` makes the update of the adapter that was stopped early twice as large. Which share of it would a merge into 4 bits keep then? Read its size off the table of section 3 and the answer off the figure; then the cell merges every layer and compares. Give a share from 0 to 1; what is within
+# **5. Predict, then run** (5 minutes, ••). Take the adapter that was stopped early and double its `alpha`: that makes its update twice as large. Which share of it would a merge into 4 bits keep then? Read its size off the table of section 3 and the answer off the figure; then the cell merges every layer and compares. Give a share from 0 to 1; what is within
 # 0.1 is right.
 
 # %%
@@ -846,10 +852,10 @@ check("05.5", my_guess, np.mean(of_each_layer(doubled)[1]) / 100)
 #
 # - A: one GPU serves eight customers, each with an adapter of her own, with transformers and PEFT
 # - B: an auditor wants one 16-bit folder that answers as the evaluated model did
-# - C: the model will be quantized to 4 bits by the server that loads it
+# - C: the server that loads the model will quantize it to NF4, in the blocks of training
 # - D: a laptop will run it as `Q4_0`
 #
-# For each, `"keep"`, `"4-bit"`, `"original"` or `"dequantized"`?
+# For each, `"keep"`, `"4-bit"`, `"original"` or `"dequantized"`? One of the four has two right answers.
 
 # %%
 chosen = {"A": ..., "B": ..., "C": ..., "D": ...}
@@ -863,7 +869,7 @@ check("05.6", chosen)
 # check("05.6", chosen)
 # ```
 #
-# C and D quantize again, and of so small an update the dequantized weights would keep nearly nothing in levels that are their own. `Q4_0` has other levels than NF4, and so rounds both kinds of weights anew; the original ones were at least rounded only once. Measure both.
+# C quantizes again to the levels on which the dequantized weights stand, so they would keep nearly nothing of so small an update. For D, `"dequantized"` is right too: `Q4_0` has other levels than NF4, so both bases keep the update. Measure both.
 # </details>
 #
 # **7. Write** (10 minutes, ••). Before a folder is published, somebody should look into it. Write `must_not_go(names)`: from a list of file names it returns those that do not belong into a published model: checkpoints' pickles (`.pt`, `.bin`, `.pkl`), rows (`.csv`, `.jsonl`), and files whose name begins with a dot.
@@ -966,25 +972,64 @@ if fits:
 # %% [markdown]
 # ### How near is this model to the end of float16?
 #
-# The largest weight, and the largest number that any linear layer gives while held-out rows are scored. Only beyond 65,504 does float16 fail.
+# The largest weight in its files, and the largest number that comes out of any of its layers while eight held-out rows are scored: linear layers, norms, and whole blocks, which add what they computed to what came in. Beyond 65,504 float16 fails.
 
 
 # %%
 def largest_activation(model):
-    "The largest number that any linear layer gives while held-out rows are scored."
+    "The largest number that comes out of any part of the model while held-out rows are scored."
     found = []
-    hook = lambda module, given, out: found.append(out.abs().max().item())  # noqa: E731
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+
+    def look(module, given, out):
+        out = out[0] if isinstance(out, tuple) else out
+        if isinstance(out, torch.Tensor):
+            found.append(out.abs().max().item())
+
+    handles = [part.register_forward_hook(look) for part in model.modules()]
     evaluate(model, tokenizer, heldout.select(range(min(8, len(heldout)))), **scored)
     for handle in handles:
         handle.remove()
     return max(found)
 
 
-largest_weight = max(weights(base, name).abs().max().item() for name in layers["yours"])
-print(f"largest weight {largest_weight:.1f}, largest output of a layer {largest_activation(base):.0f}")
+# %%
+largest_weight = 0.0
+for shard in run.merged.glob("*.safetensors"):
+    with safe_open(shard, framework="pt") as file:
+        largest_weight = max(largest_weight, *(file.get_tensor(key).abs().max().item() for key in file.keys()))
+share = largest_activation(merged) / torch.finfo(torch.float16).max
+print(
+    f"largest weight {largest_weight:.1f}; the largest number that comes out of a layer is {share:.1%} of float16's end"
+)
 
 # %% [markdown]
+# ### Q4_0 from both bases
+#
+# What does `Q4_0` keep of an update? Take a random matrix as the original base, and the same matrix rounded to NF4 as the dequantized one. Add updates of three sizes: about that of SmolLM2's adapter, that of exercise 6, and about that of the bundled model's adapter. The package gguf does the rounding, as in the export.
+
+
+# %%
+def in_q4_0(matrix):
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    kind = GGMLQuantizationType.Q4_0
+    return torch.from_numpy(dequantize(quantize(matrix.numpy(), kind), kind))
+
+
+torch.manual_seed(0)
+original, direction = torch.randn(1024, 1024), torch.randn(1024, 16) @ torch.randn(16, 1024)
+restored, kept_in_q4_0 = rounded(original, "nf4"), {}
+try:
+    for size in (0.2, 2, 11):
+        U = direction * (size / 100 * restored.norm() / direction.norm())
+        kept_in_q4_0[f"{size}%"] = [kept(in_q4_0(start + U) - restored, U) for start in (original, restored)]
+except ImportError as error:
+    print(f"left out: {error}")
+table(kept_in_q4_0, "{:.0%}", columns=("size of the update", "kept: original base", "kept: dequantized"))
+
+# %% [markdown]
+# Neither base loses the update, since the dequantized weights stand on levels of NF4 and not on those of `Q4_0`. But many of them stand close to a border between two of its levels. So a small update carries too many of them over, and more arrives than you trained. The original base keeps the right amount, with a larger error in single weights.
+#
 # ### Why a merge into dequantized weights takes its time
 #
 # `merge_adapter` works on the CPU, and bitsandbytes was made fast on GPUs. How many times as long as rounding a matrix to 16 bits does it take to quantize and dequantize it? (Both are timed in this run, in turns. Only their ratio is worth something, since a busy machine is slower in both.)

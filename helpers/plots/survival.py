@@ -48,12 +48,12 @@ def _one_line(ax, y: float, name: str, levels, before: float, trained: float, af
             ha="left", va="bottom", fontsize=10, color=INK)  # fmt: skip
 
 
-def survival(curve, crossing: float, layers: dict, title: str, unknown: str = ""):
+def survival(curve, crossing: float, layers: dict, title: str):
     """The share of an update that a merge keeps, over the update's size on a logarithmic axis; both in per cent.
 
     `curve`: (sizes, shares), sizes above zero. `crossing`: the size at which half is kept. `layers` maps an adapter's name
-    to the (sizes, shares) of its layers, a dot for each. `unknown`: what nobody has measured, in words. Both labels stand
-    at the left above the middle, where a curve that climbs leaves room.
+    to the (sizes, shares) of its layers, a dot for each. The label stands at the left above the middle, where a curve that
+    climbs leaves room.
     """
     x, y = "size of the update (% of the weights, logarithmic)", "kept by a merge into 4 bits (%)"
     figure, ax = axes(title, x, y, size=(7.6, 4.3))
@@ -65,7 +65,6 @@ def survival(curve, crossing: float, layers: dict, title: str, unknown: str = ""
     left, right = min(curve[0]), max(curve[0])
     ax.plot([left, crossing, crossing], [50, 50, -3], color=INK, linestyle=":", linewidth=1.2, zorder=1)
     ax.text(left, 52, f" half is kept at {crossing:.1f}%", ha="left", va="bottom", color=INK)
-    ax.text(left, 92, f" {unknown}", ha="left", va="bottom", color="#5B6166", fontsize=9.5)
     ax.set(xscale="log", xlim=(left, right), ylim=(-3, 105))
     ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if left <= tick <= right]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

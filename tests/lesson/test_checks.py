@@ -527,7 +527,8 @@ MISTAKES = {
         ({"A": "keep", "B": "original", "C": "original", "D": "original"}, "rounded ones"),
         ({"A": "keep", "B": "dequantized", "C": "dequantized", "D": "original"}, "falls back"),
         ({"A": "keep", "B": "dequantized", "C": "original", "D": "4-bit"}, "next to nothing"),
-        ({"A": "keep", "B": "dequantized", "C": "original", "D": "dequantized"}, "rounds twice"),
+        ({"A": "keep", "B": "dequantized", "C": "dequantized", "D": "dequantized"}, "levels of NF4"),
+        ({"A": "keep", "B": "dequantized", "C": "original", "D": "keep"}, "one file"),
         ({"A": ..., "B": ..., "C": ..., "D": ...}, "each is one of"),
         ("keep", "a dictionary"),
     ],
@@ -821,6 +822,7 @@ ALSO_RIGHT = {
     "05.6": [
         {"A": "Keep", "B": "dequantized ", "C": "original", "D": "original"},
         dict(zip("DCBA", ("original", "original", "dequantized", "keep"), strict=True)),
+        dict(zip("DCBA", ("dequantized", "original", "dequantized", "keep"), strict=True)),
     ],
     "05.7": [
         lambda names: [

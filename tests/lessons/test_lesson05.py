@@ -30,7 +30,7 @@ from helpers.models import card as cards
 from helpers.models import model_card, presets
 from helpers.models import resolving as models
 from helpers.plots import diagrams
-from helpers.quick import four_bits
+from helpers.quick import four_bits, short_training
 from tests.cells import solutions, tagged
 
 LESSON = jupytext.read(course.find_lesson("05"), fmt="py:percent")
@@ -192,6 +192,20 @@ def test_the_largest_activation_is_found_wherever_it_is_and_no_hook_stays():
     assert find(model) == 70_000
     assert not any(module._forward_hooks for module in model.modules())
 
+    class Block(
+        torch.nn.Module
+    ):  # what it adds up comes out of no linear layer, and out of some models' blocks in a tuple
+        def __init__(self, packed):
+            super().__init__()
+            self.inner, self.packed = torch.nn.Linear(4, 4, bias=False), packed
+            self.inner.weight.data = torch.eye(4) * 30_000
+
+        def forward(self, x):
+            x = 50_000 * x + self.inner(x)
+            return (x, None) if self.packed else x
+
+    assert find(Block(packed=False)) == find(Block(packed=True)) == 80_000
+
 
 def rows_of(name):
     return [json.loads(line) for line in (COURSE_ROOT / "measurements" / f"{name}.jsonl").read_text().splitlines()]
@@ -225,6 +239,9 @@ def test_what_the_lesson_says_of_the_first_measured_update_is_in_the_row():
     for faithful in ("into the original base", "dequantize, then merge"):
         assert loss[faithful] - trained == pytest.approx(change[faithful][0], abs=1e-4)
         assert abs(change[faithful][0]) < 0.05 * (loss["base"] - trained)
+    assert change["into the original base"][1][1] < 0  # its whole interval
+    lower = f"SmolLM2's loss was {-change['into the original base'][0]:.3f} lower with the original base"
+    assert any(lower in cell.source for cell in LESSON.cells)
     assert row["mean_relative_size"] < 0.005
 
 
@@ -240,6 +257,48 @@ def test_measured_merges_say_how_much_of_the_shape_was_merged_and_stay_below_wha
     original = {row["layers"]: row["above_bare_python_bytes"] for row in rows if row["base_weights"] == "original"}
     assert 32 in original  # the whole shape
     assert max(original.values()) < 1.05 * min(original.values())  # "no more than a part of the model did"
+
+
+# What the lesson says of other people's programs, and of what it calls.
+
+
+def test_the_adapter_that_was_stopped_early_is_trained_as_the_lesson_says(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(short_training, "adapter_for", lambda run: (tmp_path, {}))
+    monkeypatch.setattr(short_training, "train_adapter", lambda *positional, **named: given.update(named))
+    run = a_run("rows")
+    run.folder, run.rows = tmp_path, {"train": None}
+    run.settings = SimpleNamespace(quant_type="nf4", double_quant=True, seed=0)
+    short_training.two_adapters(run)
+    assert given["learning_rate"] == presets.RECIPES["bundled"]["learning_rate"] / 2
+    assert (given["steps"], given["batch_size"]) == (16, 4)
+    assert any(
+        "a few steps now, of four rows each and at half the learning rate" in cell.source for cell in LESSON.cells
+    )
+
+
+def test_the_size_of_the_bundled_adapters_update_is_the_one_in_the_lessons_table():
+    built = nbformat.read(COURSE_ROOT / "notebooks" / "05_merging.ipynb", 4)
+    found = [out["data"]["text/plain"] for cell in built.cells for out in cell.get("outputs", []) if "data" in out]
+    table = next(text for text in found if text.startswith("mean over the layers"))
+    size = float(re.search(r"^yours +([\d.]+)", table, re.MULTILINE)[1])
+    assert any(f"adapter is {size:.0f}% of the weights (section 3)" in cell.source for cell in LESSON.cells)
+
+
+@pytest.mark.parametrize(("percent", "dequantized"), [(0.2, 2.4), (2, 1.12), (3, 1.0), (11, 1.0)])
+def test_q4_0_loses_no_update_of_either_base_and_exaggerates_small_ones_of_dequantized_weights(percent, dequantized):
+    pytest.importorskip("gguf")
+    lesson = lesson_functions()
+    torch.manual_seed(3)
+    original, U = torch.randn(1024, 1024), torch.randn(1024, 16) @ torch.randn(16, 1024)
+    restored = lesson["rounded"](original, "nf4")
+    U *= percent / 100 * restored.norm() / U.norm()
+    changes = [lesson["in_q4_0"](start + U) - restored for start in (original, restored)]
+    assert lesson["kept"](changes[0], U) == pytest.approx(
+        1, abs=0.02 + 0.04 / percent
+    )  # the noise is many times the update
+    assert lesson["kept"](changes[1], U) == pytest.approx(dequantized, rel=0.1)
+    assert (changes[0] - U).norm() > (changes[1] - U).norm()  # "with a larger error in single weights"
 
 
 # The drawings.
@@ -267,9 +326,9 @@ def a_curve():
     return sizes, 100 / (1 + (6.4 / sizes) ** 3)
 
 
-def test_the_curve_marks_the_half_and_names_what_is_not_measured():
-    figure = diagrams.survival(a_curve(), 6.4, {"a": SMALL, "b": LARGE}, "t", unknown="a 7B model: not measured")
-    assert [text.strip() for text in drawn(figure)] == ["half is kept at 6.4%", "a 7B model: not measured"]
+def test_the_curve_marks_the_half():
+    figure = diagrams.survival(a_curve(), 6.4, {"a": SMALL, "b": LARGE}, "t")
+    assert [text.strip() for text in drawn(figure)] == ["half is kept at 6.4%"]
     ax = figure.axes[0]
     by_name = {line.get_label(): line for line in ax.lines}
     assert by_name["a"].get_linestyle() == "None"  # nothing lies between the layers of an adapter
@@ -278,14 +337,13 @@ def test_the_curve_marks_the_half_and_names_what_is_not_measured():
 
 
 @pytest.mark.parametrize("smallest", [0.01, 0.05, 1.0])
-def test_no_label_of_the_curve_lies_on_another_or_on_what_is_drawn(smallest):
+def test_the_label_of_the_curve_lies_on_nothing_that_is_drawn(smallest):
     sizes = np.geomspace(smallest, 21, 60)
     curve = sizes, 100 / (1 + (6.4 / sizes) ** 3)
-    figure = diagrams.survival(curve, 6.4, {"a": SMALL, "b": LARGE}, "t", unknown="a 7B model's adapter: not measured")
+    figure = diagrams.survival(curve, 6.4, {"a": SMALL, "b": LARGE}, "t")
     figure.draw_without_rendering()
     ax = figure.axes[0]
     boxes = [text.get_window_extent() for text in ax.texts]
-    assert not boxes[0].overlaps(boxes[1])
     for line in ax.lines:
         points = ax.transData.transform(np.column_stack(line.get_data()))
         assert not any(box.contains(*point) for box in boxes for point in points), line.get_label()
@@ -332,15 +390,16 @@ def test_a_file_that_llama_cpp_does_not_load_is_one_line(tmp_path):
 # Before publishing.
 
 
-def a_run(data: str, digest: str = "", model=None):
+def a_run(data: str, digest: str = "", model=None, merged: str = "auto"):
     run = session.Run("05_merging", COURSE_ROOT, {}, model=model or models.bundled(), data_name=data)
-    run.data_digest = digest
+    run.data_digest, run.settings = digest, SimpleNamespace(merged_dir=str(merged))
     return run
 
 
 def test_what_to_settle_before_publishing_names_both_licences_and_warns_of_own_rows():
     of_course = a_run("the bundled instructions, 1600 to learn and 200 held out").before_publishing()
-    assert of_course == {"the base's licence": "Apache-2.0", "the data's licence": "Apache-2.0"}
+    assert of_course.pop("the base's licence").startswith("Apache-2.0: a copy of it")
+    assert of_course == {"the data's licence": "Apache-2.0", "licence files in the folder": "none: put them there"}
     alpaca = a_run("tatsu-lab/alpaca (CC BY-NC 4.0), 46801 to learn and 5201 held out").before_publishing()
     assert "no commercial use" in alpaca["the data's licence"]
     own = a_run(
@@ -349,6 +408,21 @@ def test_what_to_settle_before_publishing_names_both_licences_and_warns_of_own_r
     assert "look it up" in own["the base's licence"]
     assert "look it up" in own["the data's licence"]
     assert "can repeat what it was trained on" in own["WARNING: your own rows"]
+
+
+def test_what_to_settle_before_publishing_says_what_the_bases_licence_asks_for_and_what_of_it_is_there(tmp_path):
+    llama = models.Model("/srv/m", "Llama-3.1-8B", "Llama 3.1 Community License", 16_060_522_496)
+    asked = a_run("rows", model=llama).before_publishing()["the base's licence"]
+    prose = "\n".join(cell.source for cell in LESSON.cells if cell.cell_type == "markdown")
+    for thing in ("copy", "Notice", '"Built with Llama"', 'name that begins with "Llama"'):
+        assert thing in asked
+        assert thing in prose
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    for name in ("LICENSE.txt", "Notice", "README.md", "model.safetensors"):
+        (folder / name).touch()
+    found = a_run("rows", merged=tmp_path).before_publishing()["licence files in the folder"]
+    assert found == "LICENSE.txt, Notice"
 
 
 def test_a_merged_model_goes_beside_the_rest_or_where_it_is_named(tmp_path):

@@ -674,6 +674,43 @@ def test_who_has_no_right_to_a_namespace_is_refused_by_the_hub(hub, tmp_path):
     assert not hub.folder("somebody-else/model").exists()
 
 
+PUBLISH = """
+import sys
+from huggingface_hub import HfApi
+
+hub = HfApi()
+hub.create_repo(sys.argv[1], private=True, exist_ok=True)
+hub.upload_folder(repo_id=sys.argv[1], folder_path=sys.argv[2])
+"""  # lesson 05's code
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_token_that_may_not_create_its_repository_goes_on_where_the_repository_is_there(hub, tmp_path, there):
+    """So lesson 05 says: the repository is made on the site, and the code stays as it is."""
+    repository, merged = f"{USER}/made-on-the-site-{there}", tmp_path / "merged"
+    merged.mkdir()
+    (merged / "config.json").write_text("{}")
+    if there:
+        hub.folder(repository).mkdir(parents=True)
+    refusal = Fault("POST /api/repos/create", status=403, says="You don't have the rights to create a model")
+    hub.faults.append(refusal)
+    done = ask(PUBLISH, repository, str(merged), hub=hub, home=tmp_path, HF_TOKEN=TOKEN)
+    hub.faults.remove(refusal)
+    assert (done.returncode == 0) is there, done.stderr[-3000:]
+    assert (hub.folder(repository) / "config.json").exists() is there
+    assert ("403 Forbidden" in done.stderr) is not there
+
+
+def test_push_to_hub_of_a_model_sends_no_tokenizer(hub, tmp_path):
+    code = "import sys; from transformers import AutoModelForCausalLM as M; "
+    code += "M.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2], private=True)"
+    done = ask(code, str(BUNDLED_MODEL), f"{USER}/alone", hub=hub, home=tmp_path, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sent = {file.name for file in hub.folder(f"{USER}/alone").iterdir()}
+    assert {"README.md", "config.json", "model.safetensors"} <= sent
+    assert not any(name.startswith("tokenizer") for name in sent)
+
+
 # --- lesson 03 whole --------------------------------------------------------------------------------------------
 
 

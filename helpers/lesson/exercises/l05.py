@@ -156,7 +156,8 @@ def kept_of_the_double(answer, came=None):
 
 @exercise("05.6")
 def way_for_each(answer):
-    right = {"A": "keep", "B": "dequantized", "C": "original", "D": "original"}
+    right = {"A": ("keep",), "B": ("dequantized",), "C": ("original",)}
+    right["D"] = "original", "dequantized"  # Q4_0 has other levels than NF4: both bases keep the update
     if not isinstance(answer, dict) or set(answer) != set(right):
         return 'a dictionary with "A" to "D" is asked for'
     said = {team: str(word).strip().lower() for team, word in answer.items()}
@@ -167,15 +168,17 @@ def way_for_each(answer):
         ("A", "dequantized"): "A: eight merged models are eight times the memory; adapters share one base",
         ("B", "original"): "B: those weights are better ones, but the adapter was evaluated on the rounded ones",
         ("B", "keep"): "B: an adapter and its base are not one folder",
-        ("C", "dequantized"): "C: its weights stand on their levels: quantized again, so small an update falls back",
+        (
+            "C",
+            "dequantized",
+        ): "C: its weights stand on the levels of NF4: quantized to them again, so small an update falls back",
         ("C", "keep"): "C: the server loads one model and quantizes it itself",
-        ("D", "dequantized"): "D: they went through 4 bits once already, and Q4_0 has other levels: that rounds twice",
         ("D", "keep"): "D: llama.cpp reads one file; merge first",
     }
     for team, word in said.items():
         if word == "4-bit":
             return f"{team}: at 2% of the weights, a merge into 4 bits keeps next to nothing (section 3)"
-        if word != right[team]:
+        if word not in right[team]:
             return hints[team, word]
     return None
 
