@@ -161,19 +161,22 @@ def _sentencepiece(described: dict) -> Vocabulary:
     """SentencePiece's BPE, as Llama 2 and Mistral have it: a score for each token in place of merges."""
     model, normalizer = described["model"], _steps(described["normalizer"])
     cutter = _steps(described["pre_tokenizer"])
-    spaces, prepend = (
-        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        {"type": "Prepend", "prepend": SPACE},
-    )
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    # With a Metaspace that leaves a space in front alone, this puts one there always: so transformers reads tokenizer.model.
+    doubled = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE}"}, "content": 2 * SPACE}
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False}
     if not cutter and normalizer in ([prepend, spaces], [spaces]):
         prefix = "prepend" if prepend in normalizer else "never"
+    elif cutter == [metaspace] and normalizer == [spaces, doubled]:
+        prefix = "prepend"
     elif not normalizer and len(cutter) == 1 and cutter[0]["type"] == "Metaspace" and cutter[0]["replacement"] == SPACE:
         prefix = cutter[0]["prepend_scheme"] if not cutter[0]["split"] else ""
     else:
         prefix = ""
     if not prefix or model["ignore_merges"] or not model["fuse_unk"]:
         raise _unknown(described)
-    odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prepend in normalizer), None)
+    odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prefix == "prepend"), None)
     if odd:
         raise ExportError(f"the token {odd!r} is looked for in normalized text, and llama.cpp looks in the text itself")
     return Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
