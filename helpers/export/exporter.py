@@ -218,8 +218,8 @@ def _describe_words(described: Described, vocabulary: Vocabulary, tokenizer, end
 
 def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
     """Have nothing added to a text that chats do not have; returns the template in Ollama's language, where there is one."""
-    bos = "" if vocabulary.bos is None else vocabulary.tokens[vocabulary.bos]
-    if vocabulary.adds_bos and begins_with(tokenizer) != vocabulary.bos:
+    bos, first = "" if vocabulary.bos is None else vocabulary.tokens[vocabulary.bos], begins_with(tokenizer)
+    if vocabulary.adds_bos and first != vocabulary.bos:
         vocabulary.adds_bos = False
         vocabulary.notes.append(f"chats do not begin with {bos}, so the file puts none in front of other texts either")
         vocabulary.bos = tokenizer.bos_token_id  # what the template calls bos_token

@@ -187,6 +187,8 @@ def test_a_broken_template_is_one_line(model):
     refused(model, "the chat template cannot be used")
     (model / "chat_template.jinja").write_text("{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}")
     refused(model, "the chat template makes an empty text of a user's message")
+    edit(model / "tokenizer.json", lambda t: t.update(post_processor=None))  # also where no text begins with bos
+    refused(model, "the chat template makes an empty text of a user's message")
     (model / "chat_template.jinja").write_text("{% if messages[1] %}{{ raise_exception('one') }}{% endif %}Q")
     refused(model, "^the chat template cannot be used")
 
