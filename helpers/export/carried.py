@@ -59,6 +59,8 @@ def describe(config, name: str) -> Described:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     done, length = Described(known, head, config.num_hidden_layers), config.max_position_embeddings
     window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if config.model_type == "llama":  # transformers' Llama has no window, whatever its file says
+        window = None
     if window and window < length and (layers is None or "sliding_attention" in layers):
         length = window  # as long as a text fits into it, attention with a window and without are the same
         done.notes.append(
@@ -109,11 +111,15 @@ def _describe_rope(config, done: Described) -> None:
     if kind == "llama3":
         done.rope_factors = _llama3_factors(config)
     elif kind != "default":
+        if "factor" not in rope:
+            raise ExportError(f"factor = None in {kind} scaling of rotary embeddings is not carried here")
         done.calls.append(("add_rope_scaling_type", gguf.RopeScalingType(kind)))
         done.calls.append(("add_rope_scaling_factor", rope["factor"]))
     if kind == "yarn":
         original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
-        done.calls.append(("add_rope_scaling_orig_ctx_len", original))
+        if original != int(original):
+            raise ExportError(f"original_max_position_embeddings = {original!r}: GGUF has whole numbers there")
+        done.calls.append(("add_rope_scaling_orig_ctx_len", int(original)))  # some files have 4096.0
 
 
 def _llama3_factors(config) -> np.ndarray:

@@ -8,13 +8,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from helpers import CourseError
 from helpers.data import ends_of_answers, with_template
 from helpers.export.carried import Described, ExportError, describe
-from helpers.export.conversation import begins_with, modelfile, take_apart
+from helpers.export.conversation import begins_with, modelfile, otherwise, spaces_wanted, take_apart, writes_date
 from helpers.export.vocabulary import Vocabulary, read_vocabulary
 from helpers.export.weights import TYPES, plan_weights, write_weights
 from helpers.files import config_fault, finish_replacing, read_object
-from helpers.merging import MergeError, alone, check_sums, find_base, read_base
+from helpers.merging import Stored, alone, check_sums, find_base, read_base, same_bits
+
+# llama.cpp ends an answer at the three tokens that a file names for it, and at these by their names (its llama-vocab.cpp).
+ENDS_BY_NAME = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|endoftext|>", "<end_of_turn>", "<EOT>")
 
 
 def export_gguf(
@@ -40,10 +44,10 @@ def export_gguf(
         finish_replacing(out.parent, glob.escape(out.name))
         _check_out(out, overwrite)
         folder = _folder_of(model)
-        tensors, stops, notes = _export(folder, out, type, template, progress)
+        tensors, stops, notes = _export(folder, out, type, template, overwrite, progress)
     except ExportError:
         raise
-    except MergeError as error:  # of a model's folder, in words that are true here too
+    except CourseError as error:  # of a model's folder or its template, in words that are true here too
         raise ExportError(str(error)) from error
     except OSError as error:
         raise ExportError(f"{out} was not written: {error.strerror or error}") from error
@@ -51,21 +55,24 @@ def export_gguf(
     return {"tensors": tensors, "bytes": out.stat().st_size, "seconds": seconds, "stops": stops, "notes": notes}
 
 
-def _export(folder: Path, out: Path, type: str, template: str, progress: bool) -> tuple[int, list[str], list[str]]:
+def _export(
+    folder: Path, out: Path, type: str, template: str, overwrite: bool, progress: bool
+) -> tuple[int, list[str], list[str]]:
     """Look at everything, then write; returns the number of tensors, the stop tokens and the notes."""
     import gguf
 
     _, stored = read_base(folder)
     config, wanted = _loadable(folder)
     described = describe(config, folder.name)
-    if config.tie_word_embeddings:  # transformers does not read a stored head either, and llama.cpp does without
-        stored, wanted = ({k: v for k, v in both.items() if k != "lm_head.weight"} for both in (stored, wanted))
+    if config.tie_word_embeddings:
+        stored, wanted = _tied(stored, wanted)
     weights = plan_weights(wanted, stored, described, type)
     tokenizer = _tokenizer(folder)
     if template == "alpaca":
         with_template(tokenizer, "alpaca")
     vocabulary = read_vocabulary(tokenizer, config.vocab_size)
-    words, stops = _describe_words(described, vocabulary, tokenizer, folder, out)
+    ends = _ends(tokenizer, folder, config)
+    words = _describe_words(described, vocabulary, tokenizer, ends, out)
     check_sums(folder, {tensor.file for tensor in stored.values()})
     writer = gguf.GGUFWriter(None, described.architecture.name)
     for method, *arguments in described.calls:
@@ -74,22 +81,36 @@ def _export(folder: Path, out: Path, type: str, template: str, progress: bool) -
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     beside = out.with_suffix(".Modelfile")
     with alone(out):
+        _check_out(out, overwrite)  # another export may have ended since
         finish_replacing(out.parent, glob.escape(beside.name), at_once=True)
         needed, free = sum(weight.bytes for weight in weights), shutil.disk_usage(out.parent).free
         if free < needed * 1.01:
             raise ExportError(f"{out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
-        with _whole(out) as part, _whole(beside) as words_part:  # the Modelfile gets its name first
+        with _part_of(out) as part, _part_of(beside) as words_part:
             write_weights(writer, weights, part, progress)
-            words_part.write_text(words, encoding="utf-8")
-    return len(weights), stops, described.notes + vocabulary.notes
+            words_part.write_text(words, encoding="utf-8", newline="\n")
+            for file in (part, words_part):
+                _finish(file)
+            _check_out(out, overwrite)  # writing took its time, and somebody may have put a file there
+            os.replace(words_part, beside)
+            os.replace(part, out)
+    return len(weights), [vocabulary.tokens[number] for number in ends], described.notes + vocabulary.notes
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.suffix != ".gguf":
         raise ExportError(f"{out}: the name of the file to write ends in .gguf")
+    if not out.name.isprintable():
+        raise ExportError(f"{out.name!r} has a sign in it that a Modelfile cannot hold: choose another name")
     for file in (out, out.with_suffix(".Modelfile")):
+        if file.is_symlink():
+            raise ExportError(
+                f"{file} is a link, and is not replaced by a file: name the file that it leads to, or another"
+            )
         if file.exists() and not overwrite:
             raise ExportError(f"{file} is there already: name another file, or say overwrite")
+        if file.exists() and not file.is_file():
+            raise ExportError(f"{file} is no file, and is not overwritten: name another")
     if out.exists() and not (out.is_file() and _begins(out) == b"GGUF"):
         raise ExportError(f"{out} is no GGUF file, and is not overwritten: name another")
 
@@ -104,7 +125,12 @@ def _folder_of(model) -> Path:
     folder = Path(model).expanduser()
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ExportError(f"{folder} is an adapter: merge it first, python -m helpers merge BASE {folder} MERGED")
-    folder = find_base(model)
+    folder = Path(os.path.abspath(find_base(model)))  # so that it has a name, which "." has not
+    if (folder / "adapter_config.json").is_file():
+        raise ExportError(
+            f"{folder} holds a whole model and an adapter, which transformers would apply and llama.cpp would not: merge them "
+            f"first, python -m helpers merge {folder} {folder} MERGED, or take adapter_config.json out of the folder"
+        )
     try:
         fault = config_fault(folder)
     except ValueError as error:
@@ -139,53 +165,119 @@ def _tokenizer(folder: Path):
         ) from error
 
 
-def _describe_words(
-    described: Described, vocabulary: Vocabulary, tokenizer, folder: Path, out: Path
-) -> tuple[str, list[str]]:
-    """Add tokenizer and chat template to what is described; returns the Modelfile's text and the tokens that end an answer.
+def _tied(stored: dict[str, Stored], wanted: dict[str, tuple]) -> tuple[dict[str, Stored], dict[str, tuple]]:
+    """(stored, wanted) of a model whose config ties head and embedding, as transformers loads it.
 
-    With a chat template, what is added in front of a text is what stands in front of a chat.
+    llama.cpp does without a head that is the embedding. One that differs is used in spite of the config.
     """
-    bos = "" if vocabulary.bos is None else vocabulary.tokens[vocabulary.bos]
-    spaced, go = vocabulary.prefix != "never", "{{ .Prompt }}"
-    first, special = begins_with(tokenizer) if tokenizer.chat_template else (None, False)
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if head in stored and embedding in stored and not same_bits(stored[head], stored[embedding]):
+        return stored, wanted
+    if head in stored:
+        stored = {embedding: stored[head]} | stored
+    return ({k: v for k, v in stored.items() if k != head}, {k: v for k, v in wanted.items() if k != head})
+
+
+def _ends(tokenizer, folder: Path, config) -> list[int]:
+    """The tokens that end an answer; as in transformers, config.json has a say where there is no generation_config.json."""
+    file = folder / "generation_config.json"
+    try:
+        given = read_object(file) if file.is_file() else {"eos_token_id": getattr(config, "eos_token_id", None)}
+    except ValueError as error:
+        raise ExportError(f"{folder}: {error}") from error
+    eos = given.get("eos_token_id")
+    for number in eos if isinstance(eos, list) else [] if eos is None else [eos]:
+        if type(number) is not int or not 0 <= number < config.vocab_size:  # a bool is an int too
+            where = file.name if file.is_file() else "config.json"
+            raise ExportError(f"eos_token_id = {eos!r} in {where}: {number!r} is no token of the model")
+    return ends_of_answers(tokenizer, given)
+
+
+def _describe_words(described: Described, vocabulary: Vocabulary, tokenizer, ends: list[int], out: Path) -> str:
+    """Add tokenizer and chat template to what is described; returns the Modelfile's text.
+
+    With a chat template, what is added to a text is what is added to a chat.
+    """
+    go = "{{ .Prompt }}"
     if tokenizer.chat_template:
         described.calls.append(("add_chat_template", tokenizer.get_chat_template()))
-        if vocabulary.adds_bos and first != vocabulary.bos:
-            vocabulary.adds_bos = False
-            vocabulary.notes.append(
-                f"chats do not begin with {bos}, so the file puts none in front of other texts either"
-            )
-        pieces = take_apart(tokenizer, bos if vocabulary.adds_bos else "")
-        if pieces is None:
-            vocabulary.notes.append(
-                "the chat template has no equal in Ollama's language: its Modelfile passes texts as they are"
-            )
-        go = pieces.as_go() if pieces else go
-    if vocabulary.prefix == "first":  # llama.cpp puts a space behind each special token too, or nowhere
-        spaced = not special
+        go = _fit_to_chats(vocabulary, tokenizer) or go
+    others = sorted(ends[1:], key=lambda number: vocabulary.tokens[number] in ENDS_BY_NAME)
+    described.calls += vocabulary.calls(_spaced(vocabulary, tokenizer), others[:2])
+    unknown = [vocabulary.tokens[number] for number in others[2:] if vocabulary.tokens[number] not in ENDS_BY_NAME]
+    if unknown:
         vocabulary.notes.append(
-            "llama.cpp puts a space behind each special token too, and before one that begins a text"
-            if spaced
-            else "chats get their own tokens; a text that is no chat lacks the space that the tokenizer puts in front"
+            f"a GGUF file names three tokens that end an answer, and this model has more: llama.cpp does not end at "
+            f"{' '.join(unknown)}"
         )
-    generation = folder / "generation_config.json"
-    ends = ends_of_answers(tokenizer, read_object(generation) if generation.is_file() else {})
-    described.calls += vocabulary.calls(spaced, ends[1:3])
-    stops = [vocabulary.tokens[number] for number in ends]
-    return modelfile(out.name, go, stops), stops
+    words, left_out = modelfile(out.name, go, {vocabulary.tokens[end]: vocabulary.text(end) for end in ends})
+    if left_out:
+        vocabulary.notes.append(f"a Modelfile cannot hold the text of {' '.join(left_out)}: it has no stop for that")
+    return words
+
+
+def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
+    """Have nothing added to a text that chats do not have; returns the template in Ollama's language, where there is one."""
+    bos, first = "" if vocabulary.bos is None else vocabulary.tokens[vocabulary.bos], begins_with(tokenizer)
+    if vocabulary.adds_bos and first != vocabulary.bos:
+        vocabulary.adds_bos = False
+        vocabulary.notes.append(f"chats do not begin with {bos}, so the file puts none in front of other texts either")
+        vocabulary.bos = tokenizer.bos_token_id  # what the template calls bos_token
+    if vocabulary.adds_eos:
+        vocabulary.adds_eos = False
+        vocabulary.notes.append(
+            f"the tokenizer puts {tokenizer.eos_token} behind each text, and llama.cpp would put it between a "
+            f"question and its answer too: the file puts none behind any text"
+        )
+    if writes_date(tokenizer):
+        vocabulary.notes.append("the chat template has a date of its own, and llama.cpp writes today's in its place")
+    bos = bos if vocabulary.adds_bos else ""
+    pieces = take_apart(tokenizer, bos)
+    if pieces is None:
+        vocabulary.notes.append(
+            "the chat template has no equal in Ollama's language: its Modelfile passes texts as they are"
+        )
+        return None
+    differing = otherwise(pieces, tokenizer, bos)
+    if differing:
+        vocabulary.notes.append(
+            f"the Modelfile's template gives another text than the model's for {'; '.join(differing)}"
+        )
+    return pieces.as_go()
+
+
+def _spaced(vocabulary: Vocabulary, tokenizer) -> bool:
+    """Whether llama.cpp is to put a space in front of a text and behind each special token: it knows no more than yes or no."""
+    if vocabulary.prefix not in ("first", "always"):
+        return vocabulary.prefix == "prepend"
+    wanted = spaces_wanted(tokenizer, vocabulary.prefix) if tokenizer.chat_template else {True}
+    if len(wanted) == 2:
+        raise ExportError(
+            "the tokenizer puts a space in front of some parts of a chat and not of others, and llama.cpp of all or none"
+        )
+    if True not in wanted:
+        note = "chats get their own tokens; a text that is no chat lacks the space that the tokenizer puts in front"
+    elif vocabulary.prefix == "first":
+        note = "llama.cpp puts a space behind each special token too, and before one that begins a text"
+    else:
+        note = "llama.cpp puts a space in front of a text, or behind a special token, also where one is already"
+    vocabulary.notes.append(note)
+    return True in wanted
 
 
 @contextlib.contextmanager
-def _whole(file: Path):
-    """Yield an empty file beside `file`. On success it gets that name, once it is on the disk; on error it is deleted."""
+def _part_of(file: Path):
+    """Yield an empty file beside `file`, which is deleted at the end, unless it has got another name."""
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
     os.close(handle)
     try:
         yield Path(name)
-        with open(name, "rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, file)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _finish(file: Path) -> None:
+    """Have a file on the disk, not only in the system's memory, and let others read it."""
+    with open(file, "rb+") as written:
+        os.fsync(written.fileno())
+    os.chmod(file, 0o644)

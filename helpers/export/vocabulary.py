@@ -45,7 +45,9 @@ class Vocabulary:
     types: list[int]  # gguf.TokenType
     merges: list[str] = field(default_factory=list)  # of byte-level BPE
     scores: list[float] = field(default_factory=list)  # of SentencePiece's: the larger, the earlier it is merged
-    prefix: str = "never"  # where a space is put in front: "never", "first", "always" (after each special token too)
+    # Where a space is put in front: "never", "first" (of a text), "prepend" (also behind each special token), or "always"
+    # (likewise, but not where there is one already).
+    prefix: str = "never"
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
@@ -53,6 +55,28 @@ class Vocabulary:
     adds_bos: bool = False
     adds_eos: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def text(self, number: int) -> str | None:
+        """What a token stands for in a text; None for an unused one, and for bytes that are no whole letters."""
+        from gguf import TokenType
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        token, kind = self.tokens[number], self.types[number]
+        if kind == TokenType.UNUSED:
+            return None
+        if kind not in (TokenType.NORMAL, TokenType.BYTE):
+            return token
+        if kind == TokenType.BYTE:
+            held = bytes([int(token[1:-1], 16)])
+        elif self.model == "llama":
+            held = token.replace(SPACE, " ").encode()
+        else:
+            by_sign = {sign: byte for byte, sign in bytes_to_unicode().items()}
+            held = bytes(by_sign[sign] for sign in token) if by_sign.keys() >= set(token) else token.encode()
+        try:
+            return held.decode()
+        except UnicodeDecodeError:
+            return None
 
     def calls(self, spaced: bool, ends: list[int]) -> list[tuple]:
         """Calls of GGUFWriter. spaced: a space goes in front of a text; ends: tokens besides eos that end an answer."""
@@ -137,19 +161,22 @@ def _sentencepiece(described: dict) -> Vocabulary:
     """SentencePiece's BPE, as Llama 2 and Mistral have it: a score for each token in place of merges."""
     model, normalizer = described["model"], _steps(described["normalizer"])
     cutter = _steps(described["pre_tokenizer"])
-    spaces, prepend = (
-        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        {"type": "Prepend", "prepend": SPACE},
-    )
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    # With a Metaspace that leaves a space in front alone, this puts one there always: so transformers reads tokenizer.model.
+    doubled = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE}"}, "content": 2 * SPACE}
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False}
     if not cutter and normalizer in ([prepend, spaces], [spaces]):
-        prefix = "always" if prepend in normalizer else "never"
+        prefix = "prepend" if prepend in normalizer else "never"
+    elif cutter == [metaspace] and normalizer == [spaces, doubled]:
+        prefix = "prepend"
     elif not normalizer and len(cutter) == 1 and cutter[0]["type"] == "Metaspace" and cutter[0]["replacement"] == SPACE:
         prefix = cutter[0]["prepend_scheme"] if not cutter[0]["split"] else ""
     else:
         prefix = ""
     if not prefix or model["ignore_merges"] or not model["fuse_unk"]:
         raise _unknown(described)
-    odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prepend in normalizer), None)
+    odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prefix == "prepend"), None)
     if odd:
         raise ExportError(f"the token {odd!r} is looked for in normalized text, and llama.cpp looks in the text itself")
     return Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
@@ -196,7 +223,12 @@ def _tokens(described: dict, size: int) -> tuple[list[str], list[int]]:
         kinds[model["vocab"][unknown]] = unknown, TokenType.UNKNOWN
     if max(kinds) >= size:
         raise ExportError(f"the tokenizer has a token {max(kinds)}, and the model's vocabulary ends at {size - 1}")
-    rows = [kinds.get(number, (f"[unused {number}]", TokenType.UNUSED)) for number in range(size)]
+    taken, rows = {text for text, _ in kinds.values()}, []
+    for number in range(size):
+        unused = f"[unused {number}]"
+        while unused in taken:  # llama.cpp does not load a file in which two tokens have one text
+            unused = f"[{unused}]"
+        rows.append(kinds.get(number, (unused, TokenType.UNUSED)))
     return [text for text, _ in rows], [int(kind) for _, kind in rows]
 
 

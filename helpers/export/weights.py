@@ -12,7 +12,7 @@ from helpers.merging import FLOATS, Stored
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that `gguf` itself quantizes
 PIECE = 1 << 19  # numbers that are worked on at a time
-LARGEST_F16 = 65504.0
+LARGEST_F16, LARGEST_BF16 = 65504.0, 3.38e38
 NOT_WEIGHTS = ".rotary_emb.inv_freq"  # old files hold these frequencies, which follow from the settings
 
 
@@ -98,10 +98,15 @@ def quantized(weight: Weight):
     for piece in _pieces(weight):
         largest = np.abs(piece).max(initial=0)
         if not np.isfinite(largest):
-            raise ExportError(f"{weight.name} holds NaN or infinity: the model is broken")
-        if weight.kind == gguf.GGMLQuantizationType.F16 and largest > LARGEST_F16:
-            raise ExportError(f"{weight.name} holds {largest:.6g}, which float16 cannot: choose bf16 or f32")
-        yield np.ascontiguousarray(gguf.quantize(piece, weight.kind))
+            raise ExportError(f"{weight.name} holds NaN or infinity in float32: the model is broken")
+        with np.errstate(all="ignore"):
+            data = np.ascontiguousarray(gguf.quantize(piece, weight.kind))
+            # The scale of a block is a float16 too, and bf16 rounds the largest numbers of float32 to infinity.
+            if largest > LARGEST_F16 and not np.isfinite(gguf.dequantize(data, weight.kind)).all():
+                kind = weight.kind.name.lower()
+                wider = "bf16 or f32" if kind != "bf16" and largest < LARGEST_BF16 else "f32"
+                raise ExportError(f"{weight.name} holds {largest:.6g}, too large for {kind}: choose {wider}")
+        yield data
 
 
 def _pieces(weight: Weight):
@@ -120,7 +125,9 @@ def _pieces(weight: Weight):
             raise ExportError(f"{source.file} ended while it was read: copy or download it again")
         if source.code == "BF16":
             piece = (piece.astype(np.uint32) << 16).view(np.float32)
-        piece = piece.astype(np.float32, copy=False).reshape(rows, *source.shape[1:])
+        with np.errstate(over="ignore"):  # of float64, which may be larger
+            piece = piece.astype(np.float32, copy=False)
+        piece = piece.reshape(rows, *source.shape[1:])
         yield _turned(piece, weight.head) if weight.head else piece
 
 

@@ -102,10 +102,14 @@ def read_base(folder: Path) -> tuple[dict, dict[str, Stored]]:
     # One whole file comes first, as transformers chooses: an index beside it may be stale.
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return config, _unquantized(folder, tensors_in(folder / "model.safetensors"))
-    where = _read_json(index).get("weight_map", {})
+    where = _read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
+        raise MergeError(
+            f"{index.name} does not say which file each tensor is in (weight_map): download the base again"
+        )
     stored = {shard: tensors_in(folder / shard) for shard in sorted(set(where.values()))}
     lost = next((key for key, shard in where.items() if key not in stored[shard]), None)
-    if lost or not where:
+    if lost:
         raise MergeError(
             f"{index.name} says that {lost} is in {where.get(lost)}, and it is not: download the base again"
         )

@@ -66,10 +66,13 @@ def byte_level(cut, special: list[str], normalizer=None, ignore_merges=False):
 
 
 def in_front(trained: Tokenizer, bos: str) -> None:
-    single = f"{bos} $A"
-    trained.post_processor = processors.TemplateProcessing(
-        single=single, pair=f"{bos} $A $B", special_tokens=[(bos, trained.token_to_id(bos))]
-    )
+    add_around(trained, f"{bos} $A")
+
+
+def add_around(trained: Tokenizer, single: str) -> None:
+    """Have tokens added to each text, which is $A."""
+    special = [(name, trained.token_to_id(name)) for name in single.split() if name != "$A"]
+    trained.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=special)
 
 
 def split_with(pattern: str):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 from helpers import COURSE_ROOT
 from helpers.__main__ import main
-from helpers.export import ExportError, export_gguf
+from helpers.export import ExportError, export_gguf, exporter
 from tests.export import makers
 
 export = functools.partial(export_gguf, progress=False)
@@ -42,11 +43,11 @@ def edit(file, change) -> None:
 def refused(model, words, out=None, **settings) -> None:
     """The export stops with one line that has the words in it, and leaves nothing where it would have written."""
     out = out or model.parent / "out.gguf"
-    before = {file: file.stat().st_mtime_ns for file in out.parent.iterdir()}
+    before = {file: file.lstat().st_mtime_ns for file in out.parent.iterdir()}
     with pytest.raises(ExportError, match=words) as caught:
         export(model, out, **settings)
     assert "\n" not in str(caught.value)
-    assert {file: file.stat().st_mtime_ns for file in out.parent.iterdir()} == before
+    assert {file: file.lstat().st_mtime_ns for file in out.parent.iterdir()} == before
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -69,6 +70,8 @@ PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
         ("llama", {"rope_parameters": YARN | {"beta_fast": 16}}, "beta_fast = 16 in yarn scaling"),
         ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate = False in yarn scaling"),
         ("llama", {"rope_parameters": PART}, "partial_rotary_factor"),
+        ("llama", {"rope_parameters": YARN | {"factor": None}}, "factor = None in yarn scaling"),
+        ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 64.5}}, "GGUF has whole numbers there"),
     ],
 )  # fmt: skip
 def test_settings_that_llama_cpp_does_not_follow_are_refused_by_name(kind, settings, words, tmp_path):
@@ -182,6 +185,12 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
 def test_a_broken_template_is_one_line(model):
     (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }")
     refused(model, "the chat template cannot be used")
+    (model / "chat_template.jinja").write_text("{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}")
+    refused(model, "the chat template makes an empty text of a user's message")
+    edit(model / "tokenizer.json", lambda t: t.update(post_processor=None))  # also where no text begins with bos
+    refused(model, "the chat template makes an empty text of a user's message")
+    (model / "chat_template.jinja").write_text("{% if messages[1] %}{{ raise_exception('one') }}{% endif %}Q")
+    refused(model, "^the chat template cannot be used")
 
 
 def test_files_that_do_not_hold_what_config_says_are_refused(model):
@@ -207,13 +216,34 @@ def test_files_that_do_not_hold_what_config_says_are_refused(model):
     [
         (float("nan"), "q8_0", "holds NaN or infinity"),
         (float("inf"), "bf16", "holds NaN or infinity"),
-        (70_000.0, "f16", "holds 70000, which float16 cannot"),
+        (70_000.0, "f16", "holds 70000, too large for f16: choose bf16 or f32"),
+        (-70_000.0, "q4_1", "holds 70000, too large for q4_1: choose bf16 or f32"),
+        (-70_000.0, "q5_1", "holds 70000, too large for q5_1"),
+        (1_100_000.0, "q5_1", None),
+        (2_100_000.0, "q5_1", "holds 2.1e.06, too large for q5_1"),
+        (500_000.0, "q4_0", None),
+        (600_000.0, "q4_0", "holds 600000, too large for q4_0"),
+        (-1_200_000.0, "q5_0", "holds 1.2e.06, too large for q5_0"),
+        (8_000_000.0, "q8_0", None),
+        (1e7, "q8_0", "holds 1e.07, too large for q8_0"),
+        (3.4e38, "q8_0", "holds 3.4e.38, too large for q8_0: choose f32"),
+        (3.4e38, "bf16", "holds 3.4e.38, too large for bf16: choose f32"),
+        (3.3e38, "bf16", None),
+        (1e300, "f32", "holds NaN or infinity in float32"),
     ],
 )
-def test_weights_that_cannot_be_written_leave_nothing(model, value, type, words):
+def test_weights_that_a_format_cannot_hold_leave_nothing(model, value, type, words):
     tensors = load_file(model / "model.safetensors")
+    if value == 1e300:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].double()
     tensors["lm_head.weight"][-1, -1] = value
     save_file(tensors, model / "model.safetensors")
+    if words is None:
+        out = model.parent / "out.gguf"
+        export(model, out, type)
+        tensors = gguf.GGUFReader(out).tensors
+        assert all(np.isfinite(gguf.dequantize(t.data, t.tensor_type)).all() for t in tensors)
+        return
     refused(model, f"output.weight {words}", type=type)
 
 
@@ -221,6 +251,9 @@ def test_an_adapter_a_quantized_model_and_one_with_code_are_refused(model, tmp_p
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     refused(tmp_path / "adapter", "is an adapter: merge it first, python -m helpers merge BASE")
+    (model / "adapter_config.json").write_text("{}")
+    refused(model, "holds a whole model and an adapter, which transformers would apply.*: merge them first")
+    (model / "adapter_config.json").unlink()
     edit(model / "config.json", lambda c: c.update(auto_map={"AutoModel": "evil.Model"}))
     refused(model, "asks to run code that comes with the model")
     edit(model / "config.json", lambda c: c.pop("auto_map") and c.update(quantization_config={"quant_method": "gptq"}))
@@ -244,6 +277,93 @@ def test_what_is_there_is_kept_unless_told_otherwise(model, tmp_path):
     out.write_bytes(b"a diary")
     refused(model, "is no GGUF file, and is not overwritten", overwrite=True)
     assert beside.is_file()
+
+
+def test_a_link_is_not_replaced_by_a_file(model, tmp_path):
+    export(model, tmp_path / "real.gguf")
+    (tmp_path / "out.gguf").symlink_to("real.gguf")
+    refused(model, "out.gguf is a link", overwrite=True)
+    (tmp_path / "out.gguf").unlink()
+    (tmp_path / "out.gguf").symlink_to("nowhere")
+    refused(model, "out.gguf is a link")
+    (tmp_path / "out.gguf").unlink()
+    (tmp_path / "out.Modelfile").symlink_to("real.Modelfile")
+    refused(model, "out.Modelfile is a link", overwrite=True)
+    (tmp_path / "out.Modelfile").unlink()
+    (tmp_path / "out.Modelfile").mkdir()
+    refused(model, "out.Modelfile is no file", overwrite=True)
+    refused(model, "has a sign in it that a Modelfile cannot hold", tmp_path / "a\nb.gguf")
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out.Modelfile"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_appeared_while_it_wrote_is_kept(model, tmp_path, monkeypatch, name, kind):
+    def appears(*arguments):
+        write_weights(*arguments)
+        (tmp_path / name).write_text("a diary") if kind == "file" else (tmp_path / name).symlink_to("nowhere")
+
+    write_weights = exporter.write_weights
+    monkeypatch.setattr(exporter, "write_weights", appears)
+    with pytest.raises(ExportError, match=f"{name} is "):
+        export(model, tmp_path / "out.gguf")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", name]
+    assert kind == "link" or (tmp_path / name).read_text() == "a diary"
+
+
+def test_of_two_exports_to_one_name_one_is_refused(model, tmp_path, monkeypatch):
+    """Whether the other one writes still, or has ended since this one looked."""
+    out = tmp_path / "out.gguf"
+
+    def other(*arguments):
+        monkeypatch.setattr(exporter, "plan_weights", plan_weights)
+        export(model, out, "f16")
+        return plan_weights(*arguments)
+
+    plan_weights, write_weights = exporter.plan_weights, exporter.write_weights
+    monkeypatch.setattr(exporter, "plan_weights", other)
+    with pytest.raises(ExportError, match="out.gguf is there already"):
+        export(model, out, "q8_0")
+    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors} == {"F32", "F16"}
+
+    def meanwhile(*arguments):
+        with pytest.raises(ExportError, match="is being written by another process now"):
+            export(model, out, "f16", overwrite=True)
+        write_weights(*arguments)
+
+    monkeypatch.setattr(exporter, "write_weights", meanwhile)
+    export(model, out, "q8_0", overwrite=True)
+    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors} == {"F32", "Q8_0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "generation_config.json is no readable JSON"),
+        ("[]", "generation_config.json holds list, not an object"),
+        ('{"eos_token_id": 99999}', "eos_token_id = 99999 in generation_config.json: 99999 is no token of the model"),
+        ('{"eos_token_id": -1}', "-1 is no token of the model"),
+        ('{"eos_token_id": true}', "True is no token of the model"),
+        ('{"eos_token_id": "2"}', "'2' is no token of the model"),
+        ('{"eos_token_id": [2, [1]]}', r"\[1\] is no token of the model"),
+        ('{"eos_token_id": [2, 1600]}', "1600 is no token of the model"),
+    ],
+)
+def test_ends_of_answers_that_are_no_tokens_are_one_line(model, text, words):
+    (model / "generation_config.json").write_text(text)
+    refused(model, words)
+
+
+@pytest.mark.parametrize("where", [[1], None, "x", {"model.norm.weight": 1}, {}, 5])
+def test_an_index_that_names_no_files_is_one_line(model, where):
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    refused(model, r"does not say which file each tensor is in \(weight_map\)")
+
+
+def test_a_name_comes_from_the_folder_also_where_it_is_called_a_dot(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(model)
+    export(".", tmp_path / "out.gguf")
+    assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.name"].contents() == "model"
 
 
 def test_a_disk_that_is_too_small_is_known_before_writing(model, monkeypatch):

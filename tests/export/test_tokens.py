@@ -1,12 +1,13 @@
 """Token ids through llama.cpp are the tokenizer's own, of texts and of chats: a wrong pre-tokenizer would be silent."""
 
-import jinja2
 import pytest
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from helpers.export import export_gguf
+from helpers.export import ExportError, export_gguf
 from tests.export import makers
 from tests.export.llama import Llama
+from tests.export.ollama import as_ollama_does
 from tests.export.texts import DECOMPOSED, TEXTS, with_special
 
 TEXTS_AT_LEAST = 200
@@ -85,30 +86,6 @@ CHATS = {
 }
 
 
-def as_ollama_does(modelfile: str, messages: list[dict]) -> str:
-    """The text of a chat by the Modelfile's template: Go's words for Jinja's, whose blocks are closed by their names."""
-    words = {
-        "if .System": "{% if system %}",
-        ".System": "{{ system }}",
-        "else": "{% else %}",
-        "range .Messages": "{% for m in messages %}",
-        'if eq .Role "user"': "{% if m.role == 'user' %}",
-        'else if eq .Role "assistant"': "{% elif m.role == 'assistant' %}",
-        ".Content": "{{ m.content }}",
-    }
-    parts, opened = modelfile.split('"""')[1].replace("{{ ", "\0").replace(" }}", "\0").split("\0"), []
-    for place in range(1, len(parts), 2):
-        word = parts[place]
-        opened += [word.split()[0]] if word.startswith(("if", "range")) else []
-        parts[place] = {"if": "{% endif %}", "range": "{% endfor %}"}[opened.pop()] if word == "end" else words[word]
-    system = next((m["content"] for m in messages if m["role"] == "system"), "")
-    return (
-        jinja2.Environment(keep_trailing_newline=True)
-        .from_string("".join(parts))
-        .render(system=system, messages=messages)
-    )
-
-
 @pytest.mark.parametrize("chat", CHATS)
 def test_a_chats_tokens_are_those_of_training_through_llama_cpp_and_by_ollamas_template(chat, tmp_path):
     kind, template, takes_system = CHATS[chat]
@@ -133,3 +110,109 @@ def test_a_chats_tokens_are_those_of_training_through_llama_cpp_and_by_ollamas_t
             expected = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert llama.ids(llama.chat(messages)) == expected
         assert llama.ids(as_ollama_does(words, messages)) == expected
+
+
+def with_template(tokenizer, template: str):
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def through_llama(folder, out, messages) -> tuple[list[int], list[int], int]:
+    """(a chat's tokens by transformers, by llama.cpp, how many its server made of it), the bos in front by the file."""
+    file, _ = exported(folder, out)
+    tokenizer, llama = AutoTokenizer.from_pretrained(folder), Llama(file)
+    served = llama.ask("v1/chat/completions", messages=messages, max_tokens=1)["usage"]["prompt_tokens"]
+    theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return theirs, llama.ids(llama.chat(messages)), served
+
+
+@pytest.mark.parametrize(
+    ("make", "single", "template"),
+    [
+        (makers.of_llama3, "<|begin_of_text|> $A <|end_of_text|>", makers.HEADERS),
+        (makers.of_llama3, "$A <|end_of_text|>", makers.CHATML),
+        (makers.of_qwen2, "$A <|im_end|>", makers.CHATML),
+        (makers.legacy_pieces, "<s> $A </s>", makers.INST),
+    ],
+)
+def test_no_eos_stands_between_a_question_and_its_answer(make, single, template, tmp_path):
+    tokenizer = with_template(make(), template)
+    makers.add_around(tokenizer.backend_tokenizer, single)
+    folder = makers.make_model(tmp_path / "model", "llama", tokenizer)
+    for messages in MESSAGES:
+        theirs, ours, served = through_llama(folder, tmp_path / f"{len(messages)}.gguf", messages)
+        assert (ours, served) == (theirs, len(theirs))
+    notes = " ".join(exported(folder, tmp_path / "model.gguf")[1]["notes"])
+    assert "the file puts none behind any text" in notes
+
+
+def test_without_a_template_texts_end_in_eos_as_the_tokenizer_has_it(tmp_path):
+    tokenizer = makers.of_llama3()
+    makers.add_around(tokenizer.backend_tokenizer, "<|begin_of_text|> $A <|end_of_text|>")
+    folder = makers.make_model(tmp_path / "model", "llama", tokenizer)
+    file, done = exported(folder, tmp_path / "model.gguf")
+    assert differing(file, folder, ["a b", "Hello"]) == done["notes"] == []
+
+
+def test_a_template_begins_with_bos_where_the_tokenizer_begins_texts_with_another_token(tmp_path):
+    tokenizer = with_template(makers.of_llama3(), makers.HEADERS)
+    makers.add_around(tokenizer.backend_tokenizer, "<|eot_id|> $A")
+    folder = makers.make_model(tmp_path / "model", "llama", tokenizer)
+    theirs, ours, _ = through_llama(folder, tmp_path / "model.gguf", MESSAGES[1])
+    assert ours == theirs
+
+
+def metaspace(scheme: str, template: str | None):
+    tokenizer = with_template(makers.legacy_pieces(), template)
+    tokenizer.backend_tokenizer.normalizer = None
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    return tokenizer
+
+
+SPACED = makers.INST.replace("[INST]", " [INST]")
+MIXED = makers.INST.replace("{{ bos_token }}", "{{ bos_token }}\n")  # a line break, and a space behind each eos
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("template", [makers.INST, SPACED, MIXED], ids=["bare", "spaced", "mixed"])
+def test_a_metaspaces_chats_are_its_own_or_refused(scheme, template, tmp_path):
+    """A Metaspace leaves alone what begins with a space; llama.cpp puts one there too."""
+    folder = makers.make_model(tmp_path / "model", "llama", metaspace(scheme, template))
+    for messages in MESSAGES:
+        theirs, ours, served = through_llama(folder, tmp_path / f"{len(messages)}.gguf", messages)
+        assert (ours, served) == (theirs, len(theirs))
+
+
+@pytest.mark.parametrize("template", [SPACED.replace("{{ eos_token }}", "{{ eos_token }}x"),
+                                      makers.INST.replace("{{ eos_token }}", "{{ eos_token }} ")])  # fmt: skip
+def test_a_metaspace_of_which_a_chat_needs_both_is_refused(template, tmp_path):
+    folder = makers.make_model(tmp_path / "model", "llama", metaspace("always", template))
+    with pytest.raises(ExportError, match="in front of some parts of a chat and not of others"):
+        exported(folder, tmp_path / "model.gguf")
+
+
+def test_without_a_template_a_note_says_where_a_metaspace_differs(tmp_path):
+    folder = makers.make_model(tmp_path / "model", "llama", metaspace("always", None))
+    file, done = exported(folder, tmp_path / "model.gguf")
+    assert "puts a space in front of a text, or behind a special token, also where one is already" in done["notes"][0]
+    wrong = differing(file, folder, TEXTS + with_special(special_of(folder)))
+    assert wrong
+    assert all(text.startswith(" ") or any(f"{token} " in text for token in special_of(folder)) for text in wrong)
+
+
+def test_a_tokenizer_model_as_transformers_reads_it_is_carried(tmp_path):
+    """A normalizer that doubles a space in front, so that the Metaspace puts one there always."""
+    tokenizer = metaspace("always", makers.INST)
+    doubled = normalizers.Replace(makers.Regex(r"\A▁"), "▁▁")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(" ", "▁"), doubled])
+    folder = makers.make_model(tmp_path / "model", "llama", tokenizer)
+    file, done = exported(folder, tmp_path / "model.gguf")
+    assert differing(file, folder, TEXTS + with_special(special_of(folder))) == []
+
+
+def test_a_token_with_the_name_of_an_unused_row_is_loaded(tmp_path):
+    tokenizer = makers.of_llama3()
+    tokenizer.add_tokens(["[unused 1508]", "[[unused 1508]]"])
+    folder = makers.make_model(tmp_path / "model", "llama", tokenizer, len(tokenizer) + 4)
+    file, _ = exported(folder, tmp_path / "model.gguf")
+    assert differing(file, folder, ["a [unused 1508] b", "[[unused 1508]]"]) == []

@@ -1,6 +1,7 @@
 """What is in the file is what transformers has: each tensor within its format's error, logits and answers through llama.cpp."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import COURSE_ROOT
@@ -33,6 +35,8 @@ MODELS = {
     "llama, yarn scaling": ("llama", {"rope_parameters": YARN}),
     "llama, another rope_theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
     "llama, as many kv heads as heads": ("llama", {"num_key_value_heads": 4, "head_dim": 16}),
+    "llama, a window that transformers does not know": ("llama", {"sliding_window": 16}),
+    "llama, yarn scaling from 64.0": ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 64.0}}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral, window": ("mistral", {"sliding_window": 128}),
     "qwen2": ("qwen2", {}),
@@ -128,8 +132,66 @@ def fields(file) -> dict:
 
 
 @pytest.mark.parametrize(
+    ("stored", "heads"),
+    [
+        (lambda e: {"model.embed_tokens.weight": e, "lm_head.weight": e.flip(0)}, 1),
+        (lambda e: {"model.embed_tokens.weight": e, "lm_head.weight": e.to(torch.bfloat16)}, 1),
+        (lambda e: {"model.embed_tokens.weight": e, "lm_head.weight": e.clone()}, 0),
+        (lambda e: {"lm_head.weight": e}, 0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_head_stored_beside_a_tied_embedding_is_read_as_transformers_does(kind, stored, heads, tokenizer, tmp_path):
+    model = makers.make_model(tmp_path / "model", kind, tokenizer, 1600, tie_word_embeddings=True)
+    tensors = load_file(model / "model.safetensors")
+    embedding = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors | stored(embedding), model / "model.safetensors", metadata={"format": "pt"})
+    export_gguf(model, tmp_path / "m.gguf", "f32", progress=False)
+    have = dequantized(tmp_path / "m.gguf")
+    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert ("output.weight" in have) == heads
+    assert np.array_equal(have.get("output.weight", have["token_embd.weight"]), theirs.lm_head.weight.detach().numpy())
+    assert np.array_equal(have["token_embd.weight"], theirs.model.embed_tokens.weight.detach().numpy())
+
+
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("ends", "lost"),
+    [([1501, 1504, 1502, 1503], []), ([1503], []), (1503, []), ([1502, 1503, 1500], ["<|begin_of_text|>"])],
+)
+def test_answers_end_where_transformers_ends_them(where, ends, lost, tokenizer, tmp_path):
+    """A file names three tokens, and llama.cpp knows <|eot_id|> by its name; of any further one a note says so."""
+    llama = pytest.importorskip("tests.export.llama").Llama
+    model = makers.make_model(tmp_path / "model", "llama", tokenizer, 1600)
+    (model / "generation_config.json").unlink()
+    settings = json.loads((model / where).read_text()) if where == "config.json" else {}
+    (model / where).write_text(json.dumps(settings | {"eos_token_id": ends}))
+    tensors = load_file(model / "model.safetensors")
+    for key in tensors:
+        if key.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+            tensors[key].zero_()
+    tensors["model.embed_tokens.weight"][:], tensors["model.norm.weight"][:] = 0.1, 1
+    for end in ends if isinstance(ends, list) else [ends]:
+        tensors["lm_head.weight"].zero_()[end] = 1  # the model says this token, whatever it is asked
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        done = export_gguf(model, tmp_path / "m.gguf", overwrite=True, progress=False)
+        tokens, why = llama(tmp_path / "m.gguf").answer([5, 6, 7], 4)
+        name = tokenizer.convert_ids_to_tokens(end)
+        assert (tokens, why) == (([end], "eos") if name not in lost else ([end] * 4, "limit"))
+    notes = " ".join(done["notes"])
+    assert (f"llama.cpp does not end at {' '.join(lost)}" in notes) if lost else ("does not end" not in notes)
+    assert {f'PARAMETER stop "{name}"' for name in lost} <= set((tmp_path / "m.Modelfile").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
     ("name", "context"),
-    [("mistral, window", 128), ("mistral", 256), ("qwen2, window in some layers", 128), ("qwen2", 256)],
+    [
+        ("mistral, window", 128),
+        ("mistral", 256),
+        ("qwen2, window in some layers", 128),
+        ("qwen2", 256),
+        ("llama, a window that transformers does not know", 256),
+    ],
 )
 def test_a_sliding_window_bounds_the_context_and_is_said(name, context, tokenizer, tmp_path):
     kind, settings = MODELS[name]
