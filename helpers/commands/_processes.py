@@ -15,6 +15,7 @@ from helpers.files import write_whole
 
 LEASH = "COURSE_LEASH"  # the variable that names a pipe which ends when the command does
 MOST = 300  # characters of a message
+LOG_HEAD = "The log of python -m helpers train\n"  # tells it from a train.log of somebody else
 STOPPED = "training stopped: "  # begins what nobody foresaw
 
 
@@ -82,7 +83,8 @@ def what_stopped(code: int, words: Path, log: Path) -> str:
         why = ", as the system does when memory runs out" if by == "SIGKILL" else ""
         return f"{STOPPED}a process of it was killed ({by}{why}); the same command goes on from the last checkpoint"
     said = sorted(words.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    last = next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "nothing was said")
+    lines = text.removeprefix(LOG_HEAD).splitlines()
+    last = next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), "nothing was said")
     first = said[0].read_text(encoding="utf-8") if said else f"{STOPPED}{last[:MOST]}"
     return f"{first}; {log} has all of it" if first.startswith(STOPPED) else first
 

@@ -77,11 +77,12 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
 
 
 def look_at(
-    dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", template: str = "auto"
-) -> None:
+    dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", template: str = "auto",
+    output: Path | None = None,
+) -> None:  # fmt: skip
     """Raise DataError, one line, for rows that cannot be trained on, or a template that is not there; imports nothing heavy.
 
-    Looks at the first 20,000 rows.
+    Looks at the first 20,000 rows. `output` is the folder that the run writes to: it may not lie in a folder of rows.
     """
     read_template(template)
     _check_own(dataset_id, columns, encoding, split, revision)
@@ -92,6 +93,12 @@ def look_at(
     elif is_hub_id(dataset_id):
         look_at_hub(dataset_id, asked)
     else:
+        folder = Path(dataset_id).expanduser().resolve()
+        if output is not None and folder.is_dir() and output.resolve().is_relative_to(folder):
+            raise DataError(
+                f"output_dir, {output}, lies in the folder of rows {dataset_id!r}, and what the run writes there would be "
+                "read as rows: name another output_dir"
+            )
         for _ in Reading(dataset_id, columns, encoding, split, revision, LOOKED_AT):
             pass
 

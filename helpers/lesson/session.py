@@ -241,7 +241,7 @@ def begin(
     if values.get("adapter_dir", "auto") != "auto":
         models.base_of(Path(values["adapter_dir"]).expanduser())
     if "dataset_id" in values:
-        data.look_at(values["dataset_id"], **_how_to_read(values))
+        data.look_at(values["dataset_id"], **_how_to_read(values), output=run.folder)
     if values.get("data_file", "auto") != "auto":
         run.csv_form, run.data_name = look_at_table(values["data_file"], values.get("encoding", "auto"))
     run.machine = machine.detect()

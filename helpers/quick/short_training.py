@@ -148,7 +148,8 @@ def train_adapter(
     with adapter_folder(folder, made_by, data, **settings) as new:
         trainer.model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if save_steps:  # else the folder of this name, if there is one, is somebody's own
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return {
         "train_loss": loss,
         "train_seconds": seconds,
