@@ -8,10 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers import CourseError, data, models, saving
-from helpers.files import write_whole
+from helpers.files import adapter_fault, read_object, write_whole
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
-from helpers.training import adapters_to_float32, keep_4bit_layout, repeat_kv_heads, stop_when_not_finite
-from helpers.training.planning import goes_padding_free
+from helpers.training import (
+    adapters_to_float32,
+    goes_padding_free,
+    keep_4bit_layout,
+    repeat_kv_heads,
+    stop_at_max_steps,
+    stop_when_not_finite,
+)
 
 
 class Training:
@@ -110,7 +116,17 @@ class Training:
         set_seed(self.settings.seed)
         folder = saving.checkpoint_folder(self.job.folder, **self.identity)
         last = saving.last_complete_checkpoint(folder, self.way.processes)
-        if not last and os.environ.get("RANK", "0") == "0":
+        first = os.environ.get("RANK", "0") == "0"
+        if last and int(last.name.partition("-")[2]) >= self.settings.max_steps:
+            recorded = self.recorded(folder)
+            if first:
+                kept = "its adapter stands there" if recorded else "its adapter is saved from that"
+                print(
+                    f"This training has taken its {self.settings.max_steps} steps: {last} is the last one, and {kept}"
+                )
+            if recorded:
+                return recorded if first else None
+        if not last and first:
             self.say_what_is_kept(folder)
         model, tokenizer = self.load()
         before = self.heldout_loss(model, tokenizer)
@@ -126,6 +142,7 @@ class Training:
             return None
         history = trainer.state.log_history
         found = {
+            "run": folder.name,
             "way": self.way.name, "gpus": self.way.gpus, "layers": list(self.way.layers), "machine": str(self.here),
             "model": self.model.name, "data": self.data_name, "rows_per_step": self.rows_per_step,
             "losses": [entry["loss"] for entry in history if "loss" in entry],
@@ -135,6 +152,17 @@ class Training:
         }  # fmt: skip
         write_whole(self.job.folder / "train.json", json.dumps(found | {"parameters": vars(self.settings)}, indent=1))
         return found
+
+    def recorded(self, folder) -> dict | None:
+        """What was recorded of this run, whose checkpoints lie in `folder`, if its record and its whole adapter are there."""
+        adapter = self.job.folder / "adapter"
+        about = saving.about_adapter(adapter)
+        try:
+            found = read_object(self.job.folder / "train.json")
+        except ValueError:  # it is not there
+            return None
+        own = found.get("run") == f"checkpoints-{about.get('run')}" == folder.name
+        return found if own and adapter_fault(adapter) is None else None
 
     def say_what_is_kept(self, folder) -> None:
         """One line, before hours go by, where another run's checkpoints lie beside `folder`, which this run has not begun yet."""
@@ -196,7 +224,7 @@ class Training:
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
-        return self.way.after_building(stop_when_not_finite(adapters_to_float32(trainer)))
+        return self.way.after_building(stop_at_max_steps(stop_when_not_finite(adapters_to_float32(trainer))))
 
     def arguments(self, model):
         """SFTConfig: lesson 03's settings, and what this way adds."""

@@ -6,7 +6,13 @@ from helpers.models import bundled
 from helpers.records import measured_runs
 from helpers.training.finite import require_finite_logits, stop_when_not_finite
 from helpers.training.planning import TrainingPlan
-from helpers.training.workarounds import adapters_to_float32, fewer_walks, keep_4bit_layout, repeat_kv_heads
+from helpers.training.workarounds import (
+    adapters_to_float32,
+    fewer_walks,
+    keep_4bit_layout,
+    repeat_kv_heads,
+    stop_at_max_steps,
+)
 
 # (name, moment, what happens without it, the recipe of measurements/h200_speed.jsonl that adds it)
 CURES = (
@@ -115,7 +121,8 @@ class Cures:
 
     @contextlib.contextmanager
     def while_training(self, trainer):
-        """A context around `train()`: fewer_walks, padding_free or recorded, and advice when memory runs out."""
+        """A context around `train()`: fewer_walks, padding_free or recorded, advice when memory runs out, no step too many."""
+        stop_at_max_steps(trainer)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.plan.guarded())
             if not self.plan.plain:

@@ -180,3 +180,32 @@ def test_a_run_that_has_begun_stays_the_one_it_is_when_its_base_is_written_anew(
     before = running.identity
     OTHER["one matrix"](base)
     assert running.identity == before != identity(base)
+
+
+# --- a run that is finished ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_steps", [4, 3], ids=["within an epoch", "at an epoch's end"])
+def test_a_finished_run_takes_no_step_more_and_keeps_or_saves_its_adapter(base, capsys, max_steps):
+    rows, out = base.parent / "rows.csv", base.parent / "out"
+    rows.write_text("question,answer\n" + "".join(f"What is {n}?,yes {n}\n" for n in range(20)))
+    run = job(base, dataset_id=str(rows), batch_size=8, max_steps=max_steps)
+    found = run.run()
+    adapter = out / "adapter" / "adapter_model.safetensors"
+    weights, written = adapter.read_bytes(), adapter.stat().st_mtime_ns
+    left = {file.relative_to(out) for file in out.rglob("*")}
+    said = f"This training has taken its {max_steps} steps: "
+    assert said not in capsys.readouterr().out
+    for lost in (None, "adapter", "train.json"):
+        if lost == "adapter":
+            shutil.rmtree(out / lost)
+        elif lost:
+            (out / lost).unlink()
+        again = run.run()
+        assert capsys.readouterr().out.count(said) == 1
+        assert again["losses"] == found["losses"]
+        assert len(again["losses"]) == max_steps
+        assert again["heldout_loss_after"] == found["heldout_loss_after"]
+        assert adapter.read_bytes() == weights
+        assert {file.relative_to(out) for file in out.rglob("*")} == left
+        assert lost or adapter.stat().st_mtime_ns == written
