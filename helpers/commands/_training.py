@@ -40,16 +40,17 @@ class Training:
         wanted = self.settings.dataset_id
         wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
         self.load_rows(wanted)
+        self.template = data.read_template(self.settings.template) or self.settings.template
 
     def load_rows(self, wanted: str) -> None:
-        """Read the rows: `rows`, `data_name`, and of rows of one's own a digest, since other rows are another run."""
-        seed, told, self.data_digest = self.settings.seed, self.job.how_to_read, ""
-        if wanted in data.COURSE_DATA:
-            self.rows, self.data_name = data.load_instructions(wanted, self.here, seed, **told)
-        else:
-            loaded = data.load_rows(wanted, **told)
-            self.rows, self.data_name = loaded.split(seed)
-            self.data_digest = loaded.understood.digest
+        """Read the rows: `rows`, `data_name`, and of rows of one's own what was understood, and a digest.
+
+        The digest stands for the rows in what makes this run this run: other rows are another one.
+        """
+        found = data.load_instructions(wanted, self.here, self.settings.seed, **self.job.how_to_read)
+        self.rows, self.data_name, understood = found
+        self.understood = [f"{what}: {words}" for what, words in understood.lines()] if understood else []
+        self.data_digest = understood.digest if understood else ""
 
     @property
     def spec(self) -> RunSpec:
@@ -77,7 +78,8 @@ class Training:
         at_once = f"at most {self.tokens_at_once:,} tokens" if self.settings.padding_free else self.settings.batch_size
         lines = [
             f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
-            f"{self.rows_per_step} rows, {at_once} at once"
+            f"{self.rows_per_step} rows, {at_once} at once",
+            *self.understood,
         ]
         if self.here.device == "cpu":
             lines.append("no GPU can be seen: it would train on the CPU; what follows is predicted for T4s")
@@ -102,14 +104,14 @@ class Training:
     @property
     def identity(self) -> dict:
         """What makes this run this run: another one gets other checkpoints, and another adapter."""
-        about = {"data": self.data_name, "rows": self.data_digest}
+        about = {"data": self.data_name, "rows": self.data_digest, "template": self.template}
         way = {"way": self.way.name, "gpus": self.way.gpus, "layers": self.way.layers}
         return vars(self.settings) | self.model.identity | about | way
 
     def run(self, callbacks=()) -> dict | None:
         """Train and save; what was found, in the first process, and None in the others."""
         from accelerate.utils import gather_object
-        from transformers import set_seed
+        from transformers import AutoTokenizer, set_seed
 
         from helpers.training import padding_free
 
@@ -128,9 +130,13 @@ class Training:
                 return recorded if first else None
         if not last and first:
             self.say_what_is_kept(folder)
-        model, tokenizer = self.load()
+        tokenizer = data.with_template(AutoTokenizer.from_pretrained(self.model.path), self.settings.template)
+        rows, said = self.used_rows(tokenizer)
+        for line in [*self.understood, *said] if first else []:
+            print(line)
+        model = self.load()
         before = self.heldout_loss(model, tokenizer)
-        trainer = self.trainer(model, tokenizer, callbacks)
+        trainer = self.trainer(model, tokenizer, rows, callbacks)
         begun = time.perf_counter()
         with padding_free(trainer, self.tokens_at_once) if self.settings.padding_free else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=last and str(last))
@@ -179,8 +185,8 @@ class Training:
         return self.settings.batch_size * self.settings.gradient_accumulation * self.way.processes
 
     def load(self):
-        """(model, tokenizer): the base in 4 bits, where this way wants it."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+        """The base in 4 bits, where this way wants it."""
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         repeat_kv_heads(self.here)
         dtype, rank = self.here.torch_dtype, self.gpus[0] if self.gpus else 0
@@ -195,10 +201,9 @@ class Training:
         base = AutoModelForCausalLM.from_pretrained(
             self.model.path, quantization_config=quantization, dtype=dtype, device_map=where
         )
-        tokenizer = AutoTokenizer.from_pretrained(self.model.path)
-        return keep_4bit_layout(base).eval(), data.with_template(tokenizer, self.settings.template)
+        return keep_4bit_layout(base).eval()
 
-    def trainer(self, model, tokenizer, callbacks=()):
+    def trainer(self, model, tokenizer, rows, callbacks=()):
         """TRL's trainer as this way needs it."""
         import torch
         from peft import LoraConfig
@@ -212,7 +217,7 @@ class Training:
         trainer = SFTTrainer(
             model=model,
             args=self.arguments(model),
-            train_dataset=self.used_rows(),
+            train_dataset=rows,
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 r=self.settings.rank,
@@ -263,11 +268,31 @@ class Training:
             **self.way.arguments(model),
         )
 
-    def used_rows(self):
-        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them."""
-        rows = self.rows["train"].shuffle(seed=self.settings.seed)
-        used = rows.select(range(min(self.settings.max_steps * self.rows_per_step, len(rows))))
-        return used.map(data.to_chat, remove_columns=rows.column_names)
+    def used_rows(self, tokenizer) -> tuple[Any, list[str]]:
+        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them; and what is said of those left out.
+
+        TRL leaves out, without a word, a row whose question alone fills max_length. Were rows counted before that, those
+        left would be repeated while others are never used. CourseError, one line, if no row keeps a part of its answer.
+        """
+        rows, longest = self.rows["train"].shuffle(seed=self.settings.seed), self.settings.max_length
+        kept: list[int] = []
+        too_long: list[int] = []
+        for number, row in enumerate(rows):
+            if len(kept) == self.settings.max_steps * self.rows_per_step:
+                break
+            asked = tokenizer.apply_chat_template(data.to_chat(row)["prompt"], add_generation_prompt=True)["input_ids"]
+            if len(asked) < longest:
+                kept.append(number)
+            else:
+                too_long.append(len(asked))
+        why = f"max_length = {longest} leaves nothing of their answers"
+        if not kept:
+            raise CourseError(
+                f"none of the {len(rows):,} rows can be learned: {why}; the shortest question alone takes {min(too_long):,} "
+                "tokens, so set it higher"
+            )
+        said = [f"left out: {len(too_long):,} of {len(kept) + len(too_long):,} rows, since {why}"] if too_long else []
+        return rows.select(kept).map(data.to_chat, remove_columns=rows.column_names), said
 
     def heldout_loss(self, model, tokenizer) -> float:
         """On the same rows, in the same batches, in every process: what the trainer logs depends on who had which rows."""

@@ -66,7 +66,13 @@ class Run:
     def identity(self) -> dict:
         """What makes this run this run: settings, model and data. Another one gets other checkpoints, another adapter."""
         own = {"rows": self.data_digest} if self.data_digest else {}
+        own |= {"template": self.template_text} if self.template_text else {}
         return vars(self.settings) | self.model.identity | {"data": self.data_name} | own
+
+    @functools.cached_property
+    def template_text(self) -> str:
+        """The text of the learner's own template as it was when this was first asked; "" where there is none."""
+        return data.read_template(getattr(self.settings, "template", "auto"))
 
     @property
     def checkpoints(self) -> Path:
@@ -300,14 +306,12 @@ def _load_rows(run: Run, values: dict) -> dict:
     wanted, seed = values.get("dataset_id", "auto"), values.get("seed", 0)
     if wanted == "auto" and run.model is not None and run.model.bundled:
         wanted = "bundled"
-    if wanted in data.COURSE_DATA:
-        run.rows, run.data_name = data.load_instructions(wanted, run.machine, seed, **_how_to_read(values))
-        return {"data": run.data_name}
-    loaded = data.load_rows(wanted, **_how_to_read(values))
-    run.rows, run.data_name = loaded.split(seed)
-    run.data_digest = loaded.understood.digest
+    run.rows, run.data_name, understood = data.load_instructions(wanted, run.machine, seed, **_how_to_read(values))
     shown = {"data": run.data_name}
-    for what, words in loaded.understood.lines():
+    if understood is None:
+        return shown
+    run.data_digest = understood.digest
+    for what, words in understood.lines():
         shown[what] = f"{shown[what]}; {words}" if what in shown else words
     return shown
 
