@@ -15,6 +15,7 @@ from helpers.training import (
     goes_padding_free,
     keep_4bit_layout,
     repeat_kv_heads,
+    require_targets,
     stop_at_max_steps,
     stop_when_not_finite,
 )
@@ -201,6 +202,7 @@ class Training:
         base = AutoModelForCausalLM.from_pretrained(
             self.model.path, quantization_config=quantization, dtype=dtype, device_map=where
         )
+        require_targets(base, self.settings.target_modules)
         return keep_4bit_layout(base).eval()
 
     def trainer(self, model, tokenizer, rows, callbacks=()):
@@ -272,7 +274,8 @@ class Training:
         """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them; and what is said of those left out.
 
         TRL leaves out, without a word, a row whose question alone fills max_length. Were rows counted before that, those
-        left would be repeated while others are never used. CourseError, one line, if no row keeps a part of its answer.
+        left would be repeated while others are never used. And a pass over the rows has whole steps alone, so that each step has
+        the same rows whatever the way. CourseError, one line, if no row keeps a part of its answer, or too few for a step.
         """
         rows, longest = self.rows["train"].shuffle(seed=self.settings.seed), self.settings.max_length
         kept: list[int] = []
@@ -292,6 +295,16 @@ class Training:
                 "tokens, so set it higher"
             )
         said = [f"left out: {len(too_long):,} of {len(kept) + len(too_long):,} rows, since {why}"] if too_long else []
+        whole, over = divmod(len(kept), self.rows_per_step)
+        if not whole and self.way.processes > 1:
+            raise CourseError(
+                f"a step takes {self.rows_per_step} rows, and there are {len(kept)}: lower batch_size or gradient_accumulation"
+            )
+        if (
+            whole and over
+        ):  # in the last step of each pass several processes would fill up theirs with rows of the first
+            said.append(f"left out: {over} of {len(kept):,} rows, so that all steps have {self.rows_per_step}")
+            kept = kept[:-over]
         return rows.select(kept).map(data.to_chat, remove_columns=rows.column_names), said
 
     def heldout_loss(self, model, tokenizer) -> float:

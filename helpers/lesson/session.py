@@ -186,7 +186,8 @@ class Run:
         from helpers import training  # late: it imports torch
 
         settings = self.settings
-        return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
+        graphs, length, targets = settings.cuda_graphs, settings.max_length, settings.target_modules
+        return training.Cures(plan, self.machine, self.model.name, graphs, length, targets)
 
     def templated(self, tokenizer, adapter: Path | None = None):
         """The tokenizer with the run's template: what the parameter `template` says, "auto" where a lesson has none.

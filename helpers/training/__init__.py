@@ -6,9 +6,9 @@ from helpers.training.cures import Cures
 from helpers.training.finite import stop_when_not_finite
 from helpers.training.planning import goes_padding_free, plan_training
 from helpers.training.several import Way
+from helpers.training.targets import require_targets
 from helpers.training.workarounds import (
     adapters_to_float32,
-    fewer_walks,
     keep_4bit_layout,
     repeat_kv_heads,
     right_dequantization,
@@ -28,7 +28,7 @@ __all__ = [
     "right_dequantization",  # cures a fault of bitsandbytes on some CPUs
     "adapters_to_float32",  # adapters in float32 for the gradient scaler
     "repeat_kv_heads",  # attention on a T4 without its slow kernel
-    "fewer_walks",  # walk over the modules once a run, not once a step
+    "require_targets",  # no training without a layer that target_modules names
     "fuse_lora",  # adapters of one input as one operation
     "padding_free",  # batches without padding, in bounded memory
     "goes_padding_free",  # whether a model can be trained so

@@ -12,11 +12,14 @@ import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from helpers import CourseError
 from helpers.memory import CannotPredict, RunSpec, predict, shape_of
 from helpers.training.divided import checkpoints_in_parts, divide_on_a_cpu, gather_bits
+
+NO_SETTINGS = Path(__file__).with_name("no_settings.json")  # for accelerate's launcher: all is said on its command line
 
 
 class SeveralError(CourseError):
@@ -130,11 +133,17 @@ class Way:
         It is accelerate's own launcher (`accelerate launch`), for one process Python itself. A notebook cannot train in
         several processes by itself: accelerate's notebook_launcher refuses once bitsandbytes has been imported, which
         importing SFTTrainer does. The launcher is told multi_gpu on a CPU as well, where it starts the same processes; told
-        cpu, it starts one alone (accelerate 1.15, without MPI). Port 0 takes any that is free.
+        cpu, it starts one alone (accelerate 1.15, without MPI). Port 0 takes any that is free. Without a file of settings named
+        it would take the one that `accelerate config` once wrote, whatever that says of GPUs and ways.
         """
         if self.processes == 1:
             return [sys.executable, *words]
-        told: dict[str, int | str] = {"num_processes": self.processes, "num_machines": 1, "main_process_port": 0}
+        told: dict[str, int | str] = {
+            "config_file": str(NO_SETTINGS),
+            "gpu_ids": "all",
+            "num_processes": self.processes,
+        }
+        told |= {"num_machines": 1, "main_process_port": 0}
         told |= {"mixed_precision": "no", "dynamo_backend": "no", "num_cpu_threads_per_process": 1}
         options = [word for name, value in told.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *words]

@@ -21,6 +21,7 @@ from helpers.lesson import session
 from helpers.models import BUNDLED_MODEL, bundled
 from helpers.models import content as contents
 from helpers.saving import last_complete_checkpoint
+from helpers.training import Way
 
 
 @pytest.fixture
@@ -240,7 +241,8 @@ def test_steps_come_to_rows_that_keep_an_answer_before_any_row_is_repeated(base,
     keeps = sum(
         "tree tree tree tree tree tree tree tree tree" not in row for row in running.rows["train"]["instruction"]
     )
-    assert len(asked) == len(set(asked)) == min(running.rows_per_step * max_steps, keeps)
+    step = running.rows_per_step
+    assert len(asked) == len(set(asked)) == min(step * max_steps, keeps // step * step or keeps)
     assert not any(len(question) > 100 for question in asked)
     if max_steps == 100:
         assert f"left out: {len(running.rows['train']) - keeps} of {len(running.rows['train'])} rows" in said[0]
@@ -248,10 +250,10 @@ def test_steps_come_to_rows_that_keep_an_answer_before_any_row_is_repeated(base,
 
 def test_the_rows_left_out_are_those_that_trl_would_leave_out(base):
     running, tokenizer = training_on(base, range(60), max_steps=100)
-    kept = running.used_rows(tokenizer)[0]
+    kept, step = running.used_rows(tokenizer)[0], running.rows_per_step
     every = running.rows["train"].map(to_chat, remove_columns=running.rows["train"].column_names)
     trainer = running.trainer(running.load(), tokenizer, every)
-    assert 0 < len(trainer.train_dataset) == len(kept) < len(every)
+    assert 0 < len(trainer.train_dataset) // step * step == len(kept) < len(every)
 
 
 def test_where_no_row_keeps_an_answer_one_line_says_what_to_set(base):
@@ -317,3 +319,20 @@ def test_a_run_that_has_begun_stays_the_one_it_is_when_its_template_is_written_a
     before = running.identity, lesson.identity
     template.write_text(TEMPLATES["changed"])
     assert (running.identity, lesson.identity) == before
+
+
+@pytest.mark.parametrize(("rows", "left"), [(16, 0), (18, 2), (23, 7)])
+def test_a_pass_over_few_rows_has_whole_steps_and_what_is_left_out_is_said(base, rows, left):
+    running, tokenizer = training_on(base, [3] * 40, batch_size=4, gradient_accumulation=2, max_steps=9)
+    running.rows["train"] = running.rows["train"].select(range(rows))
+    kept, said = running.used_rows(tokenizer)
+    assert len(kept) == rows - left
+    assert said == ([f"left out: {left} of {rows} rows, so that all steps have 8"] if left else [])
+
+
+def test_fewer_rows_than_a_step_takes_are_one_gpus_alone(base):
+    running, tokenizer = training_on(base, [3] * 7, batch_size=4, gradient_accumulation=2)
+    assert len(running.used_rows(tokenizer)[0]) == 6
+    running.way = Way("ddp", 2)
+    with pytest.raises(CourseError, match="a step takes 16 rows, and there are 6: lower batch_size"):
+        running.used_rows(tokenizer)
