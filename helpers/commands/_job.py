@@ -120,10 +120,10 @@ class Job:
         named = told["model_id"] != "auto"
         model = models.resolve_model(told["model_id"], None) if named else None
         data.look_at(told["dataset_id"], **self.how_to_read, template=told["template"], output=self.folder)
-        if self.way.layers and model is not None and Path(model.path).is_dir():
+        if self.way.name == "split" and model is not None and Path(model.path).is_dir():
             with contextlib.suppress(CannotPredict):  # what no formula describes may still be trained
                 shape = shape_of(model.path)
-                self.way.device_map(shape.layers, shape.tied)
+                self.way.require_layers(shape.layers)
 
     def spare_others(self) -> None:
         """Raise CourseError, one line, where a file lies in the folder that this command would replace and did not write."""

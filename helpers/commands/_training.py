@@ -32,12 +32,11 @@ class Training:
         self.settings: Any = SimpleNamespace(**job.parameters | chosen)
         asked = job.parameters["optimizer"]
         self.settings.optimizer = job.way.optimizer(asked, self.settings.optimizer)
-        self.shape = shape_of(self.model.path)
         if self.settings.padding_free and not goes_padding_free(self.model.path, self.settings.max_length):
             raise CourseError(
                 f"padding_free is true, and attention of {self.model.name} is not known to work so: leave it false"
             )
-        self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
+        self.way = job.way.with_layers(self.model.path, self.spec, self.gpu)
         wanted = self.settings.dataset_id
         wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
         self.load_rows(wanted)
@@ -85,7 +84,8 @@ class Training:
         if self.here.device == "cpu":
             lines.append("no GPU can be seen: it would train on the CPU; what follows is predicted for T4s")
         try:
-            found = predict(self.shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
+            shape = shape_of(self.model.path)
+            found = predict(shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
         except CannotPredict as unknown:
             return "\n".join([*lines, f"memory: no prediction ({unknown})"])
         for number, one in enumerate(found.each or (found,)):
@@ -93,7 +93,7 @@ class Training:
                 f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
                 f" of {total / 1e9:.2f} GB; predicted"
             )
-        whole = sum(weight_bytes(self.shape, self.settings.quant_type, self.settings.double_quant).values())
+        whole = sum(weight_bytes(shape, self.settings.quant_type, self.settings.double_quant).values())
         if way.name == "fsdp2" and whole > total:
             lines.append(
                 f"does not fit: each GPU quantizes all of the model, {whole / 1e9:.2f} GB, before it keeps its part"
@@ -116,6 +116,10 @@ class Training:
 
         from helpers.training import padding_free
 
+        if self.settings.checkpointing == "offload" and self.here.device == "cpu":
+            raise CourseError(
+                "checkpointing is 'offload', which needs a GPU, and none can be seen: set it to true or false"
+            )
         set_seed(self.settings.seed)
         folder = saving.checkpoint_folder(self.job.folder, **self.identity)
         last = saving.last_complete_checkpoint(folder, self.way.processes)
@@ -198,7 +202,11 @@ class Training:
             bnb_4bit_compute_dtype=dtype,
             **self.way.quantization(dtype),
         )
-        where = self.way.device_map(self.shape.layers, self.shape.tied, rank, self.here.device)
+        layers, tied = 0, False
+        if self.way.name == "split":  # other ways need no formula of the model
+            shape = shape_of(self.model.path)
+            layers, tied = shape.layers, shape.tied
+        where = self.way.device_map(layers, tied, rank, self.here.device)
         base = AutoModelForCausalLM.from_pretrained(
             self.model.path, quantization_config=quantization, dtype=dtype, device_map=where
         )
@@ -250,7 +258,7 @@ class Training:
             max_length=chosen.max_length,
             learning_rate=chosen.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=0.03,
+            warmup_steps=0.03 if chosen.max_steps > 1 else 0,  # of a single step it would be all, at a rate of 0
             weight_decay=0.0,
             max_grad_norm=0.3,
             optim=chosen.optimizer,

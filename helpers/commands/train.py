@@ -13,8 +13,9 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
 
 Paths in it are relative to where the command is run. batch_size is what each process computes at once. Without a GPU, "ddp"
 and "fsdp2" train in processes on the CPU. A run that was killed goes on from its last whole checkpoint; other settings,
-another model or other rows are another run. A model in a folder is the same as long as its files hold the same, wherever
-they lie.
+another model, other rows or another template are another run. Nothing that this command did not write is replaced. Of rows
+too few for all steps each pass has whole steps alone, so that a step has the same rows whatever the way. A model in a folder
+is the same as long as its files hold the same, wherever they lie.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def main(arguments) -> int:
         os.environ.update(surroundings)
         print(job.outlook())
         return 0
-    with job.alone() as log:
+    with _processes.ending_in_order(), job.alone() as log:
         start(job, surroundings, log)
     return 0
 

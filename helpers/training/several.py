@@ -44,7 +44,9 @@ class Way:
             raise SeveralError(
                 f"way is {self.name!r} with gpus {self.gpus}; one goes with 1, the others with 2 or more"
             )
-        if self.layers and (self.name != "split" or len(self.layers) != self.gpus or min(self.layers) < 1):
+        if self.layers and self.name != "split":
+            raise SeveralError(f"layers is {list(self.layers)} with way {self.name!r}; only a split divides layers")
+        if self.layers and (len(self.layers) != self.gpus or min(self.layers) < 1):
             raise SeveralError(
                 f"layers is {list(self.layers)} for {self.gpus} GPUs; a split gives at least one to each"
             )
@@ -56,14 +58,23 @@ class Way:
         """
         if self.name != "split":
             return self
+        self.require_layers(shape_of(config).layers)
         if self.layers:
-            self.device_map(shape_of(config).layers, shape_of(config).tied)
             return self
         try:
             return dataclasses.replace(self, layers=predict(config, spec, gpu, self.gpus, "split").layers)
         except CannotPredict:
             share, more = divmod(shape_of(config).layers, self.gpus)
             return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
+
+    def require_layers(self, layers: int) -> None:
+        """Raise SeveralError where a model of so many layers cannot be split like this."""
+        if self.layers and sum(self.layers) != layers:
+            raise SeveralError(f"layers is {list(self.layers)}, {sum(self.layers)} in all; the model has {layers}")
+        if self.gpus > layers:
+            raise SeveralError(
+                f"gpus is {self.gpus} with way 'split', and the model has {layers} layers: each GPU needs one"
+            )
 
     @property
     def processes(self) -> int:
@@ -94,8 +105,7 @@ class Way:
             return {"": "cpu"}
         if self.name != "split":
             return {"": rank}
-        if sum(self.layers) != layers:
-            raise SeveralError(f"layers is {list(self.layers)}, {sum(self.layers)} in all; the model has {layers}")
+        self.require_layers(layers)
         last = self.gpus - 1
         places = [gpu for gpu, count in enumerate(self.layers) for _ in range(count)]
         where = {f"model.layers.{i}": gpu for i, gpu in enumerate(places)}

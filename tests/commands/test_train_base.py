@@ -18,10 +18,10 @@ from helpers.commands import _job
 from helpers.commands._training import Training
 from helpers.data import to_chat, with_template
 from helpers.lesson import session
-from helpers.models import BUNDLED_MODEL, bundled
+from helpers.models import BUNDLED_MODEL, bundled, recipe_for
 from helpers.models import content as contents
 from helpers.saving import last_complete_checkpoint
-from helpers.training import Way
+from helpers.training import Way, plan_training
 
 
 @pytest.fixture
@@ -274,7 +274,8 @@ def test_what_was_understood_of_the_rows_and_left_out_is_said(base, capsys):
     running, _ = training_on(base, [*range(10), *[90] * 10], max_steps=1, batch_size=10)
     wanted = "rows: 21 read, 20 to use, 1 left out"
     assert wanted in running.outlook()
-    running.run()
+    found = running.run()
+    assert found["heldout_loss_after"] < found["heldout_loss_before"], "a single step has a learning rate, too"
     said = capsys.readouterr().out.splitlines()
     assert wanted in said
     assert any(line.startswith("left out: ") and "max_length = 64 leaves nothing" in line for line in said)
@@ -336,3 +337,19 @@ def test_fewer_rows_than_a_step_takes_are_one_gpus_alone(base):
     running.way = Way("ddp", 2)
     with pytest.raises(CourseError, match="a step takes 16 rows, and there are 6: lower batch_size"):
         running.used_rows(tokenizer)
+
+
+def test_what_waits_in_the_computers_memory_needs_a_gpu(base):
+    with pytest.raises(CourseError, match="checkpointing is 'offload', which needs a GPU"):
+        Training(job(base, checkpointing="offload"), machine.detect(), []).run()
+    with pytest.raises(CourseError, match='checkpointing = "offload" needs a GPU'):
+        plan_training(
+            bundled(), machine.detect(), SimpleNamespace(**recipe_for(bundled()) | {"checkpointing": "offload"}), {}
+        )
+
+
+def test_a_model_that_no_formula_describes_is_trained_all_the_same(base):
+    in_json("config.json", model_type="mixtral", num_local_experts=2)(base)
+    running = Training(job(base), machine.detect(), [])
+    assert "memory: no prediction (" in running.outlook()
+    assert running.way == Way("one")

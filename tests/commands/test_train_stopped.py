@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -100,9 +101,9 @@ from pathlib import Path
 
 first, words = os.environ["RANK"] == "1", Path(sys.argv[-1])
 what = sys.argv[1]
-if what == "killed" and first:
-    os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(0 if first else 0.5)
+if first and what in ("SIGKILL", "SIGTERM"):
+    os.kill(os.getpid(), getattr(signal, what))
+time.sleep(0 if first else 60 if what == "waits" else 0.5)
 if what != "silent":
     (words / os.environ["RANK"]).write_text("rows are missing" if first else "training stopped: RuntimeError: reset by peer")
 sys.exit(1)
@@ -113,10 +114,12 @@ sys.exit(1)
     ("what", "said"),
     [
         (
-            "killed",
+            "SIGKILL",
             r"^training stopped: a process of it was killed \(SIGKILL, as the system does when memory runs out\)",
         ),
+        ("SIGTERM", r"^training stopped: a process of it was killed \(SIGTERM\)"),
         ("refused", r"^rows are missing$"),
+        ("waits", r"^rows are missing$"),
         ("silent", r"^training stopped: .*\w.*; .*train\.log has all of it$"),
     ],
 )
@@ -259,3 +262,46 @@ def test_rows_may_lie_in_the_output_folder_and_what_a_run_wrote_is_replaced(tmp_
     assert after["rows.json"] == before["rows.json"]
     assert not (out / "adapter-2").exists()
     _job.Job.read(config).look()  # its own train.json and train.log do not stand in its way
+
+
+# --- ended from outside --------------------------------------------------------------------------------------------
+
+
+def begun(tmp_path, name: str, **more) -> subprocess.Popen:
+    """A training of two processes that has begun, whose temporary files lie in the folder "tmp"."""
+    (tmp_path / "tmp").mkdir()
+    config = write(tmp_path, 'way = "ddp"\ngpus = 2\nmax_steps = 6\n')
+    words = [sys.executable, "-m", "helpers", "train", str(config)]
+    around = ENV | {"TMPDIR": str(tmp_path / "tmp")}
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=around, **more)
+    while len(psutil.Process(running.pid).children(recursive=True)) < 3:
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.kill(running.pid, getattr(signal, name))
+    return running
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_command_that_is_told_to_end_leaves_no_process_and_no_temporary_folder(tmp_path, name):
+    running = begun(tmp_path, name)
+    assert running.wait(timeout=60) == 128 + getattr(signal, name)
+    left = [place.name for place in (tmp_path / "tmp").iterdir() if not place.name.startswith(("course-rows", "torch"))]
+    assert left == []
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert mine == []
+
+
+def test_under_nohup_a_hangup_ends_nothing(tmp_path):
+    running = begun(tmp_path, "SIGHUP", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert running.wait(timeout=200) == 0
+    assert adapter_fault(tmp_path / "out" / "adapter") is None
+
+
+def test_a_training_whose_words_nobody_reads_ends_well(tmp_path):
+    config = write(tmp_path, "max_steps = 1\n")
+    read, write_end = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "helpers", "train", str(config)]
+    done = subprocess.run(words, stdout=write_end, stderr=subprocess.PIPE, text=True, env=ENV)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "train.json").is_file()

@@ -46,11 +46,8 @@ def test_the_command_asks_when_it_has_loaded(monkeypatch):
     held = model(Phi3Config)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *words, **more: held)
     settings = SimpleNamespace(quant_type="nf4", double_quant=True, target_modules="q_proj,o_proj")
-    way = SimpleNamespace(quantization=lambda dtype: {}, device_map=lambda *words: None)
+    way = SimpleNamespace(name="one", quantization=lambda dtype: {}, device_map=lambda *words: None)
     here = SimpleNamespace(torch_dtype=torch.float32, device="cpu", native_bfloat16=True)
-    shape = SimpleNamespace(layers=1, tied=False)
-    running = SimpleNamespace(
-        settings=settings, way=way, here=here, gpus=[], shape=shape, model=SimpleNamespace(path="p")
-    )
+    running = SimpleNamespace(settings=settings, way=way, here=here, gpus=[], model=SimpleNamespace(path="p"))
     with pytest.raises(CourseError, match="target_modules names q_proj"):
         _training.Training.load(running)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.memory import RunSpec, predict
-from helpers.models import PRESETS
+from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.training import Way
 from helpers.training.several import SeveralError
 from tests.training.several_job import train as train_here
@@ -164,12 +164,21 @@ def test_a_split_without_shares_has_those_that_memory_says():
         (("ddp", 1), "one goes with 1"),
         (("split", 2, (3,)), "a split gives at least one"),
         (("split", 2, (6, 0)), "a split gives at least one"),
-        (("ddp", 2, (3, 3)), "a split gives at least one"),
+        (("split", 3, (3, 3)), "a split gives at least one"),
+        (("ddp", 2, (3, 3)), r"layers is \[3, 3\] with way 'ddp'; only a split divides layers"),
+        (("fsdp2", 2, (6,)), "with way 'fsdp2'; only a split divides layers"),
+        (("one", 1, (6,)), "with way 'one'; only a split divides layers"),
     ],
 )
 def test_an_impossible_way_says_what_is_possible(given, said):
     with pytest.raises(SeveralError, match=said):
         Way(*given)
+
+
+@pytest.mark.parametrize("gpus", [7, 16])
+def test_more_gpus_than_layers_say_so(gpus):
+    with pytest.raises(SeveralError, match=f"gpus is {gpus} with way 'split', and the model has 6 layers"):
+        Way("split", gpus).with_layers(str(BUNDLED_MODEL), RunSpec(rank=8), "t4")
 
 
 def test_shares_that_are_not_the_models_layers_say_so():
@@ -182,7 +191,9 @@ def test_one_process_is_started_by_python_and_several_by_accelerates_launcher():
     assert Way("split", 2, (1, 1)).command("a.py") == [sys.executable, "a.py"]
     command = Way("fsdp2", 2).command("-m", "helpers")
     assert command[1:4] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
-    assert json.loads(Path(command[command.index("--config_file") + 1]).read_text()) == {"distributed_type": "MULTI_GPU"}
+    assert json.loads(Path(command[command.index("--config_file") + 1]).read_text()) == {
+        "distributed_type": "MULTI_GPU"
+    }
     assert command[command.index("--num_processes") + 1] == "2"
 
 
