@@ -16,7 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from helpers import COURSE_ROOT
+from helpers.data import load_instructions
 from helpers.files import safetensors_header
+from helpers.machine import detect
+from helpers.models import bundled
+from helpers.quick import train_adapter
 from helpers.saving import checkpoint_fault, last_complete_checkpoint
 from helpers.training import Cures, stop_at_max_steps
 from tests.saving.cutting import cut
@@ -195,3 +199,11 @@ def test_lesson_03_takes_no_step_too_many(tmp_path, plain):
     again = trainer_of(tmp_path, 6, 4)
     with Cures(plan, None, "a model").while_training(again):
         assert again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")).global_step == 4
+
+
+def test_a_training_that_writes_no_checkpoints_deletes_no_folder_of_their_name(tmp_path):
+    (tmp_path / "adapter-checkpoints").mkdir()
+    (tmp_path / "adapter-checkpoints" / "hers.txt").write_text("hers")
+    rows = load_instructions("bundled")[0]["train"].select(range(4))
+    train_adapter(bundled(), detect(), rows, tmp_path / "adapter", steps=1, batch_size=2)
+    assert [file.name for file in (tmp_path / "adapter-checkpoints").iterdir()] == ["hers.txt"]
