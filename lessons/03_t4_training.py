@@ -458,7 +458,8 @@ verdict("the trainer's tokens and labels are those built by hand",
         (ids[:n], labels[:n]) == (by_hand["input_ids"], by_hand["labels"]))  # fmt: skip
 
 # %% [markdown]
-# Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. While it trains, a panel shows memory, loss, tokens per
+# Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. If that checkpoint is of the last step, no step follows.
+# (transformers itself would take one more: it asks after each step whether it was the last one, and never before a step. `cures.while_training` asks before.) While it trains, a panel shows memory, loss, tokens per
 # second and the time left.
 
 # %% tags=["nbval-ignore-output", "train"] reason="seconds, memory and losses vary with the machine"
@@ -469,7 +470,7 @@ print(f"{trained.global_step} steps in {train_seconds:.1f} s")
 
 # %% [markdown]
 # **Save at once.** What you just made is in memory, and in checkpoints that are kept for going on. A free machine can be taken away at any moment. What is saved is the adapter, with the
-# tokenizer beside it. The folder is written under another name and renamed when all of it is on the disk, so you never find half an adapter. If an adapter of an earlier run is there, it is
+# tokenizer beside it. The folder is written under another name and renamed when all of it is on the disk, so you never find half an adapter. If an adapter of an earlier run is there, or a folder of your own with that name, it is
 # kept as `adapter-1`. Then the checkpoints are deleted: to use what you made, the adapter is all that you need.
 
 # %% tags=["nbval-ignore-output", "save"] reason="the card and the configs name versions and paths, whose lengths vary"

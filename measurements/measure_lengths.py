@@ -219,8 +219,9 @@ def measure(job: dict) -> dict:
     import torch
 
     from helpers.memory import predict
-    from helpers.training import fewer_walks, fuse_lora, recorded
+    from helpers.training import fuse_lora, recorded
     from helpers.training.without_padding import padding_free
+    from helpers.training.workarounds import fewer_walks
 
     way, spec, device = Way(**job["way"]), job["spec"], job["device"]
     gpu = device != "cpu"

@@ -104,7 +104,8 @@ def measure(spec, accumulation, job):
     import torch
     from transformers import PrinterCallback
 
-    from helpers.training import fewer_walks, recorded
+    from helpers.training import recorded
+    from helpers.training.workarounds import fewer_walks
 
     device = job["device"]
     if device != "cpu":

@@ -1,6 +1,7 @@
 """A training by a file of settings: what the file says, and what each of its processes does."""
 
 import contextlib
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout  # it comes with huggingface-hub
 
 from helpers import CourseError, data, machine, models
-from helpers.files import output_folder
+from helpers.commands._processes import LOG_HEAD
+from helpers.files import output_folder, read_object
 from helpers.lesson import RULES, Rule, validate
 from helpers.machine import GIB
 from helpers.memory import CannotPredict, shape_of
@@ -23,6 +25,7 @@ PARAMETERS = {
     "eval_rows": 64, "padding_free": False,
 }  # fmt: skip
 OWN: dict[str, Any] = {"way": "one", "gpus": 1, "layers": None, "gpu_gib": None, "output_dir": None}
+LOCK = ".training"  # in the output folder, while a training writes to it
 MOST_GPUS = 16  # of one computer
 
 
@@ -48,6 +51,22 @@ OWN_RULES = {
 FILE_RULES = {name: RULES[name] for name in PARAMETERS if name in RULES} | OWN_RULES
 
 LARGEST = 1_000_000  # bytes of a file of settings; what never ends, such as /dev/zero, is told from one
+
+
+def _begins_as_a_log(file: Path) -> bool:
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        return opened.read(len(LOG_HEAD)) == LOG_HEAD.encode()
+    return False
+
+
+def _has_the_keys_of_a_result(file: Path) -> bool:
+    with contextlib.suppress(ValueError):
+        return {"way", "gpus", "heldout_loss_before", "parameters"} <= read_object(file).keys()
+    return False
+
+
+def _is_empty(file: Path) -> bool:
+    return file.is_file() and not file.stat().st_size
 
 
 class ConfigError(CourseError):
@@ -92,15 +111,29 @@ class Job:
             raise ConfigError(f"{file}: {error}") from error
 
     def look(self) -> None:
-        """Raise CourseError, one line, for a model, rows or a template that are not there; imports nothing heavy."""
+        """Raise CourseError, one line, for a model, rows or a template that are not there, or files of others that would be lost.
+
+        Imports nothing heavy.
+        """
         told: Any = self.parameters
+        self.spare_others()
         named = told["model_id"] != "auto"
         model = models.resolve_model(told["model_id"], None) if named else None
-        data.look_at(told["dataset_id"], **self.how_to_read, template=told["template"])
-        if self.way.layers and model is not None and Path(model.path).is_dir():
+        data.look_at(told["dataset_id"], **self.how_to_read, template=told["template"], output=self.folder)
+        if self.way.name == "split" and model is not None and Path(model.path).is_dir():
             with contextlib.suppress(CannotPredict):  # what no formula describes may still be trained
                 shape = shape_of(model.path)
-                self.way.device_map(shape.layers, shape.tied)
+                self.way.require_layers(shape.layers)
+
+    def spare_others(self) -> None:
+        """Raise CourseError, one line, where a file lies in the folder that this command would replace and did not write."""
+        own = {"train.json": _has_the_keys_of_a_result, "train.log": _begins_as_a_log, LOCK: _is_empty}
+        for name, is_own in own.items():
+            file = self.folder / name
+            if os.path.lexists(file) and not is_own(file):
+                raise CourseError(
+                    f"{file} was not written by this command, which would replace it: name another output_dir"
+                )
 
     @property
     def how_to_read(self) -> dict:
@@ -110,13 +143,16 @@ class Job:
     @contextlib.contextmanager
     def alone(self):
         """Make the folder, hold it against other trainings, and yield its open train.log; CourseError where that cannot be."""
-        lock = FileLock(self.folder / ".training", blocking=False)
+        lock = FileLock(self.folder / LOCK, blocking=False)
         try:
             with contextlib.ExitStack() as held:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(NotImplementedError):  # a file system without locks
                     held.enter_context(lock)
-                yield held.enter_context(open(self.folder / "train.log", "w", encoding="utf-8"))
+                log = held.enter_context(open(self.folder / "train.log", "w", encoding="utf-8"))
+                log.write(LOG_HEAD)
+                log.flush()
+                yield log
         except Timeout as error:
             raise CourseError(
                 f"another training writes to {self.folder}: wait for it, or name another output_dir"

@@ -8,10 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers import CourseError, data, models, saving
-from helpers.files import write_whole
+from helpers.files import adapter_fault, read_object, write_whole
 from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
-from helpers.training import adapters_to_float32, keep_4bit_layout, repeat_kv_heads, stop_when_not_finite
-from helpers.training.planning import goes_padding_free
+from helpers.training import (
+    adapters_to_float32,
+    goes_padding_free,
+    keep_4bit_layout,
+    repeat_kv_heads,
+    require_targets,
+    stop_at_max_steps,
+    stop_when_not_finite,
+)
 
 
 class Training:
@@ -25,25 +32,25 @@ class Training:
         self.settings: Any = SimpleNamespace(**job.parameters | chosen)
         asked = job.parameters["optimizer"]
         self.settings.optimizer = job.way.optimizer(asked, self.settings.optimizer)
-        self.shape = shape_of(self.model.path)
         if self.settings.padding_free and not goes_padding_free(self.model.path, self.settings.max_length):
             raise CourseError(
                 f"padding_free is true, and attention of {self.model.name} is not known to work so: leave it false"
             )
-        self.way = job.way.with_layers(self.shape, self.spec, self.gpu)
+        self.way = job.way.with_layers(self.model.path, self.spec, self.gpu)
         wanted = self.settings.dataset_id
         wanted = "bundled" if wanted == "auto" and self.model.bundled else wanted
         self.load_rows(wanted)
+        self.template = data.read_template(self.settings.template) or self.settings.template
 
     def load_rows(self, wanted: str) -> None:
-        """Read the rows: `rows`, `data_name`, and of rows of one's own a digest, since other rows are another run."""
-        seed, told, self.data_digest = self.settings.seed, self.job.how_to_read, ""
-        if wanted in data.COURSE_DATA:
-            self.rows, self.data_name = data.load_instructions(wanted, self.here, seed, **told)
-        else:
-            loaded = data.load_rows(wanted, **told)
-            self.rows, self.data_name = loaded.split(seed)
-            self.data_digest = loaded.understood.digest
+        """Read the rows: `rows`, `data_name`, and of rows of one's own what was understood, and a digest.
+
+        The digest stands for the rows in what makes this run this run: other rows are another one.
+        """
+        found = data.load_instructions(wanted, self.here, self.settings.seed, **self.job.how_to_read)
+        self.rows, self.data_name, understood = found
+        self.understood = [f"{what}: {words}" for what, words in understood.lines()] if understood else []
+        self.data_digest = understood.digest if understood else ""
 
     @property
     def spec(self) -> RunSpec:
@@ -71,12 +78,14 @@ class Training:
         at_once = f"at most {self.tokens_at_once:,} tokens" if self.settings.padding_free else self.settings.batch_size
         lines = [
             f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
-            f"{self.rows_per_step} rows, {at_once} at once"
+            f"{self.rows_per_step} rows, {at_once} at once",
+            *self.understood,
         ]
         if self.here.device == "cpu":
             lines.append("no GPU can be seen: it would train on the CPU; what follows is predicted for T4s")
         try:
-            found = predict(self.shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
+            shape = shape_of(self.model.path)
+            found = predict(shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
         except CannotPredict as unknown:
             return "\n".join([*lines, f"memory: no prediction ({unknown})"])
         for number, one in enumerate(found.each or (found,)):
@@ -84,7 +93,7 @@ class Training:
                 f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
                 f" of {total / 1e9:.2f} GB; predicted"
             )
-        whole = sum(weight_bytes(self.shape, self.settings.quant_type, self.settings.double_quant).values())
+        whole = sum(weight_bytes(shape, self.settings.quant_type, self.settings.double_quant).values())
         if way.name == "fsdp2" and whole > total:
             lines.append(
                 f"does not fit: each GPU quantizes all of the model, {whole / 1e9:.2f} GB, before it keeps its part"
@@ -96,25 +105,43 @@ class Training:
     @property
     def identity(self) -> dict:
         """What makes this run this run: another one gets other checkpoints, and another adapter."""
-        about = {"data": self.data_name, "rows": self.data_digest}
+        about = {"data": self.data_name, "rows": self.data_digest, "template": self.template}
         way = {"way": self.way.name, "gpus": self.way.gpus, "layers": self.way.layers}
         return vars(self.settings) | self.model.identity | about | way
 
     def run(self, callbacks=()) -> dict | None:
         """Train and save; what was found, in the first process, and None in the others."""
         from accelerate.utils import gather_object
-        from transformers import set_seed
+        from transformers import AutoTokenizer, set_seed
 
         from helpers.training import padding_free
 
+        if self.settings.checkpointing == "offload" and self.here.device == "cpu":
+            raise CourseError(
+                "checkpointing is 'offload', which needs a GPU, and none can be seen: set it to true or false"
+            )
         set_seed(self.settings.seed)
         folder = saving.checkpoint_folder(self.job.folder, **self.identity)
         last = saving.last_complete_checkpoint(folder, self.way.processes)
-        if not last and os.environ.get("RANK", "0") == "0":
+        first = os.environ.get("RANK", "0") == "0"
+        if last and int(last.name.partition("-")[2]) >= self.settings.max_steps:
+            recorded = self.recorded(folder)
+            if first:
+                kept = "its adapter stands there" if recorded else "its adapter is saved from that"
+                print(
+                    f"This training has taken its {self.settings.max_steps} steps: {last} is the last one, and {kept}"
+                )
+            if recorded:
+                return recorded if first else None
+        if not last and first:
             self.say_what_is_kept(folder)
-        model, tokenizer = self.load()
+        tokenizer = data.with_template(AutoTokenizer.from_pretrained(self.model.path), self.settings.template)
+        rows, said = self.used_rows(tokenizer)
+        for line in [*self.understood, *said] if first else []:
+            print(line)
+        model = self.load()
         before = self.heldout_loss(model, tokenizer)
-        trainer = self.trainer(model, tokenizer, callbacks)
+        trainer = self.trainer(model, tokenizer, rows, callbacks)
         begun = time.perf_counter()
         with padding_free(trainer, self.tokens_at_once) if self.settings.padding_free else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=last and str(last))
@@ -126,6 +153,7 @@ class Training:
             return None
         history = trainer.state.log_history
         found = {
+            "run": folder.name,
             "way": self.way.name, "gpus": self.way.gpus, "layers": list(self.way.layers), "machine": str(self.here),
             "model": self.model.name, "data": self.data_name, "rows_per_step": self.rows_per_step,
             "losses": [entry["loss"] for entry in history if "loss" in entry],
@@ -135,6 +163,17 @@ class Training:
         }  # fmt: skip
         write_whole(self.job.folder / "train.json", json.dumps(found | {"parameters": vars(self.settings)}, indent=1))
         return found
+
+    def recorded(self, folder) -> dict | None:
+        """What was recorded of this run, whose checkpoints lie in `folder`, if its record and its whole adapter are there."""
+        adapter = self.job.folder / "adapter"
+        about = saving.about_adapter(adapter)
+        try:
+            found = read_object(self.job.folder / "train.json")
+        except ValueError:  # it is not there
+            return None
+        own = found.get("run") == f"checkpoints-{about.get('run')}" == folder.name
+        return found if own and adapter_fault(adapter) is None else None
 
     def say_what_is_kept(self, folder) -> None:
         """One line, before hours go by, where another run's checkpoints lie beside `folder`, which this run has not begun yet."""
@@ -151,8 +190,8 @@ class Training:
         return self.settings.batch_size * self.settings.gradient_accumulation * self.way.processes
 
     def load(self):
-        """(model, tokenizer): the base in 4 bits, where this way wants it."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+        """The base in 4 bits, where this way wants it."""
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         repeat_kv_heads(self.here)
         dtype, rank = self.here.torch_dtype, self.gpus[0] if self.gpus else 0
@@ -163,14 +202,18 @@ class Training:
             bnb_4bit_compute_dtype=dtype,
             **self.way.quantization(dtype),
         )
-        where = self.way.device_map(self.shape.layers, self.shape.tied, rank, self.here.device)
+        layers, tied = 0, False
+        if self.way.name == "split":  # other ways need no formula of the model
+            shape = shape_of(self.model.path)
+            layers, tied = shape.layers, shape.tied
+        where = self.way.device_map(layers, tied, rank, self.here.device)
         base = AutoModelForCausalLM.from_pretrained(
             self.model.path, quantization_config=quantization, dtype=dtype, device_map=where
         )
-        tokenizer = AutoTokenizer.from_pretrained(self.model.path)
-        return keep_4bit_layout(base).eval(), data.with_template(tokenizer, self.settings.template)
+        require_targets(base, self.settings.target_modules)
+        return keep_4bit_layout(base).eval()
 
-    def trainer(self, model, tokenizer, callbacks=()):
+    def trainer(self, model, tokenizer, rows, callbacks=()):
         """TRL's trainer as this way needs it."""
         import torch
         from peft import LoraConfig
@@ -184,7 +227,7 @@ class Training:
         trainer = SFTTrainer(
             model=model,
             args=self.arguments(model),
-            train_dataset=self.used_rows(),
+            train_dataset=rows,
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 r=self.settings.rank,
@@ -196,7 +239,7 @@ class Training:
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
-        return self.way.after_building(stop_when_not_finite(adapters_to_float32(trainer)))
+        return self.way.after_building(stop_at_max_steps(stop_when_not_finite(adapters_to_float32(trainer))))
 
     def arguments(self, model):
         """SFTConfig: lesson 03's settings, and what this way adds."""
@@ -215,7 +258,7 @@ class Training:
             max_length=chosen.max_length,
             learning_rate=chosen.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=0.03,
+            warmup_steps=0.03 if chosen.max_steps > 1 else 0,  # of a single step it would be all, at a rate of 0
             weight_decay=0.0,
             max_grad_norm=0.3,
             optim=chosen.optimizer,
@@ -235,11 +278,42 @@ class Training:
             **self.way.arguments(model),
         )
 
-    def used_rows(self):
-        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them."""
-        rows = self.rows["train"].shuffle(seed=self.settings.seed)
-        used = rows.select(range(min(self.settings.max_steps * self.rows_per_step, len(rows))))
-        return used.map(data.to_chat, remove_columns=rows.column_names)
+    def used_rows(self, tokenizer) -> tuple[Any, list[str]]:
+        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them; and what is said of those left out.
+
+        TRL leaves out, without a word, a row whose question alone fills max_length. Were rows counted before that, those
+        left would be repeated while others are never used. And a pass over the rows has whole steps alone, so that each step has
+        the same rows whatever the way. CourseError, one line, if no row keeps a part of its answer, or too few for a step.
+        """
+        rows, longest = self.rows["train"].shuffle(seed=self.settings.seed), self.settings.max_length
+        kept: list[int] = []
+        too_long: list[int] = []
+        for number, row in enumerate(rows):
+            if len(kept) == self.settings.max_steps * self.rows_per_step:
+                break
+            asked = tokenizer.apply_chat_template(data.to_chat(row)["prompt"], add_generation_prompt=True)["input_ids"]
+            if len(asked) < longest:
+                kept.append(number)
+            else:
+                too_long.append(len(asked))
+        why = f"max_length = {longest} leaves nothing of their answers"
+        if not kept:
+            raise CourseError(
+                f"none of the {len(rows):,} rows can be learned: {why}; the shortest question alone takes {min(too_long):,} "
+                "tokens, so set it higher"
+            )
+        said = [f"left out: {len(too_long):,} of {len(kept) + len(too_long):,} rows, since {why}"] if too_long else []
+        whole, over = divmod(len(kept), self.rows_per_step)
+        if not whole and self.way.processes > 1:
+            raise CourseError(
+                f"a step takes {self.rows_per_step} rows, and there are {len(kept)}: lower batch_size or gradient_accumulation"
+            )
+        if (
+            whole and over
+        ):  # in the last step of each pass several processes would fill up theirs with rows of the first
+            said.append(f"left out: {over} of {len(kept):,} rows, so that all steps have {self.rows_per_step}")
+            kept = kept[:-over]
+        return rows.select(kept).map(data.to_chat, remove_columns=rows.column_names), said
 
     def heldout_loss(self, model, tokenizer) -> float:
         """On the same rows, in the same batches, in every process: what the trainer logs depends on who had which rows."""

@@ -13,13 +13,15 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
 
 Paths in it are relative to where the command is run. batch_size is what each process computes at once. Without a GPU, "ddp"
 and "fsdp2" train in processes on the CPU. A run that was killed goes on from its last whole checkpoint; other settings,
-another model or other rows are another run. A model in a folder is the same as long as its files hold the same, wherever
-they lie.
+another model, other rows or another template are another run. Nothing that this command did not write is replaced. Of rows
+too few for all steps each pass has whole steps alone, so that a step has the same rows whatever the way. A model in a folder
+is the same as long as its files hold the same, wherever they lie.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -27,6 +29,12 @@ from pathlib import Path
 from helpers import COURSE_ROOT, CourseError
 from helpers.commands import _job, _processes
 from helpers.machine import ALL_GPUS, gpus_for_processes
+
+# Variables by which launchers tell a process which one it is, of how many, and how it shall train: torch's, accelerate's, MPI's.
+LAUNCHERS = (
+    r"((LOCAL_|GROUP_|ROLE_|NODE_)?RANK|((LOCAL_|GROUP_|ROLE_)?WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|FORK_LAUNCHED|"
+    r"(TORCHELASTIC|PET|ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM|OMPI_COMM_WORLD|PMI|MV2_COMM_WORLD)_\w+)"
+)
 
 
 def add_arguments(parser):
@@ -45,10 +53,11 @@ def main(arguments) -> int:
     job.look()
     surroundings = around(job)
     if arguments.dry_run:
-        os.environ["CUDA_VISIBLE_DEVICES"] = surroundings["CUDA_VISIBLE_DEVICES"]
+        os.environ.clear()
+        os.environ.update(surroundings)
         print(job.outlook())
         return 0
-    with job.alone() as log:
+    with _processes.ending_in_order(), job.alone() as log:
         start(job, surroundings, log)
     return 0
 
@@ -80,8 +89,13 @@ def in_process(config: Path, words: Path) -> int:
 
 
 def around(job) -> dict[str, str]:
-    """The environment of the run's processes: its GPUs in sight, also where a lesson chose one; CourseError for too few."""
-    given = {name: value for name, value in os.environ.items() if name != ALL_GPUS}
+    """The environment of the run's processes: its GPUs in sight, also where a lesson chose one; CourseError for too few.
+
+    What another launcher or `accelerate config` left there would have them wait for processes that nobody starts, or train in
+    another way than the file says.
+    """
+    left = re.compile(LAUNCHERS)
+    given = {name: value for name, value in os.environ.items() if name != ALL_GPUS and not left.fullmatch(name)}
     there = gpus_for_processes()
     cores = max(2, os.cpu_count() or 1)
     if there and len(there) < job.way.gpus:

@@ -1,11 +1,11 @@
 """The instructions that a lesson trains on, of the course or of one's own, and the template that they are written in."""
 
 from helpers.data.instructions import (
-    COURSE_DATA,
     alpaca_prompt,
     licence_of_rows,
     load_instructions,
     look_at,
+    read_template,
     to_prompt_completion,
 )
 from helpers.data.layouts import parse_columns
@@ -25,7 +25,7 @@ __all__ = [
     "to_chat",  # a row as a question and an answer, for any template
     "with_template",  # a tokenizer with the template that a run trains and asks with
     "ends_of_answers",  # the tokens that end an answer
-    "COURSE_DATA",  # what dataset_id may say that is no rows of one's own
+    "read_template",  # the text of a file with a template
     "licence_of_rows",  # of the rows that the course knows
     "parse_columns",  # the column of each role, from "prompt=Question,completion=Answer"
     "DataError",  # rows that cannot be read

@@ -43,8 +43,9 @@ def licence_of_rows(name: str) -> str | None:
 
 
 def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **own):
-    """A DatasetDict with "train" and "heldout", columns instruction, input and output; and a line that names it.
+    """A DatasetDict with "train" and "heldout", columns instruction, input and output; a line that names it; what was understood.
 
+    The last is an Understood of rows of one's own, and None of those that the course knows.
     "auto" is tatsu-lab/alpaca on a GPU with a network and a model other than the bundled one, else the bundled
     instructions. Rows of one's own are split 9 to 1, copies and groups on one side; `own` are load_rows's columns,
     encoding, split and revision, of which Alpaca takes the revision. Raises DataError, one line.
@@ -58,30 +59,36 @@ def load_instructions(dataset_id: str = "auto", machine=None, seed: int = 0, **o
         try:
             return load_instructions("alpaca", machine, seed)
         except DataError as error:
-            rows, name = load_instructions("bundled")
-            return rows, f"{name}; in place of alpaca, since {error}"
+            rows, name, _ = load_instructions("bundled")
+            return rows, f"{name}; in place of alpaca, since {error}", None
     if dataset_id == "bundled":
         files = {split: BUNDLED_INSTRUCTIONS / f"{split}.jsonl" for split in ("train", "heldout")}
         changed = changed_asset(BUNDLED_INSTRUCTIONS)
         if changed:
             raise DataError(f"the bundled instructions: {changed}")
         rows = DatasetDict({split: _read_json_lines(file) for split, file in files.items()})
-        return rows, f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
+        return (
+            rows,
+            f"the bundled instructions, {len(rows['train'])} to learn and {len(rows['heldout'])} held out",
+            None,
+        )
     if dataset_id not in COURSE_DATA:
-        return load_rows(dataset_id, **own).split(seed)
+        loaded = load_rows(dataset_id, **own)
+        return *loaded.split(seed), loaded.understood
     revision = _revision(**own)
     parts = from_hub("tatsu-lab/alpaca", revision=revision)[0].train_test_split(test_size=0.1, seed=seed)
     rows = DatasetDict({"train": parts["train"], "heldout": parts["test"]})
     name = "tatsu-lab/alpaca (CC BY-NC 4.0)" + (f", revision {revision}" if revision else "")
-    return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out"
+    return rows, f"{name}, {len(rows['train'])} to learn and {len(rows['heldout'])} held out", None
 
 
 def look_at(
-    dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", template: str = "auto"
-) -> None:
+    dataset_id: str, columns="auto", encoding: str = "auto", split="auto", revision="auto", template: str = "auto",
+    output: Path | None = None,
+) -> None:  # fmt: skip
     """Raise DataError, one line, for rows that cannot be trained on, or a template that is not there; imports nothing heavy.
 
-    Looks at the first 20,000 rows.
+    Looks at the first 20,000 rows. `output` is the folder that the run writes to: it may not lie in a folder of rows.
     """
     read_template(template)
     _check_own(dataset_id, columns, encoding, split, revision)
@@ -92,6 +99,12 @@ def look_at(
     elif is_hub_id(dataset_id):
         look_at_hub(dataset_id, asked)
     else:
+        folder = Path(dataset_id).expanduser().resolve()
+        if output is not None and folder.is_dir() and output.resolve().is_relative_to(folder):
+            raise DataError(
+                f"output_dir, {output}, lies in the folder of rows {dataset_id!r}, and what the run writes there would be "
+                "read as rows: name another output_dir"
+            )
         for _ in Reading(dataset_id, columns, encoding, split, revision, LOOKED_AT):
             pass
 

@@ -31,7 +31,7 @@ def replace_folder(folder: Path, keep_old_as: Path | None = None):
             with open(file, "rb+") as written:
                 os.fsync(written.fileno())
         new.chmod(0o755)
-        if folder.exists():
+        if os.path.lexists(folder):
             os.replace(folder, keep_old_as or new.with_suffix(".old"))
         os.replace(new, folder)
     finally:

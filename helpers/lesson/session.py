@@ -72,7 +72,13 @@ class Run:
     def identity(self) -> dict:
         """What makes this run this run: settings, model and data. Another one gets other checkpoints, another adapter."""
         own = {"rows": self.data_digest} if self.data_digest else {}
+        own |= {"template": self.template_text} if self.template_text else {}
         return vars(self.settings) | self.model.identity | {"data": self.data_name} | own
+
+    @functools.cached_property
+    def template_text(self) -> str:
+        """The text of the learner's own template as it was when this was first asked; "" where there is none."""
+        return data.read_template(getattr(self.settings, "template", "auto"))
 
     @property
     def checkpoints(self) -> Path:
@@ -193,7 +199,8 @@ class Run:
         from helpers import training  # late: it imports torch
 
         settings = self.settings
-        return training.Cures(plan, self.machine, self.model.name, settings.cuda_graphs, settings.max_length)
+        graphs, length, targets = settings.cuda_graphs, settings.max_length, settings.target_modules
+        return training.Cures(plan, self.machine, self.model.name, graphs, length, targets)
 
     def templated(self, tokenizer, adapter: Path | None = None):
         """The tokenizer with the run's template: what the parameter `template` says, "auto" where a lesson has none.
@@ -254,7 +261,7 @@ def begin(
     if values.get("adapter_dir", "auto") != "auto":
         models.base_of(Path(values["adapter_dir"]).expanduser())
     if "dataset_id" in values:
-        data.look_at(values["dataset_id"], **_how_to_read(values))
+        data.look_at(values["dataset_id"], **_how_to_read(values), output=run.folder)
     if values.get("data_file", "auto") != "auto":
         run.csv_form, run.data_name = look_at_table(values["data_file"], values.get("encoding", "auto"))
     run.machine = machine.detect()
@@ -313,14 +320,12 @@ def _load_rows(run: Run, values: dict) -> dict:
     wanted, seed = values.get("dataset_id", "auto"), values.get("seed", 0)
     if wanted == "auto" and run.model is not None and run.model.bundled:
         wanted = "bundled"
-    if wanted in data.COURSE_DATA:
-        run.rows, run.data_name = data.load_instructions(wanted, run.machine, seed, **_how_to_read(values))
-        return {"data": run.data_name}
-    loaded = data.load_rows(wanted, **_how_to_read(values))
-    run.rows, run.data_name = loaded.split(seed)
-    run.data_digest = loaded.understood.digest
+    run.rows, run.data_name, understood = data.load_instructions(wanted, run.machine, seed, **_how_to_read(values))
     shown = {"data": run.data_name}
-    for what, words in loaded.understood.lines():
+    if understood is None:
+        return shown
+    run.data_digest = understood.digest
+    for what, words in understood.lines():
         shown[what] = f"{shown[what]}; {words}" if what in shown else words
     return shown
 

@@ -34,7 +34,7 @@ def predict(config, spec, gpu: str = "h200", gpus: int = 1, way: str | None = No
     not given, they are chosen so that the fullest GPU takes the least. Full sequences are assumed: padding only makes
     less. Raises CannotPredict for what cannot be predicted.
     """
-    way = _checked_way(gpus, way, layers)
+    way = checked_way(gpus, way, layers)
     shape, spec = shape_of(config), on_gpu(gpu, spec_of(spec))
     if way == "one":
         found = replayed(shape, spec, gpu)
@@ -43,19 +43,27 @@ def predict(config, spec, gpu: str = "h200", gpus: int = 1, way: str | None = No
     return dataclasses.replace(found, parts=dict(found.parts))
 
 
-def _checked_way(gpus: int, way: str | None, layers) -> str:
+def checked_way(gpus: int, way: str | None, layers) -> str:
     """The way, "one" or "ddp" where none is named; CannotPredict for one that does not go with the rest."""
     way = ("one" if gpus == 1 else "ddp") if way is None else way
-    if way not in WAYS or not is_count(gpus) or (way == "one") != (gpus == 1):
+    if not is_count(gpus):
+        raise CannotPredict(f"gpus is {gpus!r}; give a whole number from 1")
+    if way not in WAYS or (way == "one") != (gpus == 1):
         raise CannotPredict(f"way is {way!r} with gpus {gpus!r}; one goes with 1, and ddp, split, fsdp2 with 2 or more")
     if layers is not None and way != "split":
         raise CannotPredict(f"layers is {layers!r} with way {way!r}; only a split divides layers")
+    if layers is not None and (
+        not isinstance(layers, (list, tuple)) or not all(map(is_count, layers)) or len(layers) != gpus
+    ):
+        raise CannotPredict(
+            f"layers is {layers!r} for {gpus} GPUs; each GPU needs at least one, in a list of {gpus} numbers"
+        )
     return way
 
 
 def least_of(shape: Shape, spec: RunSpec, gpu: str, gpus: int = 1, way: str | None = None, layers=None) -> int:
     """Bytes that the fullest GPU takes at least: the same steps, with no block larger than what it holds."""
-    way = _checked_way(gpus, way, layers)
+    way = checked_way(gpus, way, layers)
     if way == "one":
         return least_peak(shape, spec, gpu)
     _refuse(spec, way)

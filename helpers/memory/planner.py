@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from helpers.machine import GIB
-from helpers.memory.across import even_layers, least_of, predict
+from helpers.memory.across import checked_way, even_layers, least_of, predict
 from helpers.memory.replay import Prediction
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
@@ -103,7 +103,7 @@ def plan(
     peak wins. `gpus`, `way` and `layers` are `predict`'s, and `budget_bytes` is what each GPU has; how a split divides its
     layers is settled once, for what is given. Raises DoesNotFit when nothing fits, CannotPredict for what cannot be predicted.
     """
-    shape = shape_of(config)
+    way, shape = checked_way(gpus, way, layers), shape_of(config)
     base = on_gpu(gpu, spec_of({"repeat_kv": gpu_named(gpu).kernels == "t4"} if spec is None else spec))
     if not isinstance(budget_bytes, (int, float)) or not 0 < budget_bytes < math.inf:
         raise CannotPredict(f"plan: budget_bytes is {budget_bytes!r}; give a number of bytes above 0")

@@ -7,6 +7,7 @@ product B A, float32, when its shape is first seen; and with "dequantized" the 4
 """
 
 import contextlib
+import fnmatch
 import functools
 import glob
 import json
@@ -248,6 +249,11 @@ def _check_out(out: Path, sources: tuple[Path, ...], overwrite: bool) -> None:
         raise MergeError(f"{out} is there already: name another folder, or say overwrite")
     if out.exists() and not (out / "config.json").is_file():
         raise MergeError(f"{out} is not the folder of a model, and is not overwritten: name another")
+    own = ("config.json", "*.safetensors", "*.safetensors.index.json", "README.md", *BESIDE, *TOKENIZER)
+    inside = sorted(place.name for place in out.iterdir()) if out.exists() else []
+    other = next((name for name in inside if not any(fnmatch.fnmatch(name, pattern) for pattern in own)), None)
+    if other:
+        raise MergeError(f"{out} holds {other}, which no merge wrote, and is not overwritten: name another")
 
 
 @contextlib.contextmanager

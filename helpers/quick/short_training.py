@@ -8,7 +8,7 @@ from helpers.files import whereabouts
 from helpers.models import Model, ModelError, base_of, recipe_for
 from helpers.quick.four_bits import load_4bit
 from helpers.saving import about_adapter, adapter_folder, last_complete_checkpoint
-from helpers.training import adapters_to_float32, stop_when_not_finite
+from helpers.training import adapters_to_float32, stop_at_max_steps, stop_when_not_finite
 
 
 def which_adapter(run) -> str:
@@ -138,7 +138,7 @@ def train_adapter(
             r=rank, lora_alpha=2 * rank, lora_dropout=lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    stop_when_not_finite(adapters_to_float32(trainer))
+    stop_at_max_steps(stop_when_not_finite(adapters_to_float32(trainer)))
     trainer.remove_callback(PrinterCallback)
     begun = time.perf_counter()
     last = last_complete_checkpoint(checkpoints) if save_steps else None
@@ -148,7 +148,8 @@ def train_adapter(
     with adapter_folder(folder, made_by, data, **settings) as new:
         trainer.model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if save_steps:  # else the folder of this name, if there is one, is somebody's own
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return {
         "train_loss": loss,
         "train_seconds": seconds,

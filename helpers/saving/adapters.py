@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -78,30 +79,46 @@ TRAINED = ("lesson 03", "train")  # what makes adapters that may have taken hour
 def adapter_folder(folder: Path, made_by: str, data: str, **run):
     """Yield an empty folder to save an adapter into; it becomes `folder` once what was saved is whole and on the disk.
 
-    What stood there goes only if the same run made it (the same model, data and settings); the adapter of another run
-    is kept beside it as NAME-1, NAME-2, ..., and a line says so. Raises CheckpointError, one line, for an adapter that
-    is not whole or cannot be written; then `folder` is as it was.
+    What stood there goes only if the same run made it (the same model, data and settings) and nobody changed it since;
+    anything else is kept beside it as NAME-1, NAME-2, ..., and a line says so. Raises CheckpointError, one line, for an
+    adapter that is not whole or cannot be written; then `folder` is as it was.
     """
     key, old = _key(run | {"data": data}), about_adapter(folder)
-    about = {"made_by": made_by, "data": data, "date": datetime.date.today().isoformat(), "run": key}
-    trained = old.get("made_by", "lesson 03") in TRAINED  # another lesson's was made in seconds
-    other = (folder / "adapter_config.json").is_file() and trained and old.get("run") != key
+    about: dict = {"made_by": made_by, "data": data, "date": datetime.date.today().isoformat(), "run": key}
+    replaceable = old.get("run") == key or old.get("made_by") not in TRAINED  # another lesson's was made in seconds
+    adapter = (folder / "adapter_config.json").is_file()
     names = (folder.with_name(f"{folder.name}-{n}") for n in range(1, 10_000))
-    kept = next(name for name in names if not name.exists()) if other else None
+    kept = None if replaceable and _is_as_written(folder, old) else next(n for n in names if not os.path.lexists(n))
     try:
         with replace_folder(folder, keep_old_as=kept) as new:
             yield new
+            about["files"] = _sums(new)
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             fault = adapter_fault(new)
             if fault:
                 raise CheckpointError(f"the adapter was not saved whole: {fault}. Run it again")
         if kept:
-            print(f"The adapter of an earlier run is kept: {kept.name}")
+            print(
+                f"{'The adapter of an earlier run' if adapter else f'What stood in {folder.name}'} is kept: {kept.name}"
+            )
     except OSError as error:
         if isinstance(error, CourseError):
             raise
         why = error.strerror or str(error)
         raise CheckpointError(f"the adapter could not be saved ({why}): make room, then run it again") from error
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 sum of each file in a folder, but of the course's own note."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / ABOUT)
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _is_as_written(folder: Path, about: dict) -> bool:
+    """Whether nothing is lost when a folder goes: it is not there, is empty, or holds what the course wrote and no more."""
+    if not os.path.lexists(folder):
+        return True
+    return folder.is_dir() and not folder.is_symlink() and _sums(folder) == about.get("files", {})
 
 
 def about_adapter(folder: Path) -> dict:

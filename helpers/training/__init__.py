@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING
 
 from helpers.training.cures import Cures
-from helpers.training.finite import require_finite_logits, stop_when_not_finite
-from helpers.training.planning import plan_training
+from helpers.training.finite import stop_when_not_finite
+from helpers.training.planning import goes_padding_free, plan_training
 from helpers.training.several import Way
+from helpers.training.targets import require_targets
 from helpers.training.workarounds import (
     adapters_to_float32,
-    fewer_walks,
     keep_4bit_layout,
-    liger_layers,
     repeat_kv_heads,
     right_dequantization,
+    stop_at_max_steps,
 )
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ __all__ = [
     "right_dequantization",  # cures a fault of bitsandbytes on some CPUs
     "adapters_to_float32",  # adapters in float32 for the gradient scaler
     "repeat_kv_heads",  # attention on a T4 without its slow kernel
-    "liger_layers",  # fused layers where a GPU has them
-    "fewer_walks",  # walk over the modules once a run, not once a step
+    "require_targets",  # no training without a layer that target_modules names
     "fuse_lora",  # adapters of one input as one operation
     "padding_free",  # batches without padding, in bounded memory
+    "goes_padding_free",  # whether a model can be trained so
     "recorded",  # CUDA graphs of a training step
-    "require_finite_logits",  # no training from a model that overflows
     "stop_when_not_finite",  # no training beyond a loss that is no number
+    "stop_at_max_steps",  # no step beyond the last one in a run that goes on
 ]
 
 

@@ -6,7 +6,14 @@ from helpers.models import bundled
 from helpers.records import measured_runs
 from helpers.training.finite import require_finite_logits, stop_when_not_finite
 from helpers.training.planning import TrainingPlan
-from helpers.training.workarounds import adapters_to_float32, fewer_walks, keep_4bit_layout, repeat_kv_heads
+from helpers.training.targets import require_targets
+from helpers.training.workarounds import (
+    adapters_to_float32,
+    fewer_walks,
+    keep_4bit_layout,
+    repeat_kv_heads,
+    stop_at_max_steps,
+)
 
 # (name, moment, what happens without it, the recipe of measurements/h200_speed.jsonl that adds it)
 CURES = (
@@ -37,8 +44,17 @@ def padding_free_saves() -> tuple[float, float]:
 class Cures:
     """The cures of one run, at their four moments; `plain` leaves all out but those without which nothing runs."""
 
-    def __init__(self, plan: TrainingPlan, machine, model_name: str, cuda_graphs="auto", max_length: int = 512):
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        machine,
+        model_name: str,
+        cuda_graphs="auto",
+        max_length: int = 512,
+        targets="all-linear",
+    ):
         self.plan, self.machine, self.model_name, self.max_length = plan, machine, model_name, max_length
+        self.targets = targets  # the run's target_modules
         self.graphs = plan.record_graphs(machine, cuda_graphs)
         self.shapes: list = []  # (rows, tokens) of the recorded graphs, once training has begun
 
@@ -96,7 +112,11 @@ class Cures:
             repeat_kv_heads(self.machine)
 
     def after_loading(self, model, tokenizer=None, texts=()):
-        """keep_4bit_layout, then require_finite_logits on `texts`; returns the model. Raises NotFinite, one line."""
+        """keep_4bit_layout, then require_finite_logits on `texts`; returns the model.
+
+        Raises CourseError, one line, for logits that are not finite, and for target_modules that the model has not.
+        """
+        require_targets(model, self.targets)
         keep_4bit_layout(model)
         if texts and not self.plan.plain:
             require_finite_logits(model, tokenizer, list(texts), self.model_name, self.max_length)
@@ -115,7 +135,8 @@ class Cures:
 
     @contextlib.contextmanager
     def while_training(self, trainer):
-        """A context around `train()`: fewer_walks, padding_free or recorded, and advice when memory runs out."""
+        """A context around `train()`: fewer_walks, padding_free or recorded, advice when memory runs out, no step too many."""
+        stop_at_max_steps(trainer)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.plan.guarded())
             if not self.plan.plain:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from helpers import CourseError
 from helpers.memory import (
     GPUS,
     CannotPredict,
@@ -197,6 +198,10 @@ def plan_training(
     Raises OutOfMemory, with the settings to change, if nothing fits.
     """
     on_gpu = machine.device == "cuda"
+    if settings.checkpointing == "offload" and not on_gpu:
+        raise CourseError(
+            'checkpointing = "offload" needs a GPU, and none can be seen: set it to True, False or "auto"'
+        )
     own = on_gpu and not model.bundled
     values = SimpleNamespace(**(vars(settings) if own else vars(settings) | RECIPES["other"]))
     gpu, budget = (gpu_of(machine.name), machine.gpu_bytes) if on_gpu else ("t4", GPUS["t4"].total_bytes)

@@ -12,11 +12,14 @@ import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from helpers import CourseError
 from helpers.memory import CannotPredict, RunSpec, predict, shape_of
 from helpers.training.divided import checkpoints_in_parts, divide_on_a_cpu, gather_bits
+
+NO_SETTINGS = Path(__file__).with_name("no_settings.json")  # for accelerate's launcher: all is said on its command line
 
 
 class SeveralError(CourseError):
@@ -41,7 +44,9 @@ class Way:
             raise SeveralError(
                 f"way is {self.name!r} with gpus {self.gpus}; one goes with 1, the others with 2 or more"
             )
-        if self.layers and (self.name != "split" or len(self.layers) != self.gpus or min(self.layers) < 1):
+        if self.layers and self.name != "split":
+            raise SeveralError(f"layers is {list(self.layers)} with way {self.name!r}; only a split divides layers")
+        if self.layers and (len(self.layers) != self.gpus or min(self.layers) < 1):
             raise SeveralError(
                 f"layers is {list(self.layers)} for {self.gpus} GPUs; a split gives at least one to each"
             )
@@ -53,14 +58,23 @@ class Way:
         """
         if self.name != "split":
             return self
+        self.require_layers(shape_of(config).layers)
         if self.layers:
-            self.device_map(shape_of(config).layers, shape_of(config).tied)
             return self
         try:
             return dataclasses.replace(self, layers=predict(config, spec, gpu, self.gpus, "split").layers)
         except CannotPredict:
             share, more = divmod(shape_of(config).layers, self.gpus)
             return dataclasses.replace(self, layers=(share,) * (self.gpus - more) + (share + 1,) * more)
+
+    def require_layers(self, layers: int) -> None:
+        """Raise SeveralError where a model of so many layers cannot be split like this."""
+        if self.layers and sum(self.layers) != layers:
+            raise SeveralError(f"layers is {list(self.layers)}, {sum(self.layers)} in all; the model has {layers}")
+        if self.gpus > layers:
+            raise SeveralError(
+                f"gpus is {self.gpus} with way 'split', and the model has {layers} layers: each GPU needs one"
+            )
 
     @property
     def processes(self) -> int:
@@ -91,8 +105,7 @@ class Way:
             return {"": "cpu"}
         if self.name != "split":
             return {"": rank}
-        if sum(self.layers) != layers:
-            raise SeveralError(f"layers is {list(self.layers)}, {sum(self.layers)} in all; the model has {layers}")
+        self.require_layers(layers)
         last = self.gpus - 1
         places = [gpu for gpu, count in enumerate(self.layers) for _ in range(count)]
         where = {f"model.layers.{i}": gpu for i, gpu in enumerate(places)}
@@ -130,11 +143,17 @@ class Way:
         It is accelerate's own launcher (`accelerate launch`), for one process Python itself. A notebook cannot train in
         several processes by itself: accelerate's notebook_launcher refuses once bitsandbytes has been imported, which
         importing SFTTrainer does. The launcher is told multi_gpu on a CPU as well, where it starts the same processes; told
-        cpu, it starts one alone (accelerate 1.15, without MPI). Port 0 takes any that is free.
+        cpu, it starts one alone (accelerate 1.15, without MPI). Port 0 takes any that is free. Without a file of settings named
+        it would take the one that `accelerate config` once wrote, whatever that says of GPUs and ways.
         """
         if self.processes == 1:
             return [sys.executable, *words]
-        told: dict[str, int | str] = {"num_processes": self.processes, "num_machines": 1, "main_process_port": 0}
+        told: dict[str, int | str] = {
+            "config_file": str(NO_SETTINGS),
+            "gpu_ids": "all",
+            "num_processes": self.processes,
+        }
+        told |= {"num_machines": 1, "main_process_port": 0}
         told |= {"mixed_precision": "no", "dynamo_backend": "no", "num_cpu_threads_per_process": 1}
         options = [word for name, value in told.items() for word in (f"--{name}", str(value))]
         return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *words]

@@ -116,3 +116,19 @@ def fewer_walks(trainer):
         yield
     finally:
         del model.parameters, model.train, trainer.floating_point_ops
+
+
+def stop_at_max_steps(trainer):
+    """Have `train()` take no step beyond `max_steps`, whatever checkpoint it goes on from; returns the trainer.
+
+    transformers asks behind a step whether it was the last one, and never before a step. So a run that goes on from the
+    checkpoint of its last step, in the middle of an epoch, takes one step more each time. Without batches there is none to
+    take.
+    """
+    batches = trainer.get_batch_samples
+
+    def none_beyond(*words, **more):
+        return ([], None) if trainer.state.global_step >= trainer.state.max_steps else batches(*words, **more)
+
+    trainer.get_batch_samples = none_beyond
+    return trainer

@@ -207,3 +207,78 @@ def test_on_a_cpu_there_are_no_more_processes_than_cores_and_a_split_is_one(conf
     assert train.around(_job.Job.read(config('way = "split"\ngpus = 5')))["CUDA_VISIBLE_DEVICES"] == ""
     with pytest.raises(CourseError, match="gpus is 5; no GPU can be seen, and 4 processes at most"):
         train.around(_job.Job.read(config('way = "ddp"\ngpus = 5')))
+
+
+# --- what other launchers left -------------------------------------------------------------------------------------
+
+LEFT = {
+    "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "ROLE_RANK": "1",
+    "ROLE_WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "FORK_LAUNCHED": "1",
+    "TORCHELASTIC_RUN_ID": "none", "PET_NPROC_PER_NODE": "4", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1",
+    "ACCELERATE_USE_DEEPSPEED": "true", "OMPI_COMM_WORLD_SIZE": "2", "PMI_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "fp8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "way", ['way = "one"', 'way = "ddp"\ngpus = 2', 'way = "split"\ngpus = 2', 'way = "fsdp2"\ngpus = 2']
+)
+def test_variables_that_another_launcher_left_do_not_reach_the_processes(config, monkeypatch, way):
+    monkeypatch.setattr(hardware, "gpus_of_driver", lambda: ())
+    job = _job.Job.read(config(way))
+    before = train.around(job)
+    for name, value in LEFT.items():
+        monkeypatch.setenv(name, value)
+    assert train.around(job) == before
+    for kept in ("RANKS", "HF_HOME", "OMP_NUM_THREADS", "MY_RANK", "PETS"):
+        monkeypatch.setenv(kept, "3")
+        assert train.around(job)[kept] == "3"
+
+
+def test_a_training_alone_begins_where_a_launcher_left_its_variables(config, tmp_path):
+    file = config('model_id = "bundled"\nmax_steps = 1\nbatch_size = 2\nrank = 4\neval_rows = 4\nmax_length = 64')
+    left = {name: LEFT[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    done = helpers("train", str(file), CUDA_VISIBLE_DEVICES="", **left)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "adapter").is_dir()
+
+
+STANDS_IN = """
+import json, os, sys
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+told = {n: v for n, v in os.environ.items() if n in names or n.startswith(("ACCELERATE_", "FSDP_", "NCCL"))}
+open(os.path.join(sys.argv[1], os.environ["RANK"]), "w").write(json.dumps([told, sys.argv[2:]], sort_keys=True))
+"""
+SETTINGS = {
+    "none": None,
+    "empty": "",
+    "no YAML": "[",
+    "one GPU": "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\ngpu_ids: '1'\nnum_processes: 1\n",
+    "FSDP": "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 3\ndebug: true\n"
+    "num_machines: 2\nmain_process_ip: 10.0.0.1\nmain_process_port: 29501\nfsdp_config:\n  fsdp_version: 1\n",
+}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """For each file of settings of the user's, what the processes are told that the real launcher starts."""
+    found = {}
+    for name, text in SETTINGS.items():
+        home = tmp_path_factory.mktemp("home")
+        (home / "accelerate").mkdir()
+        (home / "said").mkdir()
+        if text is not None:
+            (home / "accelerate" / "default_config.yaml").write_text(text)
+        (home / "stands_in.py").write_text(STANDS_IN)
+        command = Way("ddp", 2).command(str(home / "stands_in.py"), str(home / "said"), "--rank", "3")
+        around = os.environ | {"HF_HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, capture_output=True, text=True, env=around, timeout=200)
+        assert done.returncode == 0, (name, done.stderr)
+        found[name] = {file.name: file.read_text() for file in (home / "said").iterdir()}
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_file_of_the_users_changes_what_is_started(started, name):
+    assert sorted(started[name]) == ["0", "1"]
+    assert all('["--rank", "3"]' in said for said in started[name].values())
+    assert started[name] == started["none"]

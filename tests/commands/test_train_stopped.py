@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -100,9 +101,9 @@ from pathlib import Path
 
 first, words = os.environ["RANK"] == "1", Path(sys.argv[-1])
 what = sys.argv[1]
-if what == "killed" and first:
-    os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(0 if first else 0.5)
+if first and what in ("SIGKILL", "SIGTERM"):
+    os.kill(os.getpid(), getattr(signal, what))
+time.sleep(0 if first else 60 if what == "waits" else 0.5)
 if what != "silent":
     (words / os.environ["RANK"]).write_text("rows are missing" if first else "training stopped: RuntimeError: reset by peer")
 sys.exit(1)
@@ -113,10 +114,12 @@ sys.exit(1)
     ("what", "said"),
     [
         (
-            "killed",
+            "SIGKILL",
             r"^training stopped: a process of it was killed \(SIGKILL, as the system does when memory runs out\)",
         ),
+        ("SIGTERM", r"^training stopped: a process of it was killed \(SIGTERM\)"),
         ("refused", r"^rows are missing$"),
+        ("waits", r"^rows are missing$"),
         ("silent", r"^training stopped: .*\w.*; .*train\.log has all of it$"),
     ],
 )
@@ -162,7 +165,7 @@ def test_two_trainings_in_one_folder_are_not_begun(tmp_path):
         said = second.communicate(timeout=60)[1]
     assert second.returncode == 2
     assert f"another training writes to {tmp_path / 'out'}: wait for it, or name another output_dir" in said
-    assert (tmp_path / "out" / "train.log").read_text() == "the first one's"
+    assert (tmp_path / "out" / "train.log").read_text() == f"{_processes.LOG_HEAD}the first one's"
     with _job.Job.read(config).alone():  # it is let go
         pass
 
@@ -194,3 +197,111 @@ def test_all_processes_go_by_the_file_as_it_was_when_the_command_began(tmp_path)
     with open(tmp_path / "log", "w") as log:
         train.start(job, ENV, log)
     assert "seed = 7" in seen.read_text()
+
+
+# --- what she had before -------------------------------------------------------------------------------------------
+
+
+def holding(folder: Path) -> dict[str, bytes]:
+    """All files in a folder, by name, with what they hold."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.json", '[{"question": "Who?", "answer": "Her."}]'),
+        ("train.json", '{"way": "home"}'),
+        ("train.json", ""),
+        ("train.log", "She measured this.\n"),
+        ("train.log", ""),
+        (".training", "her notes on training"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["to train", "dry run"])
+def test_a_file_that_the_command_would_replace_and_did_not_write_is_refused(
+    tmp_path, monkeypatch, name, content, words
+):
+    config = write(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(content)
+    before = holding(tmp_path)
+    monkeypatch.setattr(train, "start", lambda *words: pytest.fail("it was started"))
+    arguments = SimpleNamespace(config=str(config), process=None, dry_run=bool(words))
+    with pytest.raises(CourseError, match=rf"out/{name} was not written by this command.*name another output_dir"):
+        train.main(arguments)
+    assert holding(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["", "out", "deep/er"], ids=["the folder itself", "in it", "deep in it"])
+def test_an_output_folder_among_the_rows_is_refused(tmp_path, monkeypatch, out):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "a.json").write_text('[{"question": "Who?", "answer": "Her."}]')
+    config = write(tmp_path, f'dataset_id = "{rows}"\n')
+    config.write_text(config.read_text().replace(str(tmp_path / "out"), str(rows / out)))
+    with pytest.raises(CourseError, match="lies in the folder of rows .*: name another output_dir"):
+        _job.Job.read(config).look()
+    assert list(holding(rows)) == ["a.json"]
+
+
+def test_rows_may_lie_in_the_output_folder_and_what_a_run_wrote_is_replaced(tmp_path):
+    out = tmp_path / "out"
+    (out / "adapter").mkdir(parents=True)
+    (out / "adapter" / "thesis.txt").write_text("All of it.")
+    (out / "rows.json").write_text(json.dumps([{"question": f"What is {n}?", "answer": f"{n}"} for n in range(40)]))
+    config = write(tmp_path, f'dataset_id = "{out / "rows.json"}"\nmax_steps = 1\n')
+    before = holding(out)
+    for _ in range(2):
+        done = command(config)
+        said = done.communicate(timeout=120)
+        assert done.returncode == 0, said[1]
+    assert adapter_fault(out / "adapter") is None
+    after = holding(out)
+    assert after["adapter-1/thesis.txt"] == before["adapter/thesis.txt"]
+    assert after["rows.json"] == before["rows.json"]
+    assert not (out / "adapter-2").exists()
+    _job.Job.read(config).look()  # its own train.json and train.log do not stand in its way
+
+
+# --- ended from outside --------------------------------------------------------------------------------------------
+
+
+def begun(tmp_path, name: str, **more) -> subprocess.Popen:
+    """A training of two processes that has begun, whose temporary files lie in the folder "tmp"."""
+    (tmp_path / "tmp").mkdir()
+    config = write(tmp_path, 'way = "ddp"\ngpus = 2\nmax_steps = 6\n')
+    words = [sys.executable, "-m", "helpers", "train", str(config)]
+    around = ENV | {"TMPDIR": str(tmp_path / "tmp")}
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=around, **more)
+    while len(psutil.Process(running.pid).children(recursive=True)) < 3:
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.kill(running.pid, getattr(signal, name))
+    return running
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_command_that_is_told_to_end_leaves_no_process_and_no_temporary_folder(tmp_path, name):
+    running = begun(tmp_path, name)
+    assert running.wait(timeout=60) == 128 + getattr(signal, name)
+    left = [place.name for place in (tmp_path / "tmp").iterdir() if not place.name.startswith(("course-rows", "torch"))]
+    assert left == []
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert mine == []
+
+
+def test_under_nohup_a_hangup_ends_nothing(tmp_path):
+    running = begun(tmp_path, "SIGHUP", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert running.wait(timeout=200) == 0
+    assert adapter_fault(tmp_path / "out" / "adapter") is None
+
+
+def test_a_training_whose_words_nobody_reads_ends_well(tmp_path):
+    config = write(tmp_path, "max_steps = 1\n")
+    read, write_end = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "helpers", "train", str(config)]
+    done = subprocess.run(words, stdout=write_end, stderr=subprocess.PIPE, text=True, env=ENV)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "train.json").is_file()

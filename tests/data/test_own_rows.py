@@ -90,7 +90,7 @@ def said(understood) -> str:
 
 
 def test_the_bundled_rows_and_their_split_are_those_of_the_files_in_their_order():
-    rows, name = load_instructions("bundled")
+    rows, name, _ = load_instructions("bundled")
     assert name == "the bundled instructions, 1600 to learn and 256 held out"
     for split in ("train", "heldout"):
         lines = (BUNDLED_INSTRUCTIONS / f"{split}.jsonl").read_bytes().split(b"\n")
@@ -443,7 +443,7 @@ def test_a_large_json_array_is_told_to_become_json_lines(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [12, 2])
 def test_few_rows_are_split_and_one_row_is_told_why_not(tmp_path, count):
-    rows, _ = load_instructions(written(tmp_path, ROWS[:count]))
+    rows, *_ = load_instructions(written(tmp_path, ROWS[:count]))
     assert len(rows["train"]) + len(rows["heldout"]) == count
     with pytest.raises(DataError, match="1 row to use: at least 2 are needed"):
         load_instructions(written(tmp_path, ROWS[:1]))

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def test_graphs_train_the_same_adapters(tmp_path, monkeypatch, rules):
     monkeypatch.syspath_prepend(COURSE_ROOT / "tests")
     from helpers.machine import detect
-    from helpers.training import fewer_walks, fuse_lora, recorded
+    from helpers.training import fuse_lora, recorded
+    from helpers.training.workarounds import fewer_walks
     from tests.training.test_graphs import losses, trainer_of
 
     monkeypatch.setenv("COURSE_T4_RULES", rules)

@@ -130,16 +130,31 @@ def test_a_split_takes_half_of_one_gpu_copies_a_little_more_and_divided_weights_
         ({"gpus": 2, "way": "one"}, "one goes with 1"),
         ({"gpus": 1, "way": "split"}, "one goes with 1"),
         ({"gpus": 2, "way": "dp"}, "way is 'dp'"),
-        ({"gpus": 0}, "gpus 0"),
+        ({"gpus": 0}, "gpus is 0"),
         ({"gpus": 2, "way": "ddp", "layers": (16, 16)}, "only a split divides layers"),
         ({"gpus": 2, "way": "split", "layers": (16, 17)}, "the model has 32"),
         ({"gpus": 2, "way": "split", "layers": (32, 0)}, "each GPU needs at least one"),
+        ({"gpus": -1}, "gpus is -1; give a whole number from 1"),
+        ({"gpus": -1, "way": "split"}, "gpus is -1; give a whole number from 1"),
+        ({"gpus": None}, "gpus is None"),
+        ({"gpus": None, "way": "fsdp2"}, "gpus is None"),
+        ({"gpus": 2.0}, "gpus is 2.0"),
+        ({"gpus": "2"}, "gpus is '2'"),
+        ({"gpus": True}, "gpus is True"),
+        ({"gpus": 2, "way": "split", "layers": [12, 10, 10]}, "for 2 GPUs"),
+        ({"gpus": 2, "way": "split", "layers": [32]}, "for 2 GPUs"),
+        ({"gpus": 2, "way": "split", "layers": 5}, "layers is 5 for 2 GPUs"),
+        ({"gpus": 2, "way": "split", "layers": "16"}, "layers is '16' for 2 GPUs"),
+        ({"gpus": 2, "way": "split", "layers": [[16], [16]]}, "for 2 GPUs"),
+        ({"gpus": 2, "way": "split", "layers": [16.0, 16.0]}, "for 2 GPUs"),
+        ({"gpus": 2, "way": "split", "layers": []}, "for 2 GPUs"),
         ({"gpus": 33, "way": "split"}, "the model has 32 layers"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(given, said):
+@pytest.mark.parametrize("plans", [False, True], ids=["predicted", "planned"])
+def test_what_cannot_be_is_refused_in_one_line(given, said, plans):
     with pytest.raises(CannotPredict, match=said) as refused:
-        predict(MISTRAL, LEAN, "t4", **given)
+        plan(MISTRAL, int(T4_BYTES), LEAN, gpu="t4", **given) if plans else predict(MISTRAL, LEAN, "t4", **given)
     assert "\n" not in str(refused.value)
 
 

@@ -440,9 +440,17 @@ def test_existing_output_is_kept_unless_told_otherwise(base, adapter, tmp_path):
     refused(base, adapter, out, "is not the folder of a model", overwrite=True)
     assert (out / "mine.txt").read_text() == "mine"
     (out / "config.json").write_text("{}")
-    merge_adapter(base, adapter, out, overwrite=True, progress=False)
-    assert_same(out, by_peft(base, adapter))
-    assert not (out / "mine.txt").exists()
+    for name in ("mine.txt", "train.py", "rows"):
+        refused(base, adapter, out, "holds mine.txt, which no merge wrote", overwrite=True)
+        (out / name).mkdir() if name == "rows" else (out / name).write_text("mine")
+    for name in ("mine.txt", "train.py"):
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    refused(base, adapter, out, "holds rows, which no merge wrote", overwrite=True)
+    (out / "rows").rmdir()
+    for _ in range(2):  # the second time over what the first one wrote
+        merge_adapter(base, adapter, out, overwrite=True, progress=False)
+        assert_same(out, by_peft(base, adapter))
     before = (base / "model.safetensors").read_bytes()
     for place in (base, base.parent, adapter):
         with pytest.raises(MergeError, match="holds the base or the adapter"):

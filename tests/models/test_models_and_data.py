@@ -119,7 +119,7 @@ def test_the_prompt_ends_where_the_answer_begins_a_line():
 def test_a_file_of_json_lines_is_read_and_split(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps({"instruction": f"say {i}", "output": str(i)}) for i in range(20)))
-    rows, name = data.load_instructions(str(file))
+    rows, name, _ = data.load_instructions(str(file))
     assert (len(rows["train"]), len(rows["heldout"]), rows["train"][0]["input"]) == (18, 2, "")
     assert str(tmp_path) not in name
 
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_instructions_gets_one_line(tmp_path, text, words):
 def test_no_network_gives_one_line_for_alpaca_and_the_bundled_rows_for_auto():
     with pytest.raises(data.DataError, match="cannot be fetched"):
         data.load_instructions("alpaca")
-    rows, name = data.load_instructions("auto", GPU)
+    rows, name, _ = data.load_instructions("auto", GPU)
     assert "bundled" in name
     assert "cannot be fetched" in name
     assert len(rows["train"]) > 1000

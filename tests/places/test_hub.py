@@ -359,7 +359,7 @@ import json
 from helpers.data import DataError, load_instructions
 
 try:
-    rows, name = load_instructions("alpaca")
+    rows, name, _ = load_instructions("alpaca")
     told = {"name": name, "columns": rows["train"].column_names, "first": rows["train"][0]}
     told |= {"rows": [len(rows["train"]), len(rows["heldout"])]}
 except DataError as error:

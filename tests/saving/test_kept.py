@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import CourseError
-from helpers.files import folders
+from helpers.files import adapter_fault, folders
 from helpers.lesson import session as results
 from helpers.saving import adapters as checkpoints
 
@@ -165,6 +165,68 @@ def test_an_adapter_of_the_first_release_is_kept_and_one_made_in_seconds_is_not(
     save(tmp_path / "quick", made_by="lesson 04, in a short training,")
     save(tmp_path / "quick", rank=8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "adapter-1", "quick"]
+
+
+def a_folder_of_hers(folder):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "thesis.txt").write_text("hers")
+
+
+def a_pickled_adapter(folder):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.bin").write_text("hers")
+
+
+def a_file_of_hers(folder):
+    (folder / "adapter").write_text("hers")
+
+
+def a_link_of_hers(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "thesis.txt").write_text("hers")
+    (folder / "adapter").symlink_to(folder / "elsewhere", target_is_directory=True)
+
+
+def a_file_beside_the_adapters(folder):
+    save(folder / "adapter")
+    (folder / "adapter" / "notes.txt").write_text("hers")
+
+
+def a_card_written_anew(folder):
+    save(folder / "adapter", made_by="lesson 04, in a short training,")
+    (folder / "adapter" / "adapter_config.json").write_text("hers")
+
+
+HERS = [
+    a_folder_of_hers,
+    a_pickled_adapter,
+    a_file_of_hers,
+    a_link_of_hers,
+    a_file_beside_the_adapters,
+    a_card_written_anew,
+]
+
+
+@pytest.mark.parametrize("put", HERS)
+@pytest.mark.parametrize("made_by", ["lesson 03", "lesson 04, in a short training,"])
+def test_what_the_course_did_not_write_is_kept(tmp_path, capsys, put, made_by):
+    (tmp_path / "adapter-1").symlink_to(tmp_path / "nowhere")  # that name is taken, though nothing is there
+    put(tmp_path)
+    save(tmp_path / "adapter", made_by)
+    kept = tmp_path / "adapter-2"
+    held = [kept] if kept.is_file() else [file for file in kept.iterdir() if file.is_file()]
+    assert "hers" in [file.read_text(errors="replace") for file in held]
+    assert capsys.readouterr().out.endswith("is kept: adapter-2\n")
+    assert adapter_fault(tmp_path / "adapter") is None
+    save(tmp_path / "adapter", made_by)
+    assert not (tmp_path / "adapter-3").exists()
+
+
+def test_an_empty_folder_is_nobodys(tmp_path, capsys):
+    (tmp_path / "adapter").mkdir()
+    save(tmp_path / "adapter")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_not_whole_does_not_take_the_place_of_what_is(tmp_path):

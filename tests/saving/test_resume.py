@@ -1,6 +1,7 @@
 """A training process is killed and its run goes on from the last whole checkpoint, to the very same adapter."""
 
 import ast
+import contextlib
 import inspect
 import json
 import os
@@ -10,12 +11,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import COURSE_ROOT
+from helpers.data import load_instructions
 from helpers.files import safetensors_header
+from helpers.machine import detect
+from helpers.models import bundled
+from helpers.quick import train_adapter
 from helpers.saving import checkpoint_fault, last_complete_checkpoint
+from helpers.training import Cures, stop_at_max_steps
 from tests.saving.cutting import cut
 
 STEPS, EVERY = 10, 2
@@ -133,3 +140,70 @@ def test_the_header_of_a_safetensors_file_ends_where_the_tensors_begin(killed):
     tensors = load_file(file)
     assert set(header) - {"__metadata__"} == set(tensors)
     assert file.stat().st_size == begin + sum(t.nbytes for t in tensors.values())
+
+
+# --- a run that had taken its last step ----------------------------------------------------------------------------
+
+
+def trainer_of(folder, rows: int, max_steps: int, accumulation: int = 1):
+    """transformers' own trainer of a model with one number, which saves each of its steps."""
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    class OneNumber(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.number = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, labels):
+            return {"loss": ((self.number - labels) ** 2).mean()}
+
+    arguments = TrainingArguments(
+        str(folder), max_steps=max_steps, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation,
+        save_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    data = [{"x": torch.zeros(1), "labels": torch.ones(1) * n} for n in range(rows)]
+    trainer = Trainer(OneNumber(), arguments, train_dataset=data)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+SPLIT = [(6, 4, 1), (6, 3, 1), (6, 5, 1), (14, 3, 2), (14, 6, 2), (3, 7, 4)]  # rows, steps, batches to a step
+
+
+@pytest.mark.parametrize(("rows", "steps", "accumulation"), SPLIT)
+@pytest.mark.parametrize("back", [0, 1], ids=["from its last step", "from the step before"])
+def test_a_run_that_goes_on_ends_at_max_steps_wherever_its_epoch_ends(tmp_path, rows, steps, accumulation, back):
+    first = trainer_of(tmp_path, rows, steps, accumulation)
+    assert first.train().global_step == steps
+    again = stop_at_max_steps(trainer_of(tmp_path, rows, steps, accumulation))
+    assert again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps - back}")).global_step == steps
+    assert again.model.number.item() == first.model.number.item()
+    assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [
+        entry["step"] for entry in first.state.log_history if "loss" in entry
+    ]
+
+
+def test_transformers_takes_a_step_too_many(tmp_path, still_needed):
+    trainer_of(tmp_path, 6, 4).train()
+    beyond = trainer_of(tmp_path, 6, 4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")).global_step
+    still_needed(beyond > 4, "transformers ends where max_steps says: drop stop_at_max_steps")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_lesson_03_takes_no_step_too_many(tmp_path, plain):
+    trainer_of(tmp_path, 6, 4).train()
+    plan = SimpleNamespace(
+        plain=plain, max_tokens=None, guarded=contextlib.nullcontext, record_graphs=lambda *words: False
+    )
+    again = trainer_of(tmp_path, 6, 4)
+    with Cures(plan, None, "a model").while_training(again):
+        assert again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")).global_step == 4
+
+
+def test_a_training_that_writes_no_checkpoints_deletes_no_folder_of_their_name(tmp_path):
+    (tmp_path / "adapter-checkpoints").mkdir()
+    (tmp_path / "adapter-checkpoints" / "hers.txt").write_text("hers")
+    rows = load_instructions("bundled")[0]["train"].select(range(4))
+    train_adapter(bundled(), detect(), rows, tmp_path / "adapter", steps=1, batch_size=2)
+    assert [file.name for file in (tmp_path / "adapter-checkpoints").iterdir()] == ["hers.txt"]

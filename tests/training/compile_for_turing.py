@@ -58,7 +58,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from transformers.models.llama import modeling_llama  # noqa: E402
 
 from helpers.models import BUNDLED_MODEL  # noqa: E402
-from helpers.training import liger_layers  # noqa: E402
+from helpers.training.workarounds import liger_layers  # noqa: E402
 from tests.training.test_turing import T4  # noqa: E402
 
 patched = liger_layers(str(BUNDLED_MODEL), T4)

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.machine import detect
 from helpers.models import BUNDLED_MODEL
-from helpers.training import liger_layers
+from helpers.training.workarounds import liger_layers
 
 T4 = replace(detect(), device="cuda", name="Tesla T4", capability=(7, 5))
 

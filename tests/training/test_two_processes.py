@@ -3,13 +3,15 @@
 All trainings of two processes go through one pair of them, one after the other; starting a pair takes longer than training.
 """
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.memory import RunSpec, predict
-from helpers.models import PRESETS
+from helpers.models import BUNDLED_MODEL, PRESETS
 from helpers.training import Way
 from helpers.training.several import SeveralError
 from tests.training.several_job import train as train_here
@@ -40,10 +42,25 @@ def pairs(folder):
         name: SeveralRun(folder / name.replace(" ", "-"), way, fault, **LORA | dict(*more))
         for name, (way, fault, *more) in PAIRS.items()
     }
+    runs |= {f"few rows, {way}": SeveralRun(folder / f"few-{way}", way, **few_rows(folder)) for way in ("ddp", "fsdp2")}
     again = {name: runs[name] for name in ("ddp", "fsdp2", "padding-free")}
     words = [run.word for run in runs.values()] + [f"{run.config}=resumed" for run in again.values()]
     assert runs["ddp"].start(words).wait(timeout=900) == 0, runs["ddp"].said()[-4000:]
     return runs, {n: run.kept() for n, run in runs.items()}, {n: run.kept("resumed") for n, run in again.items()}
+
+
+def few_rows(folder) -> dict:
+    """Settings of a training that sees its 18 rows more than once, in steps of 8."""
+    rows = folder / "few.csv"
+    rows.write_text("question,answer\n" + "".join(f"What is {n}?,yes {n}\n" for n in range(20)))
+    return LORA | {"dataset_id": str(rows), "max_steps": 5, "save_steps": 5, "gradient_accumulation": 1, "eval_rows": 2}
+
+
+@pytest.fixture(scope="module")
+def one_of_few(folder):
+    run = SeveralRun(folder / "few-one", "one", **few_rows(folder))
+    train_here(run.config, "")
+    return run.kept()
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +77,14 @@ def test_the_gradients_of_two_processes_are_those_of_one_on_the_same_rows(pairs,
     assert gradients_apart(one[1], two) < 1e-3
     assert two["found"]["losses"] == pytest.approx(one[1]["found"]["losses"], rel=1e-4)
     assert two["found"]["heldout_loss_after"] == pytest.approx(one[1]["found"]["heldout_loss_after"], rel=1e-3)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_each_step_has_the_rows_of_one_gpus_also_where_rows_come_again(pairs, one_of_few, way):
+    two = pairs[1][f"few rows, {way}"]
+    assert len(two["gradients"]) == len(one_of_few["gradients"]) == 5
+    assert gradients_apart(one_of_few, two) < 1e-3
+    assert two["found"]["losses"] == pytest.approx(one_of_few["found"]["losses"], rel=1e-4)
 
 
 def test_processes_without_padding_cut_their_batches_into_as_many_pieces_as_the_one_that_needs_most(pairs):
@@ -139,12 +164,21 @@ def test_a_split_without_shares_has_those_that_memory_says():
         (("ddp", 1), "one goes with 1"),
         (("split", 2, (3,)), "a split gives at least one"),
         (("split", 2, (6, 0)), "a split gives at least one"),
-        (("ddp", 2, (3, 3)), "a split gives at least one"),
+        (("split", 3, (3, 3)), "a split gives at least one"),
+        (("ddp", 2, (3, 3)), r"layers is \[3, 3\] with way 'ddp'; only a split divides layers"),
+        (("fsdp2", 2, (6,)), "with way 'fsdp2'; only a split divides layers"),
+        (("one", 1, (6,)), "with way 'one'; only a split divides layers"),
     ],
 )
 def test_an_impossible_way_says_what_is_possible(given, said):
     with pytest.raises(SeveralError, match=said):
         Way(*given)
+
+
+@pytest.mark.parametrize("gpus", [7, 16])
+def test_more_gpus_than_layers_say_so(gpus):
+    with pytest.raises(SeveralError, match=f"gpus is {gpus} with way 'split', and the model has 6 layers"):
+        Way("split", gpus).with_layers(str(BUNDLED_MODEL), RunSpec(rank=8), "t4")
 
 
 def test_shares_that_are_not_the_models_layers_say_so():
@@ -157,6 +191,9 @@ def test_one_process_is_started_by_python_and_several_by_accelerates_launcher():
     assert Way("split", 2, (1, 1)).command("a.py") == [sys.executable, "a.py"]
     command = Way("fsdp2", 2).command("-m", "helpers")
     assert command[1:4] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
+    assert json.loads(Path(command[command.index("--config_file") + 1]).read_text()) == {
+        "distributed_type": "MULTI_GPU"
+    }
     assert command[command.index("--num_processes") + 1] == "2"
 
 
