@@ -16,16 +16,11 @@ from helpers import COURSE_ROOT, CourseError, course, data, machine, models, rec
 from helpers.files import finish_replacing, on_drive, output_folder, whereabouts, write_whole
 from helpers.lesson import parameters
 from helpers.lesson.own_table import look_at_table
+from helpers.lesson.publishing import to_settle
 from helpers.lesson.reports import prepare_reports
 from helpers.lesson.tables import table
 from helpers.packages import recorded_versions
 
-OBLIGATIONS = {  # what a base's licence asks of whoever publishes a model that was made from it
-    "Apache-2.0": "a copy of it, and the base's NOTICE file if there is one",
-    "Llama 3.1 Community License": (
-        'a copy of it, its Notice file, "Built with Llama" on the page, and a name that begins with "Llama"'
-    ),
-}
 NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
 
 
@@ -150,26 +145,7 @@ class Run:
 
     def before_publishing(self) -> dict[str, str]:
         """What to settle before others may see a model of this run, as rows for `table`."""
-        found, look = self.licences, "not known here: look it up, it may forbid publishing"
-        asked = OBLIGATIONS.get(found["licence"])
-        files = sorted(
-            file.name for file in self.merged.glob("*") if file.name.upper().startswith(("LICENSE", "NOTICE"))
-        )
-        rows = {
-            "the base's licence": (found["licence"] + (f": {asked}" if asked else ""))
-            if found["licence_known"]
-            else look,
-            "the data's licence": found["data_licence"] or look,
-            "licence files in the folder": ", ".join(files) or "none: put them there",
-        }
-        if rows["the data's licence"] == "CC BY-NC 4.0":
-            rows["the data's licence"] += ": attribution, and no commercial use"
-        if self.data_digest:
-            rows["WARNING: your own rows"] = (
-                "a model can repeat what it was trained on, names and addresses included. Publish only what every row may "
-                "show to anybody, and whose people have agreed; what is on the hub once is copied"
-            )
-        return rows
+        return to_settle(self.licences, self.merged, bool(self.data_digest))
 
     def watch(self):
         """A MemoryMonitor that has begun to watch this process's memory, or the GPU's."""
