@@ -181,12 +181,14 @@ def _dated(tokenizer) -> bool:
         return True
 
 
-def modelfile(gguf_name: str, template: str, stops: dict[str, str | None]) -> tuple[str, list[str]]:
+def modelfile(gguf_name: str, template: str | None, stops: dict[str, str | None]) -> tuple[str, list[str]]:
     """(Ollama's description of a model (https://docs.ollama.com/modelfile), the stops that it cannot hold).
 
     stops: the text of each token that ends an answer, None where it has none.
     """
-    lines, left_out = [f"FROM ./{gguf_name}", f'TEMPLATE """{template}"""'], []
+    lines, left_out = [f"FROM ./{gguf_name}"], []
+    if template is not None:
+        lines.append(f'TEMPLATE """{template}"""')
     for token, text in stops.items():
         # Ollama ends a value in quotes at the first line that ends with such quotes.
         if not text or not all(map(_passes, text)) or re.search(r'"""\s*[\r\n]', text):

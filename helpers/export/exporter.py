@@ -196,12 +196,13 @@ def _ends(tokenizer, folder: Path, config) -> list[int]:
 def _describe_words(described: Described, vocabulary: Vocabulary, tokenizer, ends: list[int], out: Path) -> str:
     """Add tokenizer and chat template to what is described; returns the Modelfile's text.
 
-    With a chat template, what is added to a text is what is added to a chat.
+    With a chat template, what is added to a text is what is added to a chat. Where it has no equal in Ollama's language, the
+    Modelfile has none: then Ollama makes of the file's own template what it can.
     """
-    go = "{{ .Prompt }}"
+    go: str | None = "{{ .Prompt }}"
     if tokenizer.chat_template:
         described.calls.append(("add_chat_template", tokenizer.get_chat_template()))
-        go = _fit_to_chats(vocabulary, tokenizer) or go
+        go = _fit_to_chats(vocabulary, tokenizer)
     others = sorted(ends[1:], key=lambda number: vocabulary.tokens[number] in ENDS_BY_NAME)
     described.calls += vocabulary.calls(_spaced(vocabulary, tokenizer), others[:2])
     unknown = [vocabulary.tokens[number] for number in others[2:] if vocabulary.tokens[number] not in ENDS_BY_NAME]
@@ -235,7 +236,8 @@ def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
     pieces = take_apart(tokenizer, bos)
     if pieces is None:
         vocabulary.notes.append(
-            "the chat template has no equal in Ollama's language: its Modelfile passes texts as they are"
+            "the chat template has no equal in Ollama's language, so the Modelfile has no TEMPLATE: look at what Ollama takes "
+            "with `ollama show --template`"
         )
         return None
     differing = otherwise(pieces, tokenizer, bos)
