@@ -172,18 +172,35 @@ in_colour(example["input_ids"], example["labels"])
 #
 # For each number that is trained, its [gradient](../site/glossary.md#gradient) says how the loss changes with it. The *optimizer* moves the number the other way, and the learning rate says how far. One such *step* looks at
 # `batch_size` times `gradient_accumulation` rows. An *epoch* is one pass over all rows. You may set either `max_steps` or `epochs`, and the other one follows; both at once are refused. A row with more than `max_length` tokens loses its end, and with
-# it the eos, so it does not teach the model to stop. If its question alone is that long, it teaches nothing. Choose `max_length` by the lengths of your own rows.
+# it the eos, so it does not teach the model to stop. If its question alone is that long, it teaches nothing, and TRL leaves it out without a word. So pick rows that teach something, and count the others. Choose `max_length` by the lengths of your own rows.
+
+# %% tags=["picked"]
+from itertools import islice
+
+rows_per_step = settings.batch_size * settings.gradient_accumulation
+needed = settings.max_steps * rows_per_step
+
+
+def teaches(row):
+    "Whether a token of its answer lies within max_length."
+    return any(label != -100 for label in tokens_and_labels(row)["labels"][: settings.max_length])
+
+
+picked = list(islice((i for i, row in enumerate(train_rows) if teaches(row)), needed))
+if not picked:
+    raise ValueError(f"no answer begins within max_length = {settings.max_length} tokens: set it higher")
+looked_at = picked[-1] + 1 if len(picked) == needed else len(train_rows)
+used_rows = train_rows.select(picked)
 
 # %%
-rows_per_step = settings.batch_size * settings.gradient_accumulation
-epochs_here = settings.max_steps * rows_per_step / len(train_rows)
-used_rows = train_rows.select(range(min(settings.max_steps * rows_per_step, len(train_rows))))
+epochs_here = needed / len(train_rows)
 used, lengths = len(used_rows), sorted(len(tokens_and_labels(row)["input_ids"]) for row in used_rows)
 table({
     "steps": f"{settings.max_steps} of {rows_per_step} rows each", "epochs": f"{epochs_here:.2f}",
     "rows that are used": f"{used:,}; {len(train_rows) - used:,} are left out", "tokens in a row, median": lengths[used // 2],
     "tokens in the longest row": lengths[-1],
     "rows cut at max_length": f"{sum(n > settings.max_length for n in lengths)} (max_length is {settings.max_length})",
+    "rows passed over: their question fills it": looked_at - used,
 }, columns=("", "this run"))  # fmt: skip
 
 # %% [markdown]

@@ -18,6 +18,7 @@ from unittest import mock
 import papermill
 import pytest
 import torch
+from datasets import Dataset
 from trl import SFTConfig
 
 from helpers import COURSE_ROOT, lesson, training
@@ -376,6 +377,25 @@ def test_the_plan_knows_the_longest_batch_that_can_come():
     small = planned(lengths=short[:1])[0]
     assert small.max_tokens == 20
     assert small.full_rows == 1
+
+
+def picked(questions: list[int], needed: int, max_length: int = 10):
+    """The numbers of the rows that the lesson picks of rows with these lengths of questions, each with an answer of 5 tokens."""
+    names = {
+        "settings": SimpleNamespace(batch_size=1, gradient_accumulation=1, max_steps=needed, max_length=max_length),
+        "train_rows": Dataset.from_dict({"question": questions}),
+        "tokens_and_labels": lambda row: {"labels": [-100] * row["question"] + [1] * 5},
+    }
+    exec(lesson_cell("03", "picked").source, names)
+    return names["picked"], names["looked_at"]
+
+
+def test_rows_whose_question_fills_max_length_are_passed_over_and_others_take_their_place():
+    assert picked([3, 10, 9, 30, 4, 5], 3) == ([0, 2, 4], 5)
+    assert picked([3, 10, 9, 30, 4, 10], 9) == ([0, 2, 4], 6), "all were looked at"
+    assert picked([3, 4], 2) == ([0, 1], 2)
+    with pytest.raises(ValueError, match="no answer begins within max_length = 10 tokens"):
+        picked([10, 11], 2)
 
 
 def test_what_cannot_go_padding_free_keeps_its_padding(tmp_path):
