@@ -938,7 +938,7 @@ if len(four) > 1:
 # TRL's loss is divided by the number of learned tokens in the whole step, so it is the loss of the padded batch, too. And because rows are independent, a long batch can be cut between two rows: that is how the plan bounds the memory.
 #
 # *Packing* (`SFTConfig(packing=True)`) leaves padding out in another way: it fills rows of one length with several short ones, so that a step no longer has the same number of rows. Without flash attention it needs a mask of all tokens by all tokens.
-# [Section 6 of lesson 09](09_faster_and_larger.ipynb) times these ways side by side, and says what each choice of this lesson brings.
+# [Section 7 of lesson 09](09_faster_and_larger.ipynb) times these ways side by side, and says what each choice of this lesson brings.
 #
 # ### A model that never stops
 #

@@ -491,7 +491,61 @@ verdict("killed and resumed, the adapter is that of the unbroken run, to one par
 # %% [markdown]
 # The same command again is all that it takes. It has to be the same number of processes: each goes on with its own rows and its own random numbers.
 #
-# ## 6 What makes it fast on one GPU
+# ## 6 How large may the model be?
+#
+# On one GPU of a T4's size the limit lies near 24B ([lesson 03](03_t4_training.ipynb), at its end). Now plan a 32B model for two GPUs of a T4's size. `plan` knows several GPUs too: it takes the fastest setting that leaves a twentieth of each GPU free.
+
+# %% tags=["plan"]
+t4 = GPUS["t4"].total_bytes
+planned = plan(large.config, t4, large.spec, gpu="t4", gpus=2, way="split")
+print(
+    f"layers {planned.prediction.layers}, {planned.spec.batch_size} rows at once; {large.spec['batch_size']} was measured"
+)
+print("room:", planned.reasons["room"])
+
+
+# %% tags=["left-free"]
+def holds(way):
+    "What the fullest GPU holds, in bytes: tensors, reserve and context."
+    return max(each.held_bytes("t4") for each in at_peak[way].each)
+
+
+verdict("by prediction a 32B shape fits two GPUs of a T4's size with divided layers, and neither as copies nor with divided weights",
+        holds("split") < t4 < min(holds("ddp"), holds("fsdp2")))  # fmt: skip
+settings_of = {"planned, 2 rows": planned.prediction.each, "as measured, 1 row": at_peak["split"].each}
+table([(name, f"GPU {n}", gpu.peak_allocated / 1e9, gpu.held_bytes("t4") / 1e9, (t4 - gpu.held_bytes("t4")) / 1e9)
+       for name, gpus in settings_of.items() for n, gpu in enumerate(gpus)],
+      "{:.2f}", columns=("setting", "", "tensors (GB)", "with reserve and context", "left free"))  # fmt: skip
+
+# %% [markdown]
+# All of this is predicted, for a T4: two rows fit, and the plan takes them since that is faster. The second setting, one row, is the one that was measured, on two H200s held to 14.56 GiB each: there the tensors took 11.60 and 11.63 GB. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
+
+# %% tags=["lengths"]
+for length in (2048, 4096, 8192):
+    both_gpus = predict(large.config, large.spec | {"seq_len": length}, "t4", 2, "split").each
+    most = max(gpu.held_bytes("t4") for gpu in both_gpus)
+    print(f"1 x {length:,}: {most / 1e9:.2f} GB on the fuller GPU; {'fits' if most < t4 else 'does not fit'}")
+
+# %% [markdown]
+# To try it on Kaggle, choose *GPU T4 x2* as the accelerator, and give `python -m helpers train` a file such as this:
+#
+# ```toml
+# model_id = "Qwen/Qwen2.5-32B"
+# dataset_id = "/kaggle/input/NAME/rows.csv"
+# output_dir = "/kaggle/working/32b"
+# way = "split"
+# gpus = 2
+# rank = 8
+# target_modules = "all-linear"
+# batch_size = 1
+# max_length = 2048
+# ```
+#
+# `batch_size = 1` is what was measured; two are predicted to fit. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
+#
+# Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. A step took 1.3 s on H200s. By lesson 03's rule, 15 to 41 times, that would be 20 to 54 s on T4s, and 60 steps would take 20 to 54 minutes. If you do it, please tell us what came out.
+#
+# ## 7 What makes it fast on one GPU
 #
 # Before you take a second GPU, see that the first one is used well. A GPU works through [kernels](../site/glossary.md#kernel): small programs, which Python starts one after the other, thousands of them in a step. So a step has two times. The *clock* says how long you wait. The *busy* time is the sum of what the kernels take. Where the GPU is so fast that Python cannot keep up, it waits between two kernels, and the clock says more than
 # the busy time. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the busy time first. Nobody has timed any of this on a T4.
@@ -622,60 +676,6 @@ table([(name[:48], 1e3 * seconds, seconds / spent.total()) for name, seconds in 
 
 # %% [markdown]
 # Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize` unpacks the weights for them. If copies, casts (`copy_`, `to`) or operations that go element by element (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python. (The profiler slows Python, so the clock alone is better read without it.)
-#
-# ## 7 How large may the model be?
-#
-# On one GPU of a T4's size the limit lies near 24B ([lesson 03](03_t4_training.ipynb), at its end). Now plan a 32B model for two GPUs of a T4's size. `plan` knows several GPUs too: it takes the fastest setting that leaves a twentieth of each GPU free.
-
-# %% tags=["plan"]
-t4 = GPUS["t4"].total_bytes
-planned = plan(large.config, t4, large.spec, gpu="t4", gpus=2, way="split")
-print(
-    f"layers {planned.prediction.layers}, {planned.spec.batch_size} rows at once; {large.spec['batch_size']} was measured"
-)
-print("room:", planned.reasons["room"])
-
-
-# %% tags=["left-free"]
-def holds(way):
-    "What the fullest GPU holds, in bytes: tensors, reserve and context."
-    return max(each.held_bytes("t4") for each in at_peak[way].each)
-
-
-verdict("by prediction a 32B shape fits two GPUs of a T4's size with divided layers, and neither as copies nor with divided weights",
-        holds("split") < t4 < min(holds("ddp"), holds("fsdp2")))  # fmt: skip
-settings_of = {"planned, 2 rows": planned.prediction.each, "as measured, 1 row": at_peak["split"].each}
-table([(name, f"GPU {n}", gpu.peak_allocated / 1e9, gpu.held_bytes("t4") / 1e9, (t4 - gpu.held_bytes("t4")) / 1e9)
-       for name, gpus in settings_of.items() for n, gpu in enumerate(gpus)],
-      "{:.2f}", columns=("setting", "", "tensors (GB)", "with reserve and context", "left free"))  # fmt: skip
-
-# %% [markdown]
-# All of this is predicted, for a T4: two rows fit, and the plan takes them since that is faster. The second setting, one row, is the one that was measured, on two H200s held to 14.56 GiB each: there the tensors took 11.60 and 11.63 GB. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
-
-# %% tags=["lengths"]
-for length in (2048, 4096, 8192):
-    both_gpus = predict(large.config, large.spec | {"seq_len": length}, "t4", 2, "split").each
-    most = max(gpu.held_bytes("t4") for gpu in both_gpus)
-    print(f"1 x {length:,}: {most / 1e9:.2f} GB on the fuller GPU; {'fits' if most < t4 else 'does not fit'}")
-
-# %% [markdown]
-# To try it on Kaggle, choose *GPU T4 x2* as the accelerator, and give `python -m helpers train` a file such as this:
-#
-# ```toml
-# model_id = "Qwen/Qwen2.5-32B"
-# dataset_id = "/kaggle/input/NAME/rows.csv"
-# output_dir = "/kaggle/working/32b"
-# way = "split"
-# gpus = 2
-# rank = 8
-# target_modules = "all-linear"
-# batch_size = 1
-# max_length = 2048
-# ```
-#
-# `batch_size = 1` is what was measured; two are predicted to fit. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
-#
-# Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. A step took 1.3 s on H200s. By lesson 03's rule, 15 to 41 times, that would be 20 to 54 s on T4s, and 60 steps would take 20 to 54 minutes. If you do it, please tell us what came out.
 
 # %%
 record(adapters_apart={name: apart("one", name) for name in ("copies", "divided", "broken")},
