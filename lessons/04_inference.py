@@ -59,6 +59,7 @@ settings = run.settings
 # and lets it go, so it comes first.)
 
 # %%
+from helpers.data import to_chat
 from helpers.quick import adapter_for
 
 adapter, made_now = adapter_for(run)
@@ -72,15 +73,13 @@ second_adapter, _ = adapter_for(run, "yes or no")
 from peft import PeftConfig
 
 about = PeftConfig.from_pretrained(adapter)
-print("base:  ", "/".join(about.base_model_name_or_path.split("/")[-2:]))
-print("rank:  ", about.r, "alpha:", about.lora_alpha)
+print("base:", "/".join(about.base_model_name_or_path.split("/")[-2:]), "rank:", about.r, "alpha:", about.lora_alpha)
 print("layers:", *sorted(about.target_modules))
-base_name = run.model.path
-dtype, place = run.machine.torch_dtype, run.machine.device_map
+base_name, dtype, place = run.model.path, run.machine.torch_dtype, run.machine.device_map
 tokenizer_from = adapter if (adapter / "tokenizer_config.json").is_file() else base_name
 
 # %% [markdown]
-# Now load. The base comes in 4 bits, as in training. `PeftModel.from_pretrained` puts the adapter on: it adds a branch beside each layer that was trained, and does not copy
+# Now load. The base comes in 4 bits, as in training. `PeftModel.from_pretrained` puts the adapter on: it adds a branch beside each layer that the configuration names, and does not copy
 # the base. The tokenizer comes from the adapter's folder, because whatever was saved there is what the adapter was trained with.
 # (This cell and others that begin with `# Step` run in a notebook of your own as they stand: none of them needs this course. There, say first what to load, with names of your own.)
 #
@@ -202,11 +201,10 @@ table(rows, answered="{:.30}", columns=("form", "its last three tokens", "answer
 
 # %% [markdown]
 # > **Trap: one space too many.** *What you will see:* no error, and worse answers than in training. *Why:* a tokenizer joins a space with the word behind it. With
-# > a space at its end the prompt ends in a token that stood there in no row of the training, and the model must go on from a place where it has never been. Two newlines
-# > are one other token as well. *The cure:* write the form once, in one function, and call that function in training and at use.
+# > a space at its end the prompt ends in a token that stood there in no row of the training, and the model must go on from a place where it has never been. *The cure:* write the form once, in one function, and call that function in training and at use.
 #
-# And the missing newline? Without it the model would have to write it itself. Training never asked for that, because the newline was part of the prompt. What training taught is to write the token that ends an answer (section 4) where the base
-# would begin a new line, because that is what the base does behind an answer. The model does so here too, and its answer is empty.
+# And the newlines? With none at the end, and with two, the base would write a newline next. Training taught the model to write the token that ends an answer (section 4) where the base
+# would begin a new line, because that is what the base does behind an answer. The model does so here too, and both answers are empty. "The question alone" has almost nothing of the training but its last newline, and still gets most answers. So the last tokens matter more than the words above them. They are not all that matters: ChatML ends with a newline, too.
 #
 # How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers means nothing; section 7 shows why.) Nothing in the training decided what happens there, so do not
 # rely on it.
@@ -258,8 +256,6 @@ def reply_to(messages, longest=64):
 # `to_chat` of lesson 03 makes the message of a row, so that an input gets the heading that it had in training.
 
 # %% tags=["nbval-ignore-output"] reason="what a model says varies with the processor"
-from helpers.data import to_chat
-
 messages = []
 for row in asked.select(range(min(3, len(asked)))):
     messages += to_chat(row)["prompt"]
@@ -341,7 +337,7 @@ headings = ("alone", "padded on the left", "padded on the right")
 table(list(zip(alone, left, right))[:4], padded_on_the_left="{!r}", padded_on_the_right="{!r}", columns=headings)
 
 # %% [markdown]
-# `''` is an empty answer: the first token that the model wrote was eos. (In the drawing the longest of four prompts has no padding. The table comes from a batch of 16, where a longer prompt pads this one too.)
+# One of 16 is 6%: the longest prompt, which needs no padding. All others go on from a padding token, where training never asked for an answer. `''` is an empty answer: the first token that the model wrote was eos. (In the drawing the longest of four prompts has no padding. The table comes from a batch of 16, where a longer prompt pads this one too.)
 #
 # > **Trap: padding on the right.** *What you will see:* empty or odd answers for the shorter prompts, and at most a warning of transformers in red. *Why:* a tokenizer is often saved with right padding, because
 # > training pads there. *The cure:* `tokenizer.padding_side = "left"` before you generate. (Right padding is not wrong in itself. Exercise 4 looks in the right place.)
@@ -375,8 +371,8 @@ if usual:
 table(zip(three, mixed), in_one_batch="{:.60}", columns=("adapter of the row", "in one batch"))
 
 # %% [markdown]
-# What does another adapter cost? A layer's weights grow with the square of its width, and an adapter only with the width itself. The larger the model, the smaller is the share of an adapter: the table "How many rows fit on a
-# T4?" in "Further down" has it for four models. (The bundled model is so small that an adapter is a fair part of it.)
+# What does another adapter cost? A layer's weights grow with the square of its width, and an adapter only with the width itself. So the wider the model, the smaller is the share of an adapter. The table "How many rows fit on a
+# T4?" in "Further down" has the share for four models; embeddings and head, which stay in 16 bits, count among the weights. (The bundled model is so small that an adapter is a fair part of it.)
 #
 # What was put on can come off again: `unload` takes the branches away and returns the base. Are its [logits](../site/glossary.md#logits), the scores for the next token, those that the model gave with the adapter
 # switched off, to the last bit?
@@ -417,7 +413,7 @@ table(rows, "{:.1%}", held_out_loss="{:.3f}", columns=headings)
 # For the loss of the bundled model there is a yardstick: who guesses blindly among its 3,072 tokens scores $\ln 3072 = 8.0$. The base is worse than a blind guess, because it is sure of something else. The answers of the training end with eos. Behind
 # an answer the base is nearly sure of a newline, and of another quiz question after it.
 #
-# The rows are a sample of all the questions that could be asked. Another sample would give another share. The [interval](../site/glossary.md#confidence-interval) holds the true shares that go well with what was seen.
+# The rows are a sample of all the questions that could be asked. Another sample would give another share. The [interval](../site/glossary.md#confidence-interval) holds the true shares with which a result like ours is no rarity: were the true share outside of it, a result so far off would be rare. (If you are in a hurry: for one model report Wilson's interval, for two models on the same rows McNemar's p. The rest of this section says why.)
 #
 # The formula that most people know is the share $p$, plus and minus two standard errors: $p \pm 1.96 \sqrt{p (1 - p) / n}$ for $n$ rows. Say that 32 of 32 answers are right. What does it give? $p (1 - p)$ is zero, so the
 # interval has no width: it claims to *know* that the model is always right, from 32 rows. Wilson (1927) asked the other way round, for which true shares this result is no surprise. (1.96 marks the middle 95% of a bell curve, in standard errors.)
@@ -582,7 +578,7 @@ headings = ("rows", "prompt tokens", "first token", "each later token", "tokens 
 table(rows, "{:,.1f}", rows="{}", prompt_tokens="{}", columns=headings)
 
 # %% [markdown]
-# The unit of time is one decode step of a single row in this run, after a prompt of 32 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: other runs of this cell, on the same machine, gave anything from 4 to 18 for the second line. Run the cell again to see how far they move.
+# The unit of time is one decode step of a single row in this run, after a prompt of 32 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: other runs of this cell, on the same machine, gave 4 for the second line, and once 18, which cannot be: a step for 16 rows is never faster than a step for one, so 16 is the most. Run the cell again to see how far they move. (The printed line divides by one row after 128 tokens, the table by one row after 32.)
 #
 # A decode step goes through all the weights, for one row or for many. So each step has fixed costs, such as unpacking the weights here, which all rows share, and more rows make more tokens per second. On a GPU with a large model, fetching the weights from memory is that cost, which is said as: decoding is limited by memory bandwidth.
 # Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic. So the first token comes later with each token that has to be read, in every row. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
@@ -641,7 +637,8 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 #   [refused](https://github.com/vllm-project/vllm/blob/02143692ba86a7ba6198a67e12982c5317c8bd2f/vllm/lora/peft_helper.py), so merge these first (lesson 05).
 # - **The name.** A client asks for the adapter as if it were [a model](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md), `"model": "mine"`.
 # - **Several adapters.** Name them all behind `--lora-modules`, and set `--max-loras`: it says how many of them share one batch, and in
-#   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default.
+#   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default. `--max-cpu-loras`, how many wait in the computer's memory, is no more unless you say so.
+# - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
 # - **The hardware.** bitsandbytes is [listed](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU; the 4-bit products are computed
 #   [in bfloat16](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py), for which a T4 has no units.
 #
@@ -705,7 +702,7 @@ def answer_faults(model, tokenizer, prompts):
 
 
 # %% [markdown]
-# A check that never complains is worth nothing. So look at the real rows, and then plant four faults: a space at the end of the form, rows that are longer than training keeps, a tokenizer without an end, and a weight
+# A check that never complains is worth nothing. So look at the real rows, and then plant four faults, which set off most of its complaints: a space at the end of the form, rows that are longer than training keeps, a tokenizer without an end, and a weight
 # that is not a number.
 
 # %%
@@ -1031,7 +1028,7 @@ print("".join(pieces))
 # %% [markdown]
 # ### How many rows fit on a T4?
 #
-# Weights in 4 bits, and the cache of so many rows of 4,096 tokens, with a twentieth of the memory left free. (Reading the prompts needs room of its own: do that a few rows at a time.)
+# Weights in 4 bits, one adapter, and the cache of so many rows of 4,096 tokens, with a twentieth of the memory left free. (Reading the prompts needs room of its own: do that a few rows at a time.)
 
 # %%
 from helpers import memory, models
@@ -1042,7 +1039,8 @@ for name in names:
     weights = sum(memory.weight_bytes(shape, "nf4", True).values())
     cache = kv_cache_bytes(name, 4096)
     rank_16 = memory.adapter_bytes(shape.linears, shape.layers, 16, 4)  # on all layers, in float32
-    rows.append((name, weights / 1e9, rank_16 / weights, cache / 1e9, int((0.95 * t4 - weights) // cache)))
+    left = 0.95 * t4 - weights - rank_16
+    rows.append((name, weights / 1e9, rank_16 / weights, cache / 1e9, int(left // cache)))
 headings = ("model", "weights (GB)", "adapter of rank 16, of the weights", "cache of one row (GB)", "rows that fit")
 table(rows, "{:.2f}", adapter_of_rank_16_of_the_weights="{:.1%}", rows_that_fit="{}", columns=headings)
 

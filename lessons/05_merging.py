@@ -122,7 +122,7 @@ table({name: (score.loss, score.exact_match) for name, score in named.items()}, 
       columns=("asked", "loss", "right"))  # fmt: skip
 
 # %% [markdown]
-# The training is nearly gone, and no file is broken. PEFT raises no error. It gives one warning, that the answers may differ because of rounding, and the cell above hides it. Why is the training lost? Follow one weight: of the first 64 of a layer,
+# No answer is right any more, most of the gain in loss is gone, and no file is broken. PEFT raises no error. It gives one warning, that the answers may differ because of rounding, and the cell above hides it. Why is the training lost? Follow one weight: of the first 64 of a layer,
 # the one that your adapter moves most. In 4 bits it can stand on one of 16 levels only, times the largest weight of its block (lesson 01). The picture shows its place on the number line, for both adapters.
 
 # %%
@@ -215,11 +215,11 @@ verdict("and so in 4 bits: PEFT has the same codes and the same absmax",
         torch.equal(codes, theirs.data) and torch.equal(state.absmax, theirs.quant_state.absmax))  # fmt: skip
 
 # %% [markdown]
-# Six weights on their way through it, from the adapter that was stopped early. Compare the last column with the first.
+# Six weights on their way through it, from the adapter that was stopped early. Compare "after the merge" with "4-bit base".
 
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
 update = layers["stopped early"][layer.name].update
-steps = {"in training": seen, "update": update, "sum": seen + update, "after the merge": rounded(seen + update)}
+steps = {"4-bit base": seen, "update": update, "sum": seen + update, "after the merge": rounded(seen + update)}
 table({i: [matrix[0, i] for matrix in steps.values()] for i in range(6)}, "{:+.4f}", columns=("weight", *steps))
 
 # %% [markdown]
@@ -284,7 +284,7 @@ table(rows, "{:.1f}", columns=("levels", "quantization error (%)", "half is kept
 
 # %% [markdown]
 # So *quantization error per update* is one number for any adapter, and it tells two things. About 1.5 is where a merge into 4 bits loses half of the update; far above, it loses nearly all of it, and below 1 it keeps most. And when you merge into the original base, which takes the quantization error
-# away, it says how many times as large that unasked change is as what you trained. Section 4 measures it.
+# away, it says how many times as large that unasked change is as what you trained. That number does not tell whether the change harms: sections 4 and 6 have a model that it helps, and one that it ruins. Only a score tells.
 #
 # ### Real adapters on the curve
 #
@@ -314,7 +314,7 @@ def of_each_layer(found):
 
 # %% [markdown]
 # Your two adapters belong to a small model, which was trained with a large learning rate. So here is a third one, of a real chat model: SmolLM2-135M-Instruct, trained with the learning rate and
-# the steps and rows that lesson 03 gives a model from the hub, merged in all the ways of this lesson, and recorded (`measurements/measure_updates.py`). The package that the course takes it from had its weights in another kind of 4 bits once. So what is called its original base below is not quite the first one.
+# the steps and rows that lesson 03 gives a model from the hub, merged in all the ways of this lesson, and recorded (`measurements/measure_updates.py`). The first weights of SmolLM2 could not be had for this. Those that the course takes were rounded to another 4-bit format before, and restored. They are what is called its original base below.
 
 # %%
 import numpy as np
@@ -426,8 +426,8 @@ table(rows_of_ways, "{:.0%}", kept="{:.1%}", error="{:.2g}", loss="{:.3f}", p="{
 # %% [markdown]
 # Read the column "exact match" first, for your adapter alone. With the bundled model all four ways look alike there, and one would stop. Then read the rows of the adapter that was stopped early.
 #
-# "Into the original base" keeps the whole update, and its error is of the size of the update, or several times as large where the update is small. It is the quantization error per update of section 3: the rounding of lesson 01, undone. It points in no direction of the task. Here it does no harm: compare the losses, and the p-values, which do
-# not tell these answers from those of the adapter. (A large p-value does not prove that two models are equal. It says that these rows do not tell them apart.) Section 6 names a model that it ruins. It is not the model that you evaluated, though.
+# "Into the original base" keeps the whole update, and its error is of the size of the update, or several times as large where the update is small. It is the quantization error per update of section 3: the rounding of lesson 01, undone. The rounding has nothing to do with the task. For this model, undoing it does no harm: compare the losses, and the p-values, which do
+# not tell these answers from those of the adapter. (A large p-value does not prove that two models are equal. It says that these rows do not tell them apart.) For another model it did harm (section 6). In every case the merged model is not the one that you evaluated.
 
 # %%
 for name in adapters if fits and run.machine.dtype == "float32" else ():  # 16 bits have errors of their own
@@ -449,7 +449,7 @@ table(rows, "{:+.3f}", loss="{:.3f}", right="{:.0%}", columns=headings)
 
 # %% [markdown]
 # Small as the update is, the loss falls to less than a third with it. A merge into 4 bits gives back the untrained base, but for little. Dequantized and merged, the model is the trained one. And the merge into the original base changes the weights many times as much as the training did (the last column of section 3's table says how many times), and is here
-# a little *better* than the model that was trained: the whole interval of its change lies below zero. The quantization error was a damage, and this merge takes it away. That is one model, one training and a few rows. With another model it may go the other way, so measure.
+# a little *better* than the model that was trained: the whole interval of its change lies below zero. It seems that the quantization error was a damage, and that this merge takes it away. But that is one model, one training and a few rows, and its "original" weights had been rounded once already. With another model it may go the other way, so measure.
 #
 # ### Which 16 bits?
 #
@@ -507,7 +507,7 @@ for row in sorted(run.measurements("cpu_merges"), key=lambda row: (row["base_wei
 table(merges, "{:.1f}", memory_GB="{:.2f}", merge_s="{:.0f}")
 
 # %% [markdown]
-# The last row is the whole model. Its files grow with the layers, and the memory does not: at no time does the process hold more than some rows and one product $B A$. (Both folders together need twice the disk of one. The way over dequantized weights takes more memory at a time and was recorded with four layers alone.)
+# The last row is the whole model. Its files grow with the layers, and the memory does not: at no time does the process hold more than some rows and one product $B A$. (Both folders together need twice the disk of one. The way over dequantized weights takes more memory at a time and more minutes, and was recorded with four layers alone: by its row, expect about half an hour for 32 layers on two CPU cores.)
 #
 # ## 6 After the merge
 #
@@ -558,7 +558,7 @@ for name, start in {"original": W.float(), "dequantized": seen}.items():
 table(moved, "{:.2%}", columns=("merged into", "weights that change their level"))
 
 # %% [markdown]
-# The dequantized weights stand *on* their levels, in the middle of the pale band of the first picture, so a small update leaves nearly all of them inside of it, and they fall back together. The original weights lie anywhere between two levels. The update carries some of
+# The dequantized weights stand *on* their levels, in the middle of the pale band of the first picture, so a small update leaves nearly all of them inside of it, and they fall back together. The original weights lie anywhere between two levels. (Of the layer that is counted here the update is one of the smallest: others keep more.) The update carries some of
 # them over a border, the more the larger it is. Those few weights jump by a whole level, and on average the jumps add up to the update. So the column "kept" decides here; the error of single weights is large either way.
 #
 # ### Which one, then?
@@ -566,7 +566,7 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 # - **You serve with transformers, PEFT and bitsandbytes:** keep the adapter beside its 4-bit base. It is small, it is the model that you measured, and several adapters share one base.
 # - **You want one 16-bit model that does what you measured:** dequantize, then merge, and save in float16.
 # - **You will quantize the merged model to the 4 bits of training again:** merge into the original base. (If your update lies far to the right on the curve, either base keeps it.) Measure what comes out.
-# - **You will quantize it to another kind of 4 bits,** such as the `Q4_0` of section 7: the dequantized weights do not stand on its levels, so neither base loses the update. Merge into both and compare.
+# - **You will quantize it to another kind of 4 bits,** such as the `Q4_0` of section 7: the dequantized weights do not stand on its levels, so neither base loses the update. From the dequantized weights a small one may even come out too large ("Further down" has twice and more). Merge into both and compare.
 # - **Into the 4-bit base:** only after measuring how much is kept.
 #
 # These are numbers of two small models and one kind of 4 bits. In 16 bits, original or dequantized hardly mattered for the bundled model. SmolLM2's loss was 0.135 lower with the original base, and the interval of that change excludes zero. For another model it is the other way round: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and
@@ -643,7 +643,7 @@ table(compared, columns=("asked", "answers equal to transformers'", "right"))
 # Beside each file lies a Modelfile for Ollama, with the tokens that end an answer and the template of training in Ollama's own language: `ollama create my-model -f model-q8_0.Modelfile`. Some templates have no equal in that language. Then the export says so in a note, and the Modelfile has no `TEMPLATE`: see with `ollama show --template my-model` what Ollama has made of the file's own, before you trust its answers. From a shell the export is `python -m helpers export FOLDER OUT.gguf --type q8_0`.
 #
 # > **Trap: the template is part of the model.** *What you see:* right in your notebook, babble in Ollama. *Why:* the server wraps a question in another template than training did. *Cure:* create the model from the Modelfile that lies beside the file, and ask it the questions that you scored.
-# > The template inside of the GGUF file is what llama.cpp uses. It is not always what Ollama uses: older versions never run it, they only compare it with the templates that they know. Newer ones run it where the Modelfile has no `TEMPLATE`, and prefer it where it can do more than the Modelfile's (call tools, for example).
+# > The template inside of the GGUF file is what llama.cpp uses. It is not always what Ollama uses: it has long compared that template only with those that it knows. `ollama show --template my-model` says what it takes.
 #
 # ## 8 Publish it
 #
@@ -687,15 +687,16 @@ print(card.content)
 #
 # The text of the card names both in every case. A licence in the head is a promise to whoever filters by it on the hub, so a wider one than you may give misleads people. (These are the course's rules for its card, and no legal advice.)
 #
-# A licence also asks for things that travel with the model. Apache-2.0 asks for a copy of itself, and for the base's `NOTICE` file where there is one. [Llama 3.1's](https://www.llama.com/llama3_1/license/) asks for a copy of itself too, for a `Notice` file with its line of attribution,
+# A licence also asks for things that travel with the model. Apache-2.0 asks for a copy of itself, for the base's `NOTICE` file where there is one, and for a note in files that you changed. [Llama 3.1's](https://www.llama.com/llama3_1/license/) asks for a copy of itself too, for a `Notice` file with its line of attribution,
 # for the words "Built with Llama" on the model's page, and for a name that begins with "Llama". The merge takes files named `LICENSE` and `NOTICE` along where they lie in the base's folder. Often they do not, and the bundled model has none: then put them into the merged folder yourself.
 #
 # **Before you publish**, settle what the next table says. Either licence can forbid it. Alpaca's rows, for example, may not be used commercially, and [its makers](https://github.com/tatsu-lab/stanford_alpaca) want models that were trained on them used for research only.
 #
-# And your own rows? The folder holds none of them, but the model may: it can say by heart what it was trained on. So the cell also counts how many training rows it answers word for word, beside the held-out ones. If the first number is much higher, it knows rows rather than the task.
+# And your own rows? The folder holds none of them, but the model may: it can say by heart what it was trained on. So the cell also counts how many of the rows that it was trained on it answers word for word, beside the held-out ones. (Lesson 03 shuffles the rows and trains on the first of them, so the cell does the same.) If the first number is much higher, it knows rows rather than the task.
 
 # %% tags=["nbval-ignore-output"] reason="a trained adapter varies with the processor"
-learned = run.rows["train"].select(range(min(len(heldout), len(run.rows["train"]))))
+learned = run.rows["train"].shuffle(seed=settings.seed)
+learned = learned.select(range(min(len(heldout), len(learned))))
 by_heart = evaluate(merged, tokenizer, learned, **scored).exact_match
 print(
     f"word for word: {by_heart:.0%} of {len(learned)} training rows, {final.exact_match:.0%} of {len(heldout)} held-out rows"
@@ -703,7 +704,7 @@ print(
 table(run.before_publishing(), columns=("before you publish", "this run"))
 
 # %% [markdown]
-# The lesson ends before the upload, since that needs an account and is seen by others. When you want it, run this in a cell of your own:
+# The GGUF files lie beside that folder: move those that you want to publish into it, and the licence files too. The lesson ends before the upload, since that needs an account and is seen by others. When you want it, run this in a cell of your own:
 #
 # ```python
 # from huggingface_hub import HfApi
@@ -726,7 +727,7 @@ table(run.before_publishing(), columns=("before you publish", "this run"))
 # Put your answer in place of the dots and run the cell: it is checked at once. The dots after the minutes say how hard it is. The solutions are folded away.
 #
 # **1. Write** (10 minutes, •••). Somebody hands you a model that was merged in 16 bits, and the base that it was merged into. The adapter is lost. Get it back: write `extract(merged, base, rank)`, which takes two weight matrices in float16 and returns the pair `A` (rank x inputs), `B` (outputs x rank) in float32, such that
-# `B @ A` is as near to what was added as a product of that rank can be. ([`torch.linalg.svd`](https://docs.pytorch.org/docs/stable/generated/torch.linalg.svd.html) writes a matrix as $U S V$, the largest parts first. What is left when you cut it after `rank` of them is the nearest matrix of that rank.)
+# `B @ A` is as near to what was added as a product of that rank can be. ([`torch.linalg.svd`](https://docs.pytorch.org/docs/stable/generated/torch.linalg.svd.html) writes a matrix as $U S V^T$ and returns $V^T$, the largest parts first. What is left when you cut it after `rank` of them is the nearest matrix of that rank.)
 
 
 # %%
@@ -780,7 +781,7 @@ check("05.2", merge_error)
 # If the update is one per cent of the weights and all of it is lost, hers says 0.01 and yours says 1.
 # </details>
 #
-# **3. Write** (10 minutes, •••). The product $B A$ of a 7B model's layer has 59 million numbers, and all you want is its norm. Write `update_norm(A, B, scale)`, the norm of $s\, B A$, without ever making a matrix larger than rank times rank. The square of a norm is $\lVert BA\rVert^2 = \sum_{ij} (B^T B)_{ij}\, (A A^T)_{ij}$.
+# **3. Write** (10 minutes, •••). The product $B A$ of a matrix in a 7B model's MLP has 59 million numbers, and all you want is its norm. Write `update_norm(A, B, scale)`, the norm of $s\, B A$, without ever making a matrix larger than rank times rank. The square of a norm is $\lVert BA\rVert^2 = \sum_{ij} (B^T B)_{ij}\, (A A^T)_{ij}$.
 
 
 # %%

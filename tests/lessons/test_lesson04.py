@@ -286,7 +286,7 @@ def test_the_messages_of_the_conversation_are_those_of_the_training(bundled_mode
     tokenizer = with_template(copy.deepcopy(bundled_model[1]))
     asked = load_instructions("bundled")[0]["heldout"].select(range(3))
     seen = []
-    names = {"tokenizer": tokenizer, "asked": asked, "as_text": as_text_of(tokenizer)[0]}
+    names = {"to_chat": to_chat, "tokenizer": tokenizer, "asked": asked, "as_text": as_text_of(tokenizer)[0]}
     names["reply_to"] = lambda messages: seen.append(names["as_text"](messages)) or "coo"
     (talks,) = [
         cell.source for cell in CELLS if cell.cell_type == "code" and "in the conversation so far" in cell.source

@@ -177,7 +177,7 @@ def how_served(answer):
         return 'each is "adapters" or "merged"'
     hints = {
         "customers": "customers: 40 merged 7B models do not fit into 24 GB; 40 adapters beside one base do",
-        "laptop": "laptop: a GGUF file for llama.cpp is one model, as lesson 05 makes it; offline there is nothing to switch",
+        "laptop": "laptop: llama.cpp takes the GGUF file that lesson 05 makes of a merged model; there is nothing to switch",
         "DoRA": "DoRA: vLLM refuses such an adapter beside a base, as section 10 says",
         "trial": "trial: to compare, switch between them on one base; merge the one that you keep",
     }
