@@ -199,7 +199,8 @@ def test_lessons_score_with_the_lengths_of_their_run(lesson):
     for call in calls:
         if getattr(call.func, "id", None) == "evaluate":
             (given,) = [keyword.value.id for keyword in call.keywords if keyword.arg is None]
-            (made,) = re.findall(rf"^{given} = ({{.*}})$", source, re.MULTILINE)
+            above = "\n".join(source.splitlines()[: call.lineno])
+            made = re.findall(rf"^{given} = ({{.*}})$", above, re.MULTILINE)[-1]
             assert "'max_length': settings.max_length" in made
             assert "'max_new_tokens': settings.max_new_tokens" in made
 

@@ -560,7 +560,7 @@ MISTAKES = {
     ],
     "06.1": [
         (WARD | {"A": "too few rows"}, "right form"),
-        (WARD | {"B": "training mode"}, "training mode: then"),
+        (WARD | {"B": "training mode"}, "training mode: it switches dropout on"),
         (WARD | {"A": "adapter not loaded", "D": "template"}, "3 of 5"),
         (WARD | {"E": "learning rate", "B": "number format"}, "follows"),
         (WARD | {"C": "the tokenizer"}, "none of the seven"),

@@ -574,7 +574,7 @@ os.replace = replace
 def test_old_model_comes_back_after_a_kill_between_the_two_renames(base, adapter, tmp_path):
     out = tmp_path / "out"
     merge_adapter(base, adapter, out, progress=False)
-    (out / "mine.txt").write_text("mine")
+    (out / "README.md").write_text("mine")
     ours = tmp_path / ".out.mine.old"
     ours.mkdir()
     (ours / "file").write_text("nothing of a merge's")
@@ -585,9 +585,9 @@ def test_old_model_comes_back_after_a_kill_between_the_two_renames(base, adapter
     assert not out.exists()
     with pytest.raises(MergeError, match="is there already"):  # nobody said overwrite this time
         merge_adapter(base, adapter, out, progress=False)
-    assert (out / "mine.txt").read_text() == "mine"
+    assert (out / "README.md").read_text() == "mine"
     merge_adapter(base, adapter, out, overwrite=True, progress=False)
-    assert not (out / "mine.txt").exists()
+    assert not (out / "README.md").exists()
     assert sorted(f.name for f in tmp_path.iterdir() if not f.name.endswith(".part")) == [".out.mine.old", "out"]
     assert (ours / "file").is_file()
 
