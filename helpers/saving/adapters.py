@@ -92,7 +92,7 @@ def adapter_folder(folder: Path, made_by: str, data: str, **run):
     try:
         with replace_folder(folder, keep_old_as=kept) as new:
             yield new
-            about["files"] = _sums(new)
+            about["files"] = {name: _sum(file) for name, file in _files(new).items()}
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             fault = adapter_fault(new)
             if fault:
@@ -108,17 +108,26 @@ def adapter_folder(folder: Path, made_by: str, data: str, **run):
         raise CheckpointError(f"the adapter could not be saved ({why}): make room, then run it again") from error
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 sum of each file in a folder, but of the course's own note."""
+def _files(folder: Path) -> dict[str, Path]:
+    """The files in a folder by their names in it, but the course's own note."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / ABOUT)
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def _sum(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _is_as_written(folder: Path, about: dict) -> bool:
     """Whether nothing is lost when a folder goes: it is not there, is empty, or holds what the course wrote and no more."""
     if not os.path.lexists(folder):
         return True
-    return folder.is_dir() and not folder.is_symlink() and _sums(folder) == about.get("files", {})
+    written = about.get("files", {})
+    if not folder.is_dir() or folder.is_symlink() or not isinstance(written, dict):
+        return False
+    files = _files(folder)  # names first: what is somebody's own may be large
+    return files.keys() == written.keys() and all(_sum(file) == written[name] for name, file in files.items())
 
 
 def about_adapter(folder: Path) -> dict:

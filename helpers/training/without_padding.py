@@ -109,20 +109,22 @@ def padding_free(trainer, max_tokens: int):
     model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.training_step
     model, before = model.get_base_model(), trainer.model.config._attn_implementation
 
-    def most_of_all(count: int) -> int:
-        """The largest of what the processes say."""
+    def pieces_of(batch) -> int:
+        """How many pieces the batch needs; of several processes, the most that one of them needs."""
+        count = 1  # where all goes at once, nobody waits for a GPU to say where rows end
+        if batch["input_ids"].shape[1] > max_tokens:
+            count = len(cut(batch["cu_seq_lens_q"].tolist(), max_tokens)) - 1
         if trainer.accelerator.num_processes == 1:
             return count
         return int(trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device)).max())
 
     def in_pieces(model, batch, num_items_in_batch=None):
-        bounds = batch["cu_seq_lens_q"].tolist()
-        count = most_of_all(len(cut(bounds, max_tokens)) - 1)
+        count = pieces_of(batch)
         if count == 1:
             return step(model, batch, num_items_in_batch)
         if num_items_in_batch is None:
             raise ValueError("the loss is not divided by the labels of the whole step, so a batch cannot be cut")
-        *first, last = pieces(batch, cut(bounds, max_tokens, count))
+        *first, last = pieces(batch, cut(batch["cu_seq_lens_q"].tolist(), max_tokens, count))
         with trainer.accelerator.no_sync(model):
             loss = sum(step(model, piece, num_items_in_batch) for piece in first)
         return loss + step(model, last, num_items_in_batch)

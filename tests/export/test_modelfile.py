@@ -1,7 +1,6 @@
 """The Modelfile beside a GGUF file: Ollama can read it, and where its template differs from the model's a note says so."""
 
 import json
-import shutil
 
 import pytest
 from tokenizers import AddedToken
@@ -29,16 +28,6 @@ def template(before: str, inside: str, behind: str) -> str:
     for name, text in (("%B", before), ("%I", inside), ("%E", behind)):
         made = made.replace(name, f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}")
     return made
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return makers.make_model(tmp_path_factory.mktemp("models") / "model", "llama", makers.of_llama3(), 1600)
-
-
-@pytest.fixture
-def model(kept, tmp_path):
-    return shutil.copytree(kept, tmp_path / "model")
 
 
 def exported(folder, chat_template: str) -> tuple[str, str]:

@@ -23,17 +23,6 @@ from tests.export import makers
 export = functools.partial(export_gguf, progress=False)
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """A small Llama with the tokenizer of Llama 3."""
-    return makers.make_model(tmp_path_factory.mktemp("models") / "model", "llama", makers.of_llama3(), 1600)
-
-
-@pytest.fixture
-def model(kept, tmp_path):
-    return shutil.copytree(kept, tmp_path / "model")
-
-
 def edit(file, change) -> None:
     settings = json.loads(file.read_text())
     change(settings)
