@@ -19,17 +19,20 @@ def _seconds(work, clock) -> float:
 
 
 def paces(work, rounds: int = 5, clock=time.process_time) -> float:
-    """The least time of `work` over the least time of the unit.
+    """How many units `work` takes: in each round the unit is repeated for as long as the work took, and the least round counts.
 
-    Both are timed in turns, so that whatever slows this machine slows both; the least of several is what neither a
-    neighbour on the same core nor a collection of garbage has added to. `clock` is the processor's time; pass
-    `time.perf_counter` for work that waits or that runs in threads.
+    So both are in the same weather: the shortest of several short looks finds a quiet moment, which a long work has no
+    chance of. `clock` is the processor's time; pass `time.perf_counter` for work that waits or that runs in threads.
     """
-    spent, units = [], []
-    for _ in range(rounds):
-        units.append(_seconds(_unit, clock))
-        spent.append(_seconds(work, clock))
-    return min(spent) / min(units)
+
+    def round_of_both():
+        spent = _seconds(work, clock)
+        units, done = 0.0, 0
+        while not done or units < spent:
+            units, done = units + _seconds(_unit, clock), done + 1
+        return spent * done / units
+
+    return min(round_of_both() for _ in range(rounds))
 
 
 def unit_seconds(rounds: int = 5) -> float:

@@ -172,18 +172,22 @@ def test_twelve_rows_of_ones_own_are_learned_by_heart_and_nothing_else_is_untrue
     assert "rows.csv, 10 to learn and 2 held out" in record["run"]["data"]
 
 
-def test_rows_that_are_longer_than_max_length_make_no_verdict_untrue(own_rows):
-    """Neither a row that loses the end of its answer, nor one that loses all of it and is left out of training."""
+def test_rows_that_are_longer_than_max_length_are_counted_and_make_no_verdict_untrue(own_rows):
+    """A row that loses the end of its answer is cut; one that loses all of it is passed over, since nothing is left to learn."""
     _, folder = own_rows
     record = json.loads((folder / "runs" / "few" / "03_t4_training.json").read_text())
     holds = {verdict["claim"]: verdict["holds"] for verdict in record["verdicts"]}
     assert holds["the trainer's tokens and labels are those built by hand"]
     assert holds["rows in one batch without padding do not see each other"]
-    shown = json.dumps(nbformat.read(folder / "runs" / "few" / "03_t4_training.ipynb", as_version=4))
+    notebook = nbformat.read(folder / "runs" / "few" / "03_t4_training.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
     assert re.search(r"they begin and end at \[0, 96, \d+, \d+, \d+\]", shown), (
         "the long row that keeps some of its answer is first"
     )
-    assert "2 (max_length is 96)" in shown
+    assert re.search(r"^rows that are used +9; 1 are left out$", shown, re.MULTILINE)
+    assert re.search(r"^rows cut at max_length +1 \(max_length is 96\)$", shown, re.MULTILINE)
+    assert re.search(r"^rows passed over: their question fills it +1$", shown, re.MULTILINE)
 
 
 def test_rows_of_ones_own_stand_in_the_notebook_and_in_no_other_file(own_rows):

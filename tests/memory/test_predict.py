@@ -72,7 +72,7 @@ def test_a_prediction_with_nothing_remembered_takes_a_tenth_of_a_second(model, s
         forget()
         predict(PRESETS[model].shape, spec, "t4")
 
-    assert paces(cold, 3) < 10  # a tenth of a second where a unit takes 10 ms
+    assert paces(cold) < 10  # a tenth of a second where a unit takes 10 ms
 
 
 def test_importing_the_predictor_imports_neither_torch_nor_transformers():
