@@ -12,8 +12,8 @@
 # In ten minutes you will have trained a language model of your own, in some seventy lines of Python that you can take home. Asked which
 # sound the pig makes, it will first say something wrong and not know where to stop. Afterwards it says *oink*, and stops.
 #
-# After that you will know what these lines did. You will see [LoRA](../site/glossary.md#lora) in one picture, what fine-tuning costs
-# on the graphics cards that people have, and where in this course to go next.
+# After that you will see what these lines did, with [LoRA](../site/glossary.md#lora) in one picture, and what fine-tuning costs on the
+# graphics cards that people have.
 #
 # | | |
 # |---|---|
@@ -74,9 +74,9 @@ dtype = torch.bfloat16 if modern else torch.float16 if gpu else torch.float32
 # %% [markdown]
 # Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load most of them with 4
 # bits each, so a model of seven billion weights shrinks to about a third. The Q in [QLoRA](../site/glossary.md#qlora) stands for this:
-# the weights are quantized, that is, rounded to few values. The four settings are the usual ones
-# ([NF4](../site/glossary.md#nf4), [double quantization](../site/glossary.md#double-quantization) and
-# [compute dtype](../site/glossary.md#compute-dtype) are their names), and lesson 01 takes them apart.
+# the weights are quantized, that is, rounded to few values. The settings are the usual ones, and lesson 01 takes them apart:
+# [NF4](../site/glossary.md#nf4), [double quantization](../site/glossary.md#double-quantization) and the
+# [compute dtype](../site/glossary.md#compute-dtype).
 
 # %% tags=["copy"]
 # Step 2: a base model, in 4 bits per weight
@@ -180,7 +180,7 @@ settings = SFTConfig(
 )  # fmt: skip
 trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config)
 for weight in filter(lambda weight: weight.requires_grad, trainer.model.parameters()):
-    weight.data = weight.data.float()  # work-around: see the trap below step 9
+    weight.data = weight.data.float()  # work-around: TRL made them bfloat16; see the trap in lesson 00
 
 # %% [markdown]
 # The adapter is in the model now, and it has learned nothing yet. Stop for a moment and write down a guess: if you ask the same
@@ -194,12 +194,12 @@ print(f"the first example, as it is trained: {tokenizer.decode(trainer.train_dat
 verdict("a fresh adapter changes no answer", untrained == before)
 
 # %% [markdown]
-# It gives the same answers, although peft says how many new numbers are in it ("trainable params"). Section 2 shows why. The last line
+# It gives the same answers, although peft says how many new numbers are in it ("trainable params"). Section 2 shows why. The second line
 # shows how a model learns to stop: behind each completion the trainer puts a token of its own, here `</s>`, which means the end.
 #
 # Now train it, and save what you made at once. One [step](../site/glossary.md#step) looks at sixteen examples and moves the adapter a
-# little. The file has 1,600 of them, so a hundred steps would see each one once. The table at the top says how many steps this run takes:
-# fewer. The training [loss](../site/glossary.md#loss) says how surprised the model is by the right answers. It should fall.
+# little. The file has 1,600, so a hundred steps would see each of them once. This run takes fewer, as the table at the top says. The
+# training [loss](../site/glossary.md#loss) says how surprised the model is by the right answers. It should fall.
 
 # %% tags=["copy", "nbval-ignore-output"] reason="losses vary in their last digits, and seconds do"
 # Step 8: train, and save
@@ -215,8 +215,8 @@ for question, old, new in zip(questions, before, after):
     print(f"{question}\n    before: {old!r}\n    after:  {new!r}")
 
 # %% [markdown]
-# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops. The losses say that it learned this
-# fast: in the second half of the training there was little left to learn. What you made is the file `adapter_model.safetensors`.
+# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops. It learned this fast: the losses hardly
+# fall in the second half of the training. What you made is the file `adapter_model.safetensors`.
 # `adapter_config.json` says to which base model it belongs, and the tokenizer's files lie beside them.
 #
 # > **Trap: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`.** *What you will see* on a T4 if you leave
@@ -224,8 +224,7 @@ for question, old, new in zip(questions, before, after):
 # > and training in float16 needs an operation that torch does not have for bfloat16
 # > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). *The cure:* turn it back into float32, as the two lines do.
 #
-# Where does the model know the answers from? Did it find them in the examples? Search those for each question's own word and for its
-# answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
+# Where does the model know the answers from? From the examples? Search them for each question's own word and for its answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
 
 # %% tags=["judged"]
 words, right = ["Belarus", "pig", "innocent"], ["Minsk", "oink", "guilty"]
@@ -244,9 +243,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # a task. They are a poor way to teach facts. New facts are learned slowly, and a model that has been made to learn many of them invents
 # more in its other answers ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)).
 #
-# If you have a GPU, run the notebook a second time later, with `model_id = "qwen2.5-0.5b-instruct"`. That is a chat model from the
-# Hugging Face hub. It has a form for questions already, and was trained to stop, so its story is a milder one. Look at what changes
-# between its answers before and after.
+# With a GPU you can run the notebook again later, with `model_id = "qwen2.5-0.5b-instruct"`, a chat model from the Hugging Face hub. It has
+# a form for questions already, and was trained to stop. Look at what changes then.
 
 # %% [markdown]
 # ### Take it home
@@ -341,12 +339,11 @@ figure = plots.diagrams.lora(layers, lora_config.r, lora_config.lora_alpha)
 plots.show(figure, alt="y = (W + alpha / r B A) x: W is a large blue square, B and A are two thin orange strips")
 
 # %% [markdown]
-# The larger the model, the thinner are the strips beside its matrices. (Those of the 7B model would be thinner than a hairline here, and are
-# drawn as one.) peft said above what share of *all* weights is trained. That is less than the share beside this matrix, since
-# the larger matrices need relatively less, and the table of words has no adapter.
+# The larger the model, the thinner are the strips beside its matrices. (Those of the 7B model are drawn as a hairline, and are thinner.)
+# The share that peft printed above is of *all* weights. It is lower, since the table of words has no adapter, and larger matrices need
+# relatively less.
 #
-# As Python, the formula is one line. `frozen` stands for the multiplication by $W$. torch keeps each $x$ as a row and not as a column, so
-# the factors stand in the other order.
+# As Python, the formula is one line. `frozen` multiplies by $W$. torch keeps each $x$ as a row, so the factors stand in the other order.
 
 
 # %%
@@ -356,8 +353,7 @@ def lora(x, frozen, A, B, alpha):
 
 
 # %% [markdown]
-# The library that put the adapter into your model is called peft. Does it compute the same? Here is its layer, with what you just
-# trained in it, beside the line above.
+# The library that put the adapter into your model is called peft. Does its layer, with what you just trained in it, compute the same?
 
 # %% tags=["formula"]
 A, B = q_proj.lora_A["default"].weight.to(dtype), q_proj.lora_B["default"].weight.to(dtype)
@@ -457,8 +453,8 @@ table({
 
 # %% [markdown]
 # FAIL means that a lesson will stop. WARN means that the lessons run, but not as you may expect: without a network, for example, each
-# takes the model that comes with the course. (What is stored here says that this notebook was made without one.) Outside a notebook the
-# doctor is `python -m helpers doctor`.
+# takes the model that comes with the course. (This notebook was made without one.) Outside a notebook the doctor is
+# `python -m helpers doctor`.
 #
 # ## 5 Where to go next
 #
