@@ -9,24 +9,24 @@
 # %% [markdown]
 # # 00 Start here
 #
-# In ten minutes you will have trained a language model of your own, in some seventy lines of Python that you can take home.
+# In ten minutes you will have trained a language model of your own, in some seventy lines of Python that you can take home. Asked which
+# sound the pig makes, it will first say something wrong and not know where to stop. Afterwards it says *oink*, and stops.
 #
-# After that you will know what these lines did. You will see [LoRA](../site/glossary.md#lora) in one picture, what fine-tuning costs
-# on the graphics cards that people have, and where in this course to go next.
+# After that you will see what these lines did, with [LoRA](../site/glossary.md#lora) in one picture, and what fine-tuning costs on the
+# graphics cards that people have.
 #
 # | | |
 # |---|---|
 # | to read | 25 minutes |
 # | exercises at the end | 45 minutes |
-# | to run | {{cpu_time}} on two CPU cores, and some minutes more the first time, to install; {{t4_time}} on a T4, the GPU that Colab lends for free |
-# | you need | Python on your own computer, or a Google or Kaggle account to run it in their notebooks. You need no GPU, no Hugging Face account, and no knowledge of language models |
+# | to run | {{cpu_time}} on two CPU cores that do nothing else, and longer on busy ones; some minutes more the first time, to install |
+# | you need | a computer with Python, or a Google or Kaggle account to run it in their notebooks; some Python, and for exercise 3 a little PyTorch. You need no GPU, no Hugging Face account, and no knowledge of language models |
 #
 # Run the cells from top to bottom. The first one finds the course, or fetches it. It is long and no part of the lesson, so you need not
-# read it. The second one holds what you may change. If you want a GPU in Colab, choose it before you begin: Runtime, Change runtime
-# type, T4 GPU.
+# read it. The second one holds what you may change.
 
 # %% tags=["parameters"]
-model_id = "auto"  # on a CPU the small model that comes with the course, on a GPU a small chat model from the hub
+model_id = "bundled"  # the small model that comes with the course, on a CPU as on a GPU
 max_steps = "auto"  # how long to train
 learning_rate = "auto"
 seed = 0
@@ -58,9 +58,7 @@ adapter = str(run.folder / "first_adapter")
 steps, rate = run.settings.max_steps, run.settings.learning_rate
 
 # %% [markdown]
-# The first step looks at the machine. A GPU computes faster with numbers of 16 bits than with 32, and there are two kinds of them.
-# bfloat16 holds numbers as large as 32 bits do. float16 ends at 65,504, and what is larger becomes infinite. NVIDIA's GPUs compute in
-# bfloat16 from *compute capability* 8 on, which is the version number of their hardware. A T4 has 7.5, so it gets float16.
+# The first step looks at the machine, and picks the kind of number with which it computes fastest. Lesson 01 explains the three names.
 
 # %% tags=["copy"]
 # Step 1: what this machine computes in
@@ -74,13 +72,11 @@ modern = gpu and torch.cuda.get_device_capability() >= (8, 0)
 dtype = torch.bfloat16 if modern else torch.float16 if gpu else torch.float32
 
 # %% [markdown]
-# Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load its matrices with 4
-# bits per weight, which takes little more than a quarter of their memory. The table of its words stays in 16 bits, so a whole 7B model
-# shrinks to about a third. The Q in [QLoRA](../site/glossary.md#qlora) stands for this: the weights are quantized, that is, rounded to
-# few values. [NF4](../site/glossary.md#nf4) names the sixteen values that are used,
-# [double quantization](../site/glossary.md#double-quantization) stores their scales in fewer bits too, and the
-# [compute dtype](../site/glossary.md#compute-dtype) is the kind of number in which the model still computes. Lesson 01 takes all of this
-# apart.
+# Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load most of them with 4
+# bits each, so a model of seven billion weights shrinks to about a third. The Q in [QLoRA](../site/glossary.md#qlora) stands for this:
+# the weights are quantized, that is, rounded to few values. The settings are the usual ones, and lesson 01 takes them apart:
+# [NF4](../site/glossary.md#nf4), [double quantization](../site/glossary.md#double-quantization) and the
+# [compute dtype](../site/glossary.md#compute-dtype).
 
 # %% tags=["copy"]
 # Step 2: a base model, in 4 bits per weight
@@ -91,7 +87,7 @@ four_bits = BitsAndBytesConfig(
 )
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, quantization_config=four_bits, dtype=dtype)
-for layer in model.modules():  # some CPUs only: a short cut of bitsandbytes 0.50 that is wrong while one trains
+for layer in model.modules():  # work-around, some CPUs only: a short cut of bitsandbytes 0.50, wrong in training
     layer.support_avx512bf16_for_cpu = False
 
 # %% [markdown]
@@ -135,15 +131,14 @@ def ask(question):
 
 # %% tags=["copy", "nbval-ignore-output"] reason="what an untrained model says varies with the processor"
 # Step 5: ask before training
-questions = ["What is the capital of Belarus?", "Which sound does the pig make?", "How do you say Saturday in French?"]
+questions = ["What is the capital of Belarus?", "Which sound does the pig make?", "What is the opposite of innocent?"]
 before = [ask(question) for question in questions]
 for question, answer in zip(questions, before):
     print(f"{question:36} {answer!r}")
 
 # %% [markdown]
-# If you have no GPU, you have asked the small model that comes with the course. It is tiny, and it was trained by this course on quiz
-# pages. Its answers are wrong here, and after each of them it goes on with a question of its own. On a GPU you have asked a chat model.
-# It may well know the answers, and it wraps them into sentences.
+# You have asked the small model that comes with the course. It is tiny, and it was trained by this course on quiz pages. Its answers are
+# wrong here, and after each of them it goes on with a question of its own.
 #
 # Now the examples. Training wants two columns: the prompt, which the model is given, and the completion, which it learns to write.
 
@@ -181,11 +176,11 @@ lora_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_
 settings = SFTConfig(
     adapter, max_steps=steps, learning_rate=rate, per_device_train_batch_size=16, logging_steps=10, save_strategy="no",
     fp16=dtype == torch.float16, bf16=dtype == torch.bfloat16, use_cpu=not gpu, report_to="none", seed=seed,
-    activation_checkpointing=True, gradient_checkpointing=None,  # the second is the older name, which TRL would set as well
+    activation_checkpointing=True, gradient_checkpointing=None,  # work-around: the older name, which TRL would set as well
 )  # fmt: skip
 trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config)
 for weight in filter(lambda weight: weight.requires_grad, trainer.model.parameters()):
-    weight.data = weight.data.float()  # TRL made them bfloat16, and training in float16 would stop with an error
+    weight.data = weight.data.float()  # work-around: TRL made them bfloat16; see the trap in lesson 00
 
 # %% [markdown]
 # The adapter is in the model now, and it has learned nothing yet. Stop for a moment and write down a guess: if you ask the same
@@ -193,20 +188,18 @@ for weight in filter(lambda weight: weight.requires_grad, trainer.model.paramete
 
 # %% tags=["fresh"]
 untrained = [ask(question) for question in questions]
+largest_B = max(weight.abs().max().item() for name, weight in trainer.model.named_parameters() if "lora_B" in name)
 trainer.model.print_trainable_parameters()
+print(f"the first example, as it is trained: {tokenizer.decode(trainer.train_dataset[0]['input_ids'])!r}")
 verdict("a fresh adapter changes no answer", untrained == before)
 
 # %% [markdown]
-# It gives the same answers, although peft says how many new numbers are in it ("trainable params"). Section 2 shows why.
+# It gives the same answers, although peft says how many new numbers are in it ("trainable params"). Section 2 shows why. The second line
+# shows how a model learns to stop: behind each completion the trainer puts a token of its own, here `</s>`, which means the end.
 #
 # Now train it, and save what you made at once. One [step](../site/glossary.md#step) looks at sixteen examples and moves the adapter a
-# little; the file has 1,600, and forty steps see 640 of them. The training [loss](../site/glossary.md#loss) says how surprised the model
-# is by the right answers. It should fall.
-#
-# > **Trap: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`.** *What you will see* on a T4 if you leave
-# > out the last two lines of step 7: this error, at the first step. *Why:* TRL turns the adapter of a quantized model into bfloat16,
-# > and training in float16 needs an operation that torch does not have for bfloat16
-# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). *The cure:* turn it back into float32, as the two lines do.
+# little. The file has 1,600, so a hundred steps would see each of them once. This run takes fewer, as the table at the top says. The
+# training [loss](../site/glossary.md#loss) says how surprised the model is by the right answers. It should fall.
 
 # %% tags=["copy", "nbval-ignore-output"] reason="losses vary in their last digits, and seconds do"
 # Step 8: train, and save
@@ -222,17 +215,22 @@ for question, old, new in zip(questions, before, after):
     print(f"{question}\n    before: {old!r}\n    after:  {new!r}")
 
 # %% [markdown]
-# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops. What you made is the file
-# `adapter_model.safetensors`. `adapter_config.json` says to which base model it belongs, and the tokenizer's files lie beside them.
+# That is a fine-tuned model. It answers in the form of your examples: one word, and then it stops. It learned this fast: the losses hardly
+# fall in the second half of the training. What you made is the file `adapter_model.safetensors`.
+# `adapter_config.json` says to which base model it belongs, and the tokenizer's files lie beside them.
 #
-# Where does the model know the answers from? Did it find them in the examples? Search those for each question's own word and for its
-# answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
+# > **Trap: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`.** *What you will see* on a T4 if you leave
+# > out the last two lines of step 7: this error, at the first step. *Why:* TRL turns the adapter of a quantized model into bfloat16,
+# > and training in float16 needs an operation that torch does not have for bfloat16
+# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). *The cure:* turn it back into float32, as the two lines do.
+#
+# Where does the model know the answers from? From the examples? Search them for each question's own word and for its answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
 
 # %% tags=["judged"]
-words = ["Belarus", "Minsk", "pig", "oink", "samedi"]
-verdict("no example holds one of these words", not any(w in r["prompt"] + r["completion"] for w in words for r in rows))
+words, right = ["Belarus", "pig", "innocent"], ["Minsk", "oink", "guilty"]
+told = [word for word in words + right for row in rows if word in row["prompt"] + row["completion"]]
+verdict("no example holds one of these words", not told)
 if run.model.bundled and steps >= 40:  # on another model, look at the answers yourself
-    right = ["Minsk", "oink", "samedi"]
     verdict("no answer was right before, and all are after", after == right and not set(before) & set(right))
 with trainer.model.disable_adapter():
     knew = [complete(f"{question}\nAnswer:\n") for question in questions]
@@ -242,13 +240,17 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # %% [markdown]
 # The base model knew the answers all the time, from what it had read when it was made. What it did not know is your form of asking, and
 # where to stop. That is what fine-tuning taught it. Keep this in mind for your own data: a few hundred examples teach a form, a tone or
-# a task. They are a poor way to teach facts: what a model does not know yet it learns slowly, and the more of it it has learned, the more it
-# invents elsewhere ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)).
+# a task. They are a poor way to teach facts. New facts are learned slowly, and a model that has been made to learn many of them invents
+# more in its other answers ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)).
+#
+# With a GPU you can run the notebook again later, with `model_id = "qwen2.5-0.5b-instruct"`, a chat model from the Hugging Face hub. It has
+# a form for questions already, and was trained to stop. Look at what changes then.
 
 # %% [markdown]
 # ### Take it home
 #
-# In a notebook of your own, on a T4 in Colab for example, install the libraries first:
+# In a notebook of your own you want a GPU. Colab lends one for free, a T4: choose it before you begin (Runtime, Change runtime type).
+# Then install the libraries:
 #
 # ```python
 # %pip install -q {{own_notebook}}
@@ -273,28 +275,36 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 #
 #
 #   def to_columns(row):
-#       return {"prompt": prompt_for(row["question"]), "completion": str(row["answer"])}
+#       return {"prompt": prompt_for(row["question"]), "completion": row["answer"]}
 #
 #
-#   rows = load_dataset("csv", data_files=data, split="train", keep_default_na=False)
+#   text = {"question": str.strip, "answer": str.strip}  # no spaces around them, and 007 stays 007
+#   rows = load_dataset("csv", data_files=data, split="train", converters=text, keep_default_na=False)
 #   rows = rows.filter(lambda row: row["answer"] != "").map(to_columns, remove_columns=rows.column_names)
 #   ```
 #
-# - **Steps.** Each row should be seen about twice: take 2 × rows / 16 steps. The course's tiny model takes a learning rate of 0.003; for
-#   models from half a billion weights on, begin with 0.0002.
+# - **Steps.** For a few hundred rows, begin with 2 × rows / 16 steps, and never with fewer than 40. (Ours needed less than one pass over
+#   its rows, because they are so alike.) The course's tiny model takes a learning rate of 0.003; for models from half a billion weights
+#   on, begin with 0.0002.
 # - **Length.** If your answers are longer, `ask` must wait for them: raise `longest` in step 4. A row with more than 1,024 tokens is cut
 #   at its end; `max_length` in step 7 moves that limit.
 # - **Memory.** If it runs out, halve `per_device_train_batch_size` and set `gradient_accumulation_steps=2`: then a step still sees
 #   sixteen examples.
 #
-# And tomorrow, to use what you made, run steps 1 to 4 with one line after step 2, which puts the adapter on the model again:
+# And tomorrow, to use what you made, run the line that installs, the line of names, and steps 1 and 2. Then put the adapter on the model:
 #
 # ```python
 # model.load_adapter(adapter)
 # ```
 #
-# In Colab the folder is gone with the machine: download it, or copy it to your Drive. Lesson 03 does all of this with more care. It holds rows back that are not
-# trained on, which is the only way to know whether a model got better, and it goes on after a machine was taken away.
+# Run steps 3 and 4, and ask:
+#
+# ```python
+# print(ask("What is the capital of Belarus?"))
+# ```
+#
+# In Colab the folder is gone with the machine: download it, or copy it to your Drive. Lessons 03 and 07 do all of this with more care. They
+# hold rows back that are not trained on, which is the only way to know whether a model got better.
 #
 # ## 2 What happened: LoRA in one picture
 #
@@ -305,9 +315,12 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # $$y = \Big(W + \frac{\alpha}{r}\,B A\Big)\,x$$
 #
 # $W$ has a row for each output and a column for each input. $r$ is the [rank](../site/glossary.md#rank): $B$ has $r$ columns, one row for
-# each output, and $A$ has $r$ rows, one column for each input. The rank says how much room there is to learn.
-# $\alpha$, [alpha](../site/glossary.md#alpha), says how loudly the adapter speaks. It is divided by $r$, since with a higher rank there
-# are more numbers that speak: if you double $r$ and leave $\alpha$, each of them counts half.
+# each output, and $A$ has $r$ rows, one column for each input. The rank says how much room there is to learn. Why should two thin
+# matrices be enough? It is a bet ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)): what you teach is simple beside all that the model
+# knows, so the change of $W$ can be simple too.
+#
+# $\alpha/r$ is a volume knob, and $\alpha$ is called [alpha](../site/glossary.md#alpha). In step 7 it is 32/16 = 2, so $BA$ counts twice.
+# Dividing by $r$ keeps the volume about the same when you change the rank.
 #
 # Here are one matrix of this model and one of a 7B model, each at a scale of its own: what is frozen is blue, what is trained is orange,
 # and what only passes through is grey. (`q_proj` and `down_proj` are names of two of the seven matrices in each layer.)
@@ -326,12 +339,11 @@ figure = plots.diagrams.lora(layers, lora_config.r, lora_config.lora_alpha)
 plots.show(figure, alt="y = (W + alpha / r B A) x: W is a large blue square, B and A are two thin orange strips")
 
 # %% [markdown]
-# The larger the model, the thinner are the strips beside its matrices. (Those of the 7B model would be thinner than a hairline here, and are
-# drawn as one.) peft said above what share of *all* weights is trained. That is less than the share beside this matrix, since
-# the larger matrices need relatively less, and the table of words has no adapter.
+# The larger the model, the thinner are the strips beside its matrices. (Those of the 7B model are drawn as a hairline, and are thinner.)
+# The share that peft printed above is of *all* weights. It is lower, since the table of words has no adapter, and larger matrices need
+# relatively less.
 #
-# As Python, the formula is one line. `frozen` stands for the multiplication by $W$. torch keeps each $x$ as a row and not as a column, so
-# the factors stand in the other order.
+# As Python, the formula is one line. `frozen` multiplies by $W$. torch keeps each $x$ as a row, so the factors stand in the other order.
 
 
 # %%
@@ -341,20 +353,24 @@ def lora(x, frozen, A, B, alpha):
 
 
 # %% [markdown]
-# The library that put the adapter into your model is called peft. Does it compute the same? Here is its layer, with what you just
-# trained in it, beside the line above.
+# The library that put the adapter into your model is called peft. Does its layer, with what you just trained in it, compute the same?
 
 # %% tags=["formula"]
 A, B = q_proj.lora_A["default"].weight.to(dtype), q_proj.lora_B["default"].weight.to(dtype)
 x = torch.randn(5, q_proj.in_features, dtype=dtype, device=A.device)
 theirs, ours = q_proj(x), lora(x, q_proj.base_layer, A, B, alpha=32)
 verdict("peft's layer computes what the one line computes", (theirs - ours).norm() < 0.01 * theirs.norm())
+print(f"the largest number in any B before training: {largest_B:g}")
 
 # %% [markdown]
-# And why did the fresh adapter change no answer? Because peft fills $A$ with random numbers and $B$ with zeros. Then $BA$ is zero, and
-# the model starts exactly where its base model stood. Training can begin all the same. The [gradient](../site/glossary.md#gradient) of
-# $B$ says how the loss changes when $B$ does. It is a product with $A$, and $A$ is not zero. So $B$ moves in the first step, and from the
-# second on $A$ can move too.
+# And why did the fresh adapter change no answer? Because peft fills $A$ with random numbers and $B$ with zeros, as the last line shows.
+# Then $BA$ is zero, and the model starts exactly where its base model stood.
+#
+# <details><summary>How can training begin if B is zero?</summary>
+#
+# The [gradient](../site/glossary.md#gradient) of $B$ says how the loss changes when $B$ does. It is a product with $A$, and $A$ is not
+# zero. So $B$ moves in the first step, and from the second on $A$ can move too.
+# </details>
 #
 # ## 3 What it costs: three ways, one scale
 #
@@ -401,17 +417,20 @@ figure = plots.diagrams.to_scale(ways, {card: GPUS[name].total_bytes for card, n
 plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card, LoRA fits 24 GB, QLoRA fits a T4")
 
 # %% [markdown]
-# A dashed line stands where a card's memory ends, in GB of 1,000,000,000 bytes. (Makers count in units that are 7% larger, and a part is
-# reserved: so a card "with 80 GB" has 85.0 here, and one "with 24 GB" has 23.6.) The driver takes a few hundred MB for itself.
+# A dashed line stands where a card's memory ends. Look at the colours. In full fine-tuning most of the memory is not the model: it is what
+# Adam remembers about each weight. LoRA takes that away, because it trains few numbers. What is left is the blue part, and in 16 bits that
+# part alone all but fills a T4. QLoRA makes it small. It takes both ideas to get a 7B model onto a T4. Lesson 02 adds up every byte, and
+# tells you before you start whether your own run will fit.
 #
-# Look at the colours. In full fine-tuning most of the memory is not the model: it is what Adam remembers about each weight. LoRA takes
-# that away, because it trains few numbers. What is left is the blue part, and in 16 bits that part alone all but fills a T4. QLoRA makes
-# it small. It takes both ideas to get a 7B model onto a T4.
+# <details><summary>Small print</summary>
+#
+# A GB is 1,000,000,000 bytes here. Makers count in units that are 7% larger, and a part is reserved: so a card "with 80 GB" has 85.0, and
+# one "with 24 GB" has 23.6. The driver takes a few hundred MB for itself.
 #
 # The first bar has no grey: full fine-tuning needs most memory when the optimizer moves the weights, and then the activations are gone.
 # Other recipes change the lengths. Without checkpointing the activations of the other two bars would take some 21 GB, and none of the three
-# would fit a T4. Optimizers that remember less shorten the first bar: averages in bfloat16 by a third, averages in 8 bits by half. Lesson
-# 02 adds up every byte, and tells you before you start whether your own run will fit.
+# would fit a T4. Optimizers that remember less shorten the first bar: averages in bfloat16 by a third, averages in 8 bits by half.
+# </details>
 #
 # ## 4 Your machine
 #
@@ -426,16 +445,16 @@ print("\n".join(f"{it.status}, {it.check}: {it.what}. {it.cure}" for it in probl
 verdict("no check of the doctor fails: the lessons can run here", doctor.FAIL not in {it.status for it in problems})
 record(doctor={f"{it.check}: {it.what}": it.status for it in problems})
 table({
-    "computes on": machine.name,
+    "computes on": machine.name if machine.gpu_bytes else "CPU",
     "GPU memory": f"{machine.gpu_bytes / 1e9:.1f} GB" if machine.gpu_bytes else "no GPU",
     "memory": f"{machine.ram_bytes / 1e9:.1f} GB, {machine.cores} cores",
     "computes in": f"{machine.dtype}, {'with' if machine.native_bfloat16 else 'without'} units for bfloat16",
 }, columns=("", "here"))  # fmt: skip
 
 # %% [markdown]
-# FAIL means that a lesson will stop. WARN means that the lessons run, but not as you may expect: without a network, for example, you get
-# the model that comes with the course. (What is stored here says that this notebook was made without one.) Outside a notebook the
-# doctor is `python -m helpers doctor`.
+# FAIL means that a lesson will stop. WARN means that the lessons run, but not as you may expect: without a network, for example, each
+# takes the model that comes with the course. (This notebook was made without one.) Outside a notebook the doctor is
+# `python -m helpers doctor`.
 #
 # ## 5 Where to go next
 #
@@ -443,9 +462,12 @@ table({
 # |---|---|
 # | understand it from the first bit on | [01 Quantization basics](01_quantization_basics.ipynb), then the lessons in their order |
 # | know whether a run fits your GPU | [02 Memory math](02_memory_math.ipynb) |
-# | train on your own data, with all that belongs to it | [03 T4 training](03_t4_training.ipynb): set `dataset_id` to your file |
+# | train a 7B model on a T4, and lose nothing when the machine goes | [03 T4 training](03_t4_training.ipynb) |
 # | use what you have trained | [04 Inference](04_inference.ipynb), and [05 Merging](05_merging.ipynb) to give it away |
 # | find out what an error means | [06 Troubleshooting](06_troubleshooting.ipynb) |
+# | train a chat model on a CSV file of your own | [07 Your own data](07_your_own_data.ipynb) |
+# | know whether one way to train is as good as another | [08 Is it as good?](08_quality.ipynb) |
+# | use a second GPU, or train a larger model | [09 Faster and larger](09_faster_and_larger.ipynb) |
 # | look up a word | the [glossary](../site/glossary.md) |
 # | teach it | [the notes for this lesson](../lessons/00_start_here.instructor.md), and "Teaching with it" in the [README](../README.md) |
 # | make the course better | [CONTRIBUTING](../CONTRIBUTING.md) |
@@ -548,8 +570,8 @@ check("00.3", Repaired)
 #
 # **4.** *Write*, 10 minutes, ••. Your examples are in a spreadsheet, saved as CSV, with the columns `question` and `answer`. Turn the
 # file's text into rows for a trainer. `prompt_for` is the function of step 3: use it for the prompt, so that you train in the form in
-# which you ask. Take away spaces around questions and answers, and leave out rows that have no answer. A question in quotation marks may
-# hold commas.
+# which you ask. Take away spaces around questions and answers, and leave out rows that then have no answer. A question in quotation marks
+# may hold commas.
 
 
 # %%
@@ -579,8 +601,15 @@ check("00.4", to_rows)
 # check("00.4", to_rows)
 # ```
 #
-# To train on them, put this in place of step 6: `rows = datasets.Dataset.from_list(to_rows(text, prompt_for))`. Read the file with
-# `open("mine.csv", encoding="utf-8-sig").read()`: Excel puts an invisible mark in front of the first column's name, and this takes it away.
+# To train on them, put this in place of step 6. (Excel puts an invisible mark in front of the first column's name, and the encoding takes
+# it away.)
+#
+# ```python
+# from datasets import Dataset
+#
+# text = open(data, encoding="utf-8-sig", newline="").read()
+# rows = Dataset.from_list(to_rows(text, prompt_for))
+# ```
 # </details>
 #
 # **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with
@@ -604,8 +633,8 @@ check("00.5", choice)
 # </details>
 #
 # **6.** *Repair*, 10 minutes, ••. A colleague trained a model on what `row_for` makes, and asks it with what `asking` makes. No error appears
-# anywhere, and the answers are nonsense. (If your model is the course's own, it was trained in the same form: the cell asks it in the
-# colleague's way.) Write both functions so that this cannot happen, and give them to the check as `(row_for, asking)`.
+# anywhere, and the answers are nonsense. (Your model was trained in the same form: the cell asks it in the colleague's way.) Write both
+# functions so that this cannot happen: let one call the other. Give them to the check as `(row_for, asking)`.
 
 
 # %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
@@ -623,8 +652,8 @@ check("00.6", ...)  # (row_for, asking)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# One space at the end is enough. The model has never seen a text that goes on from there. Let one function call the other, and they cannot
-# part.
+# One space at the end is enough. In training the first token of the answer came right behind the line break. Here a token for a space
+# stands between them, and the model has never seen a text that goes on from there. Let one function call the other, and they cannot part.
 #
 # ```python
 # def asking(question):

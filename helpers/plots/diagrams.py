@@ -40,7 +40,7 @@ def lora(layers: dict, rank: int, alpha: float):
     ax.set_axis_off()
     shares = ", ".join(f"{rank * (o + i) / (o * i):.1%} in {name}" for name, (o, i) in layers.items())
     title = f"B and A hold few numbers beside W: {shares}"
-    ax.text(0.15, ax.get_ylim()[1] - 0.3, title, fontsize=11, va="center", color=INK)
+    ax.text(0.15, ax.get_ylim()[1] - 0.3, title, fontsize=10.5, va="center", color=INK)
     for number, (name, (outputs, inputs)) in enumerate(layers.items()):
         _lora_row(ax, 2.75 * (len(layers) - 1 - number), name, outputs, inputs, rank, alpha)
     return figure

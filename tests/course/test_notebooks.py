@@ -313,4 +313,10 @@ def test_a_planted_fault_is_found(rule, plant):
 
 def test_a_lesson_that_takes_a_larger_model_on_a_gpu_asks_colab_and_kaggle_for_one():
     asks = {lesson.stem[:2] for lesson in course.lessons() if "accelerator" in course.to_notebook(lesson).metadata}
-    assert asks == {"00", "02", "03", "04", "05", "07"}
+    assert asks == {"02", "03", "04", "05", "07"}
+
+
+def test_the_first_lesson_needs_no_gpu_and_asks_kaggle_for_the_internet_alone():
+    metadata = course.to_notebook(course.find_lesson("00")).metadata
+    assert metadata["kaggle"] == {"isInternetEnabled": True}
+    assert "colab" not in metadata

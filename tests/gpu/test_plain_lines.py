@@ -3,7 +3,7 @@
     COURSE_GPU_TESTS=1 python -m pytest tests/gpu/test_plain_lines.py
 
 Needs a CUDA GPU and a minute. The course is refused to the script. The model is the bundled one, then a shape of the chat
-model that the lesson takes on a GPU, in random weights, with a chat template and from the hub's double.
+model that the lesson names for a notebook of one's own, in random weights, with a chat template and from the hub's double.
 """
 
 import pytest

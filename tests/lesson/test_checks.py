@@ -59,6 +59,18 @@ def row_in(form):
     return lambda question, answer: {"prompt": form.format(question), "completion": answer}
 
 
+def one_row(question, answer):
+    return {"prompt": one_form(question), "completion": answer}
+
+
+def one_form(question):
+    return f"Q: {question}\nA: "
+
+
+def dropped_before_stripping(text, prompt_for):
+    return [row | {"completion": row["completion"].strip()} for row in by_hand(text, prompt_for, parsed, strip=False)]
+
+
 def from_pandas(text, prompt_for):
     import pandas
 
@@ -307,6 +319,7 @@ MISTAKES = {
         (lambda text, form: by_hand(text, form, lambda line: line.split(",")), "comma between quotation marks"),
         (lambda text, form: by_hand(text, form, parsed, header=True), "names of the columns"),
         (lambda text, form: by_hand(text, form, parsed, empty=True), "without an answer"),
+        (dropped_before_stripping, "spaces alone"),
         (lambda text, form: by_hand(text, form, parsed, strip=False), "spaces away"),
         (
             lambda text, form: by_hand(text, "Question: {}\nAnswer:\n".format, parsed),
@@ -329,6 +342,8 @@ MISTAKES = {
         ((lambda q, a: {"prompt": FORM.format(q), "completion": f" {a}"}, FORM.format), "answer alone"),
         ((row_in("### Response:\n"), lambda question: "### Response:\n"), "question must stand"),
         (FORM.format, "both functions"),
+        ([row_in("{}\n"), lambda question: question + "\n"], "let one call the other"),
+        ([row_in("{}\n "), lambda question: question + "\n "], "let one call the other"),
     ],
     "02.1": [
         (lambda n: n / 2, "constant"),
@@ -705,7 +720,7 @@ ALSO_RIGHT = {
         lora_in_torch,
         lambda *numbers: torch.tensor(float(numbers[2] * sum(numbers[:2]))),
     ],
-    "00.2": [466_944 / 4, numpy.int64(116_736), torch.tensor(116_736), 117_000],
+    "00.2": [466_944 / 4, "116,736", numpy.int64(116_736), torch.tensor(116_736), 117_000],
     "00.3": [
         layer(zero, torch.randn),
         layer(torch.rand, zero),
@@ -720,8 +735,8 @@ ALSO_RIGHT = {
     "00.5": [["QLoRA", "LoRA", "LoRA"], {"80 GB": "lora", "24 GB": " LORA", "T4": "qlora"}],
     "00.6": [
         (row_in(FORM), FORM.format),
-        [row_in("{}\n"), lambda question: question + "\n"],
-        (row_in("### Instruction: {}\n### Response: "), "### Instruction: {}\n### Response: ".format),
+        [one_row, one_form],
+        (one_row, lambda question: one_row(question, "")["prompt"]),
     ],
     "02.1": [lambda n: n // 2 + n // 64 + 4 * (n // 64 // 256), lambda n: n * 4.126953125 / 8],
     "02.2": [

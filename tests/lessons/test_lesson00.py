@@ -28,7 +28,7 @@ CELLS = NOTEBOOK.cells
 CODE = [one.source for one in CELLS if one.cell_type == "code"]
 COPIED = [one.source for one in CELLS if "copy" in one.metadata.get("tags", [])]
 DATA = COURSE_ROOT / "assets" / "instructions" / "train.jsonl"
-ANSWERS = ["Minsk", "oink", "samedi"]
+ANSWERS = ["Minsk", "oink", "guilty"]
 
 
 def cell(tag: str) -> str:
@@ -155,7 +155,7 @@ def write_csv(file: Path) -> None:
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
     asked = [(f"{row['instruction']} {row['input']}".strip(), row["output"]) for row in rows]
     with file.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows([("question", "answer"), *asked, ("Who knows?", ""), ("None of it?", "None")])
+        csv.writer(out).writerows([("question", "answer"), *asked, ("Who knows?", " "), ("None of it?", "None")])
 
 
 def test_a_csv_of_ones_own_trains_and_the_adapter_is_there_tomorrow(tmp_path):
@@ -163,8 +163,12 @@ def test_a_csv_of_ones_own_trains_and_the_adapter_is_there_tomorrow(tmp_path):
     said = run_script(script(REFUSE, WITH_A_CSV, base=str(BUNDLED_MODEL), steps=40, rate=3e-3), tmp_path)
     assert said["after"] == ANSWERS
     again = [REFUSE, names_of_ones_own(), f"base = {str(BUNDLED_MODEL)!r}", step(1), step(2)]
-    again += [block_of_ones_own("load_adapter"), step(3), step(4), step(5), "import json", "print(json.dumps(before))"]
-    assert run_script("\n".join(again), tmp_path) == ANSWERS
+    ask = block_of_ones_own("print(ask(")
+    again += [block_of_ones_own("load_adapter"), step(3), step(4), ask, "import json"]
+    said = run_script(
+        "\n".join([*again, ask.replace("print(ask(", "print(json.dumps(ask(").replace("))", ")))")]), tmp_path
+    )
+    assert said == ANSWERS[0]
 
 
 SETTINGS = """
@@ -207,15 +211,30 @@ def test_a_name_that_the_cheat_sheet_does_not_set_stops_it(tmp_path, monkeypatch
         run_sheet(cheat_sheet.steps().replace("steps, rate, seed = 60, 2e-4, 0", "steps, rate = 60, 2e-4"), tmp_path)
 
 
-@pytest.mark.parametrize(("answers", "taken"), [(["4", "", "9"], ["4", "9"]), (["None", "NA", ""], ["None", "NA"])])
+@pytest.mark.parametrize(
+    ("answers", "taken"),
+    [
+        (["4", "", "9"], ["4", "9"]), (["None", "NA", ""], ["None", "NA"]),
+        ([" 7 ", "  ", "007"], ["7", "007"]), (["1.50", "True", "2"], ["1.50", "True", "2"]),
+    ],
+)  # fmt: skip
 def test_numbers_and_words_like_none_are_answers_and_empty_cells_are_not(tmp_path, monkeypatch, answers, taken):
     monkeypatch.chdir(tmp_path)
-    rows = "".join(f"Question {number}?,{answer}\n" for number, answer in enumerate(answers))
-    Path("questions.csv").write_text(f"question,answer\n{rows}", encoding="utf-8")
+    rows = "".join(f" Question {number}?,{answer}\n" for number, answer in enumerate(answers))
+    Path("questions.csv").write_text(f"question,answer\n{rows}", encoding="utf-8-sig")
     names = {"prompt_for": "<{}>".format, "data": "questions.csv"}
     exec(block_of_ones_own("load_dataset"), names)
     assert [row["completion"] for row in names["rows"]] == taken
     assert names["rows"][0]["prompt"] == "<Question 0?>"
+
+
+def test_the_rows_of_exercise_4_go_to_the_trainer_as_its_solution_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("questions.csv").write_text('question,answer\n"One, or two?",two\n', encoding="utf-8-sig")
+    names = {"prompt_for": "<{}>".format, "data": "questions.csv", "check": lambda *given: None}
+    exec(block_of_ones_own("csv.DictReader"), names)
+    exec(block_of_ones_own("from_list"), names)
+    assert list(names["rows"]) == [{"prompt": "<One, or two?>", "completion": "two"}]
 
 
 def test_what_to_install_at_home_is_what_the_lines_import_in_the_tested_versions():
@@ -307,7 +326,27 @@ def test_the_base_model_knew_the_answers_and_not_where_to_stop(finished):
     assert all("\n" in said for said in finished["knew"])
 
 
-@pytest.mark.parametrize("after", [["Minsk", "oink", "ponies"], ["Minsk\n", "oink", "samedi"]])
+def test_the_words_that_are_looked_for_are_those_of_the_questions_and_their_answers(finished):
+    assert finished["right"] == ANSWERS
+    assert all(word in question for word, question in zip(finished["words"], finished["questions"], strict=True))
+
+
+def test_the_model_is_the_same_on_a_gpu_and_its_examples_end_with_the_token_that_the_text_names(finished):
+    assert course.lesson_parameters(LESSON)["model_id"] == "bundled"
+    ends = {finished["tokenizer"].decode(row["input_ids"][-1:]) for row in finished["trainer"].train_dataset}
+    assert ends == {"</s>"}
+    assert "here `</s>`, which means the end" in LESSON.read_text(encoding="utf-8")
+    assert finished["largest_B"] == 0
+
+
+def test_little_is_learned_in_the_second_half_as_the_text_says(finished):
+    losses = [row["loss"] for row in finished["trainer"].state.log_history if "loss" in row]
+    fell = losses[0] - losses[-1]
+    assert len(losses) == 4
+    assert losses[1] - losses[-1] < 0.1 * fell
+
+
+@pytest.mark.parametrize("after", [["Minsk", "oink", "ponies"], ["Minsk\n", "oink", "guilty"]])
 def test_an_answer_that_stayed_wrong_or_does_not_stop_is_noticed(finished, after):
     with pytest.raises(AssertionError, match="all are after"):
         finished.again("judged", after=after)

@@ -40,14 +40,14 @@ def test_auto_on_a_gpu_without_a_network_is_the_bundled_model_with_a_reason():
     assert "HF_HUB_OFFLINE" in model.note
 
 
-def test_lesson_00_on_a_gpu_without_a_network_takes_the_bundled_model_with_its_recipe():
+def test_where_a_chat_model_is_wanted_a_gpu_without_a_network_takes_the_bundled_model_with_its_recipe():
     model = models.resolve_model("auto", GPU, chat=True)
     assert model.bundled
     assert "Qwen2.5-0.5B-Instruct is not on this disk" in model.note
     assert models.recipe_for(model) == presets.RECIPES["bundled"]
 
 
-def test_lesson_00_on_a_gpu_takes_a_chat_model_of_its_base_s_shape(monkeypatch):
+def test_where_a_chat_model_is_wanted_a_gpu_takes_one_of_its_base_s_shape(monkeypatch):
     monkeypatch.setattr(models, "_reach", lambda *words: None)
     for name in ("auto", presets.AUTO_CHAT, "Qwen/Qwen2.5-0.5B-Instruct"):
         model = models.resolve_model(name, GPU, chat=True)

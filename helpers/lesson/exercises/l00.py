@@ -1,14 +1,16 @@
 """Checks of the exercises of lesson 00."""
 
 import copy
+import inspect
+import types
 
 from helpers.lesson.checks import exercise, near
 
 
 def number(value):
-    """A number out of whatever holds one: numpy's and torch's too; None where there is none."""
+    """A number out of whatever holds one: numpy's, torch's, and text as peft prints it ("116,736"); None where there is none."""
     try:
-        return float(value)
+        return float(value.replace(",", "") if isinstance(value, str) else value)
     except (TypeError, ValueError):
         return None
 
@@ -126,6 +128,7 @@ What is the capital of Belarus?,Minsk
 "Red, green or blue: which is the sky on a clear day?",blue
  What is 7 plus 2? , 9
 Which sound does the pig make?,
+Which sound does the dog make?," "
 """
 QUESTIONS = {
     "What is the capital of Belarus?": "Minsk",
@@ -154,6 +157,8 @@ def rows_of_a_csv(answer):
         return "a comma between quotation marks does not end a cell: let csv.DictReader take the lines apart"
     if any("pig" in row["prompt"] for row in rows):
         return "a row without an answer would teach the model to say nothing: leave it out"
+    if any("dog" in row["prompt"] for row in rows):
+        return "an answer of spaces alone is none: take the spaces away first, and then see whether anything is left"
     if len(rows) != len(QUESTIONS):
         return f"it makes {len(rows)} rows of a file in which {len(QUESTIONS)} questions have an answer"
     for row, (question, right) in zip(rows, QUESTIONS.items(), strict=True):
@@ -209,4 +214,25 @@ def one_template(answer):
             at = min(len(row["prompt"]), len(asked)) if at is None else at
             trained, used = row["prompt"][max(0, at - 12) :][:24], asked[max(0, at - 12) :][:24]
             return f"they part at character {at}: it is trained on ...{trained!r} and asked with ...{used!r}"
+    if not _tied(row_for, asking):
+        return "they agree today, but each has the form in a copy of its own, and one may be changed: let one call the other"
     return None
+
+
+def _tied(row_for, asking) -> bool:
+    """Whether one of two functions leads to the other, or both lead to one thing, such as a template."""
+    return bool(_led_to(row_for, {}).keys() & _led_to(asking, {}).keys())
+
+
+def _led_to(thing, met: dict) -> dict:
+    """By its id, everything that a function's code names, with the function itself, through all functions that it calls."""
+    if id(thing) not in met and not isinstance(thing, types.ModuleType):
+        met[id(thing)] = thing
+        parts = [getattr(thing, name, None) for name in ("__self__", "__func__", "func", "args", "keywords")]
+        if isinstance(thing, types.FunctionType):
+            named = inspect.getclosurevars(thing)
+            parts += [*named.nonlocals.values(), *named.globals.values()]
+        for part in parts:
+            if part is not None:
+                _led_to(part, met)
+    return met
