@@ -28,16 +28,14 @@
 # **Time:** 45 minutes to read, 40 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 00.
 # Lessons 01 and 02 explain the 4-bit numbers and the memory.
 #
-# **On a GPU, before you run anything.** This notebook gets a machine of its own, and free Colab lends one GPU at a time.
+# **On a GPU, before you run anything:**
 #
-# 1. In Colab: Runtime, Manage sessions: end the session of lesson 00. Then Runtime, Change runtime type: T4 GPU. In Kaggle: Settings, Accelerator: GPU T4 x2, of
-#    which the lesson uses one, and Internet: on.
+# 1. In Colab, which lends one free GPU at a time: Runtime, Manage sessions, end lesson 00's. Then Runtime, Change runtime type, T4 GPU. In Kaggle: Settings, Accelerator, GPU T4 x2 (the lesson uses one), and Internet on.
 # 2. In Colab, set `output_dir = "drive"` in the second cell, so that checkpoints and adapter outlive the machine. In Kaggle, set Persistence to "Files only".
-# 3. Choose. With `model_id = "auto"` you train a 7B model: 15 GB are downloaded, and you should plan an hour. With `model_id = "bundled"` it is minutes, and you see the
-#    numbers of this page.
-# 4. The 7B model, Qwen2.5-7B, may turn out not to compute in a T4's float16. The lesson can look only after the download, and stops then. The model that it would name is
-#    [`model_id = "unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3), which Unsloth's notebooks train on a T4. The course has not run it.
-# 5. For faster layers, run `%pip install liger-kernel` in a cell of its own after the first one. The course trains without it all the same.
+# 3. Choose: the 7B model (15 GB to download; plan an hour), or `model_id = "bundled"` (minutes, and numbers like this page's).
+# 4. The 7B model, Qwen2.5-7B, may overflow in a T4's float16. The lesson finds out only after the download, and stops then. The other model that it would name, which the course has not run either, is
+#    [`model_id = "unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3).
+# 5. `%pip install liger-kernel`, in a cell of its own after the first one, makes layers faster. The course trains without it all the same.
 
 # %% tags=["parameters"]
 model_id = "auto"  # the bundled model on a CPU, a 7B model on a GPU; or a preset, a folder, a hub id
@@ -240,7 +238,7 @@ if minutes:
 # The minutes are a *prediction*, since nobody has timed this on a T4. The rule behind it: take the GPU time per token that was measured on an H200 under T4 rules, and multiply it by the
 # model's size and by how much slower a T4 is. By the data sheets that is 15 times (989 to 65 teraflops, million million operations per second). But a T4 may draw only 70 watts, and keeps up some
 # [24 teraflops](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462), which makes it 41 times. Without a GPU this is reckoned for 60 steps of full rows, and without
-# [Liger](../site/glossary.md#liger), whose faster layers the first cell does not install: `%pip install liger-kernel` before you begin brings them, and then the plan counts on them. Not in it are the
+# [Liger](../site/glossary.md#liger), which makes layers faster where it was installed before you began. Not in it are the
 # download, the loading, and asking the model before and afterwards: for the 7B model plan an hour for the whole notebook.
 #
 # Now the config. Three of `BitsAndBytesConfig`'s defaults are not what QLoRA uses, so all three are set: the number format (`fp4` by default), double
@@ -287,7 +285,7 @@ print(f"computes in {quantization.bnb_4bit_compute_dtype} on {run.machine}")
 # - `cures.after_loading()` keeps bitsandbytes from a short cut that it takes on some CPUs, and that is wrong while one trains (`keep_4bit_layout`).
 # - It also computes a few rows, to see that all *logits*, the model's scores for the next token, are finite. The largest number of float16 is 65,504, and a model that was made in bfloat16
 #   may go beyond it. Users have reported that of Qwen2 ([Qwen3#670](https://github.com/QwenLM/Qwen3/issues/670)), and nobody has yet seen the real Qwen2.5-7B pass here on a T4. If it
-#   does not, the cell stops with one line that names the other model of this page's beginning.
+#   does not, the cell stops and names the other model.
 
 # %%
 cures.before_loading()
@@ -494,8 +492,7 @@ verdict("the trainer's tokens and labels are those built by hand",
         (ids[:n], labels[:n]) == (by_hand["input_ids"], by_hand["labels"]))  # fmt: skip
 
 # %% [markdown]
-# Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. If that checkpoint is of the last step, no step follows.
-# (transformers itself would take one more: it asks after each step whether it was the last one, and never before a step. `cures.while_training` asks before.) While it trains, a panel shows memory, loss, tokens per
+# Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. While it trains, a panel shows memory, loss, tokens per
 # second and the time left.
 
 # %% tags=["nbval-ignore-output", "train"] reason="seconds, memory and losses vary with the machine"
@@ -518,11 +515,10 @@ table([(file.name, file.stat().st_size) for file in sorted(run.adapter.iterdir()
 
 # %% [markdown]
 # `adapter_model.safetensors` holds $A$ and $B$ of each layer, and `adapter_config.json` says which base they belong to. The base itself is not in the folder. The table at the
-# top of this lesson says under "writes to" where the folder is. In Colab that is a disk which is deleted with the machine, unless you began with
-# `output_dir="drive"`.
+# top of this lesson says under "writes to" where the folder is.
 #
-# **To train with other settings**, restart the session (Runtime, Restart session), change the second cell and run all. To run single cells again is not enough: the model here already has adapters, and a second 7B model does not fit beside it. The download stays
-# as long as the machine does.
+# **To train with other settings**, restart the session (Runtime, Restart session), change the second cell and run all. Single cells are not enough: this model already has adapters, and a second 7B model does not fit beside it. The download stays as long as
+# the machine does.
 #
 # ## 6 Better or not?
 #
@@ -623,8 +619,8 @@ verdict("the training loss ends near zero while the held-out loss has risen agai
 # ## 7 What it took
 #
 # This is the memory of one training step. In the forward pass activations pile up; in the backward pass they are used and freed; then the optimizer
-# changes the adapters. On a GPU it is what was measured in your last steps. Without one it is predicted for the planned 7B run on a T4, and for one piece of it: as many tokens as go through at once. A step repeats forward and backward for
-# each piece, and then changes the adapters once.
+# changes the adapters. On a GPU it is what was measured in your last steps. Without one it is predicted for the planned 7B run on a T4, and for as many tokens as go through at once. A step repeats forward and backward for each
+# such piece, and then changes the adapters once.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it shows what was measured"
 monitor.stop()
@@ -653,7 +649,7 @@ verdict("predicted and measured peak agree within 5%", abs(predicted / measured 
 # The calls above that load and train are the libraries' own. Between them stand the cures below. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
 # training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out.
 #
-# The percentages are savings against the line before, in GPU time and in the time of a whole step; a minus means that it got slower. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time: `padding_free`,
+# The percentages are savings on top of the lines before; a minus means that it got slower. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time: `padding_free`,
 # `repeat_kv_heads` and `liger_layers` are the three that matter. `recorded` ([CUDA graphs](../site/glossary.md#cuda-graph)) helps a GPU that waits for Python, and a run on a T4 leaves it out. `liger_layers` takes norms, the rotary embedding, which
 # tells a token its place, and SwiGLU, a layer's nonlinear function, from [Liger](../site/glossary.md#liger).
 
@@ -698,8 +694,8 @@ run.forget_side_runs()
 #
 # Where should checkpoints go, so that they outlive the machine?
 #
-# - **Google Drive**: set `output_dir = "drive"` before you begin. After a disconnect, run the notebook again with the same parameters: the base model is downloaded again, and training goes on. Only how the model is scored, `eval_rows` and `max_new_tokens`, may change. With any other change training begins anew.
-# - **Kaggle**: runs go to `/kaggle/working`. It is kept if you set Persistence to "Files only" before you begin, or if you end with "Save Version" and there choose "Quick Save" with its output.
+# - **Google Drive**: with `output_dir = "drive"`, run the notebook again after a disconnect: the base model is downloaded again, and training goes on. Only `eval_rows` and `max_new_tokens` may change, which score the model. With any other change training begins anew.
+# - **Kaggle**: runs go to `/kaggle/working`, which "Files only" keeps. So does "Save Version" at the end, with "Quick Save" and its output.
 # - **The hub**: log in with `from huggingface_hub import login; login()` and never put a token into a parameter. Then set `hub_repo = "you/name"`. Each checkpoint is pushed to a private
 #   repository, as the folder `last-checkpoint`. To resume elsewhere, download that folder into `run.checkpoints` and name it by its step, for example `checkpoint-40`; the step stands in its `trainer_state.json`.
 # - **Your own computer**: download the folder with the file browser.
