@@ -25,8 +25,17 @@
 # Nobody has run this on a physical T4 yet. What is said of a T4 is a prediction, or was measured under *T4 rules*: on a larger GPU that was allowed a T4's memory
 # (14.56 GiB), its number format (float16) and the attention programs that it has. For this, models of 7B and more had their real shapes and random weights.
 #
-# **Time:** 35 minutes to read, 40 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 00.
+# **Time:** 45 minutes to read, 40 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 00.
 # Lessons 01 and 02 explain the 4-bit numbers and the memory.
+#
+# **On a GPU, before you run anything:**
+#
+# 1. In Colab, which lends one free GPU at a time: Runtime, Manage sessions, end lesson 00's. Then Runtime, Change runtime type, T4 GPU. In Kaggle: Settings, Accelerator, GPU T4 x2 (the lesson uses one), and Internet on.
+# 2. In Colab, set `output_dir = "drive"` in the second cell, so that checkpoints and adapter outlive the machine. In Kaggle, set Persistence to "Files only".
+# 3. Choose: the 7B model (15 GB to download; plan an hour), or `model_id = "bundled"` (minutes, and numbers like this page's).
+# 4. The 7B model, Qwen2.5-7B, may overflow in a T4's float16. The lesson finds out only after the download, and stops then. The other model that it would name, which the course has not run either, is
+#    [`model_id = "unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3).
+# 5. `%pip install liger-kernel`, in a cell of its own after the first one, makes layers faster. The course trains without it all the same.
 
 # %% tags=["parameters"]
 model_id = "auto"  # the bundled model on a CPU, a 7B model on a GPU; or a preset, a folder, a hub id
@@ -56,7 +65,7 @@ save_steps = "auto"
 report_to = "none"  # or tensorboard, trackio, wandb
 hub_repo = "none"  # or owner/name: checkpoints are pushed there, to a private repository
 eval_rows = 256
-max_new_tokens = 16  # of an answer that is scored
+max_new_tokens = "auto"  # of an answer: 16 for the bundled model, which answers in a few words, else 128
 plain = False  # True leaves out all that this course adds, but the two cures without which nothing runs
 output_dir = "auto"  # in Colab "drive": adapter and checkpoints go to your Google Drive, which outlives the machine
 
@@ -207,10 +216,12 @@ table({
 # ## 2 Loading
 #
 # Will it fit? Ask before you load. `run.plan_training()` predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. In this lesson the rows of a batch are not filled up to one length: they lie one behind
-# the other, and each sees only itself ("Further down" shows how). Such a batch is called [padding-free](../site/glossary.md#padding-free). The plan tries how many of their tokens to take at once, and for how many layers to recompute the *activations*, the intermediate results that training must otherwise keep.
-# Among the ways that leave a twentieth of the GPU
-# free it takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone. On a GPU the run
-# below takes what is planned. Without a GPU the plan is an example, for the 7B model on a T4. (`run.cures` is what this course adds to the libraries' own calls: section 7 lists it.)
+# the other, and each sees only itself ("Further down" shows how). Such a batch is called [padding-free](../site/glossary.md#padding-free).
+#
+# Two things can be chosen without changing what is learned: how many tokens go through the model at once, and in how many layers the *activations*, the intermediate results of training, are thrown away and computed
+# again. The plan tries the combinations, keeps those that leave a twentieth of the GPU free, and takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone.
+#
+# On a GPU the run below takes what is planned. Without a GPU the plan is an example, for the 7B model on a T4. (`run.cures` is what this course adds to the libraries' own calls: section 7 lists it.)
 
 # %%
 plan = run.plan_training(lengths)
@@ -221,9 +232,13 @@ if minutes:
     print("Predicted: a T4 would compute for {:.0f} to {:.0f} minutes".format(*minutes))
 
 # %% [markdown]
+# Lesson 00 said that without recomputing, none of its three ways would fit a T4. It took 2,048 tokens at once. The plan takes fewer, and can keep everything: a batch of 16 rows goes through in pieces, and still
+# makes one step.
+#
 # The minutes are a *prediction*, since nobody has timed this on a T4. The rule behind it: take the GPU time per token that was measured on an H200 under T4 rules, and multiply it by the
 # model's size and by how much slower a T4 is. By the data sheets that is 15 times (989 to 65 teraflops, million million operations per second). But a T4 may draw only 70 watts, and keeps up some
-# [24 teraflops](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462), which makes it 41 times. Without a GPU this is reckoned for 60 steps of full rows. Not in it are the
+# [24 teraflops](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462), which makes it 41 times. Without a GPU this is reckoned for 60 steps of full rows, and without
+# [Liger](../site/glossary.md#liger), which makes layers faster where it was installed before you began. Not in it are the
 # download, the loading, and asking the model before and afterwards: for the 7B model plan an hour for the whole notebook.
 #
 # Now the config. Three of `BitsAndBytesConfig`'s defaults are not what QLoRA uses, so all three are set: the number format (`fp4` by default), double
@@ -254,7 +269,8 @@ print(f"computes in {quantization.bnb_4bit_compute_dtype} on {run.machine}")
 # > ([transformers#48633](https://github.com/huggingface/transformers/issues/48633)).
 # >
 # > *What you see:* no error, but a slower program (a *kernel*) is used, whose memory grows with the square of the length. *Cure:* repeat the shared heads before attention. In this
-# > lesson `cures.before_loading()` does it with `repeat_kv_heads`.
+# > lesson `cures.before_loading()` does it with `repeat_kv_heads`. In code of your own, such as lesson 00's nine steps, which avoid the other four traps, two lines do it before the model is loaded:
+# > `from transformers.integrations import sdpa_attention` and `sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False`.
 #
 # > **Trap 3: flash attention.** `attn_implementation="flash_attention_2"` stands in many recipes.
 # >
@@ -269,7 +285,7 @@ print(f"computes in {quantization.bnb_4bit_compute_dtype} on {run.machine}")
 # - `cures.after_loading()` keeps bitsandbytes from a short cut that it takes on some CPUs, and that is wrong while one trains (`keep_4bit_layout`).
 # - It also computes a few rows, to see that all *logits*, the model's scores for the next token, are finite. The largest number of float16 is 65,504, and a model that was made in bfloat16
 #   may go beyond it. Users have reported that of Qwen2 ([Qwen3#670](https://github.com/QwenLM/Qwen3/issues/670)), and nobody has yet seen the real Qwen2.5-7B pass here on a T4. If it
-#   does not, the cell stops with one line that names another model.
+#   does not, the cell stops and names the other model.
 
 # %%
 cures.before_loading()
@@ -308,6 +324,7 @@ from helpers.evaluation import evaluate
 
 scored = {"max_new_tokens": settings.max_new_tokens, "max_length": settings.max_length}
 scored |= {"batch_size": 64 if run.model.bundled else 8}  # rows at once; logits of a large vocabulary take memory
+scored |= {"answers_at_once": 64 if run.model.bundled else 16}
 with plan.guarded(), monitor.phase("evaluate"):
     before = evaluate(model, tokenizer, heldout, **scored)
 print(before)
@@ -365,8 +382,8 @@ lora = LoraConfig(
 # | `save_steps`, `save_total_limit` | how often a checkpoint is written, and how many are kept | |
 # | `report_to` | where the curves go besides this page: `tensorboard`, `trackio`, `wandb` | |
 #
-# First, what one step is. The table below the cell shows the values of this run, and beside them those that `"auto"` means for a 7B model. (How many tokens go through the model at once is the plan's choice, as section 2 has shown; the rows per step stay what the
-# recipe says.)
+# First, what one step is. The table below the cell shows the values of this run, and beside them the recipe for a 7B model, as it is before the plan. On a GPU the plan may have changed three of them: `batch_size`, `gradient_accumulation` and
+# `checkpointing`. The product of the first two, the rows in a step, remains.
 
 # %%
 steps = {
@@ -381,7 +398,7 @@ steps = {
     "max_grad_norm": 0.3,
     "optim": settings.optimizer,
 }
-table(run.beside_the_recipe(), columns=("parameter", "this run", "a 7B model"))
+table(run.beside_the_recipe(), columns=("parameter", "this run", "7B recipe, before the plan"))
 
 # %% [markdown]
 # Next the number formats and the memory. With `fp16=True` the loss is multiplied by a large number before the backward pass, so that small gradients do not become zero, and the gradients are divided by it
@@ -432,8 +449,8 @@ arguments = SFTConfig(output_dir=str(run.checkpoints), seed=settings.seed, **ste
 # > **Trap 5: adapters in bfloat16.** `SFTTrainer` casts the adapters of a quantized model to bfloat16.
 # >
 # > *What you see:* with `fp16=True`, which a T4 needs, the first step stops: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`
-# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). That is the division of the gradients: torch has it for float32, and not for bfloat16. In float16 the adapters would not
-# > do either: the many small changes of training would be rounded away. *Cure:* before `train()`, put what is trained back to float32: `for p in trainer.model.parameters(): if p.requires_grad: p.data = p.data.float()`
+# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). That is the division of the gradients: torch has it for float32, and not for bfloat16. Adapters in float16 would not
+# > do either: then the step stops with `Attempting to unscale FP16 gradients`, and without `fp16=True` the many small changes of training would be rounded away. *Cure:* before `train()`, put what is trained back to float32: `for p in trainer.model.parameters(): if p.requires_grad: p.data = p.data.float()`
 #
 # In this lesson `cures.after_building()` does that, with `adapters_to_float32`. It also has training stop at the first loss that is not a number, and on a GPU, or for a model of your own, it computes in one operation the layers that read the
 # same input.
@@ -475,8 +492,7 @@ verdict("the trainer's tokens and labels are those built by hand",
         (ids[:n], labels[:n]) == (by_hand["input_ids"], by_hand["labels"]))  # fmt: skip
 
 # %% [markdown]
-# Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. If that checkpoint is of the last step, no step follows.
-# (transformers itself would take one more: it asks after each step whether it was the last one, and never before a step. `cures.while_training` asks before.) While it trains, a panel shows memory, loss, tokens per
+# Now train. If this run was cut off before, its last whole checkpoint is found and training goes on from there. While it trains, a panel shows memory, loss, tokens per
 # second and the time left.
 
 # %% tags=["nbval-ignore-output", "train"] reason="seconds, memory and losses vary with the machine"
@@ -499,8 +515,10 @@ table([(file.name, file.stat().st_size) for file in sorted(run.adapter.iterdir()
 
 # %% [markdown]
 # `adapter_model.safetensors` holds $A$ and $B$ of each layer, and `adapter_config.json` says which base they belong to. The base itself is not in the folder. The table at the
-# top of this lesson says under "writes to" where the folder is. In Colab that is a disk which is deleted with the machine, unless you began with
-# `output_dir="drive"`.
+# top of this lesson says under "writes to" where the folder is.
+#
+# **To train with other settings**, restart the session (Runtime, Restart session), change the second cell and run all. Single cells are not enough: this model already has adapters, and a second 7B model does not fit beside it. The download stays as long as
+# the machine does.
 #
 # ## 6 Better or not?
 #
@@ -528,7 +546,9 @@ verdict("the held-out loss fell, and did not rise again", fell,
                 "Your adapter is saved. Fewer steps or more rows help.")  # fmt: skip
 
 # %% [markdown]
-# Now the same questions again, by the same rule. If the two intervals do not overlap, the choice of rows does not explain the difference. (Another seed would still give a slightly different adapter.)
+# Each blue point is the mean over the steps since the point before it, so it is of few rows. Near zero one missed word moves it far on a logarithmic axis. Look at the orange line: it scores the same held-out rows each time, at most 64.
+#
+# Now the same questions again, by the same rule, on all held-out rows. If the two intervals do not overlap, the choice of rows does not explain the difference. (Another seed would still give a slightly different adapter.)
 #
 # On data of your own, where many answers may be right, look at the loss instead, and read the answers. `after.change_from(before)` compares each row with itself and
 # says how far the change of the loss could be off. If its whole interval lies below zero, the model has become better at rows like these.
@@ -546,8 +566,9 @@ print(
 )
 headings = ("asked", "input", "expected", "before", "after")
 answers = zip(heldout["instruction"], heldout["input"], heldout["output"], before.answers, after.answers)
+rows, characters = (6, 60) if settings.max_new_tokens <= 16 else (3, 4000)  # long answers: few, and whole
 table(
-    [[textwrap.shorten(str(text), 60, placeholder=" ...") for text in row] for row in list(answers)[:6]],
+    [[textwrap.shorten(str(text), characters, placeholder=" ...") for text in row] for row in list(answers)[:rows]],
     columns=headings,
 )
 
@@ -563,11 +584,12 @@ if usual and after.rows >= 64:  # free answers to open questions have many right
     verdict("exact match rose by more than chance: the intervals do not overlap", before.interval[1] < after.interval[0])  # fmt: skip
     verdict("at least 95% of the held-out rows are answered exactly", after.exact_match >= 0.95)
 elif len(set(map(str, used_rows["completion"]))) > 1:  # if all answers are the same, a lower loss says nothing
-    verdict("the loss on all held-out rows is lower than before", after.loss < before.loss,
-            look_at=f"It was {before.loss:.3f} and is {after.loss:.3f}. Lesson 06 shows what a wrong learning rate does. Your adapter is saved.")  # fmt: skip
+    verdict("the loss on all held-out rows is lower than before, by more than chance", high < 0,
+            look_at=f"It changed by {change:+.3f} (95%: {low:+.3f} to {high:+.3f}). Where this reaches beyond zero, more held-out rows tell more. "
+                    "Lesson 06 shows what a wrong learning rate does. Your adapter is saved.")  # fmt: skip
 
 # %% [markdown]
-# Read the column "before" once more. Then read "after": does it answer, and stop? None of these questions stood in the training rows, as section 1 has counted.
+# Read the column "before" once more. Then read "after": does it answer, and stop? (An answer that ends in the middle of a sentence has reached `max_new_tokens`.) None of these questions stood in the training rows, as section 1 has counted.
 #
 # ### What it looks like when it goes wrong
 #
@@ -597,19 +619,18 @@ verdict("the training loss ends near zero while the held-out loss has risen agai
 # ## 7 What it took
 #
 # This is the memory of one training step. In the forward pass activations pile up; in the backward pass they are used and freed; then the optimizer
-# changes the adapters. On a GPU it is what was measured in your last steps. Without one it is the predicted step of the planned 7B run on a T4.
+# changes the adapters. On a GPU it is what was measured in your last steps. Without one it is predicted for the planned 7B run on a T4, and for as many tokens as go through at once. A step repeats forward and backward for each
+# such piece, and then changes the adapters once.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it shows what was measured"
 monitor.stop()
+limit = {"line": plan.budget_bytes / 1e9, "line_label": "the GPU's memory"}
 if plan.own:
-    limit = {"line": plan.budget_bytes / 1e9, "line_label": "the GPU's memory"}
     figure = memory_timeline(monitor.last_steps(), "Memory in the last training steps, measured", "GB", **limit)
 else:
-    steps, title = (
-        {plan.model_name: plan.step_over_time()},
-        "One step on a T4, as it is predicted: no time in it, only an order",
-    )
-    figure = diagrams.training_steps(steps, **plan.stays(), title=title)
+    one_piece = plan.step_over_time()
+    title = f"{plan.spec.seq_len:,} tokens at once on a T4 peak at {max(size for *_, size in one_piece) / 1e9:.2f} GB (predicted)"
+    figure = diagrams.training_steps({plan.model_name: one_piece}, **plan.stays(), title=title, **limit)
 show(figure, alt="GPU memory over one training step: it climbs in the forward pass, falls in the backward pass")
 
 # %% [markdown]
@@ -626,15 +647,19 @@ verdict("predicted and measured peak agree within 5%", abs(predicted / measured 
 # ### What this course adds, and what it is worth
 #
 # The calls above that load and train are the libraries' own. Between them stand the cures below. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
-# training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out. The last two columns say what each one saved on top of those before it, in GPU time and in the time
-# of a whole step, measured with Mistral-7B's shape and rows of one length on an H200 under T4 rules (`recorded` on top of "nothing recomputed", where alone it can be used). `recorded` spares the computer beside the GPU, so
-# look at the whole step there. `padding_free` was measured with rows of real lengths, on an H100, beside the same recipe with padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that. A cure without a number saves you from
-# an error and not from waiting.
+# training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out.
+#
+# The percentages are savings on top of the lines before; a minus means that it got slower. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time: `padding_free`,
+# `repeat_kv_heads` and `liger_layers` are the three that matter. `recorded` ([CUDA graphs](../site/glossary.md#cuda-graph)) helps a GPU that waits for Python, and a run on a T4 leaves it out. `liger_layers` takes norms, the rotary embedding, which
+# tells a token its place, and SwiGLU, a layer's nonlinear function, from [Liger](../site/glossary.md#liger).
 
 # %%
 table(cures.rows(), GPU_time_saved="{:.0%}", step_time_saved="{:.0%}")
 
 # %% [markdown]
+# How this was measured: with Mistral-7B's shape and rows of one length, on an H200 under T4 rules; `recorded` on top of "nothing recomputed", where alone it can be used; `padding_free` with rows of real lengths on an H100, beside the same recipe with
+# padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that.
+#
 # ## 8 Killed, and resumed
 #
 # Free Colab disconnects. A disconnect is no error that Python could catch: the process is gone, and with it all steps since the last whole checkpoint. So do the same to a run. The next cell starts a second Python process that trains, waits until its
@@ -669,8 +694,8 @@ run.forget_side_runs()
 #
 # Where should checkpoints go, so that they outlive the machine?
 #
-# - **Google Drive**: set `output_dir = "drive"` before you begin. After a disconnect, run the notebook again with the same parameters: the base model is downloaded again, and training goes on.
-# - **Kaggle**: runs go to `/kaggle/working`. It is kept if you set Persistence to "Files only" before you begin, or if you end with "Save Version" and there choose "Quick Save" with its output.
+# - **Google Drive**: with `output_dir = "drive"`, run the notebook again after a disconnect: the base model is downloaded again, and training goes on. Only `eval_rows` and `max_new_tokens` may change, which score the model. With any other change training begins anew.
+# - **Kaggle**: runs go to `/kaggle/working`, which "Files only" keeps. So does "Save Version" at the end, with "Quick Save" and its output.
 # - **The hub**: log in with `from huggingface_hub import login; login()` and never put a token into a parameter. Then set `hub_repo = "you/name"`. Each checkpoint is pushed to a private
 #   repository, as the folder `last-checkpoint`. To resume elsewhere, download that folder into `run.checkpoints` and name it by its step, for example `checkpoint-40`; the step stands in its `trainer_state.json`.
 # - **Your own computer**: download the folder with the file browser.
@@ -716,7 +741,7 @@ check("03.1", lora_numbers)
 # check("03.1", lora_numbers)
 # ```
 #
-# With Mistral-7B's four attention layers and rank 8 that is 6,815,744. Many texts say 8,388,608, because they count `k_proj` and `v_proj` as square matrices.
+# With the four attention matrices in each of Mistral-7B's 32 layers and rank 8 that is 6,815,744. Many texts say 8,388,608, because they count `k_proj` and `v_proj` as square matrices.
 # </details>
 #
 # **2. Write** (5 minutes, ••). Write `labels(prompt, completion, eos)`: from the token ids of a prompt and of its completion, and the id of eos, make the labels of all
@@ -764,32 +789,36 @@ check("03.3", for_a_t4)
 # ```
 # </details>
 #
-# **4. Repair** (5 minutes, •). A colleague's function should say how often each row is seen. It runs, and it is wrong. Write it right, as `epochs_of`.
+# **4. Write** (5 minutes, ••). Section 6 trained on eight rows. On how many does the held-out loss not rise again? Guess first for 8, 32 and 128 rows. Then write `heldout_losses(rows)`: it calls `side_run` as section 6 does, but with that many rows, and returns
+# the losses on the held-out rows in their order. The check calls it for all three, which takes a while, and shows what came.
 
 
 # %%
-def their_epochs(steps, batch_size, gradient_accumulation, rows):
-    return steps * batch_size // rows
+def heldout_losses(rows):
+    "The held-out losses of a side run on that many rows."
+    return ...
 
 
-epochs_of = ...
-check("03.4", epochs_of)
+check("03.4", heldout_losses)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# def epochs_of(steps, batch_size, gradient_accumulation, rows):
-#     return steps * batch_size * gradient_accumulation / rows
+# def heldout_losses(rows):
+#     found = side_run(run, f"on-{rows}", rows=rows, heldout=32, steps=16, batch_size=8, learning_rate=9e-3)
+#     return [entry["eval_loss"] for entry in found["history"] if "eval_loss" in entry]
 #
 #
-# check("03.4", epochs_of)
+# check("03.4", heldout_losses)
 # ```
+#
+# 16 steps of 8 rows are 128 rows. Eight rows are seen 16 times each and learned by heart; of 128 rows none is seen twice.
 # </details>
 #
 # **5. Predict, then run** (5 minutes, ••). The 7B model is trained on a T4, two rows at once, and all layers are recomputed. Of its 28 layers each keeps its input, 3,584 numbers of 2 bytes
-# for each token. The weights take 5.5 GB, the adapters with their optimizer 0.2 GB, and what comes and goes in one layer 0.5 GB with rows of 512 tokens. Now the rows have 2,048 tokens. How many times as much will the
-# *peak* be? Reckon or guess; the check predicts it and takes what is within 0.1.
+# for each token. The weights take 5.5 GB, and the adapters with their optimizer 0.2 GB. What comes and goes in a layer is, with rows of 512 tokens, 0.35 GB that grows with the tokens and 0.15 GB that does not (a dequantized weight and workspaces). Now
+# the rows have 2,048 tokens. How many times as much will the *peak* be? Reckon; the check predicts it and takes what is within 0.02.
 
 # %%
 my_guess = ...
@@ -800,11 +829,12 @@ check("03.5", my_guess)
 #
 # ```python
 # inputs = 28 * 3584 * 2 * 2 * 512 / 1e9  # two rows of 512 tokens: 0.2 GB
-# my_guess = (5.5 + 0.2 + 4 * (inputs + 0.5)) / (5.5 + 0.2 + inputs + 0.5)
+# stays = 5.5 + 0.2 + 0.15
+# my_guess = (stays + 4 * (inputs + 0.35)) / (stays + inputs + 0.35)
 # check("03.5", my_guess)
 # ```
 #
-# Four times the tokens make four times the activations, but weights and adapters stay what they are. So the peak grows by much less.
+# Four times the tokens make four times the activations, but weights, adapters and workspaces stay what they are. So the peak grows by much less.
 # </details>
 #
 # **6. Decide** (5 minutes, ••). Four runs on your own data. `after.change_from(before)` said of each how the loss on the held-out rows changed, and how far that could be off:

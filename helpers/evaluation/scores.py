@@ -127,17 +127,24 @@ class Evaluation:
 
 
 def evaluate(
-    model, tokenizer, rows, max_new_tokens: int = 16, batch_size: int = 64, max_length: int = 512
+    model,
+    tokenizer,
+    rows,
+    max_new_tokens: int = 16,
+    batch_size: int = 64,
+    max_length: int = 512,
+    answers_at_once: int = 0,
 ) -> Evaluation:
     """Score `model` on `rows` (instruction, input, output), in eval mode; the model is left as it was found.
 
     Rows are asked in the tokenizer's template, and in Alpaca's where it has none that ends where the model stops.
     An answer ends after `max_new_tokens` tokens, and for the loss a row is cut at `max_length` tokens, as in training.
+    `answers_at_once`: rows that are answered together, `batch_size` where it is 0. Logits of whole rows take more memory.
     DataError, one line, if nothing is left of any answer.
     """
     was_training = model.training
     model.eval()
-    answers = _answers(model, tokenizer, rows, max_new_tokens, batch_size)
+    answers = _answers(model, tokenizer, rows, max_new_tokens, answers_at_once or batch_size)
     right = _right(answers, rows)
     share = sum(right) / len(right)
     losses = _row_losses(model, tokenizer, rows, batch_size, max_length)

@@ -131,7 +131,7 @@ RULES: dict[str, Rule] = {
     "double_quant": _flag,
     "block_size": _one_of(*(2**n for n in range(5, 13))),
     "eval_rows": _integer(1, 100_000),
-    "max_new_tokens": _integer(1, 4096),
+    "max_new_tokens": _or_auto(_integer(1, 4096)),
 }
 
 

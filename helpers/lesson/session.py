@@ -22,6 +22,7 @@ from helpers.lesson.tables import table
 from helpers.packages import recorded_versions
 
 NOT_SO = "NOT SO in this run: "  # begins an untrue verdict, as it is shown
+OF_SCORES = {"eval_rows", "max_new_tokens"}  # say how a model is scored, and change nothing of what is trained
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Run:
         """What makes this run this run: settings, model and data. Another one gets other checkpoints, another adapter."""
         own = {"rows": self.data_digest} if self.data_digest else {}
         own |= {"template": self.template_text} if self.template_text else {}
-        return vars(self.settings) | self.model.identity | {"data": self.data_name} | own
+        trained = {name: value for name, value in vars(self.settings).items() if name not in OF_SCORES}
+        return trained | self.model.identity | {"data": self.data_name} | own
 
     @functools.cached_property
     def template_text(self) -> str:
@@ -253,7 +255,8 @@ def begin(
         shown |= _goes_along(values.get("hub_repo", "none"))
         saving.require_hub_base(values.get("hub_repo", "none"), run.model)
         shown["model"] = str(run.model)
-    recipe = models.recipe_for(run.model)
+    longest = 16 if run.model is None or run.model.bundled else 128  # the bundled model's answers are a few words
+    recipe = models.recipe_for(run.model) | {"max_new_tokens": longest}
     chosen = {name: recipe[name] for name, value in values.items() if name in recipe and value == "auto"}
     run.settings = SimpleNamespace(**values | chosen)
     if chosen:
@@ -377,5 +380,5 @@ def _changed(run: Run) -> str:
 
 def _begun() -> Run:
     if _current is None:
-        raise CourseError("no run was begun: run the notebook's fourth code cell first")
+        raise CourseError("no run was begun: run the notebook's third code cell first")
     return _current

@@ -294,15 +294,16 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
 PHASES = {"forward": "forward pass", "loss": "loss", "backward": "backward pass", "step": "optimizer"}
 
 
-def training_steps(steps: dict, frozen: int, trained: int, title: str):
+def training_steps(steps: dict, frozen: int, trained: int, title: str, line: float | None = None, line_label=""):
     """Memory through one training step, a panel for each way, with the phases named and what stays at the bottom.
 
     `steps` maps a name to the points of `helpers.memory.step_over_time`: (place, phase, bytes). `frozen` and `trained` are
-    bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes.
+    bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes. `line`: a
+    limit in GB.
     """
     figure, panels = axes(title, "", "GB", size=(8.2, 3.6), ncols=len(steps), sharey=True, squeeze=False)
     weights, states = frozen / 1e9, (frozen + trained) / 1e9  # where the blue ends, and the orange
-    top = max(n for points in steps.values() for *_, n in points) / 1e9
+    top = max(line or 0, max(n for points in steps.values() for *_, n in points) / 1e9)
     for ax, (name, points) in zip(panels.flat, steps.items(), strict=True):
         at, begins = _laid_out(points)
         values = [n / 1e9 for *_, n in points]
@@ -310,6 +311,10 @@ def training_steps(steps: dict, frozen: int, trained: int, title: str):
         ax.fill_between(at, weights, states, color=TRAINED, linewidth=0)
         ax.fill_between(at, 0, weights, color=FROZEN, linewidth=0)
         ax.plot(at, values, drawstyle="steps-post", color=INK, linewidth=0.5)
+        if line is not None:
+            ax.axhline(
+                line, color=INK, linestyle="--", linewidth=1.2, label=line_label if ax is panels.flat[0] else None
+            )
         for phase, (begin, end) in begins.items():
             ax.axvline(begin, color=INK, linewidth=0.6, linestyle=":")
             middle, upright = (begin + end) / 2, end - begin < 0.2

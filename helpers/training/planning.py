@@ -137,7 +137,8 @@ class TrainingPlan:
         Nobody has timed it on one. The rule: GPU time for a token on an H200 held to a T4's attention kernels
         (measurements/h200_speed.jsonl, the recipe with the same recomputing), times the model's linear weights over
         Mistral-7B's, times how much slower a T4 is: at best as the two data sheets say, else by what a T4 sustains
-        against the H200's data sheet. Rows are full unless `tokens_per_row` is given; padding is not counted.
+        against the H200's data sheet. Rows are full unless `tokens_per_row` is given; padding is not counted. Those runs had
+        Liger's layers, so without them the time is longer by what they saved where all else was the same.
         """
         if self.chosen is None:
             return None
@@ -145,6 +146,9 @@ class TrainingPlan:
         runs = measured_runs("h200_speed").query("rules == 't4'")
         timed = runs[runs.recipe == ("no dropout" if self.plain else layers)]
         seconds = timed.gpu_busy_seconds.median() / (8 * 512)  # each step of these runs has 8 rows of 512 tokens
+        if not (self.plain or self.layer_kernels):
+            busy = runs.groupby("recipe").gpu_busy_seconds.median()
+            seconds *= busy["fused Adam"] / busy["Liger"]
         scale = _linear_weights(self.config) / _linear_weights(timed.config.iloc[0])
         tokens = steps * self.rows_per_step * (tokens_per_row or self.max_length)
         operations = tokens * seconds * scale * H200_OPERATIONS

@@ -287,6 +287,17 @@ def difference(a, b):
     return place if a != b else None
 
 
+def few_rows(run, name, rows, **settings):
+    "What a side run of lesson 03 returns, in short: on eight rows the held-out loss rises again."
+    heldout = {8: (8.6, 1.1, 0.96, 2.0, 2.3), 32: (8.6, 2.8, 0.6, 0.9, 0.53), 128: (8.6, 1.5, 0.9, 0.5, 0.4)}[rows]
+    entries = zip(heldout, (9.0, 3.3, 0.03, 0.01, 0.001 + rows / 1e4), strict=True)
+    return {"history": [entry for held, own in entries for entry in ({"eval_loss": held}, {"loss": own})]}
+
+
+def losses_of(found, name="eval_loss"):
+    return [entry[name] for entry in found["history"] if name in entry]
+
+
 MISTAKES = {
     "00.1": [
         (7, "function"),
@@ -429,11 +440,23 @@ MISTAKES = {
         (lambda s: {"bnb_4bit_compute_dtype": "float16", "fp16": True}, "more than a T4"),
     ],
     "03.4": [
-        (lambda steps, batch, accumulation, rows: steps * batch * accumulation // rows, "//"),
-        (lambda steps, batch, accumulation, rows: steps * batch / rows, "left out"),
-        (lambda steps, batch, accumulation, rows: rows / (steps * batch * accumulation), "turn it round"),
+        (lambda rows: ..., "place of the dots"),
+        (lambda rows: few_rows(None, "", rows)["history"], "whole entries"),
+        (lambda rows: losses_of(few_rows(None, "", 8)), "the number of rows"),
+        (lambda rows: losses_of(few_rows(None, "", rows), "loss"), "training losses"),
+        (lambda rows: losses_of(few_rows(None, "", rows))[-1:], "all held-out losses"),
+        (lambda rows: losses_of(few_rows(None, "", rows))[:3], "keep section 6's"),
+        (lambda rows: losses_of(few_rows(None, "", rows))[::-1], "in their order"),
+        ([1.0, 2.0], "a function of rows"),
     ],
-    "03.5": [(4, "do not grow"), (2, "less"), (1, "more"), ("two", "a number")],
+    "03.5": [
+        (4, "do not grow"),
+        (2, "less"),
+        (1, "more"),
+        ("two", "a number"),
+        ((5.7 + 4 * (0.2 + 0.5)) / (5.7 + 0.2 + 0.5), "workspaces"),
+        ((5.9 + 0.15 + 4 * 0.35) / 6.4, "both grow"),
+    ],  # fmt: skip
     "03.6": [("ABD", "beyond zero"), ("BCD", "has risen"), ("B", "wide"), ("D", "small"), ("fewer steps", "letters")],
     "03.7": [
         (lambda whole: max(whole, key=lambda name: int(name.split("-")[1]), default=None), "not whole"),
@@ -808,10 +831,10 @@ ALSO_RIGHT = {
         ),
     ],
     "03.4": [
-        lambda steps, batch_size, gradient_accumulation, rows: batch_size * gradient_accumulation * steps / rows,
-        lambda *n: __import__("fractions").Fraction(n[0] * n[1] * n[2], n[3]),
+        lambda rows: numpy.array(losses_of(few_rows(None, "", rows))),
+        lambda rows: tuple(torch.tensor(loss) for loss in losses_of(few_rows(None, "", rows))),
     ],
-    "03.5": [1.2, numpy.float32(1.35), 8.1 / 6.4],
+    "03.5": [1.26, numpy.float32(1.25), 8.1 / 6.44],
     "03.6": [["B", "D"], "d, b", ("D", "B"), {"B", "D"}],
     "05.1": [
         lambda merged, base, rank: extracted(merged, base, rank, powers=(0.5, 0.5)),
@@ -930,7 +953,7 @@ ALONE = [name for name in SOLUTIONS if not name.startswith("01") and name not in
 
 @pytest.mark.parametrize("name", ALONE)
 def test_the_printed_solution_is_right(name, capsys):
-    exec(SOLUTIONS[name], {"check": checks.check})
+    exec(SOLUTIONS[name], {"check": checks.check, "run": None, "side_run": few_rows})
     assert capsys.readouterr().out.splitlines()[-1] == f"Exercise {name}: right."
 
 

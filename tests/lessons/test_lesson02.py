@@ -278,6 +278,9 @@ def test_a_step_is_drawn_with_its_phases_in_their_order():
     (ax,) = diagrams.training_steps({"one": steps}, 2e8, 1e8, "title").axes
     assert {text.get_text() for text in ax.texts} == set(diagrams.PHASES.values())
     assert f"{max(n for *_, n in steps) / 1e9:.2f} GB" in ax.get_xlabel()
+    (ax,) = diagrams.training_steps({"one": steps}, 2e8, 1e8, "title", line=99.0, line_label="a limit").axes
+    assert [line.get_label() for line in ax.lines if list(line.get_ydata()) == [99.0, 99.0]] == ["a limit"]
+    assert ax.get_ylim()[1] > 99
 
 
 # Its head.
