@@ -266,7 +266,7 @@ def reply_to(messages, longest=64):
 
 # %% [markdown]
 # The message of a question has a `role` and a `content`. Where the question has an input, name both parts beside the content, as `instruction` and `input`: then the input gets the heading that it had in training. With the content alone both
-# would stand under one heading, and in no row of the training did they stand so.
+# would stand under one heading, a form that no row of the training had. (A chat model's own template reads the content alone.)
 
 # %% tags=["copy", "nbval-ignore-output"] reason="what a model says varies with the processor"
 # Step 4: ask it, first without an input, then with one
@@ -657,11 +657,11 @@ record(
 # - **Several adapters.** Name them all behind `--lora-modules`, and set `--max-loras`: it says how many of them share one batch, and in
 #   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default. `--max-cpu-loras`, how many wait in the computer's memory, is no more unless you say so.
 # - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
-# - **A long conversation.** With [prefix caching](https://github.com/vllm-project/vllm/blob/0fdc121666ceaea138003c6a0a66c271275a76a6/docs/features/automatic_prefix_caching.md) a server keeps the keys and values of a beginning that it has read, so a chat that grows is not read anew for each answer, as it is in section 3.
+# - **A long conversation.** With [prefix caching](https://github.com/vllm-project/vllm/blob/0fdc121666ceaea138003c6a0a66c271275a76a6/docs/features/automatic_prefix_caching.md) a server keeps the keys and values of a beginning that it has read, so a chat that grows is not read anew for each answer, as section 3 does.
 # - **The hardware.** bitsandbytes is [listed](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU; the 4-bit products are computed
 #   [in bfloat16](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py), for which a T4 has no units.
 #
-# This was read on 2026-11-26, in the versions that the links name; they are not the newest. Nobody has run it for this course. vLLM changes fast: look at [its documentation](https://docs.vllm.ai) before you build on it, and compare its
+# This was read on 2026-11-26 and 27, in the versions that the links name; they are not the newest. Nobody has run it for this course. vLLM changes fast: look at [its documentation](https://docs.vllm.ai) before you build on it, and compare its
 # first answers, at temperature 0, with those of section 1. For a laptop, or a server without a GPU, lesson 05 makes a GGUF file for llama.cpp.
 #
 # ## Exercises
@@ -1005,14 +1005,14 @@ def sampled(temperature, top_k):
 
 
 # %%
-from helpers.plots import curves
+from helpers import plots
 
 temperatures = (1.0, 1.5, 2.0, 2.5, 3.0)
 lines = {"drawn among the 50 likeliest": 50, "drawn among all tokens": 0}
 lines = {name: (temperatures, [100 * sampled(t, top_k) for t in temperatures]) for name, top_k in lines.items()}
 at_two = lines["drawn among all tokens"][1][temperatures.index(2.0)] / 100
 title = f"Greedy answers {shares['as in training']:.0%} right; drawn among all tokens at temperature 2, {at_two:.0%}"
-figure = curves(lines, title, "temperature", f"answered exactly (% of {len(asked)})")
+figure = plots.curves(lines, title, "temperature", f"answered exactly (% of {len(asked)})")
 show(figure, alt="Share of questions answered exactly falls with the temperature, faster if drawn among all tokens")
 
 # %%
