@@ -20,7 +20,7 @@
 # - say how sure a score is;
 # - predict how many bytes and how many steps an answer takes, and what a server needs.
 #
-# **Time:** 40 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
+# **Time:** 50 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
 # adapter. Another Colab notebook is another machine and does not have it, unless both lessons began with `output_dir="drive"`. Without one, this
 # lesson trains a small one first. The table under the cell that begins with `run = begin(` says which it takes.
 
@@ -126,7 +126,7 @@ table(zip(asked["instruction"], asked["input"], asked["output"], tuned, untuned)
 # ## 2 The form of the question
 #
 # What is the form? With the bundled model it is Alpaca's, which ends with `### Response:` and one newline, and there the answer begins. Alpaca has two kinds of prompt, and the training had both: where a row has an input, the
-# input stands under a heading of its own, and the sentence at the top announces it. Now ask the same questions in other forms. Some differ by one character, and one is the form of another family of models. These functions take a prompt and its row, and write the
+# input stands under a heading of its own, and the sentence at the top announces it. Now ask the same questions in other forms. Some differ by one character, and one is ChatML, the form of Qwen's chat models. These functions take a prompt and its row, and write the
 # question anew.
 
 
@@ -172,12 +172,12 @@ for name, write in forms.items():
 # %%
 from helpers.plots import bars, diagrams, show
 
-worst = min(shares, key=shares.get)
-title = f"Other forms of the same questions: {shares['as in training']:.0%} right as in training, {shares[worst]:.0%} at worst"
 percent = [100 * share for share in shares.values()]
-figure = bars(list(shares), percent, title, f"answered exactly (% of {len(asked)})", numbers="{:.0f}")
+title = f"{percent[1:].count(0)} of {len(percent) - 1} other forms lose every answer"
+colours = ["orange", *["blue"] * (len(percent) - 1)]
+figure = bars(list(shares), percent, title, f"answered exactly (% of {len(asked)})", colours, numbers="{:.0f}")
 show(
-    figure, alt="Share of questions answered exactly, for seven forms of the question; that of the training comes first"
+    figure, alt="Share of questions answered exactly, for seven forms; the first and orange bar is the form of training"
 )
 
 # %%
@@ -188,23 +188,36 @@ if usual:
             shares["a space at the end"] <= min(0.75 * shares["as in training"], shares["no header"]))  # fmt: skip
 
 # %% [markdown]
-# In the run shown, a chat format that the model never saw costs every answer, as one might guess. But one newline too few costs every answer as well, and so does one newline too many. One space too many costs most of them. The missing sentence at the top costs nothing. Look at the tokens at the end of each prompt. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
+# In the run shown, a chat format that the model never saw costs every answer, as one might guess. But one newline too few costs every answer as well, and so does one newline too many. One space too many costs most of them. The missing sentence at the top costs nothing. Look at the tokens at the end of each prompt, and at the token that is the likeliest behind them. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
 
 
-# %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
+# %%
 def last_tokens(prompt):
     return " ".join(tokenizer.convert_ids_to_tokens(tokenizer(prompt)["input_ids"][-3:]))
 
 
-rows = [(name, last_tokens(write(prompts[0], asked[0])), said[name][0]) for name, write in forms.items()]
-table(rows, answered="{:.30}", columns=("form", "its last three tokens", "answered"))
+@torch.no_grad()
+def next_token(prompt):
+    batch = tokenizer(prompt, return_tensors="pt").to(model.device)
+    return tokenizer.convert_ids_to_tokens(model(**batch).logits[0, -1].argmax().item())
+
+
+# %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
+rows = []
+for name, write in forms.items():
+    text = write(prompts[0], asked[0])
+    with model.disable_adapter():
+        of_base = next_token(text)
+    rows.append((name, last_tokens(text), of_base, next_token(text), said[name][0]))
+headings = ("form", "its last three tokens", "the base goes on with", "the tuned model with", "and answers")
+table(rows, and_answers="{!r:.30}", columns=headings)
 
 # %% [markdown]
 # > **Trap: one space too many.** *What you will see:* no error, and worse answers than in training. *Why:* a tokenizer joins a space with the word behind it. With
 # > a space at its end the prompt ends in a token that stood there in no row of the training, and the model must go on from a place where it has never been. *The cure:* write the form once, in one function, and call that function in training and at use.
 #
-# And the newlines? With none at the end, and with two, the base would write a newline next. Training taught the model to write the token that ends an answer (section 4) where the base
-# would begin a new line, because that is what the base does behind an answer. The model does so here too, and both answers are empty. "The question alone" has almost nothing of the training but its last newline, and still gets most answers. So the last tokens matter more than the words above them. They are not all that matters: ChatML ends with a newline, too.
+# And the newlines? The table shows a likely reason. With none at the end, and with two, the base goes on with a newline. It does the same behind an answer, and there training taught the model to write the token that ends
+# an answer (`</s>`; section 4). The tuned model writes it here too, and both answers are empty. "The question alone" has almost nothing of the training but its last newline, and still gets most answers. So the last tokens matter more than the words above them. They are not all that matters: ChatML ends with a newline, too.
 #
 # How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers means nothing; section 7 shows why.) Nothing in the training decided what happens there, so do not
 # rely on it.
@@ -235,7 +248,7 @@ def as_text(messages, answer_next=True):  # answer_next: with the words that ope
 
 
 # %% [markdown]
-# A model remembers nothing between two calls. A chat is a list of messages that grows, and all of it is read again for each answer. `TextStreamer` shows the text as it is made, so that
+# A model remembers nothing between two calls. A chat is a list of messages that grows, and this code reads all of it again for each answer. `TextStreamer` shows the text as it is made, so that
 # nobody has to wait for the end.
 
 
@@ -252,8 +265,18 @@ def reply_to(messages, longest=64):
 
 
 # %% [markdown]
-# Here the tuned model talks. For a real chat model, begin lesson 03 and this one with `model_id = "smollm2-135m"` (`python -m helpers model smollm2` fetches it without the hub), another id of the hub, or a folder.
-# `to_chat` of lesson 03 makes the message of a row, so that an input gets the heading that it had in training.
+# The message of a question has a `role` and a `content`. Where the question has an input, name both parts beside the content, as `instruction` and `input`: then the input gets the heading that it had in training. With the content alone both
+# would stand under one heading, a form that no row of the training had. (A chat model's own template reads the content alone.)
+
+# %% tags=["copy", "nbval-ignore-output"] reason="what a model says varies with the processor"
+# Step 4: ask it, first without an input, then with one
+sound = reply_to([{"role": "user", "content": "Name the sound of the pigeon."}])
+what, about = "What is the following word in Italian?", "February"
+word = reply_to([{"role": "user", "content": f"{what}\n\n{about}", "instruction": what, "input": about}])
+
+# %% [markdown]
+# Now a conversation. For a real chat model, begin lesson 03 and this one with `model_id = "smollm2-135m"` (`python -m helpers model smollm2` fetches it without the hub), another id of the hub, or a folder.
+# `to_chat` of lesson 03 makes such a message of a row.
 
 # %% tags=["nbval-ignore-output"] reason="what a model says varies with the processor"
 messages = []
@@ -290,7 +313,7 @@ print("without a stop:  ", repr(tokenizer.decode(endless)))
 #
 # > **Trap: it never stops.** *What you will see:* the right answer, then nonsense up to `max_new_tokens`. *Why:* either the model never learned to write eos (lesson 03 shows how labels hide it), or
 # > `generate` waits for another token than the one that was trained: a chat model may end its turns with `<|im_end|>` and its texts with `<|endoftext|>`. *The cure:* look at
-# > `model.generation_config.eos_token_id`, which may be a list, and at the last token of a training row. `stop_faults` in section 11 compares the tokenizer's eos with the tokens at which `generate` stops.
+# > `model.generation_config.eos_token_id`, which may be a list, and at the last token of a training row. `stop_faults` in "Further down" compares the tokenizer's eos with the tokens at which `generate` stops.
 #
 # ## 5 Many questions at once
 #
@@ -300,8 +323,7 @@ print("without a stop:  ", repr(tokenizer.decode(endless)))
 
 # %%
 def places(side):
-    tokenizer.padding_side = side
-    mask = tokenizer(prompts[:4], padding=True, return_tensors="pt")["attention_mask"]
+    mask = tokenizer(prompts[:4], padding=True, padding_side=side, return_tensors="pt")["attention_mask"]
     return ["".join("#" if real else "." for real in row) + ">" for row in mask.tolist()]
 
 
@@ -312,35 +334,41 @@ for side in ("left", "right"):
 # On the left, the last place holds the prompt's last token. On the right, it holds padding. How many of the answers will be the same as when each question is asked alone? Write down a guess for either side.
 
 
-# %%
-def generate(prompts, side):
+# %% tags=["copy"]
+# Step 5: many questions at once
+def answer_batch(prompts, longest=64, side="left"):
+    if tokenizer.pad_token is None:  # Mistral's and Llama's have none, and any token will do
+        tokenizer.pad_token = tokenizer.eos_token
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side=side).to(model.device)
     with torch.no_grad():
-        tokens = model.generate(**batch, max_new_tokens=settings.max_new_tokens, do_sample=False)
-    made = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :])
-    return [text.split(tokenizer.eos_token)[0].strip() for text in made]
+        out = model.generate(**batch, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    made = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in made]
 
 
 # %%
-tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # some have none, and any will do
-some = prompts[:16]
-alone = [generate([prompt], "left")[0] for prompt in some]
-left, right = generate(some, "left"), generate(some, "right")
+some, longest = prompts[:16], settings.max_new_tokens
+alone = [answer_batch([prompt], longest)[0] for prompt in some]
+left, right = answer_batch(some, longest), answer_batch(some, longest, side="right")
 same_left, same_right = (sum(map(str.__eq__, alone, batch)) / len(some) for batch in (left, right))
-tokenizer.padding_side = "left"
 if usual:
     verdict("padding on the left keeps at least nine answers in ten, and padding on the right spoils more", same_left >= 0.9 > same_right)  # fmt: skip
 
 # %% tags=["nbval-ignore-output"] reason="wrong answers vary with the processor"
 print(f"the same as alone: {same_left:.0%} of {len(some)} padded on the left, {same_right:.0%} padded on the right")
+batch = tokenizer(some, return_tensors="pt", padding=True, padding_side="right").to(model.device)
+begun = model.generate(**batch, max_new_tokens=1, do_sample=False)[:4, -1]
+print("padded on the right, four answers begin with", *tokenizer.convert_ids_to_tokens(begun))
 headings = ("alone", "padded on the left", "padded on the right")
 table(list(zip(alone, left, right))[:4], padded_on_the_left="{!r}", padded_on_the_right="{!r}", columns=headings)
 
 # %% [markdown]
-# One of 16 is 6%: the longest prompt, which needs no padding. All others go on from a padding token, where training never asked for an answer. `''` is an empty answer: the first token that the model wrote was eos. (In the drawing the longest of four prompts has no padding. The table comes from a batch of 16, where a longer prompt pads this one too.)
+# One of 16 is 6%: the longest prompt, which needs no padding. All others go on from a padding token, where training never asked for an answer. `''` is an empty answer: each of these four begins with eos, `</s>`, as the second printed line shows. (In the drawing the longest of four prompts has no padding. The table comes from a batch of 16, where a longer prompt pads this one too.)
 #
 # > **Trap: padding on the right.** *What you will see:* empty or odd answers for the shorter prompts, and at most a warning of transformers in red. *Why:* a tokenizer is often saved with right padding, because
-# > training pads there. *The cure:* `tokenizer.padding_side = "left"` before you generate. (Right padding is not wrong in itself. Exercise 4 looks in the right place.)
+# > training pads there. *The cure:* pad on the left when you generate, as step 5 does. (Right padding is not wrong in itself. Exercise 4 looks in the right place.)
+#
+# With step 2, `answer_batch([as_text([message]) for message in messages])` answers many messages, each for itself.
 #
 # Why may even the left side change an answer? The same product in another shape adds its numbers up in another order, and rounds otherwise. Where two tokens are nearly equally likely, that can tip
 # the choice.
@@ -372,7 +400,7 @@ table(zip(three, mixed), in_one_batch="{:.60}", columns=("adapter of the row", "
 
 # %% [markdown]
 # What does another adapter cost? A layer's weights grow with the square of its width, and an adapter only with the width itself. So the wider the model, the smaller is the share of an adapter. The table "How many rows fit on a
-# T4?" in "Further down" has the share for four models; embeddings and head, which stay in 16 bits, count among the weights. (The bundled model is so small that an adapter is a fair part of it.)
+# T4?" in "Further down" has this share, of the layers in 4 bits, for four models. (The bundled model is so small that an adapter is a fair part of it.)
 #
 # What was put on can come off again: `unload` takes the branches away and returns the base. Are its [logits](../site/glossary.md#logits), the scores for the next token, those that the model gave with the adapter
 # switched off, to the last bit?
@@ -413,22 +441,14 @@ table(rows, "{:.1%}", held_out_loss="{:.3f}", columns=headings)
 # For the loss of the bundled model there is a yardstick: who guesses blindly among its 3,072 tokens scores $\ln 3072 = 8.0$. The base is worse than a blind guess, because it is sure of something else. The answers of the training end with eos. Behind
 # an answer the base is nearly sure of a newline, and of another quiz question after it.
 #
-# The rows are a sample of all the questions that could be asked. Another sample would give another share. The [interval](../site/glossary.md#confidence-interval) holds the true shares with which a result like ours is no rarity: were the true share outside of it, a result so far off would be rare. (If you are in a hurry: for one model report Wilson's interval, for two models on the same rows McNemar's p. The rest of this section says why.)
+# The rows are a sample of all the questions that could be asked. Another sample would give another share. The [interval](../site/glossary.md#confidence-interval) lists the true shares that fit our result. If the truth lay outside it, a result like ours would be rare. It is Wilson's interval (1927), and the function below computes it from
+# two numbers: how many answers were right, and of how many. "Why Wilson's interval?" in "Further down" has its formula, and shows where the formula that most people know fails.
 #
-# The formula that most people know is the share $p$, plus and minus two standard errors: $p \pm 1.96 \sqrt{p (1 - p) / n}$ for $n$ rows. Say that 32 of 32 answers are right. What does it give? $p (1 - p)$ is zero, so the
-# interval has no width: it claims to *know* that the model is always right, from 32 rows. Wilson (1927) asked the other way round, for which true shares this result is no surprise. (1.96 marks the middle 95% of a bell curve, in standard errors.)
-#
-# $$\frac{1}{1 + z^2/n} \left( p + \frac{z^2}{2n} \pm z \sqrt{\frac{p (1 - p)}{n} + \frac{z^2}{4 n^2}} \right), \qquad z = 1.96$$
+# How many rows do you need? The width goes with one over the square root of their number: four times the rows, half the width.
 
 
 # %%
-from math import comb, sqrt
-
-
-def usual_interval(right, n):
-    p = right / n
-    half = 1.96 * sqrt(p * (1 - p) / n)
-    return p - half, p + half
+from math import sqrt
 
 
 def wilson(right, n, z=1.96):
@@ -437,38 +457,6 @@ def wilson(right, n, z=1.96):
     return (p + z * z / (2 * n) - half) / shrink, (p + z * z / (2 * n) + half) / shrink
 
 
-# %%
-right_ones = round(scored["tuned"].exact_match * len(heldout))
-by_hand = wilson(right_ones, len(heldout))
-agree = all(abs(a - b) < 1e-4 for a, b in zip(by_hand, scored["tuned"].interval))
-print("by hand and by evaluate:", "the same interval" if agree else "two intervals")
-ends = [f"{end:.1%}" for end in (*usual_interval(32, 32), *wilson(32, 32))]
-print("32 of 32 right: the usual formula says {} to {}, Wilson's {} to {}".format(*ends))
-
-# %% [markdown]
-# A 95% interval should hold the truth 95 times in a hundred. Does it? Take a model whose true share is 98%, add up the chances of all results that it can have on $n$ rows, and count those whose interval holds 98%.
-
-
-# %%
-def holds_the_truth(interval, n, truth=0.98):
-    found = 0
-    for right in range(n + 1):
-        low, high = interval(right, n)
-        if low <= truth <= high:
-            found += comb(n, right) * truth**right * (1 - truth) ** (n - right)
-    return found
-
-
-held = {n: (holds_the_truth(usual_interval, n), holds_the_truth(wilson, n)) for n in (32, 128, 512)}
-table(held, "{:.1%}", columns=("rows", "the usual formula holds the truth", "Wilson's does"))
-
-# %% [markdown]
-# 95% were promised. With 32 rows the usual formula does not even hold the truth half of the time, and Wilson's comes close to what it promises, here and on average. For a truth still nearer to 100% it falls short at times: with 32 rows it holds 99% in 95.9% of the cases and 99.5% in only 85.2%. With 512 rows the two hardly differ for a truth of 98%, but for one of 99.9% the usual formula holds it in 40% of the cases and Wilson's in 91%. So the choice matters where rows are few and the model is
-# good, and that is how a fine-tuned model is often judged.
-#
-# And how many rows do you need? The width goes with one over the square root of their number: four times the rows, half the width.
-
-# %%
 spans = {n: wilson(round(0.9 * n), n) for n in (8, 32, 128, 512, 2048)}
 rows = [(n, low, high, high - low) for n, (low, high) in spans.items()]
 table(rows, "{:.1%}", columns=("rows", "about nine in ten right: from", "to", "width"))
@@ -477,7 +465,7 @@ table(rows, "{:.1%}", columns=("rows", "about nine in ten right: from", "to", "w
 # ### The same rows, answered twice
 #
 # Often the question is not how good a model is, but whether one is better than another: base or adapter, this adapter or that one, merged or not. If both answered the *same* rows, compare them row by row. Rows that both have right, or both wrong, say nothing. Only those count where the two *differ*. If the models were equally
-# good, each such row would go to either one like the toss of a coin. So ask how often coins share them at least as unevenly, to either side. That chance is the [p-value](../site/glossary.md#p-value). For $n$ rows that differ, $k$ of them on the smaller side, it is
+# good, each such row would go to either one like the toss of a coin. So toss a coin for each of these rows. How often is the split at least as uneven, in either direction? That chance is the [p-value](../site/glossary.md#p-value). For $n$ rows that differ, $k$ of them on the smaller side, it is
 #
 # $$p = \min\Big(1,\; 2 \sum_{i=0}^{k} \binom{n}{i} \Big/ 2^n\Big).$$
 #
@@ -485,6 +473,7 @@ table(rows, "{:.1%}", columns=("rows", "about nine in ten right: from", "to", "w
 
 
 # %%
+from math import comb
 from operator import gt, lt
 
 
@@ -549,7 +538,13 @@ made = greedy(sentence, 4)[0]
 texts = [[tokenizer.decode([i]) for i in ids[0].tolist()] for ids in (sentence, made)]
 title = "Prefill reads the prompt in one pass through the weights; each later token needs a pass of its own"
 figure = diagrams.prefill_and_decode(*texts, title)
-show(figure, alt="In prefill all prompt tokens pass the weights at once; in a decode step one does, and more is kept")
+show(
+    figure,
+    alt="In prefill all prompt tokens pass the weights at once; in a decode step one does, and what is kept is read",
+)
+
+# %% [markdown]
+# Nothing stops this loop, so it goes on behind the full stop. Does it make the same tokens as `model.generate`?
 
 # %%
 by_hand = greedy(one["input_ids"], len(stopped))[0][0]
@@ -557,7 +552,7 @@ if run.model.bundled:  # another model's generation_config.json may ask for more
     verdict("the loop makes the tokens that generate() makes", torch.equal(by_hand, stopped))
 
 # %% [markdown]
-# Prefill works on many tokens per pass through the weights, a decode step on one per row. Now time them. What will be longer: to read 512 tokens, or to make 512? And if 16 rows are decoded at once in place of one,
+# Prefill works on many tokens per pass through the weights, a decode step on one per row. Now time them. How many per cent of the time of making 512 tokens does it take to read 512? And if 16 rows are decoded at once in place of one,
 # how many times as many tokens per second come out? Write down two guesses.
 #
 # (`decode_times` is the loop with a clock. It takes the shortest of many times, because whatever else the computer does can only add to one, and the sizes take turns. What is worth saying of such times are their ratios within one run: a computer that is busy with something else is slower in all of them.)
@@ -581,7 +576,7 @@ table(rows, "{:,.1f}", rows="{}", prompt_tokens="{}", columns=headings)
 # The unit of time is one decode step of a single row in this run, after a prompt of 32 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: other runs of this cell, on the same machine, gave 4 for the second line, and once 18, which cannot be: a step for 16 rows is never faster than a step for one, so 16 is the most. Run the cell again to see how far they move. (The printed line divides by one row after 128 tokens, the table by one row after 32.)
 #
 # A decode step goes through all the weights, for one row or for many. So each step has fixed costs, such as unpacking the weights here, which all rows share, and more rows make more tokens per second. On a GPU with a large model, fetching the weights from memory is that cost, which is said as: decoding is limited by memory bandwidth.
-# Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic. So the first token comes later with each token that has to be read, in every row. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
+# Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic. Every prompt token, in every row, delays the first new token. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
 # this machine and this model. On a T4, mind trap 2 of lesson 03 with long prompts: attention that falls back to a slow kernel.
 #
 # ## 9 The KV cache
@@ -615,7 +610,19 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 # %% [markdown]
 # The size of a model says little about its cache. Qwen2.5-7B has 28 query heads in a layer and 4 key-value heads, which they share; Mistral-7B and Llama-3.1-8B have 8 for 32. For Llama that gives $2 \cdot 32 \cdot 8 \cdot 128 \cdot 2 = 131{,}072$ bytes per token. Without this sharing, called
 # [grouped-query attention](../site/glossary.md#grouped-query-attention), their caches would be four to seven times as large. "Further down" shows how many rows fit on a T4 beside the weights.
-#
+
+# %%
+record(
+    exact_match_base=scored["base"].exact_match, exact_match_tuned=scored["tuned"].exact_match,
+    interval_base=scored["base"].interval, interval_tuned=scored["tuned"].interval, rows=len(heldout),
+    heldout_loss_base=scored["base"].loss, heldout_loss_tuned=scored["tuned"].loss, adapter_made_now=made_now,
+    by_form=shares, same_padded_left=same_left, same_padded_right=same_right,
+    kv_cache_bytes_a_token=kv_cache_bytes(model.config, 1, 1, run.machine.dtype), tokens_of_16_rows=gain,
+    chat_template="kept with the adapter" if has_own else "Alpaca's",
+    seconds_first_and_later_token={f"{b} x {n}": list(pair) for (b, n), pair in times.items()},
+)  # fmt: skip
+
+# %% [markdown]
 # ## 10 Serving it to many
 #
 # Everything above used one process and one batch at a time. A server gets requests at any moment, of any length, for several adapters. Engines are made for that, and now you know what they are about: they batch whatever is
@@ -628,6 +635,17 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 # vllm serve Qwen/Qwen2.5-7B --quantization bitsandbytes --enable-lora --max-lora-rank 16 --lora-modules mine=path/to/adapter
 # ```
 #
+# The server then answers requests such as this one. Its prompt has the form of the training:
+#
+# ```
+# curl http://localhost:8000/v1/completions -H "Content-Type: application/json" -d '{
+#   "model": "mine", "temperature": 0, "max_tokens": 64,
+#   "prompt": "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\nName the sound of the pigeon.\n\n### Response:\n"}'
+# ```
+#
+# - **The request.** Say `temperature` and `max_tokens` yourself. A request without them is
+#   [cut after 16 tokens](https://github.com/vllm-project/vllm/blob/d5dba2d7b0ab9b98096560c69db7126b54b14d79/vllm/entrypoints/openai/completion/protocol.py) and drawn at random, at temperature 1, unless the model's `generation_config.json` names another.
+#   Section 1 was greedy: temperature 0.
 # - **The base, quantized as in training.** `--quantization bitsandbytes` has vLLM quantize a 16-bit base while it loads it, to NF4 with double quantization as this course does
 #   ([its page](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md),
 #   [the loader](https://github.com/vllm-project/vllm/blob/0406fb9fb92d0e562d3c8201b7f1940e088be3f4/vllm/model_executor/model_loader/bitsandbytes_loader.py)); if you trained with FP4 or without double quantization, name a base that was saved in 4 bits that way.
@@ -635,115 +653,20 @@ table(rows, "{:,}", eight_rows_of_4_096_tokens_GB="{:.2f}", columns=("model", "b
 #   [1, 8, 16, 32, 64, 128, 256, 320 and 512](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) that holds your adapters, because [room for it is reserved](https://github.com/vllm-project/vllm/pull/22782).
 # - **The kind of adapter.** Plain and rank-stabilized LoRA (`use_rslora=True`) are read; DoRA (`use_dora=True`, a variant that also trains the length of each weight vector) and layers that were trained whole (`modules_to_save`) are
 #   [refused](https://github.com/vllm-project/vllm/blob/02143692ba86a7ba6198a67e12982c5317c8bd2f/vllm/lora/peft_helper.py), so merge these first (lesson 05).
-# - **The name.** A client asks for the adapter as if it were [a model](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md), `"model": "mine"`.
+# - **The name.** A client asks for the adapter as if it were [a model](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md), here `"model": "mine"`.
 # - **Several adapters.** Name them all behind `--lora-modules`, and set `--max-loras`: it says how many of them share one batch, and in
 #   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default. `--max-cpu-loras`, how many wait in the computer's memory, is no more unless you say so.
 # - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
+# - **A long conversation.** With [prefix caching](https://github.com/vllm-project/vllm/blob/0fdc121666ceaea138003c6a0a66c271275a76a6/docs/features/automatic_prefix_caching.md) a server keeps the keys and values of a beginning that it has read, so a chat that grows is not read anew for each answer, as section 3 does.
 # - **The hardware.** bitsandbytes is [listed](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU; the 4-bit products are computed
 #   [in bfloat16](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py), for which a T4 has no units.
 #
-# This was read on 2026-11-26, in the versions that the links name; they are not the newest. Nobody has run it for this course. vLLM changes fast: look at [its documentation](https://docs.vllm.ai) before you build on it, and compare its
-# first answers with those of section 1. For a laptop, or a server without a GPU, lesson 05 makes a GGUF file for llama.cpp.
+# This was read on 2026-11-26 and 27, in the versions that the links name; they are not the newest. Nobody has run it for this course. vLLM changes fast: look at [its documentation](https://docs.vllm.ai) before you build on it, and compare its
+# first answers, at temperature 0, with those of section 1. For a laptop, or a server without a GPU, lesson 05 makes a GGUF file for llama.cpp.
 #
-# ## 11 Three checks before your next training
-#
-# A row that is cut into other tokens than at use, or an end that is never learned, shows itself after hours of training, or in a few seconds before it. Each of these functions takes what the trainer will take, looks for one kind of fault, and returns a list of what it found. They
-# need nothing of this course: copy them in front of a training of your own. The first looks at your rows, as pairs of prompt and completion.
-
-
-# %% tags=["copy", "early-check"]
-# Step 4: before training, are the rows cut into tokens as they will be at use?
-def row_faults(tokenizer, pairs, max_length):
-    faults = []
-    for prompt, completion in pairs:
-        ids, whole = tokenizer(prompt)["input_ids"], tokenizer(prompt + completion)["input_ids"]
-        if whole[: len(ids)] != ids:
-            faults.append(f"{prompt[-6:]!r} and {completion[:6]!r} merge into other tokens than the prompt has alone")
-        if tokenizer.unk_token_id in ids or (len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id):
-            faults.append(f"unknown tokens, or the first one twice, in {prompt[:20]!r}")
-        if len(whole) >= max_length:
-            faults.append(f"a row of {len(whole)} tokens and its end, and training cuts at {max_length}")
-    return faults
-
-
-# %% [markdown]
-# The second looks at where answers end. (Some tokenizers, Llama's and Mistral's among them, have no padding token. That is no fault: TRL takes eos for it, and its collator masks by length.)
-
-
-# %% tags=["copy", "early-check"]
-# Step 5: does generation stop at the token that training puts behind an answer?
-def stop_faults(model, tokenizer):
-    faults, stops = [], model.generation_config.eos_token_id
-    if tokenizer.eos_token_id is None:
-        faults.append("the tokenizer has no end-of-sequence token: no answer could end")
-    elif tokenizer.eos_token_id not in (stops if isinstance(stops, list) else [stops]):
-        faults.append(f"generate() stops at token {stops}, training ends answers with {tokenizer.eos_token_id}")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        faults.append("the tokenizer has more tokens than the model has embeddings")
-    return faults
-
-
-# %% [markdown]
-# The third asks the model itself: does it say anything, in numbers that are finite?
-
-
-# %% tags=["copy", "early-check"]
-# Step 6: does the model compute, and does it say anything?
-def answer_faults(model, tokenizer, prompts):
-    faults, heard = [], ""
-    for prompt in prompts:
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            if not model(**inputs).logits.isfinite().all():
-                faults.append(f"logits that are not finite after {prompt[-20:]!r}: too large for this dtype?")
-            out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        heard += tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    return faults if heard else [*faults, "it generates no text at all"]
-
-
-# %% [markdown]
-# A check that never complains is worth nothing. So look at the real rows, and then plant four faults, which set off most of its complaints: a space at the end of the form, rows that are longer than training keeps, a tokenizer without an end, and a weight
-# that is not a number.
-
-# %%
-import copy
-
-two = run.rows["train"].select(range(2))
-pairs = list(zip(prompt_texts(tokenizer, two), two["output"], strict=True))
-found = {"nothing planted": row_faults(tokenizer, pairs, settings.max_length) + stop_faults(model, tokenizer)}
-with model.disable_adapter():  # before training there is no adapter
-    found["nothing planted"] += answer_faults(model, tokenizer, [prompt for prompt, _ in pairs])
-found["a space"] = row_faults(tokenizer, [(pairs[0][0] + " ", pairs[0][1])], settings.max_length)
-found["rows cut at 16"] = row_faults(tokenizer, pairs[:1], 16)
-
-# %%
-without_end = copy.deepcopy(tokenizer)
-without_end.eos_token = None
-found["no end"] = stop_faults(model, without_end)
-norm = [weight for weight in model.parameters() if weight.dim() == 1 and weight.is_floating_point()][-1]
-kept_weight, norm.data = norm.data, norm.data * float("nan")
-found["not a number"] = answer_faults(model, tokenizer, [prompts[0]])
-norm.data = kept_weight
-table({name: "; ".join(faults) or "nothing" for name, faults in found.items()}, columns=("planted", "found"))
-
-# %%
-if usual:
-    verdict("the bundled model and its rows have none of these faults, and each planted one is found",
-            found["nothing planted"] == [] and all(found[name] for name in list(found)[1:]))  # fmt: skip
-record(
-    exact_match_base=scored["base"].exact_match, exact_match_tuned=scored["tuned"].exact_match,
-    interval_base=scored["base"].interval, interval_tuned=scored["tuned"].interval, rows=len(heldout),
-    heldout_loss_base=scored["base"].loss, heldout_loss_tuned=scored["tuned"].loss, adapter_made_now=made_now,
-    by_form=shares, same_padded_left=same_left, same_padded_right=same_right,
-    kv_cache_bytes_a_token=kv_cache_bytes(model.config, 1, 1, run.machine.dtype), tokens_of_16_rows=gain,
-    chat_template="kept with the adapter" if has_own else "Alpaca's",
-    seconds_first_and_later_token={f"{b} x {n}": list(pair) for (b, n), pair in times.items()},
-)  # fmt: skip
-
-# %% [markdown]
 # ## Exercises
 #
-# Put your answer in place of the dots and run the cell: it is checked at once. The dots after the minutes say how hard it is. The solutions are folded away.
+# Put your answer in place of the dots and run the cell: it is checked at once. The bullets after the minutes say how hard it is. The solutions are folded away.
 #
 # **1. Write** (5 minutes, •). Write `kv_bytes(layers, heads, size, tokens, rows, window=None)`: the bytes of a KV cache in float16. `heads` are key-value heads, `size` is the number of values in one. A model with a
 # sliding `window` keeps no more than the last `window - 1` tokens of each row: the newest token is itself the last of the window.
@@ -834,7 +757,7 @@ check("04.3", sign_flips)
 # </details>
 #
 # **4. Write** (10 minutes, •••). Padding on the right is no sin if you look in the right place. Write `next_token_logits(model, tokenizer, prompts)`: it pads on the *right*, calls the model once, and returns the logits of the next
-# token, one row for each prompt. The check calls it with the model that is running here, on prompts of its own.
+# token, one row for each prompt. The check calls it with the model that is running here, on prompts of its own, and with a tokenizer that is set to pad on the right.
 
 # %%
 next_token_logits = ...
@@ -845,11 +768,9 @@ check("04.4", next_token_logits if next_token_logits is ... else (next_token_log
 #
 # ```python
 # def next_token_logits(model, tokenizer, prompts):
-#     tokenizer.padding_side = "right"
-#     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+#     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right").to(model.device)
 #     with torch.no_grad():
 #         logits = model(**batch).logits
-#     tokenizer.padding_side = "left"  # as it was
 #     last = batch["attention_mask"].sum(dim=1) - 1
 #     return logits[torch.arange(len(prompts)), last]
 #
@@ -897,7 +818,7 @@ check("04.6", served)
 # </details>
 #
 # **7. Write** (10 minutes, •••). A conversation has become too long. Write `fit(messages, count, room)`: `count(messages)` says how many tokens a list of messages takes, and at most `room` may be used. Return a list with the newest messages, as
-# many as fit. What is kept must begin with a message of the user. If the first message is of the role `"system"`, keep it in front, whatever else goes.
+# many as fit. What is kept must begin with a message of the user. If the first message is of the role `"system"`, keep it in front, whatever else goes. If not even the newest message fits, return the system message alone, or an empty list.
 
 
 # %%
@@ -927,7 +848,7 @@ check("04.7", fit)
 # ## What you did
 #
 # You used one base with an adapter, without it, and with another, and saw that one character in the form of a question can cost more than a whole sentence. You measured how sure a score is, and you know why a prompt is read fast, an answer
-# is made slowly, and one decode step for many rows costs far less than a step for each of them. You have three checks for your next training, and you know what a server needs.
+# is made slowly, and one decode step for many rows costs far less than a step for each of them. You know what a server needs. "Further down" begins with three checks for your next training.
 #
 # Next: [05 Merging](05_merging.ipynb) makes one model of base and adapter, without losing what was learned.
 #
@@ -935,16 +856,146 @@ check("04.7", fit)
 #
 # What follows is for readers who want to know more. Nothing later depends on it.
 #
+# ### Checks before you serve, and before you train again
+#
+# Two faults cost hours if you find them after training, and seconds if you look before: a row whose tokens differ from those at use, and an end that is never learned. Each of these functions takes what the trainer will take, looks for one kind of fault, and returns a list of what it found. They
+# need nothing of this course: copy them in front of a training or a server of your own. The first looks at your rows, as pairs of prompt and completion.
+
+
+# %% tags=["copy", "early-check"]
+# Step 6: before training, are the rows cut into tokens as they will be at use?
+def row_faults(tokenizer, pairs, max_length):
+    faults = []
+    for prompt, completion in pairs:
+        ids, whole = tokenizer(prompt)["input_ids"], tokenizer(prompt + completion)["input_ids"]
+        if whole[: len(ids)] != ids:
+            faults.append(f"{prompt[-6:]!r} and {completion[:6]!r} merge into other tokens than the prompt has alone")
+        if tokenizer.unk_token_id in ids or (len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id):
+            faults.append(f"unknown tokens, or the first one twice, in {prompt[:20]!r}")
+        if len(whole) >= max_length:
+            faults.append(f"a row of {len(whole)} tokens and its end, and training cuts at {max_length}")
+    return faults
+
+
+# %% [markdown]
+# The second looks at where answers end. (Some tokenizers, Llama's and Mistral's among them, have no padding token. That is no fault: TRL takes eos for it, and its collator masks by length.)
+
+
+# %% tags=["copy", "early-check"]
+# Step 7: does generation stop at the token that training puts behind an answer?
+def stop_faults(model, tokenizer):
+    faults, stops = [], model.generation_config.eos_token_id
+    if tokenizer.eos_token_id is None:
+        faults.append("the tokenizer has no end-of-sequence token: no answer could end")
+    elif tokenizer.eos_token_id not in (stops if isinstance(stops, list) else [stops]):
+        faults.append(f"generate() stops at token {stops}, training ends answers with {tokenizer.eos_token_id}")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        faults.append("the tokenizer has more tokens than the model has embeddings")
+    return faults
+
+
+# %% [markdown]
+# The third asks the model itself: does it say anything, in numbers that are finite?
+
+
+# %% tags=["copy", "early-check"]
+# Step 8: does the model compute, and does it say anything?
+def answer_faults(model, tokenizer, prompts):
+    faults, heard = [], ""
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            if not model(**inputs).logits.isfinite().all():
+                faults.append(f"logits that are not finite after {prompt[-20:]!r}: too large for this dtype?")
+            out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        heard += tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return faults if heard else [*faults, "it generates no text at all"]
+
+
+# %% [markdown]
+# A check that never complains is worth nothing. So look at the real rows, and then plant four faults, which set off most of its complaints: a space at the end of the form, rows that are longer than training keeps, a tokenizer without an end, and a weight
+# that is not a number.
+
+# %%
+import copy
+
+two = run.rows["train"].select(range(2))
+pairs = list(zip(prompt_texts(tokenizer, two), two["output"], strict=True))
+found = {"nothing planted": row_faults(tokenizer, pairs, settings.max_length) + stop_faults(model, tokenizer)}
+with model.disable_adapter():  # before training there is no adapter
+    found["nothing planted"] += answer_faults(model, tokenizer, [prompt for prompt, _ in pairs])
+found["a space"] = row_faults(tokenizer, [(pairs[0][0] + " ", pairs[0][1])], settings.max_length)
+found["rows cut at 16"] = row_faults(tokenizer, pairs[:1], 16)
+
+# %%
+without_end = copy.deepcopy(tokenizer)
+without_end.eos_token = None
+found["no end"] = stop_faults(model, without_end)
+norm = [weight for weight in model.parameters() if weight.dim() == 1 and weight.is_floating_point()][-1]
+kept_weight, norm.data = norm.data, norm.data * float("nan")
+found["not a number"] = answer_faults(model, tokenizer, [prompts[0]])
+norm.data = kept_weight
+table({name: "; ".join(faults) or "nothing" for name, faults in found.items()}, columns=("planted", "found"))
+
+# %%
+if usual:
+    verdict("the bundled model and its rows have none of these faults, and each planted one is found",
+            found["nothing planted"] == [] and all(found[name] for name in list(found)[1:]))  # fmt: skip
+
+# %% [markdown]
+# ### Why Wilson's interval?
+#
+# The formula that most people know is the share $p$, plus and minus two standard errors. A standard error says how far such a share typically moves from one sample to the next: $\sqrt{p (1 - p) / n}$ for $n$ rows. So the formula is $p \pm 1.96 \sqrt{p (1 - p) / n}$. Say that 32 of 32 answers are right. What does it give? $p (1 - p)$ is zero, so the
+# interval has no width: it claims to *know* that the model is always right, from 32 rows. Wilson (1927) asked the other way round, for which true shares this result is no surprise. (1.96 marks the middle 95% of a bell curve, in standard errors.)
+#
+# $$\frac{1}{1 + z^2/n} \left( p + \frac{z^2}{2n} \pm z \sqrt{\frac{p (1 - p)}{n} + \frac{z^2}{4 n^2}} \right), \qquad z = 1.96$$
+
+
+# %%
+def usual_interval(right, n):
+    p = right / n
+    half = 1.96 * sqrt(p * (1 - p) / n)
+    return p - half, p + half
+
+
+# %%
+right_ones = round(scored["tuned"].exact_match * len(heldout))
+by_hand = wilson(right_ones, len(heldout))
+agree = all(abs(a - b) < 1e-4 for a, b in zip(by_hand, scored["tuned"].interval))
+print("by hand and by evaluate:", "the same interval" if agree else "two intervals")
+ends = [f"{end:.1%}" for end in (*usual_interval(32, 32), *wilson(32, 32))]
+print("32 of 32 right: the usual formula says {} to {}, Wilson's {} to {}".format(*ends))
+
+# %% [markdown]
+# A 95% interval should hold the truth 95 times in a hundred. Does it? Take a model whose true share is 98%, add up the chances of all results that it can have on $n$ rows, and count those whose interval holds 98%.
+
+
+# %%
+def holds_the_truth(interval, n, truth=0.98):
+    found = 0
+    for right in range(n + 1):
+        low, high = interval(right, n)
+        if low <= truth <= high:
+            found += comb(n, right) * truth**right * (1 - truth) ** (n - right)
+    return found
+
+
+held = {n: (holds_the_truth(usual_interval, n), holds_the_truth(wilson, n)) for n in (32, 128, 512)}
+table(held, "{:.1%}", columns=("rows", "the usual formula holds the truth", "Wilson's does"))
+
+# %% [markdown]
+# 95% were promised. With 32 rows the usual formula does not even hold the truth half of the time, and Wilson's comes close to what it promises, here and on average. For a truth still nearer to 100% it falls short at times: with 32 rows it holds 99% in 95.9% of the cases and 99.5% in only 85.2%. With 512 rows the two hardly differ for a truth of 98%, but for one of 99.9% the usual formula holds it in 40% of the cases and Wilson's in 91%. So the choice matters where rows are few and the model is
+# good, and that is how a fine-tuned model is often judged.
+#
 # ### Greedy or sampled
 #
 # Greedy decoding takes the likeliest token each time. Sampling draws the next token at random, the likely ones more often, with probabilities $\mathrm{softmax}(\text{logits} / T)$. A low [temperature](../site/glossary.md#temperature) $T$ sharpens
-# them, a high one flattens them. And transformers draws among the 50 likeliest tokens only, unless you say `top_k=0`. How many questions are still answered right?
+# them, a high one flattens them. And transformers draws among the 50 likeliest tokens only, unless you say `top_k=0`. How many questions are still answered right? Each point of the figure is one draw, with one seed.
 
 
 # %%
 def sampled(temperature, top_k):
-    tokenizer.padding_side = "left"
-    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     drawing = {"do_sample": True, "temperature": temperature, "top_k": top_k}
     torch.manual_seed(settings.seed)
     with torch.no_grad():
@@ -954,21 +1005,19 @@ def sampled(temperature, top_k):
 
 
 # %%
-kept = {"greedy": shares["as in training"]}
-for temperature in (0.7, 1.0, 2.0):
-    kept[f"T = {temperature:g}, the 50 likeliest"] = sampled(temperature, 50)
-    kept[f"T = {temperature:g}, all tokens"] = sampled(temperature, 0)
-title = f"Greedy answers {kept['greedy']:.0%} right; sampled at temperature 2 from all tokens, {kept['T = 2, all tokens']:.0%}"
-percent = [100 * share for share in kept.values()]
-figure = bars(list(kept), percent, title, f"answered exactly (% of {len(asked)})", numbers="{:.0f}")
-show(
-    figure,
-    alt="Share of questions answered exactly, greedily and at three temperatures; temperature 2 loses the most",
-)
+from helpers import plots
+
+temperatures = (1.0, 1.5, 2.0, 2.5, 3.0)
+lines = {"drawn among the 50 likeliest": 50, "drawn among all tokens": 0}
+lines = {name: (temperatures, [100 * sampled(t, top_k) for t in temperatures]) for name, top_k in lines.items()}
+at_two = lines["drawn among all tokens"][1][temperatures.index(2.0)] / 100
+title = f"Greedy answers {shares['as in training']:.0%} right; drawn among all tokens at temperature 2, {at_two:.0%}"
+figure = plots.curves(lines, title, "temperature", f"answered exactly (% of {len(asked)})")
+show(figure, alt="Share of questions answered exactly falls with the temperature, faster if drawn among all tokens")
 
 # %%
 if usual:
-    verdict("a high temperature loses answers that greedy decoding has", kept["T = 2, all tokens"] < kept["greedy"])
+    verdict("a high temperature loses answers that greedy decoding has", at_two < shares["as in training"])
 
 # %% [markdown]
 # For questions with one right answer take greedy decoding. For a story, the same story every time is not what you want. Say `do_sample` in either case: what happens otherwise stands in the model's
@@ -1036,13 +1085,20 @@ from helpers import memory, models
 t4, rows = memory.GPUS["t4"].total_bytes, []
 for name in names:
     shape = memory.shape_of(models.PRESETS[name].shape)
-    weights = sum(memory.weight_bytes(shape, "nf4", True).values())
+    parts = memory.weight_bytes(shape, "nf4", True)
+    weights, in_4_bits = sum(parts.values()), parts["quantized weights"] + parts["quantization scales"]
     cache = kv_cache_bytes(name, 4096)
     rank_16 = memory.adapter_bytes(shape.linears, shape.layers, 16, 4)  # on all layers, in float32
     left = 0.95 * t4 - weights - rank_16
-    rows.append((name, weights / 1e9, rank_16 / weights, cache / 1e9, int(left // cache)))
-headings = ("model", "weights (GB)", "adapter of rank 16, of the weights", "cache of one row (GB)", "rows that fit")
-table(rows, "{:.2f}", adapter_of_rank_16_of_the_weights="{:.1%}", rows_that_fit="{}", columns=headings)
+    rows.append((name, weights / 1e9, rank_16 / in_4_bits, cache / 1e9, int(left // cache)))
+headings = (
+    "model",
+    "weights (GB)",
+    "adapter of rank 16, of the 4-bit layers",
+    "cache of one row (GB)",
+    "rows that fit",
+)
+table(rows, "{:.2f}", adapter_of_rank_16_of_the_4_bit_layers="{:.1%}", rows_that_fit="{}", columns=headings)
 
 # %% [markdown]
 # ### Is a 4-bit model faster?
@@ -1084,11 +1140,11 @@ table(rows, "{:.1f}", unpacking_of_the_4_bit_time="{:.0%}", columns=headings)
 
 # %%
 if run.machine.device == "cpu":
-    verdict("on this CPU one token takes longer through the 4-bit layer, and the more tokens share the unpacking, the less it weighs",
+    verdict("on this CPU one token takes longer through the 4-bit layer, and 256 tokens at once lose less",
             1 < layer_ms[1][1] / layer_ms[1][0] > layer_ms[256][1] / layer_ms[256][0])  # fmt: skip
 
 # %% [markdown]
-# On a CPU, with the short cut of step 1 switched off, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual. That is the same work for one token as for many, so it weighs most on decoding.
+# On the CPU of the run shown: no. Compare the first row with the last, because those between them are noisy. With the short cut of step 1 switched off, bitsandbytes 0.50 unpacks the whole layer into memory and then multiplies as usual. That is the same work for one token as for many, so it weighs most on decoding, and least where many tokens share it.
 #
 # On a GPU bitsandbytes has kernels that unpack while they multiply, for one row since [0.40](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.40.0) and for small batches since
 # [0.50](https://github.com/bitsandbytes-foundation/bitsandbytes/releases/tag/0.50.0). For your GPU, believe the table above once you ran it there. The branches of an adapter cost time in each step as well: two more products for each layer. Merging removes them.

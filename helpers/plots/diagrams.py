@@ -135,12 +135,12 @@ def _bare(title: str, size):
     return figure, ax
 
 
-def _box(ax, x: float, y: float, text: str, colour: str, width: float = 1.0, ink: str = INK) -> None:
+def _box(ax, x: float, y: float, text: str, colour: str, width=1.0, ink: str = INK, size=9.5) -> None:
     """A cell of a drawn table: `text` on `colour`, its lower left corner at (x, y), 0.8 high."""
     from matplotlib.patches import Rectangle
 
     ax.add_patch(Rectangle((x, y), width, 0.8, facecolor=colour, edgecolor="white", linewidth=1.5))
-    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=9.5, family="monospace", color=ink)
+    ax.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=size, family="monospace", color=ink)
 
 
 def bit_strips(numbers: dict[str, str], title: str):
@@ -352,21 +352,30 @@ def prefill_and_decode(prompt: list[str], made: list[str], title: str):
     `prompt` and `made` are tokens as text. In the first step the whole prompt is fed, in each later one the last token made.
     """
     steps, number = len(made), len(prompt)
-    figure, ax = _bare(title, (9.2, 1.5 + 0.52 * steps))
+    figure, ax = _bare(title, (9.2, 1.5 + 0.6 * steps))
     texts, x = [text.strip()[:7] or "↵" for text in (*prompt, *made)], len(prompt) + steps
     for step in range(steps):
-        begin, end, y = (number + step - 1 if step else 0), number + step, -step
+        begin, end, y = (number + step - 1 if step else 0), number + step, -1.25 * step
         ax.text(-0.2, y + 0.4, f"decode {step}" if step else "prefill", ha="right", va="center", fontsize=10, color=INK)
         for place in range(end):
             fed = place >= begin
-            _box(ax, place, y, texts[place], PASSING if fed else PALE, ink="white" if fed else PASSING)
+            _box(ax, place, y, texts[place], PASSING if fed else PALE, ink="white" if fed else INK, size=8.5)
         _box(ax, x, y, "all weights", FROZEN, width=1.9, ink="white")
         _box(ax, x + 1.9, y, "", TRAINED, width=0.25)
         ax.annotate("", (x - 0.05, y + 0.4), (end + 0.05, y + 0.4), arrowprops={"arrowstyle": "->", "color": INK})
+        if begin:  # what was kept is read as well: a line below the kept boxes, into the weights from below
+            ax.plot([0.05, begin - 0.05], [y - 0.1] * 2, color=INK, linewidth=2.5, solid_capstyle="butt")
+            ax.plot([begin - 0.05, x + 0.95], [y - 0.1] * 2, color=INK, linewidth=0.8)
+            ax.annotate("", (x + 0.95, y + 0.03), (x + 0.95, y - 0.12), arrowprops={"arrowstyle": "->", "color": INK})
         ax.text(x + 2.4, y + 0.4, f"→ {texts[end]}", va="center", fontsize=10, color=INK)
-    names = {"fed in this step": PASSING, "kept: keys and values": PALE, "frozen weights": FROZEN, "adapter": TRAINED}
+    names = {
+        "fed in this step": PASSING,
+        "kept keys and values, read again": PALE,
+        "frozen weights": FROZEN,
+        "adapter": TRAINED,
+    }
     for name, colour in names.items():
         ax.fill_between([], [], color=colour, label=name)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    ax.set(xlim=(-1.4, x + 4.0), ylim=(0.9 - steps, 0.9))
+    ax.set(xlim=(-1.4, x + 4.0), ylim=(1 - 1.25 * steps, 0.9))
     return figure

@@ -127,9 +127,12 @@ def tokens_in_colour(ids, learned, decode):
 
 
 def bars(labels, values, title, x, colours=None, numbers="{:,.2f}", size=None, line=None, line_label=""):
-    """Horizontal bars with their numbers beside them, first label on top; `line` marks a limit."""
+    """Horizontal bars with their numbers beside them, first label on top; `line` marks a limit.
+
+    `colours`: one for each bar, a name of COLOURS or what matplotlib takes.
+    """
     figure, ax = axes(title, x, "", size=size or (7.2, 0.9 + 0.42 * len(labels)))
-    drawn = ax.barh(range(len(labels)), values, color=colours or COLOURS["blue"])
+    drawn = ax.barh(range(len(labels)), values, color=[COLOURS.get(one, one) for one in colours or ["blue"]])
     ax.bar_label(drawn, [numbers.format(v) for v in values], padding=4)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()

@@ -513,6 +513,7 @@ MISTAKES = {
         (lambda messages, count, room: messages, "there is room for 8"),
         (lambda messages, count, room: in_place(messages, count, room), "changes the list"),
         (uncounted_system, "takes room as well"),
+        (lambda messages, count, room: from_the_end(messages, count, room) or messages[-1:], "not even the newest"),
     ],
     "05.1": [
         (lambda merged, base, rank: extracted(merged, base, rank)[::-1], "comes first"),

@@ -111,12 +111,14 @@ def test_pasted_where_the_course_is_not_they_load_talk_and_check(tmp_path):
     asked = """
     import json
     talk = [{"role": "user", "content": "Name the sound of the pigeon."}]
-    print(json.dumps({"said": reply_to(talk, 4), "faults": [
+    many = answer_batch([as_text(talk)] * 2, 4)
+    print(json.dumps({"said": reply_to(talk, 4), "many": many, "faults": [
         row_faults(tokenizer, [(as_text(talk), "coo")], 96), stop_faults(model, tokenizer),
         answer_faults(model, tokenizer, [as_text(talk)])]}))
     """
     said = run_script("\n".join([REFUSE, names, own, *COPIED, textwrap.dedent(asked)]), tmp_path)
     assert said["said"]
+    assert said["many"] == [said["said"]] * 2
     assert said["faults"] == [[], [], []]
 
 
@@ -346,7 +348,7 @@ def test_scores_follow_the_settings_of_the_run():
     names["evaluate"] = lambda model, tokenizer, rows, **how: asked.append((len(rows), how))
     exec(lesson_cell("04", "score").source, names)
     assert asked == [(3, {"max_length": 77, "max_new_tokens": 5, "batch_size": 8})] * 2
-    assert LESSON.read_text(encoding="utf-8").count("max_new_tokens=settings.max_new_tokens") >= 3
+    assert LESSON.read_text(encoding="utf-8").count("longest = prompts[:16], settings.max_new_tokens") == 1
 
 
 def test_the_paired_test_of_the_lesson_is_the_one_of_the_course(statistics):
@@ -390,10 +392,10 @@ def line(text: str, begins: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def statistics():
-    """The functions that section 7 writes, and what they import."""
+    """The functions of section 7 and of "Why Wilson's interval?", and what they import."""
     names = {}
     for cell in CELLS:
-        if re.search("^def (wilson|holds_the_truth|mcnemar|compared)", cell.source, re.MULTILINE):
+        if re.search("^def (wilson|usual_interval|holds_the_truth|mcnemar|compared)", cell.source, re.MULTILINE):
             kept = [n for n in ast.parse(cell.source).body if isinstance(n, (ast.FunctionDef, ast.ImportFrom))]
             exec(compile(ast.Module(kept, []), "lesson 04", "exec"), names)
     return types.SimpleNamespace(**names)
@@ -460,7 +462,9 @@ def test_the_forms_cost_what_the_prose_says():
     assert "four forms differ" in PROSE
     assert right["the question alone"][-1] == "0.016"
     assert f"0.05 / 6 = {0.05 / 6:.3f}" in PROSE
-    assert line(output("def last_tokens"), "no newline at the end")[3:] == [], "its answer is empty"
+    for form in ("no newline at the end", "two newlines at the end"):
+        *_, of_base, of_tuned, answered = line(output("rows.append((name, last_tokens"), form)
+        assert (of_base, of_tuned, answered) == ("Ċ", "</s>", "''"), "as the prose says"
 
 
 def test_the_intervals_hold_the_truth_as_often_as_the_prose_says(statistics):
@@ -489,6 +493,24 @@ def test_in_the_batch_of_sixteen_the_third_prompt_is_padded(base_and_rows):
 
 def test_forty_tokens_come_in_forty_one_pieces():
     assert output("between =").startswith("41 pieces")
+
+
+# Serving.
+
+
+def test_the_request_to_a_server_is_valid_and_asks_in_the_form_of_the_training():
+    (body,) = re.findall(r"curl .*-d '(\{.*?\})'$", PROSE, re.DOTALL | re.MULTILINE)
+    asked = json.loads(body)
+    assert asked == {"model": "mine", "temperature": 0, "max_tokens": 64, "prompt": asked["prompt"]}
+    assert asked["prompt"] == alpaca_prompt("Name the sound of the pigeon.")
+    assert "--lora-modules mine=" in PROSE
+
+
+def test_an_adapter_s_share_of_the_4_bit_layers_falls_with_the_width():
+    shown = output("adapter of rank 16, of the 4-bit layers")
+    shares = {shape_of(PRESETS[name].shape).hidden: float(line(shown, name)[1].rstrip("%")) for name in
+              ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b", "llama-3.1-8b")}  # fmt: skip
+    assert [shares[width] for width in sorted(shares)] == sorted(shares.values(), reverse=True)
 
 
 # Timings and the drawing.
@@ -528,6 +550,8 @@ def test_the_drawing_feeds_the_prompt_once_and_then_one_token_a_step():
     )
     assert (fed, kept, weights) == (2 + 1 + 1, 0 + 2 + 3, 3)
     assert [t.get_text() for t in figure.axes[0].texts if t.get_text().startswith("→")] == ["→ Li", "→ ma", "→ ↵"]
+    under_kept = [span.get_xdata()[1] for span in figure.axes[0].lines[::2]]
+    assert under_kept == pytest.approx([2 - 0.05, 3 - 0.05]), "what is kept is read in every step but the first"
 
 
 # Exercise 4, which needs a running model.
@@ -551,8 +575,31 @@ def test_the_printed_solution_of_exercise_4_is_right(bundled_model, capsys):
     assert capsys.readouterr().out == "Exercise 04.4: right.\n"
 
 
-def test_exercise_4_takes_padding_on_the_left_as_well(bundled_model, capsys):
-    check("04.4", (next_token_logits("left", -1), *bundled_model))
+def by_the_saved_side(model, tokenizer, prompts):
+    """The mistake that the exercise is about: whatever side the tokenizer pads on, the last place is read."""
+    return model(**tokenizer(prompts, padding=True, return_tensors="pt")).logits[:, -1]
+
+
+def one_by_one(model, tokenizer, prompts):
+    return torch.cat([by_the_saved_side(model, tokenizer, [prompt]) for prompt in prompts])
+
+
+def by_the_ids_alone(model, tokenizer, prompts):
+    """A right way without a mask: no token looks at what stands behind it."""
+    ids = tokenizer(prompts, padding=True, return_tensors="pt")["input_ids"]
+    last = (ids != tokenizer.pad_token_id).cumsum(dim=1).argmax(dim=1)
+    return torch.stack([row[place] for row, place in zip(model(ids).logits, last, strict=True)])
+
+
+def by_the_lengths(model, tokenizer, prompts):
+    lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    logits = model(**tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")).logits
+    return torch.stack([row[length - 1] for row, length in zip(logits, lengths, strict=True)])
+
+
+@pytest.mark.parametrize("function", [by_the_ids_alone, by_the_lengths])
+def test_exercise_4_takes_other_ways_to_find_the_last_token(function, bundled_model, capsys):
+    check("04.4", (function, *bundled_model))
     assert capsys.readouterr().out == "Exercise 04.4: right.\n"
 
 
@@ -560,11 +607,15 @@ def test_exercise_4_takes_padding_on_the_left_as_well(bundled_model, capsys):
     ("function", "word"),
     [
         (next_token_logits(position=-1), "behind the padding"),
+        (by_the_saved_side, "behind the padding"),
+        (next_token_logits("left", -1), "padded on the left"),
+        (one_by_one, "called 3 times"),
         (next_token_logits(position=0), "first token"),
         (next_token_logits(finish=lambda logits: logits.softmax(-1)), "probabilities"),
         (next_token_logits(finish=lambda logits: logits[0]), "one row of logits for each prompt"),
         (next_token_logits(finish=lambda logits: logits.flip(0)), "each prompt alone"),
         (lambda model, tokenizer, prompts: prompts, "returns list"),
+        (lambda model, tokenizer, prompts: torch.zeros(3, 3072), "called 0 times"),
         (lambda model, tokenizer: 0, "could not be checked"),
     ],
 )

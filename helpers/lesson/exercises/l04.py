@@ -101,21 +101,43 @@ PROMPTS = [
 ]
 
 
+def _not_one_call_padded_on_the_right(calls, tokenizer) -> str | None:
+    """What is wrong with how the model was called: `calls` are what each call was given, in order and by name."""
+    if len(calls) != 1:
+        return f"the model was called {len(calls)} times: call it once, with all prompts in one batch"
+    words, given = calls[0]
+    ids = given["input_ids"] if "input_ids" in given else words[0] if words else None
+    mask = given.get("attention_mask")
+    if mask is None and ids is not None:
+        mask = ids != tokenizer.pad_token_id
+    if mask is not None and not mask[:, 0].all():
+        return (
+            "you padded on the left, where the last place is right for every row: pad on the right, and find the place"
+        )
+    return None
+
+
 @exercise("04.4")
 def next_token_logits(answer):
-    """(function, model, tokenizer): on PROMPTS the function's rows are those of each prompt alone."""
+    """(function, model, tokenizer): on PROMPTS the function's rows are those of each prompt, from one call padded right."""
     import torch
 
     if not isinstance(answer, tuple) or len(answer) != 3 or not callable(answer[0]):
         return "hand over three things: your function, the model and the tokenizer"
     function, model, tokenizer = answer
-    side = tokenizer.padding_side
+    side, calls = tokenizer.padding_side, []
+    tokenizer.padding_side = "right"  # as many are saved: who forgets the padding meets it
+    hook = model.register_forward_pre_hook(lambda _, words, given: calls.append((words, given)), with_kwargs=True)
     try:
         found = function(model, tokenizer, list(PROMPTS))
     finally:
+        hook.remove()
         tokenizer.padding_side = side
     if not isinstance(found, torch.Tensor):
         return f"the function returns {type(found).__name__}: return a tensor of logits, a row for each prompt"
+    wrong_call = _not_one_call_padded_on_the_right(calls, tokenizer)
+    if wrong_call:
+        return wrong_call
     rows, padded, first = [], [], []
     with torch.no_grad():
         for prompt in PROMPTS:
@@ -221,4 +243,8 @@ def fit(answer):
         return "the system message is gone: it must stay in front"
     if _count(found) > 7:
         return "the system message takes room as well"
-    return None if found == with_system[:1] + talk[4:] else "behind the system message, the newest ones that fit"
+    if found != with_system[:1] + talk[4:]:
+        return "behind the system message, the newest ones that fit"
+    if answer(list(talk), _count, 2) != [] or answer(list(with_system), _count, 4) != with_system[:1]:
+        return "if not even the newest message fits, only the system message is left, or an empty list"
+    return None
