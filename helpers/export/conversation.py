@@ -69,7 +69,7 @@ def _passes(sign: str) -> bool:
     return sign.isprintable() or sign in "\n\r\t"
 
 
-def _text(tokenizer, messages: list[dict], answer: bool, **words) -> str:
+def text_of(tokenizer, messages: list[dict], answer: bool, **words) -> str:
     """The chat in the template's words, with an answer to come or not; ExportError, one line, where there is none."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer, **words)
@@ -80,10 +80,10 @@ def _text(tokenizer, messages: list[dict], answer: bool, **words) -> str:
 def _rendered(tokenizer, *contents: str, answer: bool, **words) -> str:
     """The chat of these contents, in turn the user's and the model's; SYSTEM as the first one is a system message."""
     system = SYSTEM if contents[0] == SYSTEM else None
-    return _text(tokenizer, _messages(system, *contents[system is not None :]), answer, **words)
+    return text_of(tokenizer, chat_of(system, *contents[system is not None :]), answer, **words)
 
 
-def _messages(system: str | None, *contents: str) -> list[dict]:
+def chat_of(system: str | None, *contents: str) -> list[dict]:
     roles = ["user", "assistant"] * len(contents)
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
     return [{"role": "system", "content": system}] * (system is not None) + messages
@@ -136,17 +136,17 @@ def take_apart(tokenizer, bos: str) -> Conversation | None:
     except ExportError:  # it takes no system message
         before_system = None
     done = Conversation(opening, before_system, after_system, before_user, asked, before_answer, after_answer)
-    plain = [_messages(system, *turns) for system in (None, "s") for turns in ("a", "bcd", "efghi")]
-    return done if _same(done, tokenizer, bos, plain) else None
+    plain = [chat_of(system, *turns) for system in (None, "s") for turns in ("a", "bcd", "efghi")]
+    return done if same_text(done, tokenizer, bos, plain) else None
 
 
-def _same(done: Conversation, tokenizer, bos: str, chats: list[list[dict]]) -> bool:
+def same_text(done: Conversation, tokenizer, bos: str, chats: list[list[dict]]) -> bool:
     """Whether the pieces make the same text as the template of each chat that it takes."""
     for messages in chats:
         if messages[0]["role"] == "system" and done.before_system is None:
             continue
         try:
-            text = _text(tokenizer, messages, answer=True).removeprefix(bos)
+            text = text_of(tokenizer, messages, answer=True).removeprefix(bos)
         except ExportError:  # it takes no such chat
             continue
         if done.render(messages) != text:
@@ -159,15 +159,15 @@ def otherwise(done: Conversation, tokenizer, bos: str) -> list[str]:
     thought = "<think>\nb\n</think>\n\nc"
     kinds = {
         "messages that begin or end with spaces or line breaks": [
-            *(_messages(None, text) for text in (" a", "a ", "\na", "a\n")),
-            *(_messages(None, "a", text, "c") for text in (" b", "b ", "\nb", "b\n")),
-            *(_messages(text, "a") for text in (" s", "s\n")),
+            *(chat_of(None, text) for text in (" a", "a ", "\na", "a\n")),
+            *(chat_of(None, "a", text, "c") for text in (" b", "b ", "\nb", "b\n")),
+            *(chat_of(text, "a") for text in (" s", "s\n")),
         ],
-        "an empty message": [_messages(None, ""), _messages(None, "a", "", "b")],
-        "an empty system message": [_messages("", "a")],
-        "an earlier answer with a <think> block": [_messages(None, "a", thought, "d")],
+        "an empty message": [chat_of(None, ""), chat_of(None, "a", "", "b")],
+        "an empty system message": [chat_of("", "a")],
+        "an earlier answer with a <think> block": [chat_of(None, "a", thought, "d")],
     }
-    found = [kind for kind, chats in kinds.items() if not _same(done, tokenizer, bos, chats)]
+    found = [kind for kind, chats in kinds.items() if not same_text(done, tokenizer, bos, chats)]
     if _dated(tokenizer):
         found.append("the date, which stays that of the export")
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from helpers import CourseError
 from helpers.data import ends_of_answers, with_template
+from helpers.export.beyond import HANDED_ON, OTHER, fields_read, roles_read
 from helpers.export.carried import Described, ExportError, describe
 from helpers.export.conversation import begins_with, modelfile, otherwise, spaces_wanted, take_apart, writes_date
 from helpers.export.vocabulary import Vocabulary, read_vocabulary
@@ -232,7 +233,13 @@ def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
         )
     if writes_date(tokenizer):
         vocabulary.notes.append("the chat template has a date of its own, and llama.cpp writes today's in its place")
-    bos = bos if vocabulary.adds_bos else ""
+    bos, fields = bos if vocabulary.adds_bos else "", fields_read(tokenizer)
+    dropped = [name for name in fields if name not in HANDED_ON]
+    if dropped:
+        vocabulary.notes.append(
+            f"the chat template also reads {_named(dropped, 'fields')} of a message, and llama.cpp's server hands it none: send "
+            "such a chat as a whole prompt"
+        )
     pieces = take_apart(tokenizer, bos)
     if pieces is None:
         vocabulary.notes.append(
@@ -240,12 +247,22 @@ def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
             "with `ollama show --template`"
         )
         return None
-    differing = otherwise(pieces, tokenizer, bos)
+    differing, roles = otherwise(pieces, tokenizer, bos), roles_read(pieces, tokenizer, bos)
+    if fields:
+        differing.append(f"a message with {_named(fields, 'fields')}, which Ollama takes in a whole prompt alone (raw)")
+    if roles:
+        differing.append(f"a message of {_named(roles, 'roles')}, which Ollama's leaves out")
     if differing:
         vocabulary.notes.append(
             f"the Modelfile's template gives another text than the model's for {'; '.join(differing)}"
         )
     return pieces.as_go()
+
+
+def _named(found: list[str], kind: str) -> str:
+    """Names of fields or roles in words."""
+    known = {"fields": "role and content", "roles": "system, user and assistant"}[kind]
+    return f"other {kind} than {known}" if found == [OTHER] else f"the {kind} {', '.join(found)}"
 
 
 def _spaced(vocabulary: Vocabulary, tokenizer) -> bool:

@@ -51,7 +51,9 @@ def model_card(folder: Path):
     on_hub = "tatsu-lab/alpaca" if "tatsu-lab/alpaca" in data else None
     name = f"{base.removeprefix('the ').replace(' ', '-').split('/')[-1]}-qlora-merged"
     results = [
-        EvalResult("text-generation", on_hub or "held-out-instructions", data, metric, value, dataset_split="heldout")
+        EvalResult(
+            "text-generation", on_hub or "held-out-instructions", data, metric, round(value, 4), dataset_split="heldout"
+        )
         for metric, value in scores.get("merged", {}).items()
         if metric in ("exact_match", "loss")
     ]
