@@ -22,6 +22,7 @@
 #
 # | the last line | section |
 # |---|---|
+# | `device-side assert triggered` | 2 |
 # | `got an unexpected keyword argument` | 3 |
 # | `bitsandbytes native library functionality but it's not available` | 4 |
 # | `401`, `403` or `gated repo` | 5 |
@@ -34,13 +35,11 @@
 #
 # Or let the course look. These work in a notebook of your own too, on Colab and on Kaggle:
 #
-# - Copy the set-up cell from the top of this notebook into yours, and run it. From then on each error that the course knows is explained under its traceback. The cell also puts the course into the folder `qlora-course` beside
-#   your notebook, if it is not there yet, and installs packages that are missing.
-# - A log that you saved as `log.txt` beside your notebook is explained by `!cd qlora-course && python -m helpers explain ../log.txt`.
-# - A notebook that failed and was saved is explained in the same way: `!cd qlora-course && python -m helpers explain ../NAME.ipynb`.
+# - Copy the set-up cell of this notebook into yours, and run it. It fetches the course into the folder `qlora-course` and installs what is missing. From then on each error that the course knows is explained under its traceback.
+# - For a log that you saved beside your notebook: `!cd qlora-course && python -m helpers explain ../log.txt`
+# - For a notebook that failed, and was saved there: `!cd qlora-course && python -m helpers explain ../NAME.ipynb`
 #
-# You will cause the twelve failures that people ask about most, or replay what a GPU said of them: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). A few others come along on the way. A public thread is linked
-# where you meet each of them. The course knows many more: all of them stand on [one page](../site/failures.md), which you can search.
+# Who reads on meets the twelve failures that people ask about most: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). You cause each of them, or replay what a GPU said, and a public thread is linked.
 #
 # **Time:** 45 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
 # what only a GPU says was recorded on one.
@@ -107,8 +106,8 @@ table(answers, columns=("expected", *runs))
 # ## 2 Where to look first
 #
 # Failures that raise an error are easier: they tell you where to look. Read a traceback from its end. Look for the last line that begins with a type, such as `RuntimeError:`. It
-# has the message; some messages go on below it, so read those lines too. Above it stand the calls that led there, and the lowest one in *your* code is the place. The next cell prints a whole one, and an arrow
-# at each line that names code of yours. (A table of 100 tokens is asked for token 200. That happens with the tokenizer of another model.)
+# has the message; some messages go on below it, so read those lines too. Above it stand the calls that led there, and the lowest one in *your* code is the place. The next cell shows a whole one, with an arrow
+# at code of yours. (A table of 100 tokens is asked for token 200, as happens with the tokenizer of another model.)
 
 # %% tags=["nbval-ignore-output", "traceback"] reason="the lines of a library move with its releases"
 import re
@@ -155,7 +154,7 @@ def provoke(action):
 provoke(lambda: trainer.train())  # returns "not-defined"
 
 # %% [markdown]
-# Now the first seven of the twelve. Each section causes a failure, or replays it where it needs a GPU or an account, reads it, and cures it; and it checks the cure where this machine can.
+# Now the first seven of the twelve. Each section causes a failure, reads it, cures it, and checks the cure where this machine can.
 #
 # ## 3 A name from an old text
 #
@@ -169,8 +168,8 @@ from_an_old_text = {"tokenizer": None}
 found = provoke(lambda: SFTTrainer(model=None, **from_an_old_text))
 
 # %% [markdown]
-# Where the message names a class and `__init__() got an unexpected keyword argument`, the text is often old. It need not be a typing mistake. So do not try
-# spellings: ask the installed library which names it has. Here is a question that you can take home. Try it first with the whole old name, and then with a part of it.
+# With this message the text is often old. It need not be a typing mistake. So do not try
+# spellings: ask the installed library which names it has, first with the whole old name, and then with a part of it. The next cell can be taken home.
 
 # %% tags=["copy"]
 # Which arguments of a class have a word in their name?
@@ -182,12 +181,8 @@ def arguments_with(word, cls):
 
 
 # %%
-for word, cls in (
-    ("max_seq_length", SFTConfig),
-    ("length", SFTConfig),
-    ("tokenizer", SFTTrainer),
-    ("token", SFTTrainer),
-):
+words = {"max_seq_length": SFTConfig, "length": SFTConfig, "tokenizer": SFTTrainer, "token": SFTTrainer}
+for word, cls in words.items():
     print(f"{word:14} in {cls.__name__:10} {arguments_with(word, cls)}")
 verdict("a part of the old name leads to max_length, and none to processing_class",
         "max_length" in arguments_with("length", SFTConfig) and not arguments_with("token", SFTTrainer))  # fmt: skip
@@ -245,8 +240,8 @@ table([(v, library_for(v).name, library_for(v).exists()) for v in ("12.6", "12.9
 # The first number must agree, and the second need not: it takes the nearest older file, else the nearest newer one. For another first number there is nothing, and the cure is
 # an upgrade of bitsandbytes.
 #
-# One cause of trouble is a variable. `BNB_CUDA_VERSION` overrides the choice. Old advice sets it, then bitsandbytes or torch moves on, and the variable
-# stays. Where the file that it asks for is not there, loading it fails. Cause that, with a version that never was, in a Python of its own, which is made to believe that it has a GPU:
+# One variable overrides the choice: `BNB_CUDA_VERSION`. Old advice sets it, then bitsandbytes or torch moves on, and the variable
+# stays. Cause that failure, with a version that never was, in a Python of its own, which is made to believe that it has a GPU:
 
 # %% tags=["cuda-child"]
 import os
@@ -267,8 +262,8 @@ log = re.sub(r"/\S+/", "", log)  # without the folders of this machine
 verdict("the missing file is recognised in the log", read(log) == "bitsandbytes-binary")
 
 # %% [markdown]
-# The last line does not name the cause. It stands further down in the message, behind "Original error". The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). The check, here, where nobody set it: the file for torch's CUDA is there, and
-# bitsandbytes quantizes. (Without a GPU it quantizes by its code for CPUs, and that file is not loaded.)
+# The last line does not name the cause. It stands further down in the message, behind "Original error". The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). Check it:
+# the file for torch's CUDA is there, and bitsandbytes quantizes. (Without a GPU it quantizes by its code for CPUs, and that file is not loaded.)
 
 # %%
 import bitsandbytes as bnb
@@ -276,10 +271,8 @@ import bitsandbytes as bnb
 weights = torch.randn(64, 64, device=run.machine.device)
 error = bnb.functional.dequantize_4bit(*bnb.functional.quantize_4bit(weights, quant_type="nf4")) - weights
 there = library_for(torch.version.cuda or "13.0").exists()
-verdict(
-    "without the variable, the file is there and bitsandbytes quantizes",
-    there and 0 < error.norm() < 0.2 * weights.norm(),
-)
+verdict("without the variable, the file is there and bitsandbytes quantizes",
+        there and 0 < error.norm() < 0.2 * weights.norm())  # fmt: skip
 
 # %% [markdown]
 # ## 5 A page that is locked
@@ -323,11 +316,7 @@ def asked_for(name, **more):
 
 
 # %%
-logs = [
-    asked_for("meta-llama/Llama-3.1-8B"),
-    asked_for("nobody/nothing"),
-    asked_for("Qwen/Qwen2.5-0.5B", HF_HUB_OFFLINE="1"),
-]
+logs = [asked_for("meta-llama/Llama-3.1-8B"), asked_for("nobody/nothing"), asked_for("Qwen/Qwen2.5-0.5B", HF_HUB_OFFLINE="1")]  # fmt: skip
 hub.shutdown()
 names = [read(log, also=("Cannot access", "Repository Not Found")) for log in logs]
 verdict("gated, unknown, and no network are told apart", names == ["gated", "unknown-model", "no-network"])
@@ -425,9 +414,8 @@ verdict(
 # If so, the memory has *holes*: the room was there, in pieces. If not, there was no room: the memory is *full*. For example, 224 MiB were asked for, 208 MiB are free, and 180 MiB are reserved but unallocated. Is it holes, or full? (It is holes:
 # 224 is less than 388.)
 #
-# Some messages do not say what is free for you. Old releases of torch did not always, and the message below speaks of another GPU's size: a GPU of 140 GiB was allowed no more than a T4's memory. Then remember that
-# what is free and what is in holes are together all that is not allocated. So ask whether *allocated + asked for* is at most what the GPU has, or what you are allowed. CUDA itself takes a few hundred MB
-# beside torch. Where the sum is only just below the limit, the memory is full too.
+# Some messages do not say what is free for you, such as the next one: there a GPU of 140 GiB was allowed no more than a T4's memory. But
+# what is free and what is in holes are together all that is not allocated. So ask whether *allocated + asked for* is at most what you have, or are allowed. (CUDA itself takes a few hundred MB. Where the sum is only just below, the memory is full too.)
 
 # %% tags=["nbval-ignore-output"] reason="a recording, which may be made anew"
 import textwrap
@@ -486,8 +474,7 @@ plots.show(
 # > **Trap: Kaggle lends two T4s.** *What you see:* "SFTTrainer does not support `nn.DataParallel`"; or "Expected all tensors to be on the same device", with `cuda:0 and cuda:1`; or one GPU is full while the other is empty.
 # > *Why:* two GPUs are not one of twice the size. *Cure:* `os.environ["CUDA_VISIBLE_DEVICES"] = "0"` in the same first cell, and `device_map={"": 0}` when you load. Lesson 09 uses both GPUs.
 #
-# Would the setting have saved these two runs? The rule speaks of one request, and not of the next one. For the recorded run we know the settings, so predict what all of it
-# needs. It was the small model of this course with 4,096 rows of 512 tokens, and nothing recomputed.
+# Would the setting have saved these two runs? The rule speaks of one request, and not of the next one. So predict what all of the recorded run needs. It was the small model of this course with 4,096 rows of 512 tokens, and nothing recomputed.
 
 # %% tags=["whole-run"]
 from helpers.memory import RunSpec, predict
@@ -541,8 +528,7 @@ plots.show(figure, alt="Predicted memory after each cure: orange bars beyond a T
 
 # %% [markdown]
 # Two things may surprise you. Adam's averages and the weights, which most texts speak of, save little here: the activations fill this GPU. And look at the ticks, which mark what the tensors
-# alone take: in two of the orange bars the tick lies below the line. These runs would fit if you counted tensors, and yet they do not: torch reserves more than it gives out, and CUDA takes its part. These are predictions. What single cures save was measured on a
-# GPU too; `measurements/measured_pairs.py` prints both side by side.
+# alone take: in two of the orange bars the tick lies below the line. These runs would fit if you counted tensors, and yet they do not: torch reserves more than it gives out, and CUDA takes its part. These are predictions; `measurements/measured_pairs.py` prints beside them what was measured on a GPU.
 #
 # What a cure saves depends on those before it, so the figure holds for this order alone. Three of these five would do. Which two would you leave out? Write down your three, and then run the next cell.
 
@@ -732,7 +718,7 @@ verdict("with eos as padding, no end is among the labels", list(kept.values()) =
 #
 # *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
 # later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be?
-# Change it a little, and ask again. Before you run it: which of these changes hurt?
+# Change it a little, and ask again. Which of these changes hurt? Guess first.
 
 # %% tags=["nbval-ignore-output", "template"] reason="the last rows right or wrong vary with the processor"
 changes = {
@@ -748,7 +734,7 @@ grid["[INST] ... [/INST], as in A"] = runs["A"].right
 table(grid, "{:.0%}", columns=("change of the template", f"right, of {len(heldout)}"))
 
 # %% [markdown]
-# What you see least hurts much: a space at the end. Training never showed the model an answer behind a space. Header and newline cost this model nothing. Another model may mind them, since a newline more or less can be another token, and so may this one after a few steps more or less. Do not rely on luck. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
+# What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
 #
 # ### D: the adapter that was not loaded
 #

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from trl import SFTTrainer
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
-from helpers.failures import FAILURES, PARTS, RENAMED, failure, failures_page
+from helpers.failures import FAILURES, PARTS, RENAMED, failure, failures_page, recognise
 from helpers.failures.page import section_of
 from helpers.machine import detect
 from helpers.memory import RunSpec, fits, predict
@@ -437,6 +438,38 @@ def test_what_is_shown_was_really_provoked_on_a_gpu_and_cured():
         assert row["cured"] in (True, None)
         assert row["capability"] is not None
         assert row["versions"]["trl"].split(".")[:2] == pinned_versions()["trl"].split(".")[:2], "record it anew"
+
+
+def test_the_traps_quote_what_was_recorded_and_what_is_recognised():
+    assert "CUDA error: device-side assert triggered" in RECORDED["token-out-of-range"]["message"]
+    assert "`CUDA error: device-side assert triggered`" in SOURCE
+    two = "RuntimeError: Expected all tensors to be on the same device, but found at least two devices, cuda:0 and {}!"
+    assert recognise(two.format("cuda:1")).failure.name == "several-gpus"
+    assert recognise(two.format("cpu")).failure.name == "devices-differ"
+
+
+def test_each_last_line_at_the_top_leads_to_the_section_that_shows_it(notebook):
+    rows = re.findall(r"(?m)^# \| (`.+) \| (\d+) \|$", SOURCE)
+    assert [int(section) for _, section in rows] == list(range(2, 10))
+    for words, section in rows:
+        for said in re.findall(r"`(.+?)`", words):
+            assert said in sections(notebook)[int(section)], f"section {section} does not show {said!r}"
+
+
+@pytest.mark.parametrize(("place", "file"), enumerate(["log.txt", "failed.ipynb"]))
+def test_beside_a_notebook_of_ones_own_a_log_and_a_notebook_are_explained(place, file, tmp_path):
+    """The commands at the top of the lesson, where nothing is installed and the course is a folder beside the notebook."""
+    (tmp_path / "qlora-course").mkdir()
+    (tmp_path / "qlora-course" / "helpers").symlink_to(COURSE_ROOT / "helpers", target_is_directory=True)
+    name, said = "NameError", "name 'trainer' is not defined"
+    outputs = [{"output_type": "error", "ename": name, "evalue": said}]
+    log = json.dumps({"cells": [{"outputs": outputs}]}) if place else f"{name}: {said}"
+    command = re.findall(r"`!(cd qlora-course && .+?)`", SOURCE)[place].replace("NAME.ipynb", file)
+    (tmp_path / file).write_text(log, encoding="utf-8")
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = command.replace("python", sys.executable, 1)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=bare, capture_output=True, text=True)
+    assert "trainer is made by a cell above" in done.stdout, done.stderr
 
 
 def test_nothing_of_a_machine_is_in_the_recorded_messages():
