@@ -349,6 +349,20 @@ def test_the_ladder_begins_where_several_cures_are_needed_and_ends_where_it_fits
     assert [n for n in names if "rank" in n or "max_length" in n] == names[-2:], "what changes the result comes last"
 
 
+def test_three_of_the_five_cures_fit_and_two_of_them_are_in_each_set(notebook):
+    """As the text below the table says: the first two sets fit, and the third does not quite."""
+    _, *rows = table_of(notebook, "threes")
+    assert [float(size) < 14.56 for _, size in rows] == [True, True, False]
+    assert all("heads repeated" in names and "half the rows" in names for names, _ in rows)
+
+
+def test_of_the_changes_of_the_template_a_space_hurts_and_header_and_newline_do_not(notebook):
+    shares = {name: int(share.rstrip("%")) for name, share in table_of(notebook, "template")[1:]}
+    whole = shares["none"]
+    assert shares["one space more at its end"] < whole / 2
+    assert all(shares[f"without {what}"] > 0.9 * whole for what in ("its header", "the newline at its end"))
+
+
 def test_the_ladder_draws_what_is_held_and_a_tick_where_the_tensors_end():
     from helpers.plots import diagrams
     from helpers.plots.figures import COLOURS
