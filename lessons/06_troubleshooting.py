@@ -16,12 +16,32 @@
 # - read an error from its end, and look up what is known about it;
 # - cure seven failures that stop a run;
 # - tell from the loss, the gradient and a few answers what is wrong with a run that ended without any error;
-# - work out whether a full GPU has holes or is full, and which settings to change in which order.
+# - work out why a GPU had no memory left to give, and which settings to change in which order.
 #
-# You will cause the twelve failures that people ask about most, or replay what a GPU said of them: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). A few others come along on the way. A public thread is linked
-# where you meet each of them. The course knows many more: all of them stand on [one page](../site/failures.md), which you can search.
+# Has a run of yours failed just now? The last line of its error says where to go:
 #
-# **Time:** 40 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
+# | the last line | section |
+# |---|---|
+# | `device-side assert triggered` | 2 |
+# | `got an unexpected keyword argument` | 3 |
+# | `bitsandbytes native library functionality but it's not available` | 4 |
+# | `401`, `403` or `gated repo` | 5 |
+# | `unscale FP16 gradients`, or `not implemented for 'BFloat16'` | 6 |
+# | `does not require grad` | 7 |
+# | `CUDA out of memory` | 8 |
+# | `PytorchStreamReader failed`, `Killed`, or the notebook restarted by itself | 9 |
+# | no error, and a bad model | 1 and 10 |
+# | something else | [the page of failures](../site/failures.md) |
+#
+# Or let the course look. These work in a notebook of your own too, on Colab and on Kaggle:
+#
+# - Copy the set-up cell of this notebook into yours, and run it. It fetches the course into the folder `qlora-course` and installs what is missing. From then on each error that the course knows is explained under its traceback.
+# - For a log that you saved beside your notebook: `!cd qlora-course && python -m helpers explain ../log.txt`
+# - For a notebook that failed, and was saved there: `!cd qlora-course && python -m helpers explain ../NAME.ipynb`
+#
+# Who reads on meets the twelve failures that people ask about most: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). You cause each of them, or replay what a GPU said, and a public thread is linked.
+#
+# **Time:** 45 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
 # what only a GPU says was recorded on one.
 
 # %% tags=["parameters"]
@@ -65,7 +85,7 @@ plots.show(
 
 # %% [markdown]
 # A run shows more than its training loss. [*grad_norm*](../site/glossary.md#grad_norm) is the length of the [gradient](../site/glossary.md#gradient): how strongly the loss pulls at what
-# is trained. The held-out [loss](../site/glossary.md#loss) is measured afterwards, on rows that no run was trained on, and always in the form of the training. The questions are asked as the user of each run asked them. The last two columns say how many
+# is trained. The held-out [loss](../site/glossary.md#loss) is measured afterwards, on rows that no run was trained on, and always in the form of the training. For each run the questions are asked as its user asked them, which may be wrong. The last two columns say how many
 # of the questions are answered exactly, and how many answers come to an end by themselves, before they are cut off.
 
 # %% tags=["nbval-ignore-output", "symptoms"] reason="the last digits of a loss vary with the processor"
@@ -81,25 +101,46 @@ table(answers, columns=("expected", *runs))
 # %% [markdown]
 # Stop here and write down, for each letter, what you think is wrong. Seven suspects: the **learning rate**, the **number format** of what was trained,
 # the **padding** token, the **template** of the questions, an **adapter not loaded**, the **training mode** while answering, and **too few rows**. Two of
-# them are innocent. In section 10 you can check your five names, and see each of the faults. (If you cannot wait, go to exercise 1 there now: its check says only how many are right.)
+# them are innocent. In section 10 you can check your five names, and see each of the faults. (If you cannot wait, go to exercise 1 there now. Its check says how many are right, and gives a hint for one that is wrong.)
 #
 # ## 2 Where to look first
 #
 # Failures that raise an error are easier: they tell you where to look. Read a traceback from its end. Look for the last line that begins with a type, such as `RuntimeError:`. It
-# has the message; some messages go on below it, so read those lines too. Above it stand the calls that led there, and the lowest one with *your* code is the place.
+# has the message; some messages go on below it, so read those lines too. Above it stand the calls that led there, and the lowest one in *your* code is the place. The next cell shows a whole one, with an arrow
+# at code of yours. (A table of 100 tokens is asked for token 200, as happens with the tokenizer of another model.)
+
+# %% tags=["nbval-ignore-output", "traceback"] reason="the lines of a library move with its releases"
+import re
+import traceback
+
+import torch
+
+try:
+    torch.nn.Embedding(100, 8)(torch.tensor([200]))
+except IndexError:
+    shown = traceback.format_exc()
+for line in shown.splitlines():
+    if line.strip(" ^~"):  # Python's own marks under a call are left out
+        yours = "File" in line and "-packages" not in line
+        print("-->" if yours else "   ", re.sub('"/.*/', '"', line))
+
+# %% [markdown]
+# The lowest line of all belongs to torch, and torch is right. The arrow shows where the mistake is.
 #
-# In every notebook of this course a known error is explained under its traceback; the bootstrap cell switched that on. Here errors are wanted. So `read` prints the error at the end of
+# > **Trap: on a GPU the arrow may point to the wrong line.** *What you see:* the same mistake says `CUDA error: device-side assert triggered`, and from then on every cell fails that uses the GPU. *Why:* a GPU works
+# > behind the program, so the error comes when a later line waits for it, and it leaves the GPU unusable to this kernel. *Cure:* restart the kernel, and run the same once on the CPU: there the message is clear.
+#
+# In every notebook of this course a known error is explained under its traceback; the set-up cell switched that on. Here errors are wanted. So `read` prints the error at the end of
 # a log and what is known about it, and `provoke` runs what should fail and reads the traceback. It begins with the commonest of all: a cell above was not run.
 
 # %%
-import traceback
-
 from helpers.failures import last_error, recognise
 
 
-def read(log):
+def read(log, also="Original error"):
     known = recognise(log)
-    print(last_error(log), known, sep="\n", end="\n\n")
+    print(last_error(log), *(line for line in log.splitlines() if line.startswith(also)), sep="\n")
+    print(known, end="\n\n")
     return known and known.failure.name
 
 
@@ -113,9 +154,7 @@ def provoke(action):
 provoke(lambda: trainer.train())  # returns "not-defined"
 
 # %% [markdown]
-# What you see in a terminal goes to `python -m helpers explain < log.txt`, and a notebook that failed to `python -m helpers explain FILE`.
-#
-# Now the first seven of the twelve. Each section causes a failure, or replays it where it needs a GPU or an account, reads it, and cures it; and it checks the cure where this machine can.
+# Now the first seven of the twelve. Each section causes a failure, reads it, cures it, and checks the cure where this machine can.
 #
 # ## 3 A name from an old text
 #
@@ -129,8 +168,8 @@ from_an_old_text = {"tokenizer": None}
 found = provoke(lambda: SFTTrainer(model=None, **from_an_old_text))
 
 # %% [markdown]
-# Where the message names a class and `__init__() got an unexpected keyword argument`, the text is often old. It need not be a typing mistake. So do not try
-# spellings: ask the installed library which names it has. Where no name has the old word in it, print them all, and look up those that you do not know. (TRL's word for a tokenizer, or what prepares images, is *processing class*.) Here is a question that you can take home.
+# With this message the text is often old. It need not be a typing mistake. So do not try
+# spellings: ask the installed library which names it has, first with the whole old name, and then with a part of it. The next cell can be taken home.
 
 # %% tags=["copy"]
 # Which arguments of a class have a word in their name?
@@ -142,15 +181,18 @@ def arguments_with(word, cls):
 
 
 # %%
-print("SFTTrainer:", arguments_with("process", SFTTrainer))
-print("SFTConfig: ", arguments_with("length", SFTConfig))
-verdict("the new names of tokenizer and max_seq_length are found",
-        "processing_class" in arguments_with("process", SFTTrainer) and "max_length" in arguments_with("length", SFTConfig))  # fmt: skip
+words = {"max_seq_length": SFTConfig, "length": SFTConfig, "tokenizer": SFTTrainer, "token": SFTTrainer}
+for word, cls in words.items():
+    print(f"{word:14} in {cls.__name__:10} {arguments_with(word, cls)}")
+verdict("a part of the old name leads to max_length, and none to processing_class",
+        "max_length" in arguments_with("length", SFTConfig) and not arguments_with("token", SFTTrainer))  # fmt: skip
 
 # %% [markdown]
+# A part of `max_seq_length` leads to `max_length`. No part of `tokenizer` leads anywhere, because TRL's new name has another word: a *processing class* is a tokenizer, or what prepares images. Then look the old name up in the table of all
+# renames that the course knows, on the [page of failures](../site/failures.md#renamed).
+#
 # > **Trap: an old name that still works.** Some names only warn, among the many warnings of a start. `torch_dtype` is one (now `dtype`), and `gradient_checkpointing` in an
-# > `SFTConfig` another (now `activation_checkpointing`). *What you see:* a line with "deprecated", once. *Cure:* change it now, because in a later release it is an error. The
-# > [page of failures](../site/failures.md#renamed) has a table of all renames that the course knows.
+# > `SFTConfig` another (now `activation_checkpointing`). *What you see:* a line with "deprecated", once. *Cure:* change it now, because in a later release it is an error.
 #
 # ## 4 Four CUDA versions
 #
@@ -167,8 +209,6 @@ verdict("the new names of tokenizer and max_seq_length are found",
 # %% tags=["nbval-ignore-output"] reason="versions and drivers differ between machines"
 import shutil
 import subprocess
-
-import torch
 
 
 def said_by(*command):
@@ -200,31 +240,30 @@ table([(v, library_for(v).name, library_for(v).exists()) for v in ("12.6", "12.9
 # The first number must agree, and the second need not: it takes the nearest older file, else the nearest newer one. For another first number there is nothing, and the cure is
 # an upgrade of bitsandbytes.
 #
-# One cause of trouble is a variable. `BNB_CUDA_VERSION` overrides the choice. Old advice sets it, then bitsandbytes or torch moves on, and the variable
-# stays. Where the file that it asks for is not there, loading it fails. Cause that, with a version that never was, in a Python of its own, which is made to believe that it has a GPU:
+# One variable overrides the choice: `BNB_CUDA_VERSION`. Old advice sets it, then bitsandbytes or torch moves on, and the variable
+# stays. Cause that failure, with a version that never was, in a Python of its own, which is made to believe that it has a GPU:
 
 # %% tags=["cuda-child"]
+import os
+import sys
+
 child = """
 import torch
 if not torch.cuda.is_available():
     torch.cuda.is_available, torch.version.cuda = lambda: True, "13.0"
     torch.cuda.device_count, torch.cuda.get_device_capability = lambda: 1, lambda *_: (7, 5)
-    torch._C._cuda_getCurrentRawStream = None
+    torch._C._cuda_getCurrentRawStream = None  # bitsandbytes looks for it on import
 from bitsandbytes.cextension import lib
 lib.get_context()
 """
-
-# %%
-import os
-import sys
-
 doctored = os.environ | {"BNB_CUDA_VERSION": "999"}
 log = subprocess.run([sys.executable, "-c", child], env=doctored, capture_output=True, text=True).stderr
+log = re.sub(r"/\S+/", "", log)  # without the folders of this machine
 verdict("the missing file is recognised in the log", read(log) == "bitsandbytes-binary")
 
 # %% [markdown]
-# The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). The check, here, where nobody set it: the file for torch's CUDA is there, and
-# bitsandbytes quantizes. (Without a GPU it quantizes by its code for CPUs, and that file is not loaded.)
+# The last line does not name the cause. It stands further down in the message, behind "Original error". The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). Check it:
+# the file for torch's CUDA is there, and bitsandbytes quantizes. (Without a GPU it quantizes by its code for CPUs, and that file is not loaded.)
 
 # %%
 import bitsandbytes as bnb
@@ -232,10 +271,8 @@ import bitsandbytes as bnb
 weights = torch.randn(64, 64, device=run.machine.device)
 error = bnb.functional.dequantize_4bit(*bnb.functional.quantize_4bit(weights, quant_type="nf4")) - weights
 there = library_for(torch.version.cuda or "13.0").exists()
-verdict(
-    "without the variable, the file is there and bitsandbytes quantizes",
-    there and 0 < error.norm() < 0.2 * weights.norm(),
-)
+verdict("without the variable, the file is there and bitsandbytes quantizes",
+        there and 0 < error.norm() < 0.2 * weights.norm())  # fmt: skip
 
 # %% [markdown]
 # ## 5 A page that is locked
@@ -274,26 +311,23 @@ code = "import sys, huggingface_hub as h; h.hf_hub_download(sys.argv[1], 'config
 
 def asked_for(name, **more):
     command = [sys.executable, "-c", code, name]
-    return subprocess.run(command, env=no_token | as_hub | more, capture_output=True, text=True).stderr
+    said = subprocess.run(command, env=no_token | as_hub | more, capture_output=True, text=True).stderr
+    return said.replace(as_hub["HF_ENDPOINT"], "https://huggingface.co")
 
 
 # %%
-logs = [
-    asked_for("meta-llama/Llama-3.1-8B"),
-    asked_for("nobody/nothing"),
-    asked_for("Qwen/Qwen2.5-0.5B", HF_HUB_OFFLINE="1"),
-]
+logs = [asked_for("meta-llama/Llama-3.1-8B"), asked_for("nobody/nothing"), asked_for("Qwen/Qwen2.5-0.5B", HF_HUB_OFFLINE="1")]  # fmt: skip
 hub.shutdown()
-names = [read(log) for log in logs]
+names = [read(log, also=("Cannot access", "Repository Not Found")) for log in logs]
 verdict("gated, unknown, and no network are told apart", names == ["gated", "unknown-model", "no-network"])
 
 # %% [markdown]
-# To log in is half of the cure for a gated page: the other half is to accept its terms in the browser. This lesson cannot check that cure, because it
+# The first two have the same last line, "401 Client Error": only the sentence below it tells them apart. To log in is half of the cure for a gated page: the other half is to accept its terms in the browser. This lesson cannot check that cure, because it
 # needs your account. Where it takes too long, an open model is the better cure; `model_id="qwen2.5-0.5b"` needs no account.
 #
 # ## 6 The gradient scaler
 #
-# *Met [here](https://github.com/pytorch/pytorch/issues/127176).* float16 holds no positive number below $2^{-24}$. So with
+# *Met [here](https://github.com/pytorch/pytorch/issues/127176),* and by you in lesson 03 (trap 5). Here is why it comes. float16 holds no positive number below $2^{-24}$. So with
 # `fp16=True` the trainer multiplies the loss by a large number, the *scale*, and divides the gradients by it again before the step. This *gradient scaler* takes float32
 # gradients alone. TRL makes the adapters of a quantized model bfloat16. This is what a GPU said:
 
@@ -324,8 +358,7 @@ verdict("the related error is recognised, and in float32 the same step is taken"
         found == "unscale-fp16" and bool((scaled_step(torch.float32) < 1).all()))  # fmt: skip
 
 # %% [markdown]
-# In a real run the cure is one line after the trainer is built: `for p in filter(lambda p: p.requires_grad, trainer.model.parameters()): p.data = p.data.float()`. The frozen model may
-# stay in float16, since it has no gradients that could be divided.
+# It helps against both. In a real run the cure is the line that stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
 
 # %% [markdown]
 # ## 7 No gradient
@@ -366,7 +399,23 @@ verdict(
 #
 # ## 8 Out of memory
 #
-# *Met [in Colab](https://github.com/meta-pytorch/torchtune/issues/665).* A GPU of 140 GiB that was allowed no more than a T4's memory said this, in a forward pass of too many rows:
+# *Met [in Colab](https://github.com/meta-pytorch/torchtune/issues/665).* A GPU that has no memory left says this, with sizes in place of the five names:
+#
+# ```text
+# CUDA out of memory. Tried to allocate ASKED. GPU 0 has a total capacity of HAS of which FREE is free. Including non-PyTorch memory, this process has ... memory in use.
+# Of the allocated memory ALLOCATED is allocated by PyTorch, and HOLES is reserved by PyTorch but unallocated.
+# ```
+#
+# torch takes memory from the GPU in large blocks (*reserved*) and gives it to tensors (*allocated*). What lies between tensors in a block is a *hole*. It
+# is free, but a larger tensor does not fit into it. So a request fails for one of two causes, and three of the numbers say for which:
+#
+# $$\text{asked for} \; \le \; \text{free} + \text{reserved but unallocated}\,?$$
+#
+# If so, the memory has *holes*: the room was there, in pieces. If not, there was no room: the memory is *full*. For example, 224 MiB were asked for, 208 MiB are free, and 180 MiB are reserved but unallocated. Is it holes, or full? (It is holes:
+# 224 is less than 388.)
+#
+# Some messages do not say what is free for you, such as the next one: there a GPU of 140 GiB was allowed no more than a T4's memory. But
+# what is free and what is in holes are together all that is not allocated. So ask whether *allocated + asked for* is at most what you have, or are allowed. (CUDA itself takes a few hundred MB. Where the sum is only just below, the memory is full too.)
 
 # %% tags=["nbval-ignore-output"] reason="a recording, which may be made anew"
 import textwrap
@@ -375,21 +424,16 @@ message = on_a_gpu["out-of-memory"]["message"]
 print(textwrap.fill(message.partition("If reserved")[0], 110), recognise(f"OutOfMemoryError: {message}"), sep="\n\n")
 
 # %% [markdown]
-# There are two kinds of "full". torch takes memory from the GPU in large blocks (*reserved*) and gives it to tensors (*allocated*). What lies between tensors in a block is a hole. It
-# is free, but a larger tensor does not fit into it. So compare three numbers of the message:
-#
-# $$\text{asked for} \; \le \; \text{free} + \text{reserved but unallocated}\,?$$
-#
-# If so, the memory has *holes*: the room was there, in pieces. If not, it is *full*. Apply it to the message above, and to the numbers of a T4 in
-# [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1): 2.00 GiB were asked for; of 14.75 GiB torch had reserved 12.92, and of those 10.23 were allocated. Two hints. Where a limit was set ("14.56 GiB allowed"), what is free is the limit less what is reserved, and not the free memory of the whole GPU. And where the message
-# does not say what is free, as in the thread's, take what is not reserved, and remember that CUDA itself takes a few hundred MB of it. Which of the two has holes? Reckon in your head first.
+# Apply the rule to this message, where 14.56 GiB are allowed, and to the numbers of a T4 in
+# [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1): 2.00 GiB were asked for; of 14.75 GiB torch had reserved 12.92, and of those 10.23 were allocated. (Both sizes are a T4's: how much of it torch is
+# shown varies between drivers.) Which of the two has holes? Reckon in your head first.
 
 # %% tags=["oom-rule"]
 import re
 
 patterns = {
     "asked": r"allocate ([\d.]+)",
-    "has": r"([\d.]+) GiB allowed",
+    "has": r"([\d.]+) GiB allowed",  # where no limit was set: r"capacity of ([\d.]+)"
     "allocated": r"([\d.]+) GiB is alloc",
     "holes": r"([\d.]+) GiB is res",
 }
@@ -398,12 +442,11 @@ cases = {"recorded for this course": recorded,
          "the thread's T4": {"asked": 2.00, "has": 14.75, "allocated": 10.23, "holes": 12.92 - 10.23}}  # fmt: skip
 
 
-def kind(asked, has, allocated, holes):
-    free = has - allocated - holes
-    return "holes" if asked <= free + holes else "full"
+def kind(case):
+    return "holes" if case["allocated"] + case["asked"] <= case["has"] else "full"
 
 
-verdict("both have holes", [kind(**case) for case in cases.values()] == ["holes", "holes"])
+verdict("both have holes", [kind(case) for case in cases.values()] == ["holes", "holes"])
 
 # %%
 title = "2 GiB were asked for: there was room for it, but not in one piece"
@@ -428,8 +471,10 @@ plots.show(
 # > [ignored without a word](https://github.com/pytorch/pytorch/issues/183387). *Cure:* set both names, and on a GPU ask whether it is on:
 # > `torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]`.
 #
-# Would the setting have saved these two runs? The rule speaks of one request, and not of the next one. For the recorded run we know the settings, so predict what all of it
-# needs. It was the small model of this course with 4,096 rows of 512 tokens, and nothing recomputed.
+# > **Trap: Kaggle lends two T4s.** *What you see:* "SFTTrainer does not support `nn.DataParallel`"; or "Expected all tensors to be on the same device", with `cuda:0 and cuda:1`; or one GPU is full while the other is empty.
+# > *Why:* two GPUs are not one of twice the size. *Cure:* `os.environ["CUDA_VISIBLE_DEVICES"] = "0"` in the same first cell, and `device_map={"": 0}` when you load. Lesson 09 uses both GPUs.
+#
+# Would the setting have saved these two runs? The rule speaks of one request, and not of the next one. So predict what all of the recorded run needs. It was the small model of this course with 4,096 rows of 512 tokens, and nothing recomputed.
 
 # %% tags=["whole-run"]
 from helpers.memory import RunSpec, predict
@@ -450,7 +495,7 @@ verdict("the setting could not have saved the recorded run", whole.peak_allocate
 #
 # Now a run that needs several cures: Mistral-7B on a T4 with everything that costs. It fits when what torch reserves and what CUDA itself takes beside it are less than what the GPU has;
 # `held_bytes` adds the two up. The cures stand in the order of their price. The first four cost little or nothing. The rows at once cost time. The last two change what
-# is learned, so they come last, whatever they save. (What a cure saves depends on those before it: the order here is by price.) Before you look at the figure, write down two guesses: which cure saves most, and how many are needed?
+# is learned, so they come last, whatever they save. Before you look at the figure, write down two guesses: which cure saves most in this order, and after how many does the run fit?
 
 # %% tags=["ladder"]
 import dataclasses
@@ -469,9 +514,9 @@ cures = {
 }
 
 # %% tags=["ladder-figure"]
-spec = RunSpec(rank=64, batch_size=8, seq_len=2048, optimizer="adamw_torch", double_quant=False,
-               upcast_non_quantized=True, attention_kernels="t4")  # fmt: skip
-held, tensors = {}, {}
+costly = RunSpec(rank=64, batch_size=8, seq_len=2048, optimizer="adamw_torch", double_quant=False,
+                 upcast_non_quantized=True, attention_kernels="t4")  # fmt: skip
+spec, held, tensors = costly, {}, {}
 for name, change in ({"everything that costs": {}} | cures).items():
     spec = dataclasses.replace(spec, **change)
     prediction = predict(PRESETS["mistral-7b"].shape, spec, "t4")
@@ -481,17 +526,31 @@ title = f"One cure after the other: with the first {needed} of them the run fits
 figure = plots.diagrams.ladder(held, tensors, recorded["has"], title)
 plots.show(figure, alt="Predicted memory after each cure: orange bars beyond a T4's memory, then green ones below it")
 
-# %%
-by_tensors = [size <= recorded["has"] for size in tensors.values()].index(True)
-sizes = list(held.values())
-saved = [before - after for before, after in zip(sizes, sizes[1:])]
-verdict("whoever counts tensors alone stops too early", by_tensors < needed)
-verdict("the second cure saves most", max(saved) == saved[1])
-
 # %% [markdown]
 # Two things may surprise you. Adam's averages and the weights, which most texts speak of, save little here: the activations fill this GPU. And look at the ticks, which mark what the tensors
-# alone take: in two of the orange bars the tick lies below the line. These runs would fit if you counted tensors, and yet they do not: torch reserves more than it gives out, and CUDA takes its part. These are predictions. What single cures save was measured on a
-# GPU too; `measurements/measured_pairs.py` prints both side by side.
+# alone take: in two of the orange bars the tick lies below the line. These runs would fit if you counted tensors, and yet they do not: torch reserves more than it gives out, and CUDA takes its part. These are predictions; `measurements/measured_pairs.py` prints beside them what was measured on a GPU.
+#
+# What a cure saves depends on those before it, so the figure holds for this order alone. Three of these five would do. Which two would you leave out? Write down your three, and then run the next cell.
+
+# %% tags=["threes"]
+from itertools import combinations
+
+
+def held_with(*chosen):
+    "GiB that the run holds with these cures alone."
+    spec = costly
+    for name in chosen:
+        spec = dataclasses.replace(spec, **cures[name])
+    return predict(PRESETS["mistral-7b"].shape, spec, "t4").held_bytes("t4") / GIB
+
+
+sizes = {" + ".join(three): held_with(*three) for three in combinations(list(cures)[:needed], 3)}
+least = sorted(sizes.items(), key=lambda pair: pair[1])
+verdict("two of the ten sets fit a T4", least[1][1] <= recorded["has"] < least[2][1])
+table(least[:3], "{:.1f}", columns=("three cures", "GiB held"))
+
+# %% [markdown]
+# The first two sets fit, and the third does not quite. Repeated heads and half the rows are in each of them.
 #
 # Activation checkpointing is missing from the list because `SFTConfig` switches it on by itself. If you switched it off, switch it on first. On your own model let
 # `python -m helpers memory predict MODEL --gpu t4 --plan` choose.
@@ -552,8 +611,8 @@ verdict("the half one is recognised, and from the one before it the run goes on 
 # %% [markdown]
 # Lesson 03 does this for you, and looks at the safetensors files too. Keep two checkpoints (`save_total_limit=2`), or the cure has nothing to go back to.
 #
-# One kill comes at a bad moment by itself: when training is over, and the merged model is saved ([a run that ended so](https://github.com/Lightning-AI/litgpt/issues/1181)). Here are three
-# sizes, and what is known about the one word that such a run leaves.
+# A run is often killed when the merged model is saved, because memory runs out then ([a run that ended so](https://github.com/Lightning-AI/litgpt/issues/1181)). Here are three
+# sizes, and what `recognise` says of the only word that such a run leaves, "Killed".
 
 # %% tags=["while-saving"]
 from transformers import PreTrainedModel
@@ -570,7 +629,7 @@ print(log, recognise(log), sep="\n")
 # %% [markdown]
 # > **Trap: memory runs out while saving.** A free Colab computer has 12.7 GB of memory beside its GPU (lesson 02), and its users [know the message](https://github.com/googlecolab/colabtools/issues/2538).
 # >
-# > *What you see:* "Your session crashed after using all available RAM", or in a terminal "Killed" (exit code 137), without a traceback, and a file without an end. Or "CUDA out of memory", where the merge
+# > *What you see:* on Colab "Your session crashed after using all available RAM"; on Kaggle "Your notebook tried to allocate more memory than is available. It has restarted."; in a terminal "Killed" (exit code 137), without a traceback, and a file without an end. It may also be "CUDA out of memory", where the merge
 # > makes 16-bit weights on the GPU beside the 4-bit ones. *Why:* transformers puts a 7B model into [one file](https://github.com/huggingface/transformers/pull/42734), and safetensors copies all that goes into a file from the GPU into
 # > the computer's memory before it writes. *Cure:* save the adapter first; it is small. Then, in a fresh kernel, merge with `python -m helpers merge`, which holds a few rows at a time (lesson 05). If the merged model is on the
 # > GPU already, pass `max_shard_size="1GB"` to `save_pretrained`: then one such file at a time is copied.
@@ -655,61 +714,27 @@ verdict("with eos as padding, no end is among the labels", list(kept.values()) =
 # A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. *Check:* the healthy run. Look at the labels of one batch before
 # a long run; lesson 03 shows them in colour.
 #
-# ### Masked too much
-#
-# In C the last label of each row was masked. What if all of them are? *Met in [rows that were cut before their answer](https://github.com/huggingface/trl/issues/6668):* the prompt alone is as long as
-# `max_length`. It also happens when the marker at which the answer begins is not in the template. Train the tiny model of section 9 on rows without a label.
-
-# %% tags=["all-masked"]
-masked = tiny_trainer(labels=(-100, -100, -100))
-masked.train()
-log = masked.state.log_history[:-1]  # the last entry sums up the run
-print(log[0], recognise(str(log[0])), sep="\n")
-zeros = [float(entry["loss"]) == 0 == float(entry["grad_norm"]) for entry in log]
-verdict("with every label masked, the log shows a loss and a gradient of 0", zeros and all(zeros))
-
-# %% [markdown]
-# The log shows a loss of 0, as in E, and here too the real one is NaN: a mean over no labels is 0 divided by 0. The gradient tells the two apart: it is NaN where numbers died, and exactly 0 where nothing was asked. `SFTTrainer` takes care of it since release 1.16: it leaves such rows out. But only the name of a progress bar
-# says so, and nobody counts for you how many rows are left. If none is, the error speaks of something else. Shorten `max_length` until that happens:
-
-# %% tags=["nothing-left"]
-questions = run.rows["heldout"].select_columns(["instruction", "output"])
-questions = questions.rename_columns({"instruction": "prompt", "output": "completion"})
-
-
-def trainer_for(max_length):
-    arguments = SFTConfig(str(run.folder / "cut"), max_length=max_length, use_cpu=True, bf16=False, report_to="none",
-                          gradient_checkpointing=None)  # this old name is on by itself, and would warn # fmt: skip
-    model = AutoModelForCausalLM.from_config(tiny)
-    return SFTTrainer(model, arguments, train_dataset=questions, processing_class=runs["healthy"].tokenizer)
-
-
-rows_left = {length: len(trainer_for(length).train_dataset) for length in (64, 10, 4)}
-found = provoke(lambda: trainer_for(4).train())
-print(rows_left)
-verdict("rows are left out in silence, and an error comes when none is left",
-        rows_left[64] > rows_left[10] > rows_left[4] == 0 and found == "no-rows")  # fmt: skip
-
-# %% [markdown]
-# *Cure:* a `max_length` beyond your longest prompt and answer. *Check:* compare `len(trainer.train_dataset)` with the rows that you gave, and look at one batch: each row should have labels that are not -100, and its end
-# among them (exercise 4).
-#
 # ### A: the template
 #
 # *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
-# later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be? The one of this course has a long header, and a newline at its end.
-# Ask with and without each; before you run it, guess what each of the two is worth. The last row is run A.
+# later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be?
+# Change it a little, and ask again. Which of these changes hurt? Guess first.
 
 # %% tags=["nbval-ignore-output", "template"] reason="the last rows right or wrong vary with the processor"
-grid = {}
-for header in ("yes", "no"):
-    for newline in ("yes", "no"):
-        grid[header, newline] = runs["healthy"].ask(heldout, header=header == "yes", newline=newline == "yes")
-grid["[INST]", "no"] = runs["A"].right
-table(grid, "{:.0%}", columns=("header", "newline at the end", f"right, of {len(heldout)}"))
+changes = {
+    "none": str,
+    "without its header": lambda prompt: prompt[prompt.index("### Instruction") :],
+    "without the newline at its end": lambda prompt: prompt.rstrip("\n"),
+    "### Output: for ### Response:": lambda prompt: prompt.replace("### Response:", "### Output:"),
+    "one space more at its end": lambda prompt: prompt + " ",
+    "without ### Response:": lambda prompt: prompt.replace("### Response:\n", ""),
+}
+grid = {name: runs["healthy"].ask(heldout, change) for name, change in changes.items()}
+grid["[INST] ... [/INST], as in A"] = runs["A"].right
+table(grid, "{:.0%}", columns=("change of the template", f"right, of {len(heldout)}"))
 
 # %% [markdown]
-# Another template costs everything. Header and newline cost this model nothing. Another model may mind them, since a newline more or less can be another token, and so may this one after a few steps more or less. Do not rely on luck. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
+# What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
 #
 # ### D: the adapter that was not loaded
 #
@@ -750,11 +775,50 @@ verdict("none of the renamed tensors arrived, and all of the others did", streng
 # %% [markdown]
 # PEFT warns, among the many warnings of a start, and goes on with an adapter whose $B$ is zero: that is the base model. (So D was not trained on too few rows, one of the two innocent suspects: then the answers would have the right form, and end. The other, training mode, would have changed nothing here, since these models have no dropout.) *Cure:* a file whose names fit. *Check:* after loading, ask whether any `lora_B` is
 # not zero, or one question whose answer you know.
+#
+# ### Masked too much
+#
+# In C the last label of each row was masked. What if all of them are? *Met in [rows that were cut before their answer](https://github.com/huggingface/trl/issues/6668):* the prompt alone is as long as
+# `max_length`. It also happens when the marker at which the answer begins is not in the template. Train the tiny model of section 9 on rows without a label.
+
+# %% tags=["all-masked"]
+masked = tiny_trainer(labels=(-100, -100, -100))
+masked.train()
+log = masked.state.log_history[:-1]  # the last entry sums up the run
+print(log[0], recognise(str(log[0])), sep="\n")
+zeros = [float(entry["loss"]) == 0 == float(entry["grad_norm"]) for entry in log]
+verdict("with every label masked, the log shows a loss and a gradient of 0", zeros and all(zeros))
+
+# %% [markdown]
+# The log shows a loss of 0, as in E, and here too the real one is NaN: a mean over no labels is 0 divided by 0. The gradient tells the two apart: it is NaN where numbers died, and exactly 0 where nothing was asked. `SFTTrainer` takes care of it since release 1.16: it leaves such rows out. But only the name of a progress bar
+# says so, and nobody counts for you how many rows are left. If none is, the error speaks of something else. Shorten `max_length` until that happens:
+
+# %% tags=["nothing-left"]
+questions = run.rows["heldout"].select_columns(["instruction", "output"])
+questions = questions.rename_columns({"instruction": "prompt", "output": "completion"})
+
+
+def trainer_for(max_length):
+    arguments = SFTConfig(str(run.folder / "cut"), max_length=max_length, use_cpu=True, bf16=False, report_to="none",
+                          gradient_checkpointing=None)  # this old name is on by itself, and would warn # fmt: skip
+    model = AutoModelForCausalLM.from_config(tiny)
+    return SFTTrainer(model, arguments, train_dataset=questions, processing_class=runs["healthy"].tokenizer)
+
+
+rows_left = {length: len(trainer_for(length).train_dataset) for length in (64, 10, 4)}
+found = provoke(lambda: trainer_for(4).train())
+print(rows_left)
+verdict("rows are left out in silence, and an error comes when none is left",
+        rows_left[64] > rows_left[10] > rows_left[4] == 0 and found == "no-rows")  # fmt: skip
+
+# %% [markdown]
+# *Cure:* a `max_length` beyond your longest prompt and answer. *Check:* compare `len(trainer.train_dataset)` with the rows that you gave, and look at one batch: each row should have labels that are not -100, and its end
+# among them (exercise 4).
 
 # %%
 record(
     right={name: ended.right for name, ended in runs.items()}, ends={name: ended.ends for name, ended in runs.items()},
-    template={f"header {header}, newline {newline}": share for (header, newline), share in grid.items()},
+    template=grid,
     ladder_gib=held, cures_needed=needed,
 )  # fmt: skip
 healthy = runs["healthy"]
@@ -888,7 +952,7 @@ check("06.5", died_at)
 # </details>
 #
 # **6. Repair** (5 minutes, ••). A colleague's function should halve the rows at once, and leave what one step sees as it is. It runs, and it is wrong for some numbers. Write it right, as `halved`. A single row
-# cannot be halved: then return both numbers as they are. If the rows at once are odd, halve by whole numbers and never let a step see fewer rows than before.
+# cannot be halved: then return both numbers as they are. If the rows at once are odd, round the half down. Then let a step see as few more rows as possible, and never fewer than before.
 
 
 # %%
@@ -915,7 +979,7 @@ check("06.6", halved)
 # </details>
 #
 # **7. Predict, then run** (5 minutes, ••). Of all cures of the ladder in section 8, somebody applies a single one to the first bar: a quarter of the rows at once. What does not shrink with the rows is this: weights and
-# adapters 5.3 GiB, gradients and Adam's averages 1.9, CUDA 0.3. How many GiB will be held? Reckon or guess; the check predicts it, and takes what is within a tenth.
+# adapters 5.3 GiB, Adam's averages 1.3, CUDA 0.3, and a part of what torch reserves and does not give out. (Gradients of weights are not there yet at the peak.) How many GiB will be held? Reckon or guess; the check predicts it, and takes what is within a tenth.
 
 # %%
 my_guess = ...
@@ -925,12 +989,13 @@ check("06.7", my_guess)
 # <details><summary>Solution</summary>
 #
 # ```python
-# stays, first_bar = 5.3 + 1.9 + 0.3, 36.3  # GiB
+# stays, first_bar = 5.3 + 1.3 + 0.3, 36.3  # GiB
 # my_guess = stays + (first_bar - stays) / 4
 # check("06.7", my_guess)
 # ```
 #
-# The activations shrink to a quarter, and the rest stays. So a quarter of the rows is not a quarter of the memory, and by itself it is not quite enough for a T4.
+# The activations shrink to a quarter, and the rest stays. So a quarter of the rows is not a quarter of the memory. By this sum the run would just fit a T4. The check predicts more, and it does not quite fit: what torch reserves and does not give
+# out shrinks less than the rows do.
 # </details>
 #
 # **8. Write** (5 minutes, ••). Write `first_difference(trained, used)`: the place of the first character in which two prompts differ, or None if they are the same text. One may be the beginning of the other.

@@ -14,6 +14,7 @@ from helpers.failures.pasted import MESSAGE, errors_of, modules_in, plain, unwra
 from helpers.failures.table import FAILURES, Failure, failure, words_of
 
 WIDTH = 100  # columns of an explanation
+WHOLE: dict[str, bool] = {"break_on_hyphens": False, "break_long_words": False}
 LOG = 300_000  # characters of a log, from its end
 
 
@@ -33,16 +34,17 @@ class Known:
 
 
 def _block(label: str, text: str) -> str:
-    """One labelled paragraph; addresses and names stay whole, and code does, so that it can be pasted."""
+    """One labelled paragraph, and under it the points of a list, a line each in `text`.
+
+    Addresses and names stay whole, and code does, so that it can be pasted.
+    """
     kept = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
-    return textwrap.fill(
-        kept,
-        WIDTH,
-        initial_indent=f"{label:<10}",
-        subsequent_indent=" " * 10,
-        break_on_hyphens=False,
-        break_long_words=False,
-    ).replace("\0", " ")
+    lines, first = [], f"{label:<10}"
+    for line in kept.split("\n"):
+        then = " " * (13 if re.match(r"\d\. ", line) else 10)
+        lines += [textwrap.fill(line, WIDTH, initial_indent=first, subsequent_indent=then, **WHOLE)]
+        first = " " * 10
+    return "\n".join(lines).replace("\0", " ")
 
 
 def explanation(what: BaseException | str) -> str:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +43,9 @@ class EndedRun:
         figures |= {"right": self.right, "answers that end": self.ends}
         return {name: "nan" if figure != figure else figure for name, figure in figures.items()}
 
-    def ask(self, rows, header: bool = True, newline: bool = True) -> float:
-        """The share of `rows` that its model answers exactly, asked with or without the template's header and last newline."""
-        return _asked(self.model, self.tokenizer, rows, "", header, newline)[1]
+    def ask(self, rows, change: Callable[[str], str] = str) -> float:
+        """The share of `rows` that its model answers exactly, asked with the template of its training after a `change`."""
+        return _asked(self.model, self.tokenizer, rows, change=change)[1]
 
 
 def broken_runs(run, heldout, steps: int = 40) -> dict[str, EndedRun]:
@@ -120,14 +121,15 @@ def _ended(trainer, heldout, fault: str = "") -> EndedRun:
     return EndedRun(log, loss, answers, right, ends, model, tokenizer)
 
 
-def _asked(model, tokenizer, rows, form: str, header: bool = True, newline: bool = True) -> tuple[list, float, float]:
+def _asked(model, tokenizer, rows, form: str = "", change: Callable[[str], str] = str) -> tuple[list, float, float]:
     """(answers, the share that is right, the share that ends by itself), in one batch; `form` in place of the template."""
     import torch
 
     tokenizer.padding_side = "left"
     asked = [f"{row['instruction']} {row['input']}".strip() for row in rows]
     prompts = [
-        form.format(text) if form else _prompt(row, header, newline) for text, row in zip(asked, rows, strict=True)
+        form.format(text) if form else change(alpaca_prompt(row["instruction"], row["input"]))
+        for text, row in zip(asked, rows, strict=True)
     ]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     with torch.no_grad():
@@ -137,9 +139,3 @@ def _asked(model, tokenizer, rows, form: str, header: bool = True, newline: bool
     answers = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     right = sum(said == row["output"].strip() for said, row in zip(answers, rows, strict=True)) / len(rows)
     return answers, right, ends
-
-
-def _prompt(row, header: bool, newline: bool) -> str:
-    prompt = alpaca_prompt(row["instruction"], row["input"])
-    prompt = prompt if header else prompt[prompt.index("### Instruction") :]
-    return prompt if newline else prompt.rstrip("\n")

@@ -248,6 +248,17 @@ def reason(message, mebi=1024, others=sum, free=r"of which SIZE is free"):
     return "holes" if asked <= room else "others" if asked <= room + others(of(r"Process \d+ has SIZE")) else "full"
 
 
+def without_holes(message):
+    """Exercise 06.2, wrong: what is unallocated is forgotten when the others' memory is counted."""
+    size, found = r"([\d.]+) ([MG])iB", reason(message)
+    if found != "others":
+        return found
+    asked, free = (re.search(words + size, message) for words in ("allocate ", "of which "))
+    held = re.findall(r"Process \d+ has " + size, message)
+    asked, free, *held = (float(n) / (1024 if unit == "M" else 1) for n, unit in [asked.groups(), free.groups(), *held])
+    return found if asked <= free + sum(held) else "full"
+
+
 def by_words(message):
     """Exercise 06.2 without patterns: each size by the words around it."""
     words = message.split()
@@ -260,6 +271,21 @@ def by_words(message):
         room += size * (words[i + 1 : i + 3] in (["is", "free."], ["is", "reserved"]))
         others += size * (words[i - 4] == "Process")
     return "holes" if asked <= room else "others" if asked <= room + others else "full"
+
+
+def renamed(old):
+    """Exercise 06.3, name by name."""
+    new = {"max_length": old["max_seq_length"], "eval_strategy": old["evaluation_strategy"]}
+    return new | {
+        "warmup_steps": old["warmup_ratio"],
+        "fp16": True,
+        "bf16": False,
+        "learning_rate": old["learning_rate"],
+    }
+
+
+def gone(entry):
+    return str(entry["grad_norm"]) == "nan"
 
 
 def died(log):
@@ -614,6 +640,8 @@ MISTAKES = {
         (lambda message: reason(message, others=lambda sizes: sizes[0] if sizes else 0), "every other process"),
         (lambda message: "others" if "Process " in message else reason(message), "beside the other process"),
         (lambda message: reason(message, free=None), "CUDA itself"),
+        (lambda message: reason(message, others=lambda sizes: 99 if sizes else 0), "not enough"),
+        (without_holes, "all three count"),
         (lambda message: True, "yours says True"),
     ],
     "06.3": [
@@ -624,12 +652,20 @@ MISTAKES = {
         (lambda old: NEW | {"warmup_steps": 10}, "0.1"),
         (lambda old: NEW | {"optimiser": "adamw_torch"}, "does not take it"),
         (lambda old: {k: v for k, v in NEW.items() if k != "learning_rate"}, "kept its name"),
+        (lambda old: NEW, "from the argument"),
     ],
     "06.4": [
         (lambda labels, eos: any(eos in row for row in labels), "every row"),
         (lambda labels, eos: all(2 in row for row in labels), "use the argument"),
         (lambda labels, eos: None, "True is right"),
         (lambda labels, eos: all(row[-1] == eos for row in labels), "both keep"),
+        (lambda labels, eos: eos in labels[-1], "none in the other"),
+        (lambda labels, eos: sum(row.count(eos) for row in labels) >= len(labels), "none in the other"),
+        (lambda labels, eos: all(row.count(eos) == 1 for row in labels), "several ends"),
+        (
+            lambda labels, eos: all([token for token in row if token != -100][-1] == eos for row in labels),
+            "several ends",
+        ),
     ],
     "06.5": [
         (
@@ -640,12 +676,23 @@ MISTAKES = {
         (lambda log: next((e["step"] for e in log if float(e["loss"]) == 0), None), "10 is right"),
         (lambda log: log[-1]["step"] if str(log[-1]["grad_norm"]) == "nan" else None, "10 is right"),
         (lambda log: died(log) if log else 0, "an empty log"),
+        (
+            lambda log: next((a["step"] for a, b in itertools.pairwise(log) if gone(a) and gone(b)), None),
+            "the NaN on the last line counts",
+        ),
+        (lambda log: 5 * (1 + [e["step"] for e in log].index(died(log))) if died(log) else None, "every ten steps"),
     ],
     "06.6": [
         (lambda rows, accumulation: (rows // 2, accumulation * 2), "cannot be halved"),
         (lambda rows, accumulation: (rows // 2, accumulation), "16 in a step"),
         (lambda rows, accumulation: (max(1, rows // 2), accumulation * 2), "cannot be halved"),
         (lambda rows, accumulation: halve(rows, accumulation, up=False), "would see fewer"),
+        (lambda rows, accumulation: (rows, accumulation) if rows < 3 else halve(rows, accumulation), "two rows"),
+        (
+            lambda rows, accumulation: (-(-rows // 2), accumulation * 2) if rows > 1 else (1, accumulation),
+            "rounded down",
+        ),
+        (lambda rows, accumulation: (half := max(1, rows // 2), round(rows * accumulation / half)), "three at once"),
     ],
     "06.7": [(9.1, "a quarter of all"), (36, "less:"), (5.0, "more:"), ("some", "number of GiB")],
     "06.8": [
@@ -661,6 +708,11 @@ MISTAKES = {
             "same text",
         ),
         (lambda a, b: a == b, "None is right"),
+        (lambda a, b: difference(a, b) if len(a) == len(b) else min(len(a), len(b)), "the first difference counts"),
+        (
+            lambda a, b: max((i for i in range(max(len(a), len(b))) if a[i : i + 1] != b[i : i + 1]), default=None),
+            "the first difference counts",
+        ),
     ],
     "07.1": [
         (lambda row: ..., "dots"),
@@ -916,7 +968,7 @@ ALSO_RIGHT = {
     "06.1": [list(WARD.items()), {name.lower(): f" {fault.upper()} " for name, fault in WARD.items()}],
     "06.2": [reason, lambda message: reason(message).upper(), by_words],
     "06.3": [
-        lambda old: NEW,
+        renamed,
         lambda old: (
             {k: v for k, v in NEW.items() if k in ("fp16", "bf16")}
             | {
@@ -933,7 +985,7 @@ ALSO_RIGHT = {
     ],
     "06.5": [died, lambda log: died(list(log))],
     "06.6": [halve, lambda rows, accumulation: list(halve(rows, accumulation))],
-    "06.7": [15.1, numpy.float32(14.2)],
+    "06.7": [15.1, numpy.float32(14.2), 16],
     "06.8": [
         difference,
         lambda a, b: next(

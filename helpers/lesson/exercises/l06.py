@@ -65,6 +65,16 @@ FULL = [
     (2.4, 14.56, [1.5, 0.6934], 11.5, 0.3, "others", "every other process counts, those in MiB too"),
     (0.21875, 14.56, [2.31], 11.6, 0.1758, "holes", "209 and 180 MiB are more than 224, beside the other process"),
     (3.0, 23.65, [], 19.0, 1.6, "holes", "2.78 and 1.6 GiB are more than 3"),
+    (2.2, 14.56, [0.5], 12.2, 0.3, "full", "even with the other's 0.5 GiB it is not enough"),
+    (
+        2.0,
+        14.56,
+        [0.9],
+        11.5,
+        0.9,
+        "others",
+        "all three count: what is free, what is unallocated, and what another holds",
+    ),
 ]
 CONTEXT = 0.27  # GiB that CUDA itself takes
 
@@ -92,9 +102,18 @@ def _out_of_memory(asked: float, has: float, others: list, allocated: float, una
 @exercise("06.3", takes="the old settings")
 def todays(answer):
     old = {"max_seq_length": 256, "evaluation_strategy": "no", "warmup_ratio": 0.1, "bf16": True, "learning_rate": 2e-4}
+    others = old | {"max_seq_length": 512, "warmup_ratio": 0.05, "learning_rate": 1e-4}
     given = answer(dict(old))
     if not isinstance(given, dict):
         return "the function must return the settings, as a dictionary"
+    hint = _not_todays(given, old) or _refused(given)
+    if hint is None and _not_todays(answer(dict(others)), others):
+        return "with other values it is no longer right: take them from the argument"
+    return hint
+
+
+def _not_todays(given: dict, old: dict) -> str | None:
+    """What is wrong with settings that should mean the same as `old` under today's names; None where nothing is."""
     names = {"max_seq_length": "max_length", "evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps"}
     for before, today in names.items():
         if before in given:
@@ -105,9 +124,9 @@ def todays(answer):
         return "a T4 has no bfloat16 units, and SFTConfig asks for bfloat16 unless you say bf16=False"
     if not given.get("fp16"):
         return "without fp16=True it would train in float32: the fast format of a T4 is float16"
-    if given.get("learning_rate") != 2e-4:
+    if given.get("learning_rate") != old["learning_rate"]:
         return "learning_rate has kept its name: leave alone what need not change"
-    return _refused(given)
+    return None
 
 
 def _refused(settings: dict) -> str | None:
@@ -132,6 +151,13 @@ def learns_to_stop(answer):
         ([[-100, -100, 5, 6, 2], [-100, 7, 2, -100]], 2, True, "two rows that both keep their end"),
         ([[-100, 5, 6, -100], [-100, 7, -100, -100]], 2, False, "two rows whose end is masked"),
         ([[-100, 5, 2], [-100, 7, -100]], 2, False, "one row keeps its end and the other does not: every row must"),
+        ([[-100, 7, -100], [5, 2, 2]], 2, False, "two ends in one row, none in the other: every row must have one"),
+        (
+            [[5, 2, -100, 7, 2], [-100, 6, 2, 9]],
+            2,
+            True,
+            "a conversation has several ends, and one that is cut has a label after",
+        ),
         ([[5, 2, -100]], 3, False, "a 2 among the labels where eos is 3: use the argument"),
     ]
     for labels, eos, right, about in cases:
@@ -145,14 +171,17 @@ def learns_to_stop(answer):
 
 @exercise("06.5", takes="a log")
 def died_at(answer):
-    def log(*norms, loss="0.9"):
-        return [{"step": 5 * place, "loss": loss, "grad_norm": norm} for place, norm in enumerate(norms, 1)]
+    def log(*norms, loss="0.9", every=5):
+        return [{"step": every * place, "loss": loss, "grad_norm": norm} for place, norm in enumerate(norms, 1)]
 
     cases = [
         (log("0.4", "nan", "nan", loss="0"), 10, "dead from step 10 on"),
         (log(0.4, float("nan"), float("nan")), 10, "the same with numbers in place of text"),
         (log("nan", "0.4", "0.3"), None, "one skipped step at the start: the run lives"),
         (log("0.4", "nan", "0.3", "nan", "nan"), 20, "one skipped step, and dead from step 20 on"),
+        (log("0.4", "nan"), 10, "the NaN on the last line counts: no number comes after it"),
+        (log("nan", "nan", "0.3"), None, "two skipped steps, and then a number: the run lives"),
+        (log("0.4", "nan", "nan", every=10), 20, "a log with a line every ten steps: its own steps count"),
         (log("0.4", "0.3", loss="0"), None, "a loss of 0 with a gradient that is a number: not dead"),
         (log("nan", "nan"), 5, "dead from the first line"),
         ([], None, "an empty log"),
@@ -171,8 +200,10 @@ def halved(answer):
     cases = [
         ((8, 2), (4, 4), "8 rows, accumulated twice, are 16 in a step"),
         ((1, 16), (1, 16), "a single row cannot be halved"),
-        ((3, 4), (1, 12), "3 rows, accumulated four times, are 12 in a step"),
+        ((2, 3), (1, 6), "two rows become one"),
+        ((3, 4), (1, 12), "3 rows, accumulated four times, are 12 in a step; half of 3, rounded down, is 1"),
         ((5, 3), (2, 8), "15 rows in a step, two at once: 8 times, for 7 would see fewer"),
+        ((7, 4), (3, 10), "28 rows in a step, three at once: 10 times, for 9 would see fewer"),
     ]
     for asked, right, about in cases:
         given = answer(*asked)
@@ -226,6 +257,12 @@ def first_difference(answer):
         ),
         ("Response:", "Response:\n", 9, "the longer text may be the second one"),
         ("### Input", "### input", 4, "a capital and a small letter"),
+        (
+            "### Input:",
+            "### Output:",
+            4,
+            "they differ long before the shorter one ends, and the first difference counts",
+        ),
         ("", "a", 0, "an empty text"),
     ]
     for trained, used, right, about in cases:
