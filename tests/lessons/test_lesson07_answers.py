@@ -83,7 +83,7 @@ def test_the_wrong_places_by_hand_are_as_the_lesson_counts_them():
     wrong = [i for i, found in enumerate(said) if (found or "") != by_hand.Place[i]]
     assert (len(wrong), sum(said[i] is None for i in wrong)) == (25, 21)
     assert "messages by hand 25 have a wrong place. In 21 of these the model wrote `null`" in TEXT
-    assert all(said[i] in by_hand.Message[i] for i in wrong if said[i]), "it never invents one"
+    assert all(said[i].casefold() in by_hand.Message[i].casefold() for i in wrong if said[i]), "it never invents one"
 
 
 def test_what_counts_for_a_town_is_the_form_and_not_whether_it_was_learned():
