@@ -131,7 +131,7 @@ frame.head(4)
 # > **Trap: personal data goes along.** A model learns some rows by heart, and an adapter can repeat what stood in them.
 # >
 # > *What you see:* nothing, until the model answers a stranger with somebody else's telephone number. *Cure:* before you upload a file to Colab, train on it or share an adapter, put words such as NAME, PHONE and ORDER in place of
-# > names, numbers and addresses. Ask whether your firm may use the rest. (The course's messages need none of this: nobody in them exists.)
+# > names, telephone numbers and order numbers.
 
 # %%
 import json
@@ -168,16 +168,15 @@ table(frame.sample(min(5, len(frame)), random_state=settings.seed))
 # > Begin with one field: its value is written alone, without JSON.
 # >
 # > - *Labels:* `FIELDS = {"topic": "Category"}` and `TASK = "Reply with the topic."` If there are few values, name them: `"Reply with the team: billing, repairs or sales."` As the score stands, `Billing` for `billing` is wrong; `FORGIVING` in section 5 changes that.
-# > - *Answers in sentences:* `FIELDS = {"answer": "Answer"}` and `TASK = "Answer as our help desk does."`, and in the cell of parameters `max_new_tokens = 300`. The score asks whether two answers are the same word for word, so it will say about 0% for good
-# >   answers too. Watch the loss on held-out rows in its place. Then mark the sheet that section 7 writes.
+# > - *Answers in sentences:* `FIELDS = {"answer": "Answer"}` and `TASK = "Answer as our help desk does."`, and in the cell of parameters `max_new_tokens = 300`. The score compares word for word, so it says about 0% for good answers too.
+# >   Watch the loss on held-out rows instead, and mark the sheet that section 7 writes.
 # > - *A message in two columns:* join them in a cell of your own before, and take the new column as `ASKED`: `frame["Text"] = frame["Subject"] + "\n" + frame["Body"]`.
 # >
-# > The bundled model shows that your file, your three lines and your split work. It has read nothing but English quiz pages, so expect few right answers about texts of your own, and in another language hardly any.
-# > For answers that you can use, train `smollm2-135m`, or a larger model on a GPU.
+# > The bundled model shows that your file, your three lines and your split work. It has read nothing but English quiz pages, so expect few right answers, and broken sentences. For answers that you can use, train `smollm2-135m`, or a larger model on a GPU.
 #
-# > **Trap: answers teach how you answer, and hardly what is true.** Four hundred answers teach a model your tone, your length and your order of things. They are a poor way to teach facts, as [lesson 00](00_start_here.ipynb) says.
+# > **Trap: answers teach how you answer, and hardly what is true.** Four hundred answers teach a model your tone and form. They are a poor way to teach facts, as [lesson 00](00_start_here.ipynb) says.
 # >
-# > *What you see:* a fluent answer with a price that the model made up, since the price stood neither in the question nor in what it had read. *Cure:* put the paragraph that holds the fact into the prompt, in training and in use:
+# > *What you see:* a fluent answer with a price or a rule that the model made up, since the question does not hold it. *Cure:* put the paragraph that holds the fact into the prompt, in training and in use:
 # > `frame["Text"] = frame["Paragraph"] + "\n" + frame["Question"]`. To look that paragraph up for each question is called *retrieval*.
 #
 # A row without a message teaches nothing and is left out. So is one with nothing to note, since perhaps nobody has labelled it. If somebody did, and there is nothing to say, write `none` into the cell: such rows keep the model from inventing something.
@@ -290,7 +289,7 @@ tokens_in_colour(whole, [i >= len(asked) for i in range(len(whole))], tokenizer.
 #
 # A row that is longer than `max_length` loses its end. That is where the answer stands, so the row teaches nothing, or teaches an answer that is cut off. A `max_length` that is far too large costs nothing by itself, but one row of ten thousand
 # tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows. If many of yours are cut, raise `max_length` above; memory and time per row grow with it. In e-mails it helps to cut off
-# signatures and quoted replies first. An answer, too, can be too long: one that needs more than `max_new_tokens` is cut when the model is asked, and then counts as wrong. Section 5 prints how long the longest is.
+# signatures and quoted replies first. An answer, too, can be too long: one that needs more than `max_new_tokens` is cut when the model is asked, and then counts as wrong. Section 5 prints the longest.
 
 # %%
 lengths = [len(ids_of(row["prompt"] + row["completion"])) for row in map(to_row, rows)]
@@ -480,7 +479,7 @@ if settings.data_file == "auto":
 # ## 6 Train
 #
 # The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Two or three are a rule of thumb, since a model that sees its rows more often begins to learn them by heart. The
-# loss on held-out rows decides. If you gave a file and left `max_steps` at `"auto"`, it is set here to two epochs, and to at least twenty steps, because fewer hardly change a model. A number that you gave stays as it is.
+# loss on held-out rows decides. If you gave a file and left `max_steps` at `"auto"`, the next cell sets it to two epochs, or to twenty steps where that is more.
 
 # %%
 from peft import LoraConfig
@@ -589,8 +588,8 @@ if usual and len(held_rows) >= 60 and (not in_all or settings.max_steps * rows_p
     verdict(f"most answers are right{in_all}", score_after.interval[0] > 0.5)
 
 # %% [markdown]
-# A share means little by itself. So the table sets beside it what a program without any model would get: one that always answers with the most frequent value of the training rows. If the bundled model learned its quiz, that was easy: one field, and facts that it had read. The
-# messages are harder, and the real chat model's recorded answers to them stand below.
+# A share means little by itself. So the table sets beside it what a program without any model would get: one that always answers with the most frequent value of the training rows. The bundled model's quiz is easy: one field, and facts that it had read. So the
+# real chat model's recorded scores for the messages stand below it.
 
 
 # %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
@@ -629,8 +628,8 @@ def score(answer, right):
 # %% [markdown]
 # ### Answers in sentences: a sheet to mark
 #
-# Whether a sentence is right, no comparison of texts can say: "You can return it within 30 days. Bring the receipt." may be as good as what you wrote. So read. If your answers are sentences, the next cell writes `sheet.csv` into the run's folder. It has
-# thirty held-out questions, each with your answer and the model's in random order and without a name. Mark each answer: are the facts right, is the tone right, would you send it? Only then open `key.csv`, which says who wrote what, and count. Your own answers will not all pass, and their share is the one to compare with.
+# A good answer in other words than yours scores 0, so somebody has to read it. If your answers are sentences, the next cell writes `sheet.csv` into the run's folder: up to thirty held-out questions, each with your answer and the model's, in random order and
+# without a name. Mark each answer: are the facts right, is the tone right, would you send it? Only then open `key.csv`, which says who wrote what, and count. Compare the model's share with that of your own answers.
 
 # %% tags=["sheet", "nbval-ignore-output"] reason="what the model says varies with the machine's rounding"
 pairs = [(row["asked"], write(row["note"]), said) for row, said in zip(held_rows[:30], after)]
@@ -646,7 +645,7 @@ table(to_mark.head(6)) if SENTENCES else None
 # ### Read the worst ten
 #
 # A number says how much is wrong, the answers say what. Read them, and sort the mistakes into heaps: the model could not know it, the model should have known it, the label is wrong. Only the heap in the middle is
-# cured by training. Each time you change something because of held-out answers that you have read, they are a little less held out. So read one half of them as often as you like, and score the other half once, at the end. After a run on the bundled model's quiz, which makes no mistakes, you read the recorded answers to the messages by hand. Answers in sentences nearly all score 0, so there you see ten of them beside what was wanted.
+# cured by training. Each time you change something because of held-out answers that you have read, they are a little less held out. So read one half of them as often as you like, and score the other half once, at the end. After the bundled model's quiz, in which it makes no mistakes, you read the recorded answers to the messages by hand.
 
 # %% tags=["nbval-ignore-output"] reason="which answers are wrong varies with the machine's rounding"
 own_score = sum(score(answer, row["note"]) for answer, row in zip(after, held_rows)) / len(held_rows)
@@ -659,8 +658,8 @@ worst = [(worst_of[i]["asked"][:200], write(worst_of[i]["note"]), said[i][:600])
 table(worst, columns=("message", "wanted", "answered"))
 
 # %% [markdown]
-# Of the sixty answers to the messages by hand 25 have a wrong place. In 21 of these the model wrote `null`, and the four other towns all stand in their messages: it never invents one. Which towns does it miss? Two guesses. It misses those that no training
-# message has. Or it misses those that stand in another form than in training: by themselves, as in "Freja, Roskilde", and not after a word, as in "your shop in Ghent". Write down which guess you believe, and run the cell.
+# Of the sixty answers to the messages by hand 25 have a wrong place. In 21 of these the model wrote `null`, and the four other towns all stand in their messages: it never invents one. Which towns does it miss? Perhaps those that no training
+# message has. Perhaps those that stand by themselves, as in "Abena, Tema", and not after a word, as in "your shop in Ghent". Write down which you believe, and run the cell.
 
 
 # %% tags=["towns"]
@@ -684,13 +683,13 @@ table(
 )
 
 # %% [markdown]
-# Whether a town is known matters little. What counts is the form: of the towns by themselves the model finds one in seventeen. It has learned that a town is what follows "in" or "your", since nearly no training message shows another form. The
-# script's held-out messages could not show that, because they have the same forms: none of their towns stands in training either, and yet 95% of the places are right. So the heap is the middle one, and the cure is messages in which the town stands by itself. More towns would not help.
+# Whether a town is known matters little. What counts is the form: of the towns by themselves the model finds one in seventeen, because no training message has such a town. The
+# script's held-out messages could not show that: their towns are new as well, but all of them follow a word, and 95% of the places are right. So the heap is the middle one, and the cure is messages in which the town stands by itself.
 #
 # ## 8 More rows, or other rows?
 #
 # Train on fewer rows and look whether more of them helped. The curve below was recorded with the real chat model. Each point had the same 240 steps, so what changes is how
-# many different rows it saw in them, and how often it saw each: 77 times with 50 rows, once with all. A shorter run on the 50 might do a little better. 120 held-out rows were asked, so each point may be off by up to nine points. The lines show that. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind
+# many different rows it saw in them, and how often it saw each: 77 times with 50 rows, once with all. A shorter run on the 50 might do a little better. 120 held-out rows were asked, so each point may be off by up to nine points. The lines show it. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind
 # will not help.
 
 # %%
@@ -714,7 +713,7 @@ table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds
 
 # %% [markdown]
 # The requests gained ten points, which is probably more than chance. (It is the largest of six differences, with one run each.) The gain in all fields together and the loss in the time may be chance. That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
-# "Izmir", which it had never learned. More names and towns followed, and with them a larger rank, a lower rate, more rows in a step and a second epoch. The table at the top is what came of all that together, with twice the steps of the curve above. By hand the towns are right as often as before. Section 7 says why: the new towns too were put behind a word. [Their page](../assets/messages/README.md) says what was looked at, and when.
+# "Izmir", which it had never learned. More names and towns followed, and with them other settings and more steps. The table at the top is what came of all that together. By hand the towns are right as often as before. Section 7 says why: the new towns too were put behind a word. [Their page](../assets/messages/README.md) says what was looked at, and when.
 #
 # One point live: the same model and the same learning rate, on twelve rows (with a real chat model for eight steps at most, to save time). What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
 
@@ -735,13 +734,14 @@ print(f"{len(few)} rows: training loss {few_train:.4f}, held-out loss {few_held:
 print(f"all rows: training loss {train_losses[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
 
 # %%
-verdict("few rows are learned better than what was held out", few_train < few_held)
-if steps_of_few == settings.max_steps and len(train_rows) > 2 * len(few):
+if settings.data_file == "auto":
+    verdict("few rows are learned better than what was held out", few_train < few_held)
+if settings.data_file == "auto" and steps_of_few == settings.max_steps:
     verdict("with as many steps, more rows give a lower loss on held-out rows", held_losses[-1][1] < few_held)
 table(few_losses, "{:.4f}", columns=("step", f"loss on held-out rows, {len(few)} rows learned"))
 
 # %% [markdown]
-# Twelve rows help a great deal: compare the first value with the last. All rows help far more. The training loss hides this, since by it the run on twelve rows looks better. Only rows that were held out show it.
+# In the run that is stored here, twelve rows help a great deal: compare the first value with the last. All rows help far more. The training loss hides this, since by it the run on twelve rows looks better. Only rows that were held out show it.
 #
 # Is the value in the middle lower than the last one? Then the run went on too long for so few rows: it learned them by heart, and got worse on others. That is *overfitting*. Take fewer steps, or collect more rows.
 #
@@ -760,8 +760,8 @@ table(list(zip(countries, knew, knows)), columns=("the capital of", "before", "a
 #
 # ## 10 The same on a T4 with a 7B model
 #
-# On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and `max_steps` for the number of epochs that you want: at `"auto"` the recipe for large models makes 60 steps of 16 rows, which is a quarter of one pass over the messages. (With a
-# file of your own, section 6 sets the steps.) Leave the rest at `"auto"`: the recipe, the plan and the cures of lesson 03 do what a T4 needs. The download has 15 GB. Without a GPU, section 5 has printed what the plan would be there. No score of a 7B model on these messages was measured here yet.
+# On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and `max_steps` for the number of epochs that you want: at `"auto"` the recipe for large models makes 60 steps of 16 rows, which is a quarter of one pass over the messages. (For a
+# file of your own, section 6 sets the steps.) Leave the rest at `"auto"`: the recipe, the plan and the cures of lesson 03 do what a T4 needs. The download has 15 GB. No score of a 7B model on these messages was measured here yet.
 
 # %%
 record(

@@ -39,7 +39,7 @@ def help_desk(tmp_path_factory):
 def test_answers_in_sentences_go_to_the_end_and_leave_a_sheet_to_mark(help_desk, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_STRICT", "1")
     lines = ['ASKED = "Question"', 'FIELDS = {"answer": "Answer"}', 'TASK = "Answer as our help desk does."']
-    told, record = run_lesson(tmp_path, lines, data_file=str(help_desk), max_new_tokens=60)
+    told, record = run_lesson(tmp_path, lines, data_file=str(help_desk), max_new_tokens=24)
     assert "20 of 16 rows" in told, "few rows: two epochs would be four steps"
     assert "the same word for word" in told
     assert (record["rows_learned"], record["rows_scored"]) == (27, 13)
@@ -100,7 +100,7 @@ def test_what_counts_for_a_town_is_the_form_and_not_whether_it_was_learned():
         "stands in training": (17, 8), "new": (25, 10), "follows a word": (25, 17), "by itself": (17, 1)
     }  # fmt: skip
     assert "of the towns by themselves the model finds one in seventeen" in TEXT
-    assert names["in_training"].led.mean() > 0.99
+    assert names["in_training"].led.all()
     held = names["with_town"]("heldout")
     assert held.led.all()
     assert not held.Place.isin(names["in_training"].Place).any()
