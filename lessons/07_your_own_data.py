@@ -177,7 +177,7 @@ table(frame.sample(min(5, len(frame)), random_state=settings.seed))
 # > **Trap: answers teach how you answer, and hardly what is true.** Four hundred answers teach a model your tone and form. They are a poor way to teach facts, as [lesson 00](00_start_here.ipynb) says.
 # >
 # > *What you see:* a fluent answer with a price or a rule that the model made up, since the question does not hold it. *Cure:* put the paragraph that holds the fact into the prompt, in training and in use:
-# > `frame["Text"] = frame["Paragraph"] + "\n" + frame["Question"]`. To look that paragraph up for each question is called *retrieval*.
+# > `frame["Text"] = frame["Paragraph"] + "\n" + frame["Question"]`. To look that paragraph up for each question is called [retrieval](../site/glossary.md#retrieval).
 #
 # A row without a message teaches nothing and is left out. So is one with nothing to note, since perhaps nobody has labelled it. If somebody did, and there is nothing to say, write `none` into the cell: such rows keep the model from inventing something.
 
@@ -733,7 +733,7 @@ few_held = few_losses[-1][1]
 print(f"{len(few)} rows: training loss {few_train:.4f}, held-out loss {few_held:.4f}")
 print(f"all rows: training loss {train_losses[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
 
-# %%
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
 if settings.data_file == "auto":
     verdict("few rows are learned better than what was held out", few_train < few_held)
 if settings.data_file == "auto" and steps_of_few == settings.max_steps:
