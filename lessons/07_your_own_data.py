@@ -22,8 +22,9 @@
 #
 # The task: customers of a chain of bicycle workshops write messages, and the front desk notes down who wants what, where and when. The model is to write that note
 # as JSON. The messages were made by a script of this course ([their page](../assets/messages/README.md) says how they are labelled), and sixty more were written by hand.
+# Your own file may hold something else, such as labels, or questions with answers in sentences. Section 2 says what to change for it.
 #
-# **Time:** 40 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
+# **Time:** 45 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
 
 # %% tags=["parameters"]
 model_id = "auto"  # on a CPU the bundled model; "smollm2-135m" is a real chat model, small enough for a CPU
@@ -66,8 +67,8 @@ settings = run.settings
 # %% [markdown]
 # ## What you will have
 #
-# Here is what was measured with the real chat model, SmolLM2-135M-Instruct, whose 135 million parameters are few for a language model. Held-out messages
-# were asked before training, sixty of them, and after it, all of them. An answer counts as right when every field of it is right.
+# Here is what was measured with the real chat model, SmolLM2-135M-Instruct, whose 135 million parameters are few for a language model. Before
+# training the model answered sixty held-out messages, afterwards all 240. An answer counts as right when every field of it is right.
 
 # %%
 import pandas
@@ -89,6 +90,7 @@ from helpers.plots import curves, grouped_bars, histogram, show, tokens_in_colou
 held_out, by_hand = (100 * pandas.Series(fields) for fields in result.fields.iloc[-2:])
 panels = {"right (%)": {"held out": held_out.tolist(), "by hand": by_hand.tolist()}}
 figure = grouped_bars(list(by_hand.index), panels, "By hand, the place is what the model gets wrong most often")
+figure.axes[0].set_xlim(0, 100)
 show(figure, alt=f"By hand the place is right in {by_hand.place:.0f}%, and each other field in more of the answers")
 
 # %% [markdown]
@@ -102,8 +104,8 @@ show(figure, alt=f"By hand the place is right in {by_hand.place:.0f}%, and each 
 #
 # ## 1 Read your file, and look at it
 #
-# Four things go wrong when a table is read. The encoding: spreadsheets often begin a file with a *byte order mark*, which `utf-8-sig` takes away, and older ones on Windows write `cp1252`. The separator: in half of
-# Europe it is a semicolon. The types: `09:00` or a telephone number should stay text, which `dtype=str` sees to. And the empty cells, of which the box below speaks.
+# You have a spreadsheet? In Excel choose *Save as* and *CSV UTF-8*, in Google Sheets *Download* and *Comma-separated values*. Four things go wrong when a table is read. The encoding: spreadsheets often begin a file with a *byte order mark*, which `utf-8-sig` takes away, and older ones on Windows write `cp1252`. The separator: in half of
+# Europe it is a semicolon. The types: `09:00` or a telephone number should stay text, which `dtype=str` sees to. And empty cells: see the box below.
 #
 # For a file of your own, give its whole path as `data_file`. The table above then says which separator and how many rows were found. If it is not written in UTF-8, the run stops there with one line that says so; the encoding is
 # never guessed, since a wrong guess turns letters into others.
@@ -125,6 +127,11 @@ frame.head(4)
 # > **Trap: an empty cell becomes a number.** By default pandas, and so `load_dataset("csv")`, reads an empty cell as NaN, "not a number", and the words NA, None and null as well.
 # >
 # > *What you see:* a customer from Namibia, whose code is NA, without a country, and answers that are no JSON. *Cure:* `keep_default_na=False`, and decide yourself what an empty cell means.
+#
+# > **Trap: personal data goes along.** A model learns some rows by heart, and an adapter can repeat what stood in them.
+# >
+# > *What you see:* nothing, until the model answers a stranger with somebody else's telephone number. *Cure:* before you upload a file to Colab, train on it or share an adapter, put words such as NAME, PHONE and ORDER in place of
+# > names, telephone numbers and order numbers.
 
 # %%
 import json
@@ -157,13 +164,20 @@ table(frame.sample(min(5, len(frame)), random_state=settings.seed))
 # TRL, the library that trains, takes conversations: a list of messages, each with a role, *system* for the task, *user* for what comes in, *assistant* for what the model shall write. The prompt is given
 # and the completion is learned.
 #
-# > **Rows of your own?** Change the first three lines. `ASKED` is the column that the model gets. `FIELDS` says what it shall write, and from which column each value comes. `TASK` is the sentence that tells it so. For a
-# > column of topics, for example: `FIELDS = {"topic": "Category"}` and `TASK = "Reply with the topic."` Begin with one field: its answer is a word alone.
-# > If it has few values, name them in `TASK`: `"Reply with the team: billing, repairs or sales."` Has your message two columns? Join them in a cell of your own before, and take the new one as `ASKED`:
-# > `frame["Text"] = frame["Subject"] + "\n" + frame["Body"]`.
+# > **Rows of your own?** Change the first three lines. `ASKED` is the column that the model gets. `FIELDS` says what it shall write, and from which column each value comes. `TASK` is the sentence that tells it so.
+# > Begin with one field: its value is written alone, without JSON.
 # >
-# > The bundled model shows that your file, your three lines and your split work. It has read nothing but English quiz pages, so expect few right answers about texts of your own, and in another language hardly any.
-# > For answers that you can use, train `smollm2-135m` for two or three passes over your rows, or a larger model on a GPU.
+# > - *Labels:* `FIELDS = {"topic": "Category"}` and `TASK = "Reply with the topic."` If there are few values, name them: `"Reply with the team: billing, repairs or sales."` As the score stands, `Billing` for `billing` is wrong; `FORGIVING` in section 5 changes that.
+# > - *Answers in sentences:* `FIELDS = {"answer": "Answer"}` and `TASK = "Answer as our help desk does."`, and in the cell of parameters `max_new_tokens = 300`. The score compares word for word, so it says about 0% for good answers too.
+# >   Watch the loss on held-out rows instead, and mark the sheet that section 7 writes.
+# > - *A message in two columns:* join them in a cell of your own before, and take the new column as `ASKED`: `frame["Text"] = frame["Subject"] + "\n" + frame["Body"]`.
+# >
+# > The bundled model shows that your file, your three lines and your split work. It has read nothing but English quiz pages, so expect few right answers, and broken sentences. For answers that you can use, train `smollm2-135m`, or a larger model on a GPU.
+#
+# > **Trap: answers teach how you answer, and hardly what is true.** Four hundred answers teach a model your tone and form. They are a poor way to teach facts, as [lesson 00](00_start_here.ipynb) says.
+# >
+# > *What you see:* a fluent answer with a price or a rule that the model made up, since the question does not hold it. *Cure:* put the paragraph that holds the fact into the prompt, in training and in use:
+# > `frame["Text"] = frame["Paragraph"] + "\n" + frame["Question"]`. To look that paragraph up for each question is called [retrieval](../site/glossary.md#retrieval).
 #
 # A row without a message teaches nothing and is left out. So is one with nothing to note, since perhaps nobody has labelled it. If somebody did, and there is nothing to say, write `none` into the cell: such rows keep the model from inventing something.
 
@@ -275,7 +289,7 @@ tokens_in_colour(whole, [i >= len(asked) for i in range(len(whole))], tokenizer.
 #
 # A row that is longer than `max_length` loses its end. That is where the answer stands, so the row teaches nothing, or teaches an answer that is cut off. A `max_length` that is far too large costs nothing by itself, but one row of ten thousand
 # tokens decides how much memory its batch takes. So look at the lengths, and at the longest rows. If many of yours are cut, raise `max_length` above; memory and time per row grow with it. In e-mails it helps to cut off
-# signatures and quoted replies first. An answer, too, can be too long: one that needs more than `max_new_tokens` is cut when the model is asked, and then counts as wrong.
+# signatures and quoted replies first. An answer, too, can be too long: one that needs more than `max_new_tokens` is cut when the model is asked, and then counts as wrong. Section 5 prints the longest.
 
 # %%
 lengths = [len(ids_of(row["prompt"] + row["completion"])) for row in map(to_row, rows)]
@@ -285,37 +299,7 @@ title = f"The longest row has {max(lengths)} tokens; max_length is {settings.max
 figure = histogram(lengths, title, "tokens in a row", "rows", line=settings.max_length, line_label="max_length")
 show(figure, alt=f"How many rows have how many tokens; {cut} of them are longer than max_length")
 
-# %%
-longest = max(len(tokenizer(write(row["note"]))["input_ids"]) for row in rows)
-print(f"the longest note has {longest} tokens; max_new_tokens is {settings.max_new_tokens}")
-
 # %% [markdown]
-# ### Padding, or packing?
-#
-# A batch is filled up to its longest row with padding, which is computed and teaches nothing. How much of it is there with rows as they come, and how much if rows of like length go together
-# (`train_sampling_strategy="group_by_length"`)? A third way, packing, puts several rows into one of `max_length` tokens (`packing=True`). It needs a mask that keeps the rows apart, which costs time
-# without flash attention.
-
-# %%
-import random
-
-
-def padded(order, rows_at_once):
-    "The share of padding, if rows go through the model in this order."
-    batches = [order[i : i + rows_at_once] for i in range(0, len(order), rows_at_once)]
-    return 1 - sum(order) / sum(len(batch) * max(batch) for batch in batches)
-
-
-at_once = settings.batch_size
-shuffled = random.Random(settings.seed).sample(lengths, len(lengths))
-as_they_come, grouped = padded(shuffled, at_once), padded(sorted(lengths), at_once)
-print(f"padding: {as_they_come:.0%} as they come, {grouped:.1%} grouped by length")
-verdict("rows of like length together waste less", grouped <= as_they_come)
-
-# %% [markdown]
-# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. So this run takes its rows in random order, and leaves
-# padding out as lesson 03 does: the rows of a batch lie one behind the other, and each sees only itself. [Section 6 of lesson 09](09_faster_and_larger.ipynb) times all these ways. (The second number is the least there can be: the whole file in order.)
-#
 # ## 4 Hold rows out, so that the score means something
 #
 # If you hold out rows by chance, the same sentence with another name stands on both sides, and the score says how well the model remembers. The course's held-out messages have sentences, names and
@@ -346,8 +330,10 @@ if settings.data_file == "auto":
 
 # %% [markdown]
 # For data of your own, hold out what will be new in use: other customers, later months, other products. If a column says so, name it as `GROUP`, and all rows with one value of it stay on one side. Groups are chosen by chance, as many as fit into the share
-# that is held out, so a group that is larger than that is always learned. Without such a column copies and near copies stay on one side (`split_rows` of [lesson 03](03_t4_training.ipynb) does both). One row in ten is held out, and of a small file up to a third,
-# because a score of fewer than sixty rows says little.
+# that is held out, so a group that is larger than that is always learned. Without such a column copies and near copies stay on one side (`split_rows` of [lesson 03](03_t4_training.ipynb) does both). If many rows
+# share an answer, as when one text answers forty questions, name the column of the answers as `GROUP`, and see how much the score falls.
+#
+# One row in ten is held out. Of a small file it is sixty rows, or a third where that is less, because a score of fewer rows says little: of 400 rows, 60 are held out and 340 are left to learn.
 #
 # The last line says how many of the held-out rows share seven words in a row with a row to learn. Look at some of them. Greetings and signatures do no harm. Whole sentences do: then name a `GROUP`.
 #
@@ -373,13 +359,15 @@ if settings.data_file != "auto":
 
 # %% [markdown]
 # > **You change trains here** if the bundled model is the one that trains and you gave no file. It gets rows of its own, questions with one word for an answer, and all that follows is done with those. The messages come back in section 7, with
-# > the answers that the real chat model gave.
+# > the answers that the real chat model gave to them.
 
 # %% tags=["choose-rows"]
+import random
 from pathlib import Path
 
 form, named = (ASKED, FIELDS, TASK), Path(file).stem
-if run.model.bundled and settings.data_file == "auto":
+quiz = run.model.bundled and settings.data_file == "auto"
+if quiz:
     facts = COURSE_ROOT / "assets" / "instructions"
     learn, held_out = (pandas.read_json(facts / f"{part}.jsonl", lines=True) for part in ("train", "heldout"))
     for part in (learn, held_out):
@@ -388,6 +376,7 @@ if run.model.bundled and settings.data_file == "auto":
 train_rows, held_rows = examples(learn, *form), examples(held_out, *form)
 train_rows = random.Random(settings.seed).sample(train_rows, len(train_rows))
 held_rows = random.Random(settings.seed).sample(held_rows, min(settings.eval_rows, len(held_rows)))
+SENTENCES = len(form[1]) == 1 and pandas.Series([len(write(row["note"]).split()) for row in train_rows]).median() > 4
 print(f"{len(train_rows):,} rows to learn, such as {train_rows[0]['asked']!r}; {len(held_rows)} held out for this run")
 
 # %% [markdown]
@@ -439,6 +428,9 @@ def ask(model, prompts, max_new_tokens=settings.max_new_tokens, at_once=64):
     return [text.strip() for text in said]
 
 
+longest = max(len(tokenizer(write(row["note"]))["input_ids"]) for row in train_rows)
+print(f"the longest answer to learn has {longest} tokens, and max_new_tokens is {settings.max_new_tokens}")
+
 # %% [markdown]
 # The base model gets twelve of the held-out rows. It is also asked for four capitals, which it may know already: at the end you will see whether it still does. The bundled model is no chat model, so it goes on with sentences.
 
@@ -461,36 +453,41 @@ print(held_rows[0]["asked"], "\n->", before[0][:200])
 # Look at what comes after the first line. A base model may know an answer, and go on with more questions: it has not learned the form, and not where to stop.
 
 # %%
-from helpers.evaluation import score_fields
+from helpers.evaluation import fields_right, score_fields
+
+FORGIVING = ("name", "place")  # in these fields capitals and spaces may differ
 
 
 def scored(answers, rows):
     "How many answers to these rows are JSON, right in each field, and right in all of them."
     wanted = [row["note"] for row in rows]
-    return score_fields(map(read, answers, wanted), wanted)
+    return score_fields(map(read, answers, wanted), wanted, FORGIVING)
 
 
 def words(score):
     "A score in words: where there is one field, its share alone."
     low, high = score.interval
-    return str(score) if len(form[1]) > 1 else f"{score.whole:.0%} right ({low:.0%} to {high:.0%})"
+    how = "the same word for word" if SENTENCES else "right"
+    return str(score) if len(form[1]) > 1 else f"{score.whole:.0%} {how} ({low:.0%} to {high:.0%})"
 
 
-score_before = scored(before, held_rows[:12])
+score_before, in_all = scored(before, held_rows[:12]), " in every field" if len(form[1]) > 1 else ""
 if settings.data_file == "auto":
-    verdict("before training no answer is right in every field", score_before.whole == 0)
+    verdict(f"before training no answer is right{in_all}", score_before.whole == 0)
 
 # %% [markdown]
 # ## 6 Train
 #
-# The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Short answers in a fixed form are learned fast, and after two or three epochs a
-# model begins to learn rows by heart. With rows of your own, set `max_steps` so that it comes to that: 800 rows, 8 in a step and two epochs make 200 steps. Left at `"auto"` it knows nothing of your file, and with few rows it makes far too many epochs.
+# The arguments are those of lesson 03. An *epoch* is one pass over the rows; the table says how many this run makes. Two or three are a rule of thumb, since a model that sees its rows more often begins to learn them by heart. The
+# loss on held-out rows decides. If you gave a file and left `max_steps` at `"auto"`, the next cell sets it to two epochs, or to twenty steps where that is more.
 
 # %%
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 rows_per_step = settings.batch_size * settings.gradient_accumulation
+if settings.data_file != "auto" and max_steps == "auto":
+    settings.max_steps = max(20, -(-2 * len(train_rows) // rows_per_step))  # two epochs
 lora = LoraConfig(
     r=settings.rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none", task_type="CAUSAL_LM",
     target_modules="all-linear" if settings.target_modules == "all-linear" else settings.target_modules.split(","),
@@ -531,9 +528,10 @@ def trainer_for(model, rows, steps, learning_rate):
     return cures.after_building(trainer)
 
 
-# %%
 with plan.guarded():
     trainer = trainer_for(model, train_rows, settings.max_steps, settings.learning_rate)
+
+# %%
 of_trainer = trainer.data_collator([trainer.train_dataset[0]])
 ids = [n for n, label in zip(of_trainer["input_ids"][0].tolist(), of_trainer["labels"][0].tolist()) if label != -100]
 print("learned of the first row after shuffling:", repr(tokenizer.decode(ids)))
@@ -570,11 +568,10 @@ table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
 # %% [markdown]
 # ## 7 Measure what matters to you
 #
-# The loss says that something was learned. Whether the notes can be used, a score of your own task must say: how many answers are JSON, how many are right in each field, and
-# how many in all of them. Behind that share stands its 95% interval. With few held-out rows it is wide, and then two scores that differ may mean the same.
+# The loss says that something was learned. Whether the answers can be used, a score of your own task must say: how many are right, and where an answer is JSON, how many are valid and how many are right in each field. Behind the share that is right
+# stands its 95% interval. With few held-out rows it is wide, and then two scores that differ may mean the same.
 #
-# An answer is right in a field if it has exactly the value that was wanted. In `name` and `place` capitals and spaces may differ, since people write them as they like; for fields of your own give `score_fields` in section 5 a third argument, such as
-# `("team",)`. A share means little by itself, so the table sets beside it what a program without any model would get: one that always answers with the most frequent value of the training rows.
+# An answer is right in a field if it has exactly the value that was wanted. In the fields that `FORGIVING` names capitals and spaces may differ, since people write them as they like.
 
 # %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
 model = trainer.model.eval()
@@ -584,19 +581,33 @@ with plan.guarded():
     knows = ask(model, list(map(from_before, countries)), 8)
 score_after = scored(after, held_rows)
 print(f"before: {words(score_before)}\nafter:  {words(score_after)}\nasked: {new}\nanswered: {answered}")
-learned, held = (pandas.DataFrame([row["note"] for row in part]).fillna("none") for part in (train_rows, held_rows))
-same = held == learned.mode().iloc[0]
-shares = pandas.DataFrame({"right": score_after.fields, "always the most frequent value": same.mean()})
-if len(form[1]) > 1:
-    shares.loc["every field"] = score_after.whole, same.all(axis=1).mean()
-table(shares.reset_index(names=f"of {len(held_rows)} held-out rows"), "{:.0%}")
-
-# %%
 usual = settings.data_file == "auto" and settings.max_steps >= 30
-if usual and len(form[1]) > 1:
+if usual and in_all:
     verdict("at least nine of ten answers are valid JSON", score_after.valid >= 0.9)
-if usual and len(held_rows) >= 60 and (len(form[1]) == 1 or settings.max_steps * rows_per_step >= 1900):
-    verdict("most notes are right in every field", score_after.interval[0] > 0.5)
+if usual and len(held_rows) >= 60 and (not in_all or settings.max_steps * rows_per_step >= 1900):
+    verdict(f"most answers are right{in_all}", score_after.interval[0] > 0.5)
+
+# %% [markdown]
+# A share means little by itself. So the table sets beside it what a program without any model would get: one that always answers with the most frequent value of the training rows. The bundled model's quiz is easy: one field, and facts that it had read. So the
+# real chat model's recorded scores for the messages stand below it.
+
+
+# %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
+def beside_a_program(name, fields, whole, learned, held):
+    "What share of each field is right, and what it is if the answer is always the most frequent value."
+    learned, held = (pandas.DataFrame([row["note"] for row in part]).fillna("none") for part in (learned, held))
+    same = held == learned.mode().iloc[0]
+    shares = pandas.DataFrame({"rows": len(held), "right": fields, "always the most frequent value": same.mean()})
+    if len(fields) > 1:
+        shares.loc["every field"] = len(held), whole, same.all(axis=1).mean()
+    return shares.rename(index=lambda field: f"{name}: {field}")
+
+
+shares = beside_a_program(named, score_after.fields, score_after.whole, train_rows, held_rows)
+if quiz:
+    scores, asked_then = result.iloc[1], examples(read_table(ours / "heldout.csv"))
+    shares = pandas.concat([shares, beside_a_program("messages", scores.fields, scores.right, rows, asked_then)])
+table(shares.reset_index(names="held out"), "{:.0%}", rows="{:.0f}")
 
 # %% [markdown]
 # A score of your own is a function of one answer and its row. This one is stricter where it matters: a note with a wrong day or time is worth nothing, since it costs a customer an hour. Change
@@ -609,50 +620,88 @@ STRICT = ("day", "time")
 
 def score(answer, right):
     "0 for an answer with a wrong value in a strict field, else the share of fields that are right."
-    try:
-        found = dict(json.loads(read(answer, right)))
-    except (ValueError, TypeError):
-        return 0.0
-    if any(found.get(field) != right.get(field) for field in STRICT):
-        return 0.0
-    return sum(found.get(field, "missing") == value for field, value in right.items()) / len(right)
+    marks = fields_right(read(answer, right), right, FORGIVING)
+    kept = all(marks.get(field, True) for field in STRICT)
+    return sum(marks.values()) / len(marks) if kept else 0.0
 
+
+# %% [markdown]
+# ### Answers in sentences: a sheet to mark
+#
+# A good answer in other words than yours scores 0, so somebody has to read it. If your answers are sentences, the next cell writes `sheet.csv` into the run's folder: up to thirty held-out questions, each with your answer and the model's, in random order and
+# without a name. Mark each answer: are the facts right, is the tone right, would you send it? Only then open `key.csv`, which says who wrote what, and count. Compare the model's share with that of your own answers.
+
+# %% tags=["sheet", "nbval-ignore-output"] reason="what the model says varies with the machine's rounding"
+pairs = [(row["asked"], write(row["note"]), said) for row, said in zip(held_rows[:30], after)]
+sheet = pandas.DataFrame(pairs, columns=["asked", "you", "the model"]).melt("asked", var_name="by", value_name="answer")
+sheet = sheet.sample(frac=1, random_state=settings.seed).sort_values("asked", kind="stable", ignore_index=True)
+to_mark = sheet[["asked", "answer"]].assign(**{"facts right?": "", "tone right?": "", "would I send it?": ""})
+if SENTENCES:
+    to_mark.to_csv(run.folder / "sheet.csv", index_label="row", encoding="utf-8-sig")
+    sheet[["by"]].to_csv(run.folder / "key.csv", index_label="row", encoding="utf-8-sig")
+table(to_mark.head(6)) if SENTENCES else None
 
 # %% [markdown]
 # ### Read the worst ten
 #
 # A number says how much is wrong, the answers say what. Read them, and sort the mistakes into heaps: the model could not know it, the model should have known it, the label is wrong. Only the heap in the middle is
-# cured by training. Each time you change something because of held-out answers that you have read, they are a little less held out. So read one half of them as often as you like, and score the other half once, at the end. After a run on the bundled model's rows, which makes no mistakes, you read the recorded answers to the messages by hand.
+# cured by training. Each time you change something because of held-out answers that you have read, they are a little less held out. So read one half of them as often as you like, and score the other half once, at the end. After the bundled model's quiz, in which it makes no mistakes, you read the recorded answers to the messages by hand.
 
 # %% tags=["nbval-ignore-output"] reason="which answers are wrong varies with the machine's rounding"
 own_score = sum(score(answer, row["note"]) for answer, row in zip(after, held_rows)) / len(held_rows)
 print(f"{own_score:.2f} of 1 by your own score")
 worst_of, said = held_rows, after
-if run.model.bundled and settings.data_file == "auto":
+if quiz:
     worst_of, said = examples(read_table(ours / "by_hand.csv")), result.answers.iloc[-1]
 order = sorted(range(len(said)), key=lambda i: score(said[i], worst_of[i]["note"]))[:10]
-worst = [(worst_of[i]["asked"][:200], write(worst_of[i]["note"]), said[i][:160]) for i in order]
+worst = [(worst_of[i]["asked"][:200], write(worst_of[i]["note"]), said[i][:600]) for i in order]
 table(worst, columns=("message", "wanted", "answered"))
 
 # %% [markdown]
-# Of the sixty answers to the messages by hand 25 have a wrong place, and in 21 of these the model wrote `null`. It seldom invents a town. It leaves out what it does not take for one. So the heap is the middle one, and
-# the cure would be more towns, and more sentences with a town in them.
+# Of the sixty answers to the messages by hand 25 have a wrong place. In 21 of these the model wrote `null`, and the four other towns all stand in their messages: it never invents one. Which towns does it miss? Perhaps those that no training
+# message has. Perhaps those that stand by themselves, as in "Abena, Tema", and not after a word, as in "your shop in Ghent". Write down which you believe, and run the cell.
+
+
+# %% tags=["towns"]
+import re
+
+
+def with_town(name):
+    "The messages of a file that name a town, and whether a word stands right before it."
+    has_one = read_table(ours / f"{name}.csv").query("Place != ''")
+    led = [bool(re.search(r"[^\W\d_]\s+" + re.escape(row.Place), row.Message, re.I)) for row in has_one.itertuples()]
+    return has_one.assign(led=led)
+
+
+in_training, towns = with_town("messages"), with_town("by_hand")
+towns["right"] = [fields_right(result.answers.iloc[-1][i], {"place": towns.Place[i]})["place"] for i in towns.index]
+known = towns.Place.isin(in_training.Place)
+print(f"{in_training.led.mean():.1%} of the towns in training follow a word")
+heaps = {"stands in training": known, "new": ~known, "follows a word": towns.led, "by itself": ~towns.led}
+table(
+    [(name, heap.sum(), towns.right[heap].sum()) for name, heap in heaps.items()], columns=("town", "messages", "right")
+)
+
+# %% [markdown]
+# Whether a town is known matters little. What counts is the form: of the towns by themselves the model finds one in seventeen, because no training message has such a town. The
+# script's held-out messages could not show that: their towns are new as well, but all of them follow a word, and 95% of the places are right. So the heap is the middle one, and the cure is messages in which the town stands by itself.
 #
 # ## 8 More rows, or other rows?
 #
 # Train on fewer rows and look whether more of them helped. The curve below was recorded with the real chat model. Each point had the same 240 steps, so what changes is how
-# many different rows it saw in them, and how often it saw each: 77 times with 50 rows, once with all. A shorter run on the 50 might do a little better. 120 held-out rows were asked, so each point may be off by up to nine points. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind
+# many different rows it saw in them, and how often it saw each: 77 times with 50 rows, once with all. A shorter run on the 50 might do a little better. 120 held-out rows were asked, so each point may be off by up to nine points. The lines show it. If your curve still climbs at its end, collect more rows. If it is flat, more rows of the same kind
 # will not help.
 
 # %%
 curve = measured.query("what == 'curve'").sort_values("learned")
-points = (curve.learned.astype(int).tolist(), (100 * curve.right).tolist())
-figure = curves({"SmolLM2-135M-Instruct": points}, "The more different rows, the more notes are right",
-                "rows to learn", "right in every field (%)", doubling=True)  # fmt: skip
-rise = f"{points[1][0]:.0f}% to {points[1][-1]:.0f}%"
-show(figure, alt=f"From {points[0][0]} rows to {points[0][-1]:,} the share of right notes rises from {rise}")
+right, low, high = (100 * curve[name] for name in ("right", "low", "high"))
+figure = curves({"SmolLM2-135M-Instruct": (curve.learned.astype(int), right)}, "Up to 960 rows, more rows clearly help", "rows to learn",
+                "right in every field (%)", doubling=True, intervals={"SmolLM2-135M-Instruct": (low, high)})  # fmt: skip
+show(figure, alt=f"With more rows the share of right notes rises from {right.iloc[0]:.0f}% to {right.iloc[-1]:.0f}%")
 
 # %% [markdown]
+# Does this curve still climb at its end? One cannot tell: the last step is smaller than what chance explains. Up to 960 rows it clearly does.
+#
 # Then read the worst answers, and ask what they have in common. This happened with these data: the script that writes the messages began with 52 sentences that say what is wanted. After training, too many
 # requests in other words were taken for another request. The model had learned the sentences, and not what a request is. So 274 sentences were added, by somebody who had not seen the held-out
 # ones. These two runs had equally many rows, and equally many steps. With 120 rows asked, each share may be off by up to nine points:
@@ -664,7 +713,7 @@ table([(row.what, row.learned, row.right, *row.fields.values()) for row in kinds
 
 # %% [markdown]
 # The requests gained ten points, which is probably more than chance. (It is the largest of six differences, with one run each.) The gain in all fields together and the loss in the time may be chance. That is what "better data" means: not cleaner rows, but rows that differ from each other as the ones in use will differ. The next mistakes to mend were towns: the model wrote "Istanbul" where the message said
-# "Izmir", which it had never learned. More names and towns followed, and with them a larger rank, a lower rate, more rows in a step and a second epoch. The table at the top is what came of all that together, with twice the steps of the curve above. It was not enough for the towns: by hand they are right as often as before, and where they are wrong the model now mostly leaves them out. [Their page](../assets/messages/README.md) says what was looked at, and when.
+# "Izmir", which it had never learned. More names and towns followed, and with them other settings and more steps. The table at the top is what came of all that together. By hand the towns are right as often as before. Section 7 says why: the new towns too were put behind a word. [Their page](../assets/messages/README.md) says what was looked at, and when.
 #
 # One point live: the same model and the same learning rate, on twelve rows (with a real chat model for eight steps at most, to save time). What will the training loss do, and what the held-out loss? Write down a guess, then run the cells.
 
@@ -679,19 +728,24 @@ with plan.guarded():
     small = trainer_for(load(), few, steps_of_few, settings.learning_rate)
     with cures.while_training(small):
         small.train()
-few_train, few_held = losses_of(small, "loss")[-1][1], losses_of(small, "eval_loss")[-1][1]
+few_train, few_losses = losses_of(small, "loss")[-1][1], losses_of(small, "eval_loss")
+few_held = few_losses[-1][1]
 print(f"{len(few)} rows: training loss {few_train:.4f}, held-out loss {few_held:.4f}")
 print(f"all rows: training loss {train_losses[-1][1]:.4f}, held-out loss {held_losses[-1][1]:.4f}")
 
-# %%
-verdict("few rows are learned better than what was held out", few_train < few_held)
-if steps_of_few == settings.max_steps and len(train_rows) > 2 * len(few):
+# %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
+if settings.data_file == "auto":
+    verdict("few rows are learned better than what was held out", few_train < few_held)
+if settings.data_file == "auto" and steps_of_few == settings.max_steps:
     verdict("with as many steps, more rows give a lower loss on held-out rows", held_losses[-1][1] < few_held)
+table(few_losses, "{:.4f}", columns=("step", f"loss on held-out rows, {len(few)} rows learned"))
 
 # %% [markdown]
-# A run on few rows learns them by heart, and gets worse on rows that it has never seen. That is *overfitting*. The training loss does not show it; only rows that were held out do.
+# In the run that is stored here, twelve rows help a great deal: compare the first value with the last. All rows help far more. The training loss hides this, since by it the run on twelve rows looks better. Only rows that were held out show it.
 #
-# A NOT SO above has one of two causes. If both losses were still falling at the end, the run was too short to learn anything: train longer. If the loss on held-out rows rose from the middle to the end, the run was too long for so few rows: take fewer steps, or collect more rows.
+# Is the value in the middle lower than the last one? Then the run went on too long for so few rows: it learned them by heart, and got worse on others. That is *overfitting*. Take fewer steps, or collect more rows.
+#
+# If a line above begins with NOT SO, its claim did not hold in your run. Mostly both losses were then still falling at the end, and the run was too short: train longer.
 #
 # ## 9 What it forgot
 #
@@ -706,8 +760,8 @@ table(list(zip(countries, knew, knows)), columns=("the capital of", "before", "a
 #
 # ## 10 The same on a T4 with a 7B model
 #
-# Nothing above depends on the model but its name. On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and leave the rest at `"auto"`: the recipe for large models, the plan and the cures
-# of lesson 03 do what a T4 needs. The download has 15 GB. Without a GPU, section 5 has printed what the plan would be there.
+# On a T4 set `model_id = "Qwen/Qwen2.5-7B-Instruct"` in the cell of parameters, and `max_steps` for the number of epochs that you want: at `"auto"` the recipe for large models makes 60 steps of 16 rows, which is a quarter of one pass over the messages. (For a
+# file of your own, section 6 sets the steps.) Leave the rest at `"auto"`: the recipe, the plan and the cures of lesson 03 do what a T4 needs. The download has 15 GB. No score of a 7B model on these messages was measured here yet.
 
 # %%
 record(
@@ -754,7 +808,7 @@ check("07.1", my_to_row)
 # </details>
 #
 # **2. Write** (10 minutes, ••). Find the leak. Write `leaks(learned, held)`: from two lists of messages it returns those held-out ones that stand among the training messages too, if capitals,
-# punctuation and spaces do not count.
+# punctuation and spaces do not count. Digits do, and so do letters with an accent.
 
 
 # %%
@@ -865,7 +919,7 @@ check("07.5", repaired)
 # **6. Decide** (5 minutes, ••). These are the lengths of a thousand rows. Choose `max_length`, and say which share of the rows is cut there. One in a hundred may lose its end.
 
 # %%
-theirs = [60 + (37 * i) % 121 for i in range(970)] + [190 + 3 * (i % 20) for i in range(29)] + [3800]
+theirs = [60 + (i % 97) * (7 * i % 89) // 70 for i in range(970)] + [190 + 3 * (i % 20) for i in range(29)] + [3800]
 figure = histogram(sorted(theirs)[:-1], "999 rows; one more, of 3,800 tokens, is not drawn", "tokens in a row", "rows")
 show(figure, alt="Nearly all rows have less than 190 tokens, some up to 250, and one has 3,800")
 
@@ -881,10 +935,10 @@ check("07.6", chosen)
 # check("07.6", chosen)
 # ```
 #
-# At 256 one row of the thousand is cut, the one of 3,800 tokens. Look at that row before you train: it may be two rows that a missing quotation mark joined.
+# At 256 one row of the thousand is cut, the one of 3,800 tokens. Any length from 220 to 512 passes, with the share that is cut there. Look at that row before you train: it may be two rows that a missing quotation mark joined.
 # </details>
 #
-# **7. Write** (15 minutes, •••). Write twenty rows of a task of your own, as a list of `{"message": ..., "answer": {...}}`. All answers have the same fields, and a field is `None` where the message does not tell. The
+# **7. Write** (15 minutes, •••). Write twenty rows of a task of your own, as a list of `{"message": ..., "answer": {...}}`. All answers have the same fields. Where there are several, a field is `None` if the message does not tell it; a single field may hold an answer in sentences. The
 # check asks whether they could teach a model anything. Then keep them: they are the beginning of your own file.
 
 # %%
@@ -920,6 +974,30 @@ check("07.7", twenty)
 # ## Further down
 #
 # What follows is for readers who want to know more. Nothing depends on it.
+#
+# ### Padding, or packing?
+#
+# A batch is filled up to its longest row with padding, which is computed and teaches nothing. How much of it is there with rows as they come, and how much if rows of like length go together
+# (`train_sampling_strategy="group_by_length"`)? A third way, packing, puts several rows into one of `max_length` tokens (`packing=True`). It needs a mask that keeps the rows apart, which costs time
+# without flash attention.
+
+
+# %%
+def padded(order, rows_at_once):
+    "The share of padding, if rows go through the model in this order."
+    batches = [order[i : i + rows_at_once] for i in range(0, len(order), rows_at_once)]
+    return 1 - sum(order) / sum(len(batch) * max(batch) for batch in batches)
+
+
+at_once = settings.batch_size
+shuffled = random.Random(settings.seed).sample(lengths, len(lengths))
+as_they_come, grouped = padded(shuffled, at_once), padded(sorted(lengths), at_once)
+print(f"padding: {as_they_come:.0%} as they come, {grouped:.1%} grouped by length")
+verdict("rows of like length together waste less", grouped <= as_they_come)
+
+# %% [markdown]
+# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. So this run takes its rows in random order, and leaves
+# padding out as lesson 03 does: the rows of a batch lie one behind the other, and each sees only itself. [Section 6 of lesson 09](09_faster_and_larger.ipynb) times all these ways. (The second number is the least there can be: the whole file in order.)
 #
 # ### The held-out rows as a task for lm-evaluation-harness
 #

@@ -196,14 +196,20 @@ def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label=
     return figure
 
 
-def curves(series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False, colours=tuple(COLOURS)):
+def curves(
+    series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False, colours=tuple(COLOURS), *, intervals=None
+):  # fmt: skip
     """Lines: `series` maps a label to (xs, ys). `log`: of y. `doubling`: equal steps to the right multiply x equally.
 
-    `colours`: the names of the lines' colours in turn, where the same things have theirs in other figures.
+    `colours`: the names of the lines' colours in turn, where the same things have theirs in other figures. `intervals`
+    maps a label to (lows, highs), which are drawn at its points; the axis of y then begins at 0.
     """
     figure, ax = axes(title, x, y)
     for (label, (xs, ys)), colour, mark in zip(series.items(), colours, "osD^vPX*", strict=False):
         ax.plot(xs, ys, color=COLOURS[colour], marker=mark, markersize=4, label=label)
+        if label in (intervals or {}):
+            ax.vlines(xs, *intervals[label], color=COLOURS[colour], linewidth=1.6, alpha=0.6)
+            ax.set_ylim(bottom=0)
     if log:
         ax.set_yscale("log")
     if doubling:

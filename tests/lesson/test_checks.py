@@ -121,6 +121,12 @@ def plain_words(text):
     return " ".join("".join(c for c in text.casefold() if c.isalnum() or c == " ").split())
 
 
+def same_letters(kept, learned, held):
+    """Exercise 07.2, where only the characters `kept` count."""
+    plain = ["".join(re.findall(kept, text.lower())) for text in learned]
+    return [text for text in held if "".join(re.findall(kept, text.lower())) in plain]
+
+
 def read_score(answer, wanted, broken=0, share=True, has=True):
     """A score of exercise 07.4."""
     try:
@@ -736,6 +742,8 @@ MISTAKES = {
         (lambda learned, held: [t for t in held if t.startswith(("cancel", "Move"))], "two spaces"),
         (lambda learned, held: [t for t in held if t[0] in "AM"], "leave out"),
         (lambda learned, held: [t for t in held if "sell" not in t], "another day"),
+        (lambda learned, held: same_letters(r"[a-z]", learned, held), "another hour"),
+        (lambda learned, held: same_letters(r"[a-z0-9]", learned, held), "are letters"),
         (lambda learned, held: len(held), "a list"),
     ],
     "07.3": [
@@ -964,7 +972,12 @@ ALSO_RIGHT = {
         {"cut": 1 / 1000, "max_length": 512},
         {"max_length": 248, "cut": 0.001},
     ],
-    "07.7": [some_rows(), tuple(some_rows(25)), some_rows(begin=lambda i: f"Hello {i % 15}")],
+    "07.7": [
+        some_rows(),
+        tuple(some_rows(25)),
+        some_rows(begin=lambda i: f"Hello {i % 15}"),
+        [{"message": f"{i} Can I?", "answer": {"answer": f"Yes, within {i} days."}} for i in range(20)],
+    ],
     "06.1": [list(WARD.items()), {name.lower(): f" {fault.upper()} " for name, fault in WARD.items()}],
     "06.2": [reason, lambda message: reason(message).upper(), by_words],
     "06.3": [

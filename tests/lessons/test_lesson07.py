@@ -206,7 +206,8 @@ def test_a_limit_far_beyond_the_bars_is_not_drawn(limit, lines):
 )  # fmt: skip
 def test_the_lessons_own_score_forgives_a_name_and_no_wrong_time(answer, right):
     wanted = {"name": "Mei", "request": "book", "place": None, "day": "Friday", "time": "09:00"}
-    assert names_of("write-and-read", "own-score")["score"](answer, wanted) == pytest.approx(right)
+    given = {"fields_right": fields_right, "FORGIVING": ("name", "place")}
+    assert names_of("write-and-read", "own-score", **given)["score"](answer, wanted) == pytest.approx(right)
 
 
 def test_exercise_3_has_three_labels_that_break_the_rules(capsys):
@@ -332,20 +333,6 @@ def test_what_the_lesson_trains_by_itself_is_a_ninety_sixth_part():
     assert (row["steps"], row["batch"], row["rank"], row["learning_rate"]) == (480, 16, 32, 1e-3)
     assert row["learned"] == 3840
     assert 150 < row["train_clock_seconds"] < 210  # "three minutes"
-
-
-def test_of_the_wrong_places_by_hand_most_are_left_out_as_the_lesson_counts_them():
-    (row,) = measured("result", "by hand")
-    file = COURSE_ROOT / "assets" / "messages" / "by_hand.csv"
-    wanted = [r["Place"] or None for r in csv.DictReader(file.open(encoding="utf-8-sig", newline=""))]
-    said = [json.loads(answer).get("place") for answer in row["answers"]]
-    wrong = [found for found, right in zip(said, wanted, strict=True) if found != right]
-    assert (len(wrong), wrong.count(None)) == (25, 21)
-    lesson = course.find_lesson("07").read_text(encoding="utf-8").replace("\n# ", " ")
-    assert "Of the sixty answers to the messages by hand 25 have a wrong place, and in 21 of these" in lesson
-    curve = {r["learned"]: r["steps"] * r["batch"] / r["learned"] for r in measured("curve")}
-    assert (round(curve[50]), curve[3840]) == (77, 1)
-    assert "77 times with 50 rows, once with all" in lesson
 
 
 def test_what_the_added_sentences_changed_and_what_the_added_names_did_not():

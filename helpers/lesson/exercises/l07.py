@@ -51,8 +51,9 @@ def _accents(answer):
 
 @exercise("07.2", takes="the training messages and the held-out ones")
 def leaks(answer):
-    learned = ["Cancel Friday, please.", "Are you open?", "Move me to Monday"]
+    learned = ["Cancel Friday, please.", "Are you open?", "Move me to Monday", "Book me at 9", "Ask for Jürgen"]
     held = ["cancel friday please", "Do you sell lamps?", "ARE YOU  OPEN", "Move me to Tuesday"]
+    held += ["Book me at 10", "Ask for Jörgen"]
     found = answer(list(learned), list(held))
     if found is ...:
         return DOTS
@@ -69,8 +70,12 @@ def leaks(answer):
         return "punctuation makes no other message: leave out what is neither a letter nor a digit"
     if "Move me to Tuesday" in found:
         return "another day is another message: a word differs"
+    if "Book me at 10" in found:
+        return "another hour is another message: keep the digits"
+    if "Ask for Jörgen" in found:
+        return "ü and ö are letters, and a-z leaves them out: isalnum() or \\w keeps them"
     if found != {held[0], held[2]}:
-        return "two of the four held-out messages stand in the training rows too"
+        return "two of the six held-out messages stand in the training rows too"
     return None if not list(answer([], list(held))) else "with nothing learned nothing leaks"
 
 
@@ -152,7 +157,7 @@ def template(answer):
     return None
 
 
-LENGTHS = [60 + (37 * i) % 121 for i in range(970)] + [190 + 3 * (i % 20) for i in range(29)] + [3800]
+LENGTHS = [60 + (i % 97) * (7 * i % 89) // 70 for i in range(970)] + [190 + 3 * (i % 20) for i in range(29)] + [3800]
 
 
 @exercise("07.6")
@@ -191,7 +196,8 @@ def own_rows(answer):
     }
     if len(texts) < len(answer):
         return "two messages are the same but for capitals, spaces or punctuation: the same row twice teaches nothing"
-    if not any(value is None for row in answer for value in row["answer"].values()):
+    several = len(answer[0]["answer"]) > 1  # one field may be an answer in sentences, and each question has one
+    if several and not any(value is None for row in answer for value in row["answer"].values()):
         return "no field is ever None: a model that never sees a missing value makes one up"
     constant = [field for field in answer[0]["answer"] if len({json.dumps(row["answer"][field]) for row in answer}) < 2]
     if constant:
