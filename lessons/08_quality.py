@@ -222,7 +222,7 @@ table([(arms.named(arm), f"{rates[arm]:g}", score.exact_match, *score.interval, 
 # %% [markdown]
 # "From" and "to" are the interval of your score if only the choice of questions were to blame (lesson 04). The last two columns are the lowest and the highest of the eight recorded runs. They were trained on a GPU, each on 32 rows of its own, and asked other questions, so yours may lie a little outside.
 #
-# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? With another seed they may not: the recorded scores of one arm lie as far apart as the arms do. So your three runs, though nothing is wrong with them, cannot say which arm is better. What would you need? More seeds, and a fair way to put them side by side.
+# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? With another seed they may not: the recorded scores of one arm lie as far apart as the arms do. So your three runs, though nothing is wrong with them, cannot say which arm is better. You need more seeds, and a fair way to put them side by side.
 #
 # ## 3 The same seed, the same question
 #
@@ -377,10 +377,10 @@ verdict("of seven differences one is not there by Student's t: QLoRA minus LoRA 
 # %% [markdown]
 # A minus sign says that the arm is behind what is subtracted. In words, each with its task (the last two were measured on the small model alone):
 #
-# - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. So it is at least as good on the form alone, and since its interval begins inside the margin, the gain may be too small to matter. "Within 1 or 2%" can be said of none of them.
+# - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. So it is at least as good on the form alone, where its interval begins inside the margin: the gain may be too small to matter. "Within 1 or 2%" can be said of none of them.
 # - **What 4 bits cost:** on the form we cannot tell. On messages QLoRA's mean is lower, and zero lies just outside of the interval, but not by Student's t, and of thirteen intervals one may well miss zero by luck. So there we cannot tell either. (The held-out *loss* of QLoRA is higher in all five seeds; we looked at that afterwards.) On the facts QLoRA is *ahead* of
 #   LoRA, and so at least as good. On the form its loss may be a little larger than the margin. This holds for this one rounding of this one model: seeds and questions were drawn anew, and the rounded weights were not.
-#   And the chat model's weights come from a file in which they had been rounded once already, to 5 bits per weight (lesson 01). "Not quantized" means there what that file restores to, and NF4 rounds a second time. On weights that were never rounded, 4 bits may cost more or less.
+#   And the chat model's weights had been rounded once already, to 5 bits per weight (lesson 01), so NF4 rounds them a second time. On weights that were never rounded, 4 bits may cost more or less.
 # - **The kind of 4 bits:** we cannot tell NF4 from FP4 on any task.
 # - **The rank:** we cannot tell rank 64 from rank 4 on either task, for the reason that section 3 has shown.
 # - **All linear layers, or attention alone:** different on both tasks, in opposite directions. On the facts attention alone is nearly lost, at a rate on the edge of what was tried. On the form it is ahead. Why, we do not know.
@@ -397,7 +397,7 @@ table({task: [100 * x for x in interval] for task, interval in eight.items()}, "
 # %% [markdown]
 # ## 5 Where LoRA loses, and where it does not
 #
-# Now every arm beside full fine-tuning. *LoRA on 8 bits* is LoRA on a base in 8 bits. [rsLoRA](../site/glossary.md#rslora) has another scale than LoRA, as you will see below. [DoRA](../site/glossary.md#dora) trains the length of each column of a weight matrix by itself, and LoRA turns its direction.
+# Now every arm beside full fine-tuning. *LoRA on 8 bits* is LoRA on a base in 8 bits. [rsLoRA](../site/glossary.md#rslora) has another scale than LoRA, as you will see below. [DoRA](../site/glossary.md#dora) trains the length of each column of a weight matrix by itself and leaves the rest to LoRA.
 #
 # Of these pairs only QLoRA's with NF4 was planned. So they get the second look by Student's t as well.
 
@@ -428,7 +428,7 @@ table({name: [100 * panels[task][name][0] if name in panels[task] else "" for ta
 # another reason: see section 7.
 #
 # **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32, a third of the learning rate and eight times as many steps, and came to 85%. Nobody has measured how far full fine-tuning
-# would have come. So these rows say who is faster per step, and not who ends higher. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time: adapters are work of their own, and QLoRA also turns its weights back to 16 bits each time it uses them.
+# would have come. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time: adapters are work of their own, and QLoRA also turns its weights back to 16 bits each time it uses them.
 
 # %% tags=["costs"]
 costs = (
@@ -504,7 +504,7 @@ table({name: (*interval_of_mean(more.to_numpy()[:, None], [0]), *by_seeds(more.t
       "{:+.1f}", columns=("lost by LoRA minus lost by full fine-tuning", "mean", "from", "to", "t: from", "t: to"))  # fmt: skip
 
 # %% [markdown]
-# "LoRA forgets less" is a finding about large models and long trainings (section 9). On the facts our rows agree, in perplexity and at one rate for both. On the form and on messages they do not. There LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason, and it cannot be the only one: on the form FP4 had LoRA's rate and attention alone three times that rate, and both recall more than LoRA. (rsLoRA had full fine-tuning's own rate there and recalls as much, but its scale is twice LoRA's, so it is no test of the rate.) And on messages full fine-tuning and 8 bits name *more* capitals after training than before, so of a chat model this
+# "LoRA forgets less" is a finding about large models and long trainings (section 9). On the facts our rows agree, in perplexity and at one rate for both. On the form and on messages they do not. There LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason, and it cannot be the only one: on the form FP4 had LoRA's rate and attention alone three times that rate, and both recall more than LoRA. And on messages full fine-tuning and 8 bits name *more* capitals after training than before, so of a chat model this
 # recall is no clean measure of what was forgotten.
 #
 # ## 7 The learning rate, and two traps
@@ -787,7 +787,7 @@ check("08.6", too_strong)
 # B takes "cannot tell" for "equivalent". D speaks of models, and there was one. E leaves out that its rate was chosen by a hair, at the edge of those tried.
 # </details>
 #
-# **7. Repair** (10 minutes, ••). This function chooses a learning rate, and does two things wrong: it looks at the held-out score that will be reported later, and it takes the best single run. Write `choose(tries)`: `tries` is a list of dictionaries with `rate`, `seed` and `loss`; the losses are of rows that are kept for this choice. It returns (rate, at_the_edge): the rate with the least mean loss over its seeds (not the best, the worst or the middle seed), and
+# **7. Repair** (10 minutes, ••). This function chooses a learning rate, and does two things wrong: it looks at the held-out score that will be reported later, and it takes the best single run. Write `choose(tries)`: `tries` is a list of dictionaries with `rate`, `seed` and `loss`; the losses are of rows that are kept for this choice. It returns (rate, at_the_edge): the rate with the least mean loss over its seeds, and
 # whether it is the smallest or the largest that was tried.
 
 
