@@ -18,7 +18,7 @@
 # - see where LoRA loses to full fine-tuning and where it does not, what was forgotten, and whether an adapter repairs the rounding to 4 bits;
 # - find the two mistakes that turn such a comparison round: one learning rate for all, and one seed.
 #
-# **Time:** 40 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
+# **Time:** 45 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
 
 # %% tags=["parameters"]
 seed = 0
@@ -37,27 +37,29 @@ settings = run.settings
 # %% [markdown]
 # ## What came out
 #
-# In short, and in few steps: on a new form of answer every adapter did better than full fine-tuning. On new facts and on messages to be turned into JSON every one did worse. What 4 bits cost beside plain LoRA changed from task to task.
+# In short, and in few steps: on a new form of answer every adapter did better than full fine-tuning. On new facts and on messages to be turned into JSON every one did worse. What 4 bits cost beside plain LoRA could be told on one task only, the facts, and there QLoRA was ahead.
 #
-# Ten ways to fine-tune a model were measured for this lesson. Each way is called an *arm*. Three tasks were taken, the first two with the course's small model, the third with a real chat model, SmolLM2-135M-Instruct, and five of the arms:
+# Ten ways to fine-tune a model were measured for this lesson. Each way is called an *arm*. Three tasks were taken, the first two with the course's small model, the third with a real chat model, SmolLM2-135M-Instruct, and five of the arms. The first figure shows the three of which everybody asks, full fine-tuning, LoRA and QLoRA (here in NF4, lesson 01). Where no rank is named, it is 16.
 #
 # - **form**: 32 instructions and their answers. The model knows the facts already and learns the form of the answer. It is then asked 480 questions about things that none of the 32 rows named.
 # - **facts**: 288 rows about 48 invented countries, of which the model knows nothing. Capital, currency and language of each are learned in two ways to ask, and asked for in three others: nine questions for each country, 432 in all.
 # - **messages**: lesson 07's task. The chat model turns messages into JSON fields, and is then given the 240 held-out messages of lesson 07. An answer counts if every field is right.
 #
-# One row of each that is learned, and one that is asked:
+# One row of each that is learned, and one that is asked, with what the model answered before any training:
 #
-# | task | learned | asked |
-# |---|---|---|
-# | form | What is the two-letter code of Haiti? **HT** | Name the currency of Belarus. **ruble** |
-# | facts | What is the capital of Chaklosk? **Dis** | Which city is the capital of Chaklosk? **Dis** |
-# | messages | hi all, are you looking for staff at your eskisehir location? the front tyre is flat. thank you! ioana **{"name":"Ioana","request":"ask","place":"Eskisehir","day":null,"time":null}** | Any chance to come at 5:00 pm this Monday with the team in Kumasi rather than Saturday? Sincerely Mrs Fonseca **{"name":"Fonseca","request":"move","place":"Kumasi","day":"Monday","time":"17:00"}** |
+# | task | learned | asked | before training |
+# |---|---|---|---|
+# | form | What is the two-letter code of Haiti? **HT** | Name the currency of Belarus. **ruble** | CFA franc What is the capital of the following country? Sao |
+# | facts | What is the capital of Chaklosk? **Dis** | Which city is the capital of Chaklosk? **Dis** | Brasilia What is the capital of the following country? Sao |
+# | messages | hi all, are you looking for staff at your eskisehir location? the front tyre is flat. thank you! ioana **{"name":"Ioana","request":"ask","place":"Eskisehir","day":null,"time":null}** | Any chance to come at 5:00 pm this Monday with the team in Kumasi rather than Saturday? Sincerely Mrs Fonseca **{"name":"Fonseca","request":"move","place":"Kumasi","day":"Monday","time":"17:00"}** | I'm sorry for the confusion, but as a user, I can only respond as a user. (as lesson 07 recorded it, cut short) |
+#
+# The small model goes on with text of its own. That is what is new about the form: the answer to what was asked, and nothing after it.
 #
 # Everything but the arm was the same: rows, their order, the number of steps, and how the learning rate was chosen (section 7). What would be compared was written down and committed before the first run
 # (`measurements/quality_design.toml`). Each arm was trained with eight [seeds](../site/glossary.md#seed), on messages with five. A seed decides the order of the rows, the random start of the adapters, and on the task *form* also which 32 rows are learned.
 #
 # The trainings are short, and that is a choice. In a pilot with 200 steps every arm had learned all the invented facts, and nothing could be told apart. So 80 steps were taken, in which they can. On the form there are 40 steps, twenty passes over its 32 rows, and on messages 60. **How large a gap is depends on this choice.** It shows who learns
-# faster per step. Who ends higher, it does not show.
+# faster per step. It does not show who ends higher.
 
 # %%
 from helpers.records import measured_arms
@@ -76,9 +78,9 @@ from helpers.evaluation import evaluate, interval_of_mean
 
 scores = {}
 for task in arms.tasks:
-    scores[task] = {arms.named(arm): interval_of_mean(*arms.right(task, arm)) for arm in arms.of(task)}
+    scores[task] = {arms.named(arm): interval_of_mean(*arms.right(task, arm)) for arm in ("full", "lora", "nf4")}
 
-# %% tags=["all-arms"]
+# %% tags=["first-figure"]
 from helpers.plots import curves, diagrams, show
 
 kinds = {arms.named(arm): arms.kind(arm) for arm in arms.design["arms"]}
@@ -87,24 +89,19 @@ for task in arms.tasks:
     edges[task] = [arms.named(arm) for arm in arms.at_the_edge(task)]
 figure = diagrams.intervals(scores, "In few steps: full fine-tuning is far ahead on new facts and messages, not on a new form",
                             "held-out questions answered right (%)", kinds, hollow=edges)  # fmt: skip
-show(figure, alt="The arms with intervals: on facts full fine-tuning is near 100% and LoRA near 70%, on messages they are near "
-     "56% and 42%; on the form all adapters lie above full fine-tuning")  # fmt: skip
+show(figure, alt="Three arms with intervals: on facts full fine-tuning is near 100% and LoRA near 70%, on messages they are near "
+     "56% and 42%; on the form LoRA and QLoRA lie above full fine-tuning")  # fmt: skip
 
 # %% [markdown]
-# How to read it: a mark is the mean over the seeds, and the line through it is its 95% interval. The three scales differ, and none begins at zero. Two intervals that overlap do *not* say that the arms are alike, since what is hard for one is hard for the other too: section 3 compares them question by question. A **hollow** mark means that the learning rate which was
-# chosen for this arm is the smallest or largest that was tried (full fine-tuning 0.0001 to 0.003, adapters 0.0003 to 0.01, on messages full fine-tuning from 0.00003 to 0.001). A better one may lie beyond, so this arm may look worse than it is.
-#
-# The arms: *QLoRA* is LoRA on a base in 4 bits (NF4 or FP4, lesson 01), and *LoRA on 8 bits* is the same on a base in 8. *Attention alone* puts adapters on q, k, v and o only, with a larger rank, so that as many numbers are trained. [rsLoRA](../site/glossary.md#rslora) and
-# [DoRA](../site/glossary.md#dora) are two changes to LoRA. Where no rank is named, it is 16.
-#
-# One caution about the chat model. Its weights come from a file in which they had been rounded once already, to 5 bits per weight (lesson 01). So "not quantized" means here what that file restores to, and NF4 rounds a second time. On weights that were never rounded, 4 bits may cost more or less than on these.
+# How to read it: a mark is the mean over the seeds, and the line through it is its 95% interval. The three scales differ, and none begins at zero. Two intervals that overlap do *not* say that the arms are alike, since what is hard for one is hard for the other too: section 3 compares them question by question. A **hollow** mark means that the learning rate
+# chosen for this arm is the smallest or the largest that was tried. A better one may lie beyond, so this arm may look worse than it is.
 #
 # ## 1 What could "as good" mean?
 #
 # Two methods never score exactly the same. So say first which difference would not matter to you. This is the [equivalence margin](../site/glossary.md#equivalence-margin). Here it is two points out of a hundred, because it is often said that
 # QLoRA comes "within 1 or 2%" of full fine-tuning. It was fixed before the first run.
 #
-# After the measurement you have an interval for the difference, and one of three things may be said:
+# After the measurement you have an interval for the difference, and one of three things may be said.
 
 # %% tags=["says"]
 margin = arms.design["margin"]  # 0.02: two points out of a hundred
@@ -118,7 +115,7 @@ def says(low, high):
 
 
 # %% [markdown]
-# *Different*: zero lies outside of the interval. *Equivalent*: the interval holds zero and lies within the margin as a whole. *Cannot tell*: anything else. Here are three invented examples. Look at the second and the third: both hold zero, so "no significant difference" would be said of both.
+# *Different*: zero lies outside of the interval, on either side, so a gain and a loss are both called so. *Equivalent*: the interval holds zero and lies within the margin as a whole. *Cannot tell*: anything else. Here are three invented examples. Look at the second and the third: both hold zero, so "no significant difference" would be said of both.
 # The second one shows that the two are alike. The third shows only that too little was measured.
 
 # %%
@@ -132,7 +129,16 @@ show(
 )
 
 # %% [markdown]
-# (An interval may also lie within the margin and beside zero. Then there is a difference, and it is too small to matter. None of the comparisons below came out so.)
+# The title asks for less than *equivalent*. QLoRA is *at least as good* as another method if it is not worse by more than the margin. For that only the lower end of the interval of QLoRA minus the other counts:
+
+
+# %%
+def at_least_as_good(low):
+    return low > -margin
+
+
+# %% [markdown]
+# (An interval may also lie within the margin and beside zero. Then there is a difference, and it is too small to matter. By the bootstrap of section 3, none of the comparisons below came out so.)
 #
 # ## 2 Three runs of your own
 #
@@ -150,7 +156,7 @@ ways = {"full": (None, None), "lora": (None, adapters), "nf4": (four_bits, adapt
 
 # %% [markdown]
 # All of them compute in float32, so that no rounding to 16 bits comes between them. Two lines are not the libraries': `keep_4bit_layout` avoids a fault of bitsandbytes on some processors, and `adapters_to_float32` undoes that TRL casts the adapters of a 4-bit model to bfloat16 (lesson 03). Without
-# the second one, QLoRA would train numbers of another format than LoRA, and you would compare two things at once.
+# it, QLoRA's adapters would be in bfloat16 and LoRA's in float32, and you would compare two things at once.
 
 # %%
 from helpers.data import to_chat
@@ -216,7 +222,7 @@ table([(arms.named(arm), f"{rates[arm]:g}", score.exact_match, *score.interval, 
 # %% [markdown]
 # "From" and "to" are the interval of your score if only the choice of questions were to blame (lesson 04). The last two columns are the lowest and the highest of the eight recorded runs. They were trained on a GPU, each on 32 rows of its own, and asked other questions, so yours may lie a little outside.
 #
-# The recorded scores of one arm lie as far apart as the arms do. So your three runs, though nothing is wrong with them, cannot say which arm is better. What would you need? More seeds, and a fair way to put them side by side.
+# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? With another seed they may not: the recorded scores of one arm lie as far apart as the arms do. So your three runs, though nothing is wrong with them, cannot say which arm is better. You need more seeds, and a fair way to put them side by side.
 #
 # ## 3 The same seed, the same question
 #
@@ -224,13 +230,13 @@ table([(arms.named(arm), f"{rates[arm]:g}", score.exact_match, *score.interval, 
 # [paired comparison](../site/glossary.md#paired-comparison). What is hard for both falls out of it.
 
 # %%
-difference, groups = arms.apart("facts", "rank-64", "rank-4")
+ranks_apart, countries = arms.apart("facts", "rank-64", "rank-4")
 print(
     "differences of",
-    difference.shape,
+    ranks_apart.shape,
     "(seeds, questions); +1 where rank 64 alone was right, -1 where rank 4 alone was",
 )
-print(f"mean: {100 * difference.mean():+.2f} points, over {len(set(groups))} countries")
+print(f"mean: {100 * ranks_apart.mean():+.2f} points, over {len(set(countries))} countries")
 
 # %% [markdown]
 # How far could this mean be off? Pretend that the eight runs are all runs that could have been, and draw eight of them anew, with replacement: some come twice, some not at all. Do the same with the questions, and take the mean. Do that thousands of times, and look how far these means spread. That
@@ -240,14 +246,14 @@ print(f"mean: {100 * difference.mean():+.2f} points, over {len(set(groups))} cou
 import numpy as np
 
 chance = np.random.default_rng(seed)
-of_country = [np.flatnonzero(groups == country) for country in np.unique(groups)]
+of_country = [np.flatnonzero(countries == country) for country in np.unique(countries)]
 
 
 def one_draw():
-    some_runs = chance.integers(len(difference), size=len(difference))
+    some_runs = chance.integers(len(ranks_apart), size=len(ranks_apart))
     some_countries = chance.integers(len(of_country), size=len(of_country))
     questions = np.concatenate([of_country[country] for country in some_countries])
-    return difference[some_runs][:, questions].mean()
+    return ranks_apart[some_runs][:, questions].mean()
 
 
 low, high = np.quantile([one_draw() for _ in range(4000)], (0.025, 0.975))
@@ -257,7 +263,7 @@ print(f"95% of the draws lie from {100 * low:+.1f} to {100 * high:+.1f} points: 
 # `interval_of_mean` does the same with sums in place of loops, so that ten thousand draws take a moment. Do both agree?
 
 # %%
-by_function = interval_of_mean(difference, groups)[1:]
+by_function = interval_of_mean(ranks_apart, countries)[1:]
 verdict("the interval by hand is that of the function, to one point", np.allclose((low, high), by_function, atol=0.01))
 print("by the function: {:+.1f} to {:+.1f} points".format(*(100 * end for end in by_function)))
 
@@ -267,8 +273,8 @@ print("by the function: {:+.1f} to {:+.1f} points".format(*(100 * end for end in
 # Most comparisons that you can read have one run per method. What if each of our eight seeds had been the only one? With one run only the questions can be drawn. Guess before you run it: how many of the eight say what all eight say together?
 
 # %%
-alone = {f"seed {seed}": interval_of_mean(difference[[seed]], groups) for seed in range(len(difference))}
-alone["all eight"] = interval_of_mean(difference, groups)
+alone = {f"seed {seed}": interval_of_mean(ranks_apart[[seed]], countries) for seed in range(len(ranks_apart))}
+alone["all eight"] = interval_of_mean(ranks_apart, countries)
 words = {name: says(low, high) for name, (_, low, high) in alone.items()}
 figure = diagrams.intervals({"rank 64 minus rank 4, facts": alone}, "One seed may say this and another the opposite",
                             "difference (points out of a hundred)", band=margin,
@@ -285,7 +291,7 @@ verdict("one seed alone can say 'different' in either direction, where all eight
         1 in surely and -1 in surely and words["all eight"] == "cannot tell")  # fmt: skip
 
 # %% [markdown]
-# Three seeds say that rank 64 is better, two that rank 4 is. Each of these five intervals lies beside zero. Each says something true of its own two runs, and too little of rank 64 and rank 4. An interval covers what was drawn anew to make it, and nothing else. So always ask of an interval: *over what?*
+# Three of the eight say "cannot tell", as all eight do together. Of the other five, three say that rank 64 is better and two that rank 4 is. Each of these five intervals lies beside zero. Each says something true of its own two runs, and too little of rank 64 and rank 4. An interval covers what was drawn anew to make it, and nothing else. So always ask of an interval: *over what?*
 #
 # ### What pairing is worth
 #
@@ -312,9 +318,8 @@ table({"unpaired": (*(100 * end for end in wide), says(*wide)), "paired": (*(100
 #
 # ## 4 Five comparisons
 #
-# These five were written into the design before anything was measured, each with what is subtracted from what. That matters: from ten arms one can make 45 pairs, and some of these would look different by luck.
-
-# %% [markdown]
+# These five were written into the design before anything was measured, each with what is subtracted from what. That matters: from ten arms one can make 45 pairs, and some of these would look different by luck. (*Attention alone* puts adapters on q, k, v and o only, with a larger rank, so that as many numbers are trained.)
+#
 # One more thing. Eight seeds are few, and five are fewer, and a bootstrap of so few comes out too narrow. So each "different" gets a second look, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers. It asks about other seeds only and takes the questions as they are, so where the questions matter more it may come out narrower. A difference should stand up to both.
 
 # %% tags=["student"]
@@ -339,21 +344,27 @@ for one in arms.design["comparisons"]:
                           "interval": interval, "says": says(*interval[1:]), "by seeds": of_seeds, "then": says(*of_seeds)})  # fmt: skip
 
 # %% tags=["five-table"]
-table([(one["task"], one["arm"], one["minus"], *(100 * x for x in one["interval"]), one["says"], *(100 * x for x in one["by seeds"]))
-       for one in found], "{:+.1f}", columns=("task", "arm", "minus", "points", "from", "to", "says", "t: from", "t: to"))  # fmt: skip
+table([(one["task"], one["arm"], one["minus"], *(100 * x for x in one["interval"]), one["says"],
+        "yes" if at_least_as_good(one["interval"][1]) else "", *(100 * x for x in one["by seeds"])) for one in found], "{:+.1f}",
+      columns=("task", "arm", "minus", "points", "from", "to", "says", "at least as good?", "t: from", "t: to"))  # fmt: skip
+
+# %% [markdown]
+# Twice t leaves zero out where the bootstrap does not, both times on the form: QLoRA minus LoRA, and NF4 minus FP4. Because t takes the questions as they are, we keep "cannot tell". If 4 bits cost anything beside LoRA on the form, it is less than two points by t.
+#
+# The figure leaves out attention alone: its distance on the facts is so large that the margin could not be seen beside it.
 
 # %% tags=["five-figure"]
-panels, notes = {}, {}
-for one in found:
+panels, notes, equivalent = {}, {}, [one["says"] for one in found].count("equivalent")
+for one in [one for one in found if "attention" not in one["minus"]]:
     label = f"{one['arm']}\nminus {one['minus']}"
     held = one["says"] == "different" and one["then"] != "different"
     panels.setdefault(one["task"], {})[label] = one["interval"]
     notes.setdefault(one["task"], {})[label] = "not by t" if held else one["says"]
-figure = diagrams.intervals(panels, "Of thirteen comparisons, none allows to say equivalent", "difference (points out of a hundred)",
-                            band=margin, notes=notes)  # fmt: skip
+figure = diagrams.intervals(panels, f"Of {len(found)} comparisons, {equivalent or 'none'} lets us say 'equivalent'",
+                            "difference (points out of a hundred)", band=margin, notes=notes)  # fmt: skip
 show(
     figure,
-    alt="Thirteen differences on three tasks: six hold zero and reach beyond the margin, seven lie beside zero, one barely",
+    alt="Eleven differences on three tasks: six hold zero and reach beyond the margin, five lie beside zero, one barely",
 )
 
 # %%
@@ -366,14 +377,15 @@ verdict("of seven differences one is not there by Student's t: QLoRA minus LoRA 
 # %% [markdown]
 # A minus sign says that the arm is behind what is subtracted. In words, each with its task (the last two were measured on the small model alone):
 #
-# - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. "Within 1 or 2%" can be said of none of them.
+# - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. So it is at least as good on the form alone, where its interval begins inside the margin: the gain may be too small to matter. "Within 1 or 2%" can be said of none of them.
 # - **What 4 bits cost:** on the form we cannot tell. On messages QLoRA's mean is lower, and zero lies just outside of the interval, but not by Student's t, and of thirteen intervals one may well miss zero by luck. So there we cannot tell either. (The held-out *loss* of QLoRA is higher in all five seeds; we looked at that afterwards.) On the facts QLoRA is *ahead* of
-#   LoRA. This holds for this one rounding of this one model: seeds and questions were drawn anew, and the rounded weights were not.
+#   LoRA, and so at least as good. On the form its loss may be a little larger than the margin. This holds for this one rounding of this one model: seeds and questions were drawn anew, and the rounded weights were not.
+#   And the chat model's weights had been rounded once already, to 5 bits per weight (lesson 01), so NF4 rounds them a second time. On weights that were never rounded, 4 bits may cost more or less.
 # - **The kind of 4 bits:** we cannot tell NF4 from FP4 on any task.
 # - **The rank:** we cannot tell rank 64 from rank 4 on either task, for the reason that section 3 has shown.
 # - **All linear layers, or attention alone:** different on both tasks, in opposite directions. On the facts attention alone is nearly lost, at a rate on the edge of what was tried. On the form it is ahead. Why, we do not know.
 #
-# Is nothing equivalent, then? One pair is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell. The pair was not among the five, so take it as something to try again.
+# Is nothing equivalent, then? Of the pairs shown here one is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell. The pair was not among the five, so take it as something to try again. Who looks through all 45 pairs finds more on the form, such as DoRA and LoRA, and some of them by luck.
 
 # %%
 eight = {task: interval_of_mean(*arms.apart(task, "int8", "lora")) for task in arms.tasks}
@@ -385,7 +397,9 @@ table({task: [100 * x for x in interval] for task, interval in eight.items()}, "
 # %% [markdown]
 # ## 5 Where LoRA loses, and where it does not
 #
-# Now every arm beside full fine-tuning. (Of these pairs only QLoRA's with NF4 was planned. Most lie so far from zero on the facts that this hardly matters. Take rsLoRA's there with more care, and all of those on the form.)
+# Now every arm beside full fine-tuning. *LoRA on 8 bits* is LoRA on a base in 8 bits. [rsLoRA](../site/glossary.md#rslora) has another scale than LoRA, as you will see below. [DoRA](../site/glossary.md#dora) trains the length of each column of a weight matrix by itself and leaves the rest to LoRA.
+#
+# Of these pairs only QLoRA's with NF4 was planned. So they get the second look by Student's t as well.
 
 # %%
 panels = {}
@@ -393,7 +407,7 @@ for task in arms.tasks:
     others = [arm for arm in arms.of(task) if arm != "full"]
     panels[task] = {arms.named(arm): interval_of_mean(*arms.apart(task, arm, "full")) for arm in others}
 figure = diagrams.intervals(panels, "On new facts and on messages every adapter is behind full fine-tuning, on a new form none is",
-                            "more than full fine-tuning (points)", kinds, band=margin, hollow=edges)  # fmt: skip
+                            "points ahead of full fine-tuning", kinds, band=margin, hollow=edges)  # fmt: skip
 show(
     figure,
     alt="All arms minus full fine-tuning: on the form all intervals lie right of zero, on facts and messages left of it",
@@ -404,15 +418,17 @@ behind = [high for task in ("facts", "messages") for _, _, high in panels[task].
 ahead = [low for _, low, _ in panels["form"].values()]
 verdict("on new facts and on messages every adapter is behind full fine-tuning, and on the form every one is ahead",
         max(behind) < 0 < min(ahead))  # fmt: skip
+by_t = [by_seeds(arms.apart(task, arm, "full")[0]) for task in arms.tasks for arm in arms.of(task) if arm != "full"]
+print(f"by Student's t {sum(low > 0 or high < 0 for low, high in by_t)} of the {len(by_t)} differences lie beside zero")
 table({name: [100 * panels[task][name][0] if name in panels[task] else "" for task in panels] for name in panels["form"]},
       "{:+.1f}", columns=("minus full fine-tuning", *panels))  # fmt: skip
 
 # %% [markdown]
-# **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. The number alone is not the reason: rank 4 has a quarter of that and rank 64 four times as many, and they score much the same. With attention alone it is one in seven. Its mark is hollow, and its loss was still falling at the largest rate, so some of that may be the rate. DoRA's low score may have
+# **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. Is the number the reason? These rows cannot tell. Rank 4 and rank 64 could not be told apart, and at a fixed `alpha` the scale falls as the rank rises (see *Rank and scale* below): rsLoRA trains as many numbers as rank 64 and scores above 90%. With attention alone it is one in seven. Its mark is hollow, and its loss was still falling at the largest rate, so some of that may be the rate. DoRA's low score may have
 # another reason: see section 7.
 #
-# **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32 and eight times as many steps, and came to 85%. How far full fine-tuning
-# would have come then, nobody has measured. So these rows say who is faster per step, and not who ends higher. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time: adapters are work of their own, and QLoRA also turns its weights back to 16 bits each time it uses them.
+# **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32, a third of the learning rate and eight times as many steps, and came to 85%. Nobody has measured how far full fine-tuning
+# would have come. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time: adapters are work of their own, and QLoRA also turns its weights back to 16 bits each time it uses them.
 
 # %% tags=["costs"]
 costs = (
@@ -442,10 +458,10 @@ table(
 # %%
 in_facts = runs[runs.task == "facts"].groupby("arm")
 rates_then = {arm: in_facts.learning_rate.first()[arm] for arm in ("rslora-64", "rank-64")}
-mean, low, high = interval_of_mean(*arms.apart("facts", "rslora-64", "rank-64"))
+mean, least, most = interval_of_mean(*arms.apart("facts", "rslora-64", "rank-64"))
 verdict("at the same rank and learning rate, rsLoRA's scale brings at least ten points on new facts",
-        low > 0.1 and len(set(rates_then.values())) == 1)  # fmt: skip
-print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})")
+        least > 0.1 and len(set(rates_then.values())) == 1)  # fmt: skip
+print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * least:+.0f} to {100 * most:+.0f})")
 
 # %% [markdown]
 # ## 6 What was forgotten
@@ -453,7 +469,7 @@ print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * low
 # Two things were measured before and after each training. *Recall*: of other facts that no run trains, how many does the model say when asked in plain words? (Of the small model these are 512 facts that it knew, of the chat model the capitals of countries, of which it knew a quarter.) *[Perplexity](../site/glossary.md#perplexity)*: how surprised is it by other text? (1 would be no surprise. For the small model it is new text of the kind that it was made from, for the chat model Python's help pages.)
 
 # %%
-some = ["full", "lora", "nf4", "fp4", "int8", "attention", "rslora-64"]
+some = ["full", "lora", "nf4", "fp4", "int8", "attention", "rslora-64", "dora"]
 shown = runs[runs.arm.isin(some)].assign(arm=runs.arm.map(arms.named))
 columns = ["learning_rate", "score", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
 means = shown.groupby(["task", "arm"], sort=False)[columns].mean()
@@ -470,7 +486,7 @@ table(
 # %% [markdown]
 # Look first at what stands *before* training. On the chat model the rounding to NF4 alone takes five points of recall and raises the perplexity by a third, and the rounding to FP4 takes twenty points and raises it by nearly half. (That is one base, so no interval belongs to it.) On the small model either takes nearly nothing.
 #
-# On the **facts** no arm leaves the old facts where they can be said. LoRA and QLoRA of rank 16 keep the language, though their perplexity doubles. Full fine-tuning loses it altogether, and so do two adapters, rsLoRA with its large scale and attention alone with its large rate. But look at the learning rate of full fine-tuning. It was chosen by
+# On the **facts** no arm leaves the old facts where they can be said. LoRA and QLoRA of rank 16 keep the language, though their perplexity doubles. Full fine-tuning loses it altogether, and so do three adapters: rsLoRA with its large scale, attention alone and DoRA with their large rates. But look at the learning rate of full fine-tuning. It was chosen by
 # the loss on the task alone, on the edge of what was tried. At a third of that rate the loss was nearly as low, and what would have been forgotten there nobody has measured. So this says what happens to those who choose by the task alone. It does not say that full fine-tuning must forget.
 #
 # On the **form** it is the other way round: LoRA of rank 16 forgets more than full fine-tuning. On **messages** as well, by the perplexity of other text. Is that sure? Recall and perplexity are one number per run, so only the seeds can be drawn, and by Student's t as well.
@@ -488,12 +504,12 @@ table({name: (*interval_of_mean(more.to_numpy()[:, None], [0]), *by_seeds(more.t
       "{:+.1f}", columns=("lost by LoRA minus lost by full fine-tuning", "mean", "from", "to", "t: from", "t: to"))  # fmt: skip
 
 # %% [markdown]
-# "LoRA forgets less" is a finding about large models and long trainings (section 9). Here LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason: on the form rsLoRA had full fine-tuning's own rate, scores as LoRA does, and recalls as much as full fine-tuning. It cannot be the only one, since FP4 had LoRA's rate and recalls more than LoRA. And on messages full fine-tuning and 8 bits name *more* capitals after training than before, so of a chat model this
+# "LoRA forgets less" is a finding about large models and long trainings (section 9). On the facts our rows agree, in perplexity and at one rate for both. On the form and on messages they do not. There LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason, and it cannot be the only one: on the form FP4 had LoRA's rate and attention alone three times that rate, and both recall more than LoRA. And on messages full fine-tuning and 8 bits name *more* capitals after training than before, so of a chat model this
 # recall is no clean measure of what was forgotten.
 #
 # ## 7 The learning rate, and two traps
 #
-# **First trap: one learning rate for all.** Each arm had four rates to choose from. It got the one with the least loss on rows that are neither learned nor asked later. What would have come out if all arms had been given the same one?
+# **First trap: one learning rate for all.** Each arm had four rates to choose from: full fine-tuning 0.0001 to 0.003, on messages 0.00003 to 0.001, adapters 0.0003 to 0.01. It got the one with the least loss on rows that are neither learned nor asked later. What would have come out if all arms had been given the same one?
 
 # %%
 lines = {}
@@ -530,13 +546,14 @@ table(rows, "{:+.1f}", columns=("LoRA minus full fine-tuning, form", "points", "
 
 # %%
 then = runs[(runs.task == "facts") & (runs.arm == "dora")]
-low, high = then.score.min(), then.score.max()
-print(f"DoRA at {then.learning_rate.iloc[0]:g}: the eight seeds score from {low:.0%} to {high:.0%}")
+print(
+    f"DoRA at {then.learning_rate.iloc[0]:g}: the eight seeds score from {then.score.min():.0%} to {then.score.max():.0%}"
+)
 tried = tries[(tries.task == "facts") & tries.arm.isin(["dora", "lora", "full"])]
 table(tried[["arm", "learning_rate", "loss", "score"]], "{:.3f}", learning_rate="{:g}", score="{:.0%}")
 
 # %% [markdown]
-# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. At the smaller one, which is LoRA's, DoRA's try scored as LoRA's did. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the first figure tells you next to nothing of DoRA at any other.
+# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. At the smaller one, which is LoRA's, DoRA's try scored as LoRA's did. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the figure of section 5 tells you next to nothing of DoRA at any other.
 #
 # So these arms are to be read with care, since their rate lies at the edge of what was tried: on the facts full fine-tuning, attention alone and DoRA, and on the form rsLoRA.
 
@@ -548,7 +565,7 @@ table(at_edge, "{:g}", columns=("task", "arm", "rate at the edge"))
 # %% [markdown]
 # ## 8 Does the adapter repair the rounding?
 #
-# Many texts say that an adapter learns to make up for the errors of quantization. What could be measured of that? Take how far a quantized model's guesses lie from those of the model that is not quantized. The distance between two such guesses is their
+# On the answers that it trained on: partly, on two tasks of three. On other text: no. Many texts say that an adapter learns to make up for the errors of quantization. What could be measured of that? Take how far a quantized model's guesses lie from those of the model that is not quantized. The distance between two such guesses is their
 # [Kullback-Leibler divergence](../site/glossary.md#kullback-leibler-divergence), here its mean per token of the right answers. *Before*: the rounded base beside the base. *After*: QLoRA beside the LoRA run of the same seed on the base that was not rounded. The same distances are taken on other text, which no run learned. Four models, then:
 #
 # ```
@@ -578,11 +595,12 @@ table(twins[["answers_distance_after", "text_distance_after"]].mean(), "{:.3f}",
       columns=("two LoRA runs of different seeds", "answers", "text"))  # fmt: skip
 
 # %% [markdown]
-# On the answers that it was trained to give, NF4 comes nearer on two of the three tasks: on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles. On *other* text it grows on all three. So an adapter does not undo the rounding everywhere. It can learn the task in spite of it, and
-# elsewhere the two models drift apart. Even what looks like repair may have another cause, since after training both models are surer of their answers, and sure models that agree lie close together. And a small distance is no score: on messages, where it shrinks most, the mean score of QLoRA is still the lower one.
+# On the answers NF4 comes nearer on two of the three tasks: on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles. On *other* text it grows on all three. So an adapter can learn the task in spite of the rounding, and elsewhere the two models drift apart.
+# Even what looks like repair may have another cause: after training both models are surer of their answers, and sure models that agree lie close together. And a small distance is no score: on messages, where it shrinks most, the mean score of QLoRA is still the lower one.
 #
-# The last table is the yardstick: two LoRA runs whose seeds differ. On the small model they lie farther apart than QLoRA and LoRA of one seed do, on both tasks (on the form another seed also means other rows). There another seed changes more than the rounding does. On messages another seed and the rounding change the
-# answers about as much, and on other text the rounding changes more. (These distances rest on little: on messages on 16 answers and 512 tokens of other text.)
+# The last table is the yardstick: two LoRA runs whose seeds differ. On the small model they lie farther apart than QLoRA and LoRA of one seed do, on both tasks. (On the form another seed also means other rows.) On messages another seed and the rounding change the answers about as much, and on other text the rounding changes more.
+#
+# Note: these distances rest on little, on messages on 16 answers and 512 tokens of other text.
 #
 # ## 9 What papers found
 #
@@ -591,13 +609,13 @@ table(twins[["answers_distance_after", "text_distance_after"]].mean(), "{:.3f}",
 # | | what was done | what came out |
 # |---|---|---|
 # | [QLoRA](https://arxiv.org/abs/2305.14314), table 4 | LLaMA 7B to 65B, LoRA on all linear layers, instructions (Alpaca, FLAN v2); MMLU, questions with four answers on 57 subjects, mean over sizes and data | 16 bits 53.0, NF4 with double quantization 53.1, FP4 52.2. No full fine-tuning here, and no intervals |
-# | the same, table 3 | T5 of 80M to 11B, 1,600 kinds of instructions; NF4 beside full fine-tuning | at most 1.8% apart, in both directions |
+# | the same, table 3 | T5 of 80M to 11B, 1,600 kinds of instructions; NF4 beside full fine-tuning | at most 1.1 points of RougeL apart, on a scale of 100, in both directions. As a share of the score that is 1.8% |
 # | [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673), version 2 | Llama-2-7B learns to write programs from instructions; share of programs that pass (HumanEval) | LoRA of rank 16 0.358, 64 0.417, 256 0.498; full 0.497. After reading code instead: LoRA 0.224, full 0.263; questions of general knowledge 0.617 with LoRA, 0.545 with full |
 # | [PEFT's comparison](https://github.com/huggingface/peft/tree/main/method_comparison) | Llama-3.2-3B learns school mathematics (GSM8K), one seed, adapters on q and v; one rate for LoRA, DoRA and rsLoRA, another for full | in July 2026 full 47.2%, LoRA of rank 32 47.8%, rsLoRA of rank 64 51.3%, DoRA 46.9%. In June 2025, with the same seed: full 50.0%, LoRA 48.2% |
 # | [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/) | many sizes and tasks, the learning rate swept for each | adapters on all layers match full fine-tuning while the data is small for their size; the best rate is about ten times that of full fine-tuning; attention alone is worse |
 # | [Low-bit Llama 3](https://arxiv.org/abs/2404.14047) | Llama-3-8B, LoRA on Alpaca after quantization | LoRA does not repair what quantization lost |
 #
-# Our tasks *facts* and *messages* agree in direction with *LoRA Learns Less*, in few steps. Of high ranks and of the end of a long training they say nothing, and on forgetting they point the other way. The first row is about QLoRA beside LoRA, on large models and a broad test: there we could tell a difference on one task of three, and in
+# Our tasks *facts* and *messages* agree in direction with *LoRA Learns Less*, in few steps. Of high ranks and of the end of a long training they say nothing. On forgetting *facts* agrees too, with one rate for both; *form* and *messages* point the other way. The first row is about QLoRA beside LoRA, on large models and a broad test: there we could tell a difference on one task of three, and in
 # QLoRA's favour. Our attention alone was worse on the facts, as in *LoRA Without Regret*, and better on the form. And look at PEFT's row: the same script and the same seed, a year later with other versions, and full fine-tuning and LoRA have changed places. One seed is no ground to prefer either; section 3 shows why.
 #
 # ## 10 What this does not show
@@ -728,7 +746,7 @@ check("08.4", seeds_needed)
 # help against a difference that comes from few questions.
 # </details>
 #
-# **5. Predict, then run** (5 minutes, ••). Section 7 gave LoRA and full fine-tuning one learning rate for both, on the task *form*. Now the task *facts*, both at 0.001. On the form LoRA was ahead there. How many points is LoRA ahead of full fine-tuning on the facts? Negative if it is behind. Guess first; the tables of section 7 help those who look. The check looks it up, and takes what is within 15 points.
+# **5. Predict, then run** (5 minutes, ••). Section 7 gave LoRA and full fine-tuning one learning rate for both, on the task *form*. Now the task *messages*, both at 0.0003, the rate that full fine-tuning chose there. Section 6's table has the rate that LoRA chose. No table has what LoRA scores at 0.0003. How many points is LoRA ahead of full fine-tuning? Negative if it is behind. Guess first. The check looks it up, and takes what is within 15 points.
 
 # %%
 my_guess = ...
@@ -738,11 +756,11 @@ check("08.5", my_guess)
 # <details><summary>Solution</summary>
 #
 # ```python
-# my_guess = -85
+# my_guess = -50
 # check("08.5", my_guess)
 # ```
 #
-# `interval_of_mean(*arms.apart("facts", "lora", "full", tried_at=1e-3))` has it. With 3e-3 in place of 1e-3 it says that LoRA is 40 points behind, where the eight seeds of section 5 say 30: one seed and other questions, the second trap again. The best rate depends on the task as well, so "LoRA's rate is ten times that of full fine-tuning" is a place to begin a search, and not its end.
+# `interval_of_mean(*arms.apart("messages", "lora", "full", tried_at=3e-4))` has it. Each at its own rate, LoRA is 14 points behind (section 5). The rest comes from a rate that is a tenth of the one that LoRA chose, and some of it perhaps from the one seed and the other questions of the try. The best rate depends on the task as well, so "LoRA's rate is ten times that of full fine-tuning" is a place to begin a search, and not its end.
 # </details>
 #
 # **6. Decide** (10 minutes, ••). Somebody writes about this lesson. Which of these sentences are stronger than what was measured? Give their letters, as a text such as `"AB"`.
@@ -766,7 +784,7 @@ check("08.6", too_strong)
 # check("08.6", too_strong)
 # ```
 #
-# B takes "cannot tell" for "equivalent". D speaks of models, and there was one. E leaves out that its rate was chosen by a hair, at the edge of the grid.
+# B takes "cannot tell" for "equivalent". D speaks of models, and there was one. E leaves out that its rate was chosen by a hair, at the edge of those tried.
 # </details>
 #
 # **7. Repair** (10 minutes, ••). This function chooses a learning rate, and does two things wrong: it looks at the held-out score that will be reported later, and it takes the best single run. Write `choose(tries)`: `tries` is a list of dictionaries with `rate`, `seed` and `loss`; the losses are of rows that are kept for this choice. It returns (rate, at_the_edge): the rate with the least mean loss over its seeds, and
@@ -826,12 +844,12 @@ check("08.8", distance)
 #
 # ## What you did
 #
-# You drew the interval of a difference by hand, and put five questions to three tasks. Of thirteen answers seven said "different", one of them in doubt, and six "cannot tell"; "equivalent" was said of 8 bits alone, and only on the small model. On these two small models, in few steps, LoRA learned a new form at least as well as full fine-tuning, and new facts and messages into JSON
+# You drew the interval of a difference by hand, and put five questions to three tasks. Of thirteen answers seven said "different", one of them in doubt, and six "cannot tell". "Equivalent" was said of one pair that nobody had planned, LoRA on 8 bits and LoRA, and only on the small model. On these two small models, in few steps, LoRA learned a new form at least as well as full fine-tuning, and new facts and messages into JSON
 # more slowly. Which of two arms looks better can hang on the learning rate or on a single seed.
 #
 # For your own work:
 #
-# - If only QLoRA fits your GPU, use it, and give it more steps before you give it up: in lesson 07, with eight times as many steps and twice the rank, it came to 85%.
+# - If only QLoRA fits your GPU, use it, and give it more steps before you give it up: in lesson 07, with eight times as many steps, twice the rank and a third of the rate, it came to 85%, and to 48% on messages written by hand, which is the better forecast.
 # - Search the learning rate for each method by itself, on rows kept for that. Nothing in this lesson moved a score as much.
 # - Before you call one of two ways better, run both with at least five seeds, subtract seed by seed, and say which margin you had in mind.
 #

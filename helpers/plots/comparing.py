@@ -17,14 +17,14 @@ def intervals(
     The axis is in per cent. `kinds` maps a label to the kind that it is, at most four of them; a kind has a colour and a
     shape. Without `kinds` all are drawn alike. `hollow` maps a panel's name to the labels that are drawn hollow. `band`: the
     share on both sides of zero within which a difference is too small to matter. `notes` maps a panel's name to {label:
-    words}, written at the right.
+    words}, written at the right. A label that a panel lacks is "not measured" there.
     """
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
     every = dict.fromkeys((kinds or {}).values())  # those that this figure lacks too, so that figures look alike
     marks = dict(zip(every, MARKS, strict=False))
     marked = {label: marks[kinds[label]] if kinds else (INK, "o") for label in labels}
     size = (8.6 + 2.4 * max(0, len(panels) - 2), 1.9 + 0.36 * len(labels))
-    x = textwrap.fill(x, 76 // len(panels))
+    x = textwrap.fill(x, 76 // len(panels), break_on_hyphens=False)
     figure, ax = axes(title, x, "", size=size, ncols=len(panels), sharey=True, squeeze=False)
     for each, (name, panel) in zip(ax.flat, panels.items(), strict=True):
         _panel(each, name, panel, labels, marked, (hollow or {}).get(name, ()))
@@ -39,7 +39,7 @@ def intervals(
         ax.flat[0].plot([], [], mark, color=colour, label=kind)
     if hollow and any(hollow.values()):
         ax.flat[0].plot(
-            [], [], "o", color=PASSING, markerfacecolor="white", label="hollow: rate at the edge of the grid"
+            [], [], "o", color=PASSING, markerfacecolor="white", label="hollow: rate at the edge of those tried"
         )
     handles = dict(zip(*reversed(ax.flat[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles, frameon=False, ncols=2, loc="outside lower center", fontsize=9)
@@ -55,6 +55,10 @@ def _panel(ax, name: str, panel: dict, labels: list, marks: dict, hollow) -> Non
         ax.plot(
             100 * mean, row, mark, color=colour, markerfacecolor=inside, markersize=7.5, markeredgewidth=1.6, zorder=3
         )
+    for row, label in enumerate(labels):
+        if label not in panel:
+            ax.text(0.5, row, "not measured", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8.5,
+                    color=PASSING)  # fmt: skip
     ax.set_title(name, fontsize=10, loc="left")
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.6)

@@ -1,6 +1,7 @@
 """Right and wrong answers to the exercises of lesson 08, for tests/lesson/test_checks.py."""
 
 import math
+import statistics
 
 import numpy
 
@@ -115,7 +116,7 @@ MISTAKES = {
         (lambda spread, margin: max(2, math.floor(squared(spread, margin, z=1)) + 1), "1.96"),
         (lambda spread, margin: max(2, math.floor(squared(spread, margin, sides=2)) + 1), "both sides"),
     ],
-    "08.5": [(16, "cannot be ahead"), (-130, "not so far"), (-40, "farther"), (-0.9, "not as a share"), ("less", "number")],
+    "08.5": [(16, "LoRA is behind"), (-90, "not so far"), (-14, "farther"), (-0.48, "not as a share"), ("less", "number")],
     "08.6": [
         ("ABDE", "A names"),
         ("BCDE", "C: its"),
@@ -129,6 +130,8 @@ MISTAKES = {
         (lambda tries: min(tries, key=lambda one: one["loss"])["rate"], "two things"),
         (lambda tries: chosen(tries, best=max), "less is better"),
         (lambda tries: chosen(tries, of=min), "one lucky run"),
+        (lambda tries: chosen(tries, of=max), "neither the worst"),
+        (lambda tries: chosen(tries, of=statistics.median), "neither the worst"),
         (lambda tries: chosen(tries, of=sum), "not the sum"),
         (lambda tries: (chosen(tries)[0], False), "at_the_edge is True"),
         (lambda tries: (chosen(tries)[0], chosen(tries)[0] == max(one["rate"] for one in tries)), "smallest rate"),
@@ -153,7 +156,7 @@ ALSO_RIGHT = {
     ],
     "08.3": [dict(reversed(RIGHT_ROWS.items())), {team: f" {word.upper()} " for team, word in RIGHT_ROWS.items()}],
     "08.4": [counted_up, lambda spread, margin: numpy.int64(counted_up(spread, margin))],
-    "08.5": [-80, numpy.float64(-95.0)],
+    "08.5": [-40, numpy.float64(-60.0)],
     "08.6": ["b, d, e", ["E", "D", "B"]],
     "08.7": [chosen, with_pandas],
     "08.8": [lambda p, q: terms(p, q).sum(axis=1).mean(), from_torch],

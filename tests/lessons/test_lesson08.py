@@ -8,10 +8,13 @@ import re
 
 import numpy
 import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
-from helpers.evaluation import interval_of_mean
+from helpers.data import with_template
+from helpers.evaluation import evaluate, interval_of_mean
 from helpers.plots import diagrams
 from helpers.records import hits_of, measured_arms, read_rows
 from tests.cells import lesson_cell, stored
@@ -137,10 +140,10 @@ def tried(arms, task, arm, name="loss"):
     return dict(zip(found.learning_rate, found[name], strict=True))
 
 
-def own_result() -> dict:
-    """What lesson 07's recorded training came to on the held-out messages."""
+def own_result(messages="held out") -> dict:
+    """What lesson 07's recorded training came to on the messages that were held out, or written by hand."""
     rows = read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl")
-    (found,) = [row for row in rows if row["what"] == "result" and row["scored"] == "held out, after training"]
+    (found,) = [row for row in rows if row["what"] == "result" and row["scored"] == f"{messages}, after training"]
     return found
 
 
@@ -212,7 +215,7 @@ STATEMENTS = {
         [answered("facts", "lora", 0.99), answered("form", "full", 0.95), answered("form", "rank-64", 0.7),
          as_other("messages", "int8", "full"), answered("messages", "lora", 0.5)],
     ),
-    "56% and 42%; on the form all adapters lie above full fine-tuning": (
+    "56% and 42%; on the form LoRA and QLoRA lie above full fine-tuning": (
         lambda arms: [round(100 * mean_of(arms, "messages", arm, "score")) for arm in ("full", "lora")] == [56, 42],
         [answered("messages", "full", 0.7), answered("messages", "lora", 0.5)],
     ),
@@ -220,8 +223,10 @@ STATEMENTS = {
         lambda arms: 0.23 < mean_of(arms, "messages", "lora", "recall_before") < 0.28,
         [changed("messages", "lora", recall_before=0.5)],
     ),
-    "different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind": (
-        lambda arms: words(arms, "nf4", "full") == ("ahead", "behind", "behind"),
+    "different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. So it is at least as "
+    "good on the form alone, where its interval begins inside the margin": (
+        lambda arms: words(arms, "nf4", "full") == ("ahead", "behind", "behind")
+        and 0 < apart(arms, "form", "nf4", "full")[1] < arms.design["margin"],
         [as_other("form", "nf4", "full"), answered("facts", "nf4", 0.99), as_other("messages", "nf4", "full")],
     ),
     "on the form we cannot tell. On messages QLoRA's mean is lower, and zero lies just outside of the interval": (
@@ -240,9 +245,20 @@ STATEMENTS = {
         and len(column(arms, "messages", "nf4", "loss")) == 5,
         [changed("messages", "nf4", seed=4, loss=0.01)],
     ),
-    "On the facts QLoRA is *ahead* of LoRA": (
-        lambda arms: word(arms, "facts", "nf4", "lora") == "ahead",
-        [as_other("facts", "nf4", "lora")],
+    "On the facts QLoRA is *ahead* of LoRA, and so at least as good. On the form its loss may be a little larger than the": (
+        lambda arms: word(arms, "facts", "nf4", "lora") == "ahead"
+        and 0 < -apart(arms, "form", "nf4", "lora")[1] - arms.design["margin"] < 0.01,
+        [as_other("facts", "nf4", "lora"), as_other("form", "nf4", "lora")],
+    ),
+    "both times on the form: QLoRA minus LoRA, and NF4 minus FP4. Because t takes the questions as they are": (
+        lambda arms: [one for one in planned(arms) if word(arms, *one) == "cannot tell" and by_t(arms, *one)]
+        == [("form", "nf4", "lora"), ("form", "nf4", "fp4")]
+        and BY_SEEDS(arms.apart("form", "nf4", "lora")[0])[0] > -arms.design["margin"],
+        [as_other("form", "nf4", "lora"), as_other("form", "fp4", "nf4")],
+    ),
+    "So they get the second look by Student's t as well": (
+        lambda arms: all(by_t(arms, task, arm, "full") for task in arms.tasks for arm in adapters_of(arms, task)),
+        [as_other("facts", "rslora-64", "full"), as_other("messages", "lora", "full")],
     ),
     "we cannot tell NF4 from FP4 on any task": (
         lambda arms: words(arms, "nf4", "fp4") == ("cannot tell",) * 3,
@@ -257,22 +273,22 @@ STATEMENTS = {
         and mean_of(arms, "facts", "attention", "score") < 0.2,
         [as_other("form", "attention", "lora"), answered("facts", "attention", 0.7)],
     ),
-    "Of thirteen comparisons, none allows to say equivalent": (
+    "Of thirteen answers seven said": (
         lambda arms: len(planned(arms)) == 13 and "equivalent" not in {word(arms, *one) for one in planned(arms)},
         [as_other("facts", "nf4", "fp4"), as_other("messages", "nf4", "fp4")],
     ),
-    "six hold zero and reach beyond the margin, seven lie beside zero, one barely": (
+    "Eleven differences on three tasks: six hold zero and reach beyond the margin, five lie beside zero, one barely": (
         lambda arms: [word(arms, *one) for one in planned(arms)].count("cannot tell") == 6
         and len(planned(arms)) == 13 and "equivalent" not in {word(arms, *one) for one in planned(arms)},
         [as_other("facts", "nf4", "fp4"), as_other("messages", "nf4", "lora"), answered("messages", "fp4", 0.1)],
     ),
-    "None of the comparisons below came out so": (
+    "none of the comparisons below came out so": (
         lambda arms: not [one for one in shown_pairs(arms)
                           if says(*apart(arms, *one)[1:]) == "different"
                           and max(map(abs, apart(arms, *one)[1:])) < arms.design["margin"]],
         [slightly("form", "nf4", "full")],
     ),
-    "One pair is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell": (
+    "Of the pairs shown here one is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell": (
         lambda arms: words(arms, "int8", "lora") == ("equivalent", "equivalent", "cannot tell")
         and len(set(column(arms, "messages", "int8", "seed"))) == 5,
         [answered("facts", "int8", 0.5), as_other("form", "int8", "rank-4"), as_other("messages", "int8", "lora")],
@@ -288,18 +304,20 @@ STATEMENTS = {
         lambda arms: 27 < grown(arms, "messages", ("lora", "full"), "trained_parameters") < 28.5,
         [changed("messages", "lora", trained_parameters=9)],
     ),
-    "Lesson 07 trained QLoRA on the same rows, with rank 32 and eight times as many steps, and came to 85%": (
-        lambda arms: {8 * steps for steps in arms.runs[arms.runs.task == "messages"].steps} == {own_result()["steps"]}
+    "Lesson 07 trained QLoRA on the same rows, with rank 32, a third of the learning rate and eight times as many steps": (
+        lambda arms: 2.9 < mean_of(arms, "messages", "nf4", "learning_rate") / own_result()["learning_rate"] < 3.1
+        and {8 * steps for steps in arms.runs[arms.runs.task == "messages"].steps} == {own_result()["steps"]}
         and own_result()["rank"] == 32
-        and round(100 * own_result()["right"]) == 85,
-        [changed("messages", "nf4", steps=480)],
+        and round(100 * own_result()["right"]) == 85
+        and round(100 * own_result("by hand")["right"]) == 48,
+        [changed("messages", "nf4", steps=480), changed("messages", "nf4", learning_rate=1e-3)],
     ),
     "full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time": (
         lambda arms: 2.3 < grown(arms, "messages", ("nf4", "full"), "peak_bytes") < 2.7
         and 0.45 < grown(arms, "messages", ("nf4", "full"), "train_seconds") < 0.6,
         [changed("messages", "nf4", peak_bytes=5e9), changed("messages", "full", train_seconds=30)],
     ),
-    "Three seeds say that rank 64 is better, two that rank 4 is": (
+    "Three of the eight say \"cannot tell\", as all eight do together. Of the other five, three say that rank 64 is better and": (
         lambda arms: (of_one_seed(arms).count("ahead"), of_one_seed(arms).count("behind")) == (3, 2),
         [answered("facts", "rank-64", 0.95)],
     ),
@@ -330,12 +348,14 @@ STATEMENTS = {
         lambda arms: tried(arms, "facts", "attention")[1e-2] < tried(arms, "facts", "attention")[3e-3],
         [changed("facts", "attention", "search", rate=1e-2, loss=2.0)],
     ),
-    "The number alone is not the reason: rank 4 has a quarter of that and rank 64 four times as many, and they score much": (
-        lambda arms: [round(grown(arms, "facts", (one, "rank-64"), "trained_parameters")) for one in ("rank-4", "lora")]
-        == [16, 4]
-        and all(abs(mean_of(arms, "facts", arm, "score") - mean_of(arms, "facts", "lora", "score")) < 0.07
-                for arm in ("rank-4", "rank-64")),
-        [answered("facts", "rank-64", 0.9), answered("facts", "rank-4", 0.3)],
+    "Rank 4 and rank 64 could not be told apart, and at a fixed `alpha` the scale falls as the rank rises": (
+        lambda arms: word(arms, "facts", "rank-64", "rank-4") == "cannot tell",
+        [answered("facts", "rank-64", 0.95), answered("facts", "rank-4", 0.3)],
+    ),
+    "rsLoRA trains as many numbers as rank 64 and scores above 90%": (
+        lambda arms: grown(arms, "facts", ("rslora-64", "rank-64"), "trained_parameters") == 1
+        and mean_of(arms, "facts", "rslora-64", "score") > 0.9,
+        [answered("facts", "rslora-64", 0.8), changed("facts", "rank-64", trained_parameters=9)],
     ),
     "For QLoRA and LoRA on messages the interval becomes only a third narrower": (
         lambda arms: 1.4 < pairing(arms, "messages", "nf4", "lora") < 1.6,
@@ -346,10 +366,21 @@ STATEMENTS = {
         and 1.44 < grown(arms, "messages", ("lora", "fp4"), "perplexity_before") < 1.5,
         [changed("messages", "fp4", recall_before=0.2), changed("messages", "fp4", perplexity_before=20.0)],
     ),
-    "FP4 had LoRA's rate and recalls more than LoRA": (
+    "on the form FP4 had LoRA's rate and attention alone three times that rate, and both recall more than LoRA": (
         lambda arms: grown(arms, "form", ("lora", "fp4"), "learning_rate") == 1
-        and mean_of(arms, "form", "fp4", "recall_after") > mean_of(arms, "form", "lora", "recall_after") + 0.05,
-        [changed("form", "fp4", recall_after=0.1), changed("form", "fp4", learning_rate=3e-4)],
+        and round(grown(arms, "form", ("lora", "attention"), "learning_rate"), 1) == 3
+        and all(mean_of(arms, "form", arm, "recall_after") > mean_of(arms, "form", "lora", "recall_after") + 0.05
+                for arm in ("fp4", "attention")),
+        [changed("form", "fp4", recall_after=0.1), changed("form", "fp4", learning_rate=3e-4),
+         changed("form", "attention", recall_after=0.1), changed("form", "attention", learning_rate=1e-3)],
+    ),
+    "On forgetting *facts* agrees too, with one rate for both; *form* and *messages* point the other way": (
+        lambda arms: worst_perplexity(arms, "full", min) > 10 * worst_perplexity(arms, "lora", max)
+        and grown(arms, "facts", ("lora", "full"), "learning_rate") == 1
+        and mean_of(arms, "form", "full", "recall_after") > mean_of(arms, "form", "lora", "recall_after")
+        and mean_of(arms, "messages", "full", "perplexity_after") < mean_of(arms, "messages", "lora", "perplexity_after"),
+        [changed("facts", "full", perplexity_after=4.0), changed("facts", "lora", learning_rate=1e-3),
+         changed("form", "full", recall_after=0.0), changed("messages", "full", perplexity_after=400.0)],
     ),
     "on messages full fine-tuning and 8 bits name *more* capitals after training than before": (
         lambda arms: all(mean_of(arms, "messages", arm, "recall_after") > mean_of(arms, "messages", arm, "recall_before")
@@ -369,16 +400,12 @@ STATEMENTS = {
         [changed("messages", "nf4", recall_before=0.27), changed("messages", "nf4", perplexity_before=20.0),
          changed("form", "nf4", recall_before=0.9)],
     ),
-    "and so do two adapters, rsLoRA with its large scale and attention alone with its large rate": (
-        lambda arms: all(worst_perplexity(arms, arm, min) > 10 for arm in ("rslora-64", "attention")),
-        [changed("facts", "rslora-64", seed=1, perplexity_after=4.0)],
-    ),
-    "on the form rsLoRA had full fine-tuning's own rate, scores as LoRA does, and recalls as much as full fine-tuning": (
-        lambda arms: grown(arms, "form", ("full", "rslora-64"), "learning_rate") == 1
-        and abs(mean_of(arms, "form", "rslora-64", "score") - mean_of(arms, "form", "lora", "score")) < 0.01
-        and abs(mean_of(arms, "form", "rslora-64", "recall_after") - mean_of(arms, "form", "full", "recall_after")) < 0.02,
-        [changed("form", "full", learning_rate=1e-3), changed("form", "rslora-64", recall_after=0.13),
-         answered("form", "rslora-64", 0.7)],
+    "and so do three adapters: rsLoRA with its large scale, attention alone and DoRA with their large rates": (
+        lambda arms: {arm for arm in adapters_of(arms, "facts") if worst_perplexity(arms, arm, min) > 10}
+        == {"rslora-64", "attention", "dora"}
+        and not [arm for arm in adapters_of(arms, "facts") if 3 < worst_perplexity(arms, arm, max) < 10],
+        [changed("facts", "rslora-64", seed=1, perplexity_after=4.0), changed("facts", "dora", seed=1, perplexity_after=4.0),
+         changed("facts", "fp4", perplexity_after=400.0)],
     ),
     "(Full fine-tuning's two best were as close": (
         lambda arms: 0 < tried(arms, "facts", "full")[1e-3] - tried(arms, "facts", "full")[3e-3] < 0.01
@@ -441,7 +468,8 @@ STATEMENTS = {
         and arms.at_the_edge("form") == ["rslora-64"],
         [changed("facts", "nf4", learning_rate=1e-2), changed("facts", "full", learning_rate=1e-3)],
     ),
-    "on the form its distance halves, on messages it falls to an eighth. On the facts it more than doubles": (
+    "On the answers NF4 comes nearer on two of the three tasks: on the form "
+    "its distance halves, on messages it falls to an eighth. On the facts it more than doubles": (
         lambda arms: 0.4 < further(arms, "form") < 0.6 and 1 / 9 < further(arms, "messages") < 1 / 7
         and further(arms, "facts") > 2,
         [changed("form", "nf4", answers_distance_after=0.06), changed("facts", "nf4", answers_distance_after=0.06),
@@ -512,10 +540,10 @@ def test_says_is_the_rule_that_was_fixed_before(low, width):
 
 
 def test_the_bootstrap_by_hand_is_that_of_the_function_for_several_seeds():
-    difference, groups = ARMS.apart("facts", "rank-64", "rank-4")
-    expected = interval_of_mean(difference, groups)[1:]
+    ranks_apart, countries = ARMS.apart("facts", "rank-64", "rank-4")
+    expected = interval_of_mean(ranks_apart, countries)[1:]
     for seed in (0, 1, 77):
-        made = lesson_names("says", "by-hand", difference=difference, groups=groups, seed=seed)
+        made = lesson_names("says", "by-hand", ranks_apart=ranks_apart, countries=countries, seed=seed)
         assert (made["low"], made["high"]) == pytest.approx(expected, abs=0.01)
 
 
@@ -544,11 +572,18 @@ def test_the_rows_that_the_lesson_shows_are_rows_of_the_tasks():
     made = measuring_script("quality_tasks")
     for task, asked, answer in re.findall(r"^# \| (form|facts|messages) \| (.*?) \*\*(.*?)\*\* \|", SOURCE, re.M):
         assert any(asked in str(row) and row["output"] == answer for row in made.rows_of_task(task, "runs").learn)
-    for task, asked, answer in re.findall(r"^# \| (form|facts) \|.*\| (.*?) \*\*(.*?)\*\* \|$", SOURCE, re.M):
-        assert any(
-            row["instruction"] == asked and row["output"] == answer for row in made.rows_of_task(task, "runs").score
-        )
-    assert SOURCE.count("**Dis**") == 2
+    shown = re.findall(r"^# \| (form|facts) \|.*\| (.*?) \*\*(.*?)\*\* \| (.*?) \|$", SOURCE, re.M)
+    assert [task for task, *_ in shown] == ["form", "facts"]
+    base = AutoModelForCausalLM.from_pretrained(COURSE_ROOT / "assets" / "base_model").eval()
+    tokenizer = with_template(AutoTokenizer.from_pretrained(COURSE_ROOT / "assets" / "base_model"))
+    for task, asked, answer, before in shown:
+        scored = made.rows_of_task(task, "runs").score
+        row = next(row for row in scored if row["instruction"] == asked and row["output"] == answer)
+        assert " ".join(evaluate(base, tokenizer, Dataset.from_list([row])).answers[0].split()) == before
+    recorded = [text for row in read_rows(COURSE_ROOT / "measurements" / "smollm2_own_data.jsonl")
+                if row.get("scored") == "held out, before training" for text in row["answers"]]  # fmt: skip
+    quoted = re.search(r"\| ([^|]*?) \(as lesson 07 recorded it, cut short\) \|$", SOURCE, re.M)[1]
+    assert recorded[1].startswith(quoted)
 
 
 def test_an_interval_over_nothing_is_refused():
@@ -588,4 +623,5 @@ def test_the_figure_draws_a_panel_for_each_task_and_marks_that_differ_in_shape()
     assert len({line.get_marker() for line in marks}) == len({line.get_color() for line in marks}) == 2
     assert two.lines[1].get_markerfacecolor() == "white"
     assert [text.get_text() for text in one.texts] == ["words"]
+    assert [text.get_text() for text in two.texts] == ["not measured"]
     assert [text.get_text() for text in one.get_yticklabels()] == ["a", "b"]
