@@ -62,7 +62,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 #
 # All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table say what one H200 trains with those, in the same memory and with eight rows at once: more than two with copies. Even by GPU time alone, where the number of rows hardly counts, section 7 brings a factor of 1.6, about as much as a second GPU. **So if time is what you lack, do section 7 first.**
 #
-# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. These are not equal settings: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory), the 40B model has adapters on all linear layers, and the 47B model on q, k, v and o alone.
+# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
 
 # %% tags=["result"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
@@ -265,7 +265,7 @@ verdict("the file of one process, given to two, makes steps of twice as many row
 #
 # ### How much faster?
 #
-# On a CPU nothing is gained: two processes share the cores that one had. On two GPUs copies computed 1.7 times as many tokens. Why not twice as many? That was not taken apart. The main suspect is Python, which starts the work of a GPU piece by piece (section 7). With copies a step of 4 × 512 tokens on each GPU took 0.48 s, and one of 2 × 2,048 tokens took 0.67 s: twice the tokens, in 1.4 times the time. So much of the shorter step is Python, which a slower GPU hides, and 1.7 is no forecast for T4s. It is hardly what the processes exchange, since only the adapters have gradients. For the 7B shape of the first table:
+# On a CPU nothing is gained: two processes share the cores that one had. On two GPUs copies computed 1.7 times as many tokens. Why not twice as many? That was not taken apart. The main suspect is Python, which starts the work of a GPU piece by piece (section 7). With copies a step of 4 × 512 tokens on each GPU took 0.48 s, and one of 2 × 2,048 tokens took 0.67 s: twice the tokens, in 1.4 times the time. So much of the shorter step seems to be Python, which a slower GPU hides, and 1.7 is no forecast for T4s. It is hardly what the processes exchange, since only the adapters have gradients. For the 7B shape of the first table:
 
 # %% tags=["exchanged"]
 mistral = four.iloc[0].config
@@ -384,7 +384,7 @@ show(figure, alt="With copies both GPUs work all the time on rows of their own, 
      "layers GPU 0 waits from 0.5 to 2 while GPU 1 works, and GPU 1 waits the rest")  # fmt: skip
 
 # %% [markdown]
-# (A drawing, not a measurement.) A layer needs the output of the layer below it, so the second half cannot begin before the first has ended. Each GPU works half of the time. In the first table the step took even a little longer than on one GPU: activations go from GPU to GPU, and back as gradients.
+# (A drawing, not a measurement.) Copies take a little longer for a step of twice as many rows. With divided layers a layer needs the output of the layer below it, so the second half cannot begin before the first has ended. Each GPU works half of the time. In the first table the step took even a little longer than on one GPU: activations go from GPU to GPU, and back as gradients.
 #
 # If two GPUs are here, the next cell trains the model with divided layers too, and says what each GPU took.
 

@@ -179,9 +179,7 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
         with torch.no_grad():
             logits = model(ids.to(model.device), attention_mask=mask.to(model.device)).logits
         labels = labels.to(logits.device)
-        for of_row, wanted in zip(
-            logits[:, :-1], labels[:, 1:], strict=True
-        ):  # float32 takes room: one row, its answer alone
+        for of_row, wanted in zip(logits[:, :-1], labels[:, 1:], strict=True):  # float32 takes room: a row at a time
             answered = wanted != -100
             each = torch.nn.functional.cross_entropy(of_row[answered].float(), wanted[answered], reduction="none")
             found.append((each.sum().item(), len(each)))

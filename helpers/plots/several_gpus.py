@@ -135,7 +135,7 @@ def one_step(ways: dict, title: str, done: dict):
         ended = max(end for row in rows for _, _, end, _ in row)
         ax.text(ended + 0.05, y - (1 + len(rows)) / 2, done[way], va="center", fontsize=9.5, color=INK, weight="bold")
         y += 0.5
-    ax.set_xlim(0, 1.16 * ax.dataLim.x1)
+    ax.set_xlim(0, 1.2 * ax.dataLim.x1)
     ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     ax.set_ylim(y - 1, -0.6)
     ax.grid(False)
