@@ -19,7 +19,7 @@
 # - divide the layers of a model so that no GPU takes more than it must;
 # - say where the time of a step goes on one GPU, before you take a second.
 #
-# **Time:** 40 minutes to read, 65 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on two T4s. **Needs:** lessons 02 and 03. No GPU is needed: two processes on the CPU stand in for two GPUs. Where two GPUs are, as on Kaggle, the processes take both.
+# **Time:** 50 minutes to read, 65 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on two T4s. **Needs:** lessons 02 and 03. No GPU is needed: two processes on the CPU stand in for two GPUs. Where two GPUs are, as on Kaggle, the processes take both.
 
 # %% tags=["parameters"]
 model_id = "bundled"  # what is trained here; on two GPUs it may be a preset, a folder or a hub id
@@ -50,6 +50,9 @@ pair = measured_two_gpus()
 names = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": "divided weights"}
 four = pair.loc[["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo"]].replace({"way": names})
 faster = four.tokens_per_second / four.tokens_per_second.iloc[0]
+well = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").tokens_per_second.median()
+print("one H200 with what section 7 shows: {:,.0f} tokens a second".format(well["every third layer"]))
+print("one H200 with that, and CUDA graphs: {:,.0f} tokens a second".format(well["recorded"]))
 table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, faster, four.fullest_bytes / 1e9)), "{:.2f}",
       columns=("way", "GPUs", "seconds a step", "tokens a second", "times one GPU", "GB of tensors, fullest GPU"),
       GPUs="{}", tokens_a_second="{:,.0f}")  # fmt: skip
@@ -57,7 +60,9 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. These are not equal settings: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory), the 40B model has adapters on all linear layers, and the 47B model on q, k, v and o alone.
+# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table say what one H200 trains with those, in the same memory and with eight rows at once: more than two with copies. Even by GPU time alone, where the number of rows hardly counts, section 7 brings a factor of 1.6, about as much as a second GPU. **So if time is what you lack, do section 7 first.**
+#
+# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
 
 # %% tags=["result"]
 single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
@@ -73,7 +78,7 @@ from helpers.plots import diagrams, show
 
 speed = dict(zip(four.way, four.tokens_per_second))
 figure = diagrams.two_panels(
-    {"tokens a second, a 7B shape": speed, "largest model trained (billions of weights)": billions},
+    {"tokens a second, a 7B shape": speed, "billions of weights, largest trained\n(settings differ)": billions},
     "Copies train faster, divided layers train larger models", {"one GPU": "grey", "one GPU, 1 × 512": "grey"})  # fmt: skip
 show(figure, alt="Copies on two GPUs compute 1.7 times the tokens of one GPU, divided layers fewer than one; "
      "two GPUs with divided layers trained 40 and 47 billion weights, one GPU 24")  # fmt: skip
@@ -105,7 +110,7 @@ says = {"one GPU": ["64 layers"], "copies": ["64 layers"] * 2, "divided weights"
 between = {"copies": "in each step:\ngradients of the adapters", "divided layers": "in each batch: activations,\nand their gradients",
            "divided weights": "for each layer: weights;\nin each step: gradients"}  # fmt: skip
 figure = diagrams.who_holds_what(held, says, between, GPUS["t4"].total_bytes,
-                                 "Of a 32B shape two GPUs of a T4's size have room for divided layers, and not for copies")  # fmt: skip
+                                 "A 32B model fits two GPUs of a T4's size with divided layers, and not as copies")  # fmt: skip
 show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB each, above a T4's 15.6; divided layers 12.6 GB on "
      "each GPU; divided weights 17.5 GB on each")  # fmt: skip
 
@@ -114,18 +119,18 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. During the backward pass the processes average their gradients, so all copies stay alike. DDP keeps these gradients a second time, in buffers of its own: that is why the orange part is larger than on one GPU.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
-# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. And once it is loaded, a training in float16 with a T4's kernels would take the 17.5 GB of the picture. (On H200s one such run reserved all of 15.6 GB, in bfloat16 and with kernels that a T4 lacks. The CUDA context, 0.3 GB, comes on top.)
+# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. Once it is loaded, the training of the picture would take 17.5 GB. Smaller settings just fit then: with 512 tokens in a row and adapters on q, k, v and o, a run in float16 and with a T4's kernels reserved 15.31 GB. That leaves 0.05 GB beside the CUDA context.
 #
 # In the calls of lesson 03 the ways differ in few places:
 #
 # | way | where the model is loaded | other arguments | started by |
 # |---|---|---|---|
 # | one GPU | `device_map={"": 0}` | | `python train.py` |
-# | copies | `device_map={"": rank}` | `SFTConfig(ddp_find_unused_parameters=False)` | `accelerate launch --num_processes 2 train.py` |
+# | copies | `device_map={"": process}` | `SFTConfig(ddp_find_unused_parameters=False)` | `accelerate launch --num_processes 2 train.py` |
 # | divided layers | `device_map={"model.layers.0": 0, ..., "lm_head": 1}` | | `python train.py` |
-# | divided weights | each rank's GPU, and from there into the computer's memory | `BitsAndBytesConfig(bnb_4bit_quant_storage=dtype)`, `SFTConfig(fsdp=True, fsdp_config={"version": 2, ...})`, `optim="adamw_torch"` | `accelerate launch --num_processes 2 train.py` |
+# | divided weights | each process's GPU, and from there into the computer's memory | `BitsAndBytesConfig(bnb_4bit_quant_storage=dtype)`, `SFTConfig(fsdp=True, fsdp_config={"version": 2, ...})`, `optim="adamw_torch"` | `accelerate launch --num_processes 2 train.py` |
 #
-# `ddp_find_unused_parameters=False` says that every adapter gets a gradient in each step, so that DDP need not look for those that do not. `rank` is the number of a process, 0 or 1. A plain notebook is one process, and it stays one. accelerate's `notebook_launcher` would start more, but it refuses once bitsandbytes has been imported. So a training in several processes is a program of its own, and the notebook starts it. This course has such a program, `python -m helpers train`. It takes a file of
+# `ddp_find_unused_parameters=False` says that every adapter gets a gradient in each step, so that DDP need not look for those that do not. `process` is the number of a process, 0 or 1. (torch calls that number its *rank*, which has nothing to do with LoRA's.) A plain notebook is one process, and it stays one. accelerate's `notebook_launcher` would start more, but it refuses once bitsandbytes has been imported. So a training in several processes is a program of its own, and the notebook starts it. This course has such a program, `python -m helpers train`. It takes a file of
 # settings, and cures on its way what this lesson calls traps. "Further down" has a script for copies that needs nothing of this course.
 #
 # ## 2 Twice as fast: copies
@@ -244,8 +249,6 @@ if on_cpu:  # in float16 two processes may skip one step more than one process d
 # %% [markdown]
 # Two processes learn what one would have learned. Nothing else about the training had to change.
 #
-# > **Trap: `batch_size` is counted per process.** *What you see:* with a second GPU the loss falls differently, and the rows are used up twice as fast. *Why:* `per_device_train_batch_size` is what each process computes. A step then has rows × processes × accumulated batches. *Cure:* halve `batch_size` or `gradient_accumulation` when you double the GPUs, as the file above does.
-#
 # Somebody takes the file of one process, and changes `way` and `gpus` alone. How many rows will a step have? Guess, then run it.
 
 # %% tags=["per-process"]
@@ -255,12 +258,14 @@ verdict("the file of one process, given to two, makes steps of twice as many row
         f"steps of {2 * one['rows_per_step']} rows" in careless["words"])  # fmt: skip
 
 # %% [markdown]
+# > **Trap: `batch_size` is counted per process.** *What you see:* with a second GPU the loss falls differently, and the rows are used up twice as fast. *Why:* `per_device_train_batch_size` is what each process computes. A step then has rows × processes × accumulated batches. *Cure:* halve `batch_size` or `gradient_accumulation` when you double the GPUs, as the file above does.
+#
 # > **Trap: the logged loss.** *What you see:* with copies in float16 the first logged losses are higher than those of one GPU. *Why:* each process multiplies its loss by the number of processes, so that the mean of their gradients comes out right. In float16 the loss is also multiplied by a scale, which begins too high (lesson 06). So the gradient of each token is twice as large on its way, and can overflow once more. Then that step is skipped,
 # > and all later losses come one step later. *Cure:* compare the loss on held-out rows, computed in the same way for both. That is the last line of the table. (There is a second cause, in a loop of your own or with `average_tokens_across_devices=False`: what is logged may be a mean of means, as above.)
 #
 # ### How much faster?
 #
-# On a CPU nothing is gained: two processes share the cores that one had. On two GPUs copies computed 1.7 times as many tokens. Why not twice as many? That was not taken apart. In each step the processes wait for each other, and one computer had four such runs to serve. It is hardly what they exchange, since only the adapters have gradients. For the 7B shape of the first table:
+# On a CPU nothing is gained: two processes share the cores that one had. On two GPUs copies computed 1.7 times as many tokens. Why not twice as many? That was not taken apart. The main suspect is Python, which starts the work of a GPU piece by piece (section 7). With copies a step of 4 × 512 tokens on each GPU took 0.48 s, and one of 2 × 2,048 tokens took 0.67 s: twice the tokens, in 1.4 times the time. So much of the shorter step seems to be Python, which a slower GPU hides, and 1.7 is no forecast for T4s. It is hardly what the processes exchange, since only the adapters have gradients. For the 7B shape of the first table:
 
 # %% tags=["exchanged"]
 mistral = four.iloc[0].config
@@ -271,6 +276,25 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
 
 # %% [markdown]
 # Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that can decide. For two T4s it is a reason for hope: their bus matters less than it would for full fine-tuning. How much it matters, nobody has measured.
+#
+# ### A file for a 7B model
+#
+# To train a 7B model as copies on Kaggle, choose *GPU T4 x2* as the accelerator, and switch *Internet* on. Write this file, in a cell that begins with `%%writefile /kaggle/working/7b.toml`:
+#
+# ```toml
+# model_id = "Qwen/Qwen2.5-7B"
+# dataset_id = "/kaggle/input/NAME/rows.csv"
+# output_dir = "/kaggle/working/7b"
+# way = "ddp"
+# gpus = 2
+# batch_size = 4
+# gradient_accumulation = 2
+# padding_free = true
+# ```
+#
+# Lesson 03 accumulates four batches of four rows on one GPU. Here each of two GPUs accumulates two, so a step has the same sixteen rows. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. `padding_free` leaves padding out, which section 7 explains; it was not run on two GPUs yet. `max_steps` is 60 where the file does not say it.
+#
+# Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/7b.toml --dry-run`. Leave `--dry-run` out when you like what it says.
 #
 # ## 3 Twice as large: divided layers
 #
@@ -349,17 +373,18 @@ print(device_map([2, 3]))
 
 # %% tags=["one-step"]
 steps = {
-    "one GPU": [[("forward", 0, 1, "all layers"), ("backward", 1, 3, "all layers")]],
-    "copies": [[("forward", 0, 1, "own rows"), ("backward", 1, 3, "own rows"), ("exchange", 3, 3.15, "")]] * 2,
+    "one GPU": [[("forward", 0, 1, "rows 1-4"), ("backward", 1, 3, "rows 1-4")]],
+    "copies": [[("forward", 0, 1, rows), ("backward", 1, 3, rows), ("exchange", 3, 3.15, "")] for rows in ("rows 1-4", "rows 5-8")],
     "divided layers": [[("forward", 0, 0.5, "first half"), ("backward", 2, 3, "first half")],
                        [("forward", 0.5, 1, "second half"), ("backward", 1, 2, "second half")]],
 }  # fmt: skip
-figure = diagrams.one_step(steps, "With divided layers one GPU always waits for the other")
-show(figure, alt="With copies both GPUs work all the time on rows of their own; with divided layers GPU 0 waits from 0.5 to 2 while "
-     "GPU 1 works, and GPU 1 waits the rest")  # fmt: skip
+done = {"one GPU": "4 rows done", "copies": "8 rows done", "divided layers": "4 rows done"}
+figure = diagrams.one_step(steps, "With divided layers one GPU always waits for the other", done)
+show(figure, alt="With copies both GPUs work all the time on rows of their own, and 8 rows are done where the other ways have done 4; with divided "
+     "layers GPU 0 waits from 0.5 to 2 while GPU 1 works, and GPU 1 waits the rest")  # fmt: skip
 
 # %% [markdown]
-# (A drawing, not a measurement.) A layer needs the output of the layer below it, so the second half cannot begin before the first has ended. Each GPU works half of the time. In the first table the step took even a little longer than on one GPU: activations go from GPU to GPU, and back as gradients.
+# (A drawing, not a measurement.) Copies take a little longer for a step of twice as many rows. With divided layers a layer needs the output of the layer below it, so the second half cannot begin before the first has ended. Each GPU works half of the time. In the first table the step took even a little longer than on one GPU: activations go from GPU to GPU, and back as gradients.
 #
 # If two GPUs are here, the next cell trains the model with divided layers too, and says what each GPU took.
 
@@ -389,7 +414,7 @@ table([(part, whole.parts.get(part, 0) / 1e9, halved.parts.get(part, 0) / 1e9) f
 
 # %% [markdown]
 # Weights and optimizer states are halved. (The optimizer is torch's AdamW in both columns, since bitsandbytes' cannot take divided tensors.) But a new part appears. **weights gathered from all GPUs** is what is whole for a moment: a flat buffer into which the halves are gathered, and the tensors that come out of it. For a layer that is little. For the embedding it is much, because the table is gathered whole, and for a moment it exists twice. Qwen's vocabulary has 152,064 words, so
-# with these models each GPU takes more than half of what one GPU would. (In the figure of section 1 less is gathered, though that model is larger: a column shows the moment at which a GPU holds most. There the rank is smaller and the layers are more, so that is another moment: the loss.)
+# with these models each GPU takes more than half of what one GPU would.
 #
 # Now train that way, in two processes. (On a CPU accelerate would drop FSDP2 without a word, and train copies. The course's program prevents that.)
 
@@ -527,7 +552,7 @@ for length in (2048, 4096, 8192):
     print(f"1 x {length:,}: {most / 1e9:.2f} GB on the fuller GPU; {'fits' if most < t4 else 'does not fit'}")
 
 # %% [markdown]
-# To try it on Kaggle, choose *GPU T4 x2* as the accelerator, and give `python -m helpers train` a file such as this:
+# On Kaggle the file of section 2 becomes this one:
 #
 # ```toml
 # model_id = "Qwen/Qwen2.5-32B"
@@ -538,12 +563,28 @@ for length in (2048, 4096, 8192):
 # rank = 8
 # target_modules = "all-linear"
 # batch_size = 1
+# gradient_accumulation = 4
 # max_length = 2048
 # ```
 #
-# `batch_size = 1` is what was measured; two are predicted to fit. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. Write the file with a cell that begins with `%%writefile /kaggle/working/32b.toml`. Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/32b.toml --dry-run`, and without `--dry-run` when you like what it says. `max_steps` is 60 where the file does not say it.
+# One row at once is what was measured, so a step of four rows accumulates four batches. It starts as in section 2, with `--dry-run` first. Before the first step and after the last the program also computes the loss on held-out rows, and never takes more rows at once for that than for training.
 #
-# Two warnings. The model's files hold 16-bit weights, some 65 GB, so look first with `!df -h` whether a disk has room for them, and let the environment variable `HF_HOME` name a folder there. And nobody has run this on Kaggle's pair. A step took 1.3 s on H200s. By lesson 03's rule, 15 to 41 times, that would be 20 to 54 s on T4s, and 60 steps would take 20 to 54 minutes. If you do it, please tell us what came out.
+# **The disk.** The model's files hold 16-bit weights, some 65 GB, and `/kaggle/working` has 20 GB. In August 2026 a Kaggle notebook had 1,000 GB free under `/tmp` ([unsloth#8439](https://github.com/unslothai/unsloth/pull/8439)). Look with `!df -h /tmp`, and say `%env HF_HOME=/tmp/hf` before you start. `/tmp` is not kept: a later session downloads the files again, which takes eleven minutes at 100 MB a second. If there is no room, take a smaller model. The course does not take files that are stored in 4 bits already.
+#
+# **The time.** Nobody has run this on Kaggle's pair, so here are two bounds. With divided layers the GPUs take turns, so count the operations as for one GPU. Each token needs 2 for each weight on the way forward, 2 for computing layers again, and 2 on the way back. That gives the least. The other bound is the 1.3 s by the clock that such a row took on H200s, times lesson 03's factors, 15 and 41. **How long do 60 steps of four rows take?** Guess first.
+
+# %% tags=["minutes"]
+shape, rows = shape_of(large.config), 60 * 4
+frozen = shape.layers * sum(linear.weights for linear in shape.linears) + shape.hidden * shape.vocab
+bounds = []
+for teraflops in (65, 24):  # a T4's data sheet, and what it keeps up at 70 watts
+    row_seconds = 6 * frozen * large.spec["seq_len"] / (teraflops * 1e12), large.step_seconds * 989 / teraflops
+    bounds.append((teraflops, *row_seconds, *(seconds * rows / 60 for seconds in row_seconds)))
+table(bounds, "{:.0f}", columns=("a T4 makes (teraflops)", "a row, at least (s)", "a row, by the H200's clock (s)",
+                                 "60 steps, at least (minutes)", "60 steps, by the H200's clock (minutes)"))  # fmt: skip
+
+# %% [markdown]
+# Lesson 03 multiplies GPU time. The 1.3 s are clock time, and part of that is Python: a row of only 512 tokens, with adapters on q, k, v and o, took 1.09 s. So the largest number is probably too high. Loading comes on top. If you try it, please tell us what came out.
 #
 # ## 7 What makes it fast on one GPU
 #
@@ -615,28 +656,7 @@ show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, s
 #
 # `python -m helpers train` pads by default, since it is used to compare ways. For rows of real lengths write `padding_free = true` into its file; that goes with one GPU and with copies. (Two processes on a CPU then learn what one learns with padding. On two GPUs it was not run yet.)
 #
-# ### Beside Unsloth
-#
-# [Unsloth](https://github.com/unslothai/unsloth) is known for speed. Here are the same model and rows on one H100 in 15.6 GB, with the settings of each side that were tried (27 November 2026, Unsloth 2026.10.9 with xformers, `measurements/compare_unsloth.py`). Four columns are tokens a second, of busy time and by the clock, with a T4's attention kernels and with all that an H100 has. GB is the peak with a T4's kernels.
-
-# %% tags=["unsloth"]
-tried = {
-    "ours, one": ("512 tokens", "this course"), "Unsloth, one, kept": ("512 tokens", "Unsloth, nothing recomputed"),
-    "Unsloth, one": ("512 tokens", "Unsloth, its default"), "ours, real": ("real lengths", "this course"),
-    "Unsloth, real, packed": ("real lengths", "Unsloth, nothing recomputed, packed"),
-    "Unsloth, real, kept": ("real lengths", "Unsloth, nothing recomputed"), "Unsloth, real": ("real lengths", "Unsloth, its default"),
-}  # fmt: skip
-beside = measured_runs("unsloth_rows").set_index(["rules", "recipe"])
-t4_rules, every = beside.loc["t4"], beside.loc["all"]
-table([(*words, t4_rules.tokens_per_busy_second[name], every.tokens_per_busy_second[name],
-        t4_rules.tokens_per_clock_second[name], every.tokens_per_clock_second[name], t4_rules.peak_bytes[name] / 1e9)
-       for name, words in tried.items()], "{:,.0f}", GB="{:.1f}",
-      columns=("rows", "setting", "busy, T4", "busy, all", "clock, T4", "clock, all", "GB"))  # fmt: skip
-
-# %% [markdown]
-# Compare each side's fastest. By GPU time neither is ahead by more than 3%: this course has 0.97 to 1.02 times the speed of Unsloth, and Unsloth 0.98 to 1.03 times that of this course. By the clock, on this fast GPU, the course is ahead with rows of one length, where it records graphs: 1.31 and 1.51 times. Unsloth is ahead with real lengths, where it packs and needs less of Python: 1.23 and 1.45 times. That last difference is about as large as what the computer beside the GPU makes of one setting.
-#
-# Three things to know. When Unsloth packs, a step has 18 rows on average; with the same sixteen rows in each step, the course is 5 to 7% ahead by GPU time. Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 11 to 14. And busy time and clock come from different steps, so the first can come out a little longer than the second.
+# This program leaves out the rest of what makes lesson 03 fast: fused layers, adapters in one operation, and layers that are not recomputed. In the first figure of this section that is 0.41 s of GPU time against 0.25 s, a factor of 1.6, and copies on two GPUs brought a factor of 1.7. So compare it with your run of lesson 03 on one GPU before you give that up.
 #
 # ### Profile your own run
 #
@@ -783,7 +803,7 @@ check("09.4", cut)
 # </details>
 #
 # **5. Write** (10 minutes, ••). An adapter was saved in several processes. Write `what_is_missing(saved, trained)`: both are dictionaries from a tensor's name to its shape, `trained` of the model and `saved` of the file. Return the sorted names of what was trained and was not saved as it is: missing, or of another shape. In the model's names
-# a wrapper may stand in front: `module.` where DDP put it. It is not in the file's names.
+# a wrapper may stand in front: `module.` where DDP put it. It is not in the file's names. (PEFT's own names in a model also hold `.default.`. Of a real model take what `get_peft_model_state_dict` returns.)
 
 
 # %%
@@ -829,7 +849,7 @@ check("09.6", choice)
 # C's four trainings need nothing of each other. Two at a time, one on each GPU, they exchange nothing and lose nothing.
 # </details>
 #
-# **7. Repair** (10 minutes, ••). This function says how many steps a training needs so that each row is seen `epochs` times. It was written for one GPU, in a hurry. Write `steps_needed(rows, epochs, settings)`: `settings` has `batch_size`, `gradient_accumulation`, and the number of `gpus`, each with rows of its own. The last step of each epoch may be shorter than the others, and counts as one: so transformers' `Trainer` does it.
+# **7. Repair** (10 minutes, ••). This function says how many steps a training needs so that each row is seen `epochs` times. It was written for one GPU, in a hurry. Write `steps_needed(rows, epochs, settings)`: `settings` has `batch_size`, `gradient_accumulation`, and the number of `gpus`, each with rows of its own. The last step of each epoch counts as one, although fewer rows are left for it: transformers' `Trainer` takes what is left, and fills it up with rows from the start where there are several processes. (`helpers train` drops these rows, so it rounds down.)
 
 
 # %%
@@ -866,9 +886,28 @@ check("09.7", steps_needed)
 #
 # What follows is for readers who want to know more.
 #
+# ### Beside Unsloth
+#
+# [Unsloth](https://github.com/unslothai/unsloth) is known for speed. Here are the same model and rows on one H100 with a T4's memory and attention kernels, and the settings of each side that were tried (27 November 2026, Unsloth 2026.10.9 with xformers, `measurements/compare_unsloth.py`). The same with all kernels of an H100 stands in [`unsloth_rows.jsonl`](../measurements/unsloth_rows.jsonl).
+
+# %% tags=["unsloth"]
+tried = {
+    "ours, one": ("512 tokens", "this course"), "Unsloth, one, kept": ("512 tokens", "Unsloth, nothing recomputed"),
+    "Unsloth, one": ("512 tokens", "Unsloth, its default"), "ours, real": ("real lengths", "this course"),
+    "Unsloth, real, packed": ("real lengths", "Unsloth, nothing recomputed, packed"),
+    "Unsloth, real, kept": ("real lengths", "Unsloth, nothing recomputed"), "Unsloth, real": ("real lengths", "Unsloth, its default"),
+}  # fmt: skip
+beside = measured_runs("unsloth_rows").query("rules == 't4'").set_index("recipe")
+table([(*words, beside.tokens_per_busy_second[name], beside.tokens_per_clock_second[name], beside.peak_bytes[name] / 1e9)
+       for name, words in tried.items()], "{:,.0f}", GB="{:.1f}",
+      columns=("rows", "setting", "tokens a second, GPU busy", "by the clock", "GB"))  # fmt: skip
+
+# %% [markdown]
+# Compare each side's fastest. GPU time does not decide between them: with rows of one length this course has 0.99 times the speed of Unsloth, and with real lengths 0.98 times. By the clock, on this fast GPU, the course is 1.31 times as fast with rows of one length, where it records graphs. Unsloth is 1.23 times as fast with real lengths, where it packs and needs less of Python; the computer beside the GPU alone makes about as large a difference. Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 12 to 14. Neither was timed on a T4.
+#
 # ### A script of your own
 #
-# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it beside your other files. Put your model in place of `MODEL` and your rows in place of `rows.jsonl` (columns `prompt` and `completion`). It has what lesson 03 needs to train at all, and not what makes it fast. For copies there are four lines of their own: the rank, the device map, the argument, and that only the first process saves.
+# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it into the folder of this lesson's trainings, and prints the command that starts it there. Put your rows into that folder too, as `rows.jsonl` with columns `prompt` and `completion`, and your model in place of `MODEL`. It has what lesson 03 needs to train at all, and not what makes it fast. For copies there are four lines of their own: the number of the process, the device map, the argument, and that only the first process saves.
 
 # %% tags=["script"]
 script = """
@@ -881,12 +920,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 MODEL, ROWS, STEPS = os.environ.get("MODEL", "Qwen/Qwen2.5-7B"), os.environ.get("ROWS", "rows.jsonl"), 60
-rank, cuda = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
+process, cuda = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
 dtype = torch.float16 if cuda else torch.float32  # a T4 has no bfloat16
 
 four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 model = AutoModelForCausalLM.from_pretrained(
-    MODEL, quantization_config=four_bits, dtype=dtype, device_map={"": rank if cuda else "cpu"}
+    MODEL, quantization_config=four_bits, dtype=dtype, device_map={"": process if cuda else "cpu"}
 )
 arguments = SFTConfig(
     output_dir="two-gpus", max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2,
@@ -904,8 +943,10 @@ trainer.train()
 if trainer.is_world_process_zero():
     trainer.model.save_pretrained("two-gpus/adapter")
 """
+import os
+
 (run.folder / "several" / "two_gpus.py").write_text(script.lstrip(), encoding="utf-8")
-print("!cd {run.folder}/several && accelerate launch --multi_gpu --num_processes 2 two_gpus.py")
+print(f"!cd {os.path.relpath(run.folder / 'several')} && accelerate launch --multi_gpu --num_processes 2 two_gpus.py")
 
 # %% [markdown]
-# That line starts it from a notebook, in the folder where it was written. (On a CPU it starts two processes as well, in spite of its name.) A test of this course runs this very script in two processes, on a CPU.
+# That line starts it from a notebook. (On a CPU it starts two processes as well, in spite of its name.) A test of this course runs this very script in two processes, on a CPU.

@@ -316,11 +316,15 @@ class Training:
         return rows.select(kept).map(data.to_chat, remove_columns=rows.column_names), said
 
     def heldout_loss(self, model, tokenizer) -> float:
-        """On the same rows, in the same batches, in every process: what the trainer logs depends on who had which rows."""
+        """On the same rows in every process: what the trainer logs depends on who had which rows.
+
+        Never more rows at once than in training: that is what was planned, and more may not fit.
+        """
         from helpers.evaluation import completion_loss
 
         rows = self.rows["heldout"].select(range(min(self.settings.eval_rows, len(self.rows["heldout"]))))
-        return completion_loss(model, tokenizer, rows, 32 if self.model.bundled else 4, self.settings.max_length)
+        at_once = min(self.settings.batch_size, 32 if self.model.bundled else 4)
+        return completion_loss(model, tokenizer, rows, at_once, self.settings.max_length)
 
     def peaks(self) -> list[int]:
         """The most bytes that torch has allocated on each of this process's GPUs."""

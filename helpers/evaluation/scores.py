@@ -185,11 +185,11 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
         mask = torch.arange(width) < torch.tensor([min(len(row), width) for row in whole])[:, None]
         with torch.no_grad():
             logits = model(ids.to(model.device), attention_mask=mask.to(model.device)).logits
-        of_labels = (labels[:, 1:] != -100).to(logits.device)  # only there are logits turned to float32
-        wanted = labels.to(logits.device)[:, 1:][of_labels]
-        each = torch.nn.functional.cross_entropy(logits[:, :-1][of_labels].float(), wanted, reduction="none")
-        tokens = of_labels.sum(1).tolist()
-        found += [(part.sum().item(), len(part)) for part in each.split(tokens)]
+        labels = labels.to(logits.device)
+        for of_row, wanted in zip(logits[:, :-1], labels[:, 1:], strict=True):  # float32 takes room: a row at a time
+            answered = wanted != -100
+            each = torch.nn.functional.cross_entropy(of_row[answered].float(), wanted[answered], reduction="none")
+            found.append((each.sum().item(), len(each)))
     if not any(tokens for _, tokens in found):
         raise DataError(
             f"max_length = {max_length} cuts off every answer of these {len(rows):,} rows, so that there is nothing to learn: "

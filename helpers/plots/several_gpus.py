@@ -105,10 +105,11 @@ def peaks_by_cut(peaks: dict, marked: dict, title: str):
     return figure
 
 
-def one_step(ways: dict, title: str):
+def one_step(ways: dict, title: str, done: dict):
     """When each GPU works during one training step: a row for each GPU of each way. A drawing, with no unit of time.
 
-    `ways` maps a way's name to a list of rows, one a GPU: [(a key of WORK, begin, end, words), ...].
+    `ways` maps a way's name to a list of rows, one a GPU: [(a key of WORK, begin, end, words), ...]. `done` maps it to words
+    that stand where its step ends.
     """
     size = (9.0, 1.6 + 0.42 * sum(map(len, ways.values())))
     figure, ax = axes(title, "time, in forward passes of one batch through the whole model", "", size=size)
@@ -131,7 +132,10 @@ def one_step(ways: dict, title: str):
                 named.add(kind)
             ticks.append((y, f"{way}, GPU {number}" if number == 0 else f"GPU {number}"))
             y += 1
+        ended = max(end for row in rows for _, _, end, _ in row)
+        ax.text(ended + 0.05, y - (1 + len(rows)) / 2, done[way], va="center", fontsize=9.5, color=INK, weight="bold")
         y += 0.5
+    ax.set_xlim(0, 1.2 * ax.dataLim.x1)
     ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     ax.set_ylim(y - 1, -0.6)
     ax.grid(False)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import CourseError, machine
 from helpers.commands import _job
@@ -353,3 +353,14 @@ def test_a_model_that_no_formula_describes_is_trained_all_the_same(base):
     running = Training(job(base), machine.detect(), [])
     assert "memory: no prediction (" in running.outlook()
     assert running.way == Way("one")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_held_out_loss_takes_no_more_rows_at_once_than_the_training(base, batch_size):
+    training = Training(job(base, batch_size=batch_size, eval_rows=16), machine.detect(), [])
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
+    at_once: list[int] = []
+    model.register_forward_pre_hook(lambda _, ids: at_once.append(len(ids[0])))
+    training.heldout_loss(model, tokenizer)
+    assert sum(at_once) == 16
+    assert max(at_once) <= batch_size

@@ -5,6 +5,7 @@ import itertools
 import re
 
 import pytest
+import torch
 
 from helpers.course import disk as course
 from helpers.evaluation import Evaluation, completion_loss, evaluate, exact_match, mcnemar, wilson_interval
@@ -122,6 +123,14 @@ def test_the_losses_of_the_rows_add_up_to_the_loss(bundled, heldout):
     assert scored.loss == pytest.approx(nats / tokens) == pytest.approx(completion_loss(model, tokenizer, heldout))
     alone = completion_loss(model, tokenizer, heldout.select([3]))
     assert scored.row_losses[3][0] / scored.row_losses[3][1] == pytest.approx(alone, rel=1e-4)
+
+
+def test_logits_become_float32_row_by_row_and_where_the_answer_is(bundled, heldout, monkeypatch):
+    whole, taken = torch.nn.functional.cross_entropy, []
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", lambda *a, **k: taken.append(len(a[0])) or whole(*a, **k))
+    model, tokenizer = bundled
+    counted = [tokens for _, tokens in evaluate(model, tokenizer, heldout, batch_size=7).row_losses]
+    assert taken == counted
 
 
 def scored(losses, tokens=None):

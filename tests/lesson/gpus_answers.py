@@ -101,7 +101,14 @@ MISTAKES = {
         (lambda s, gpus: None, "can be done"),
         (lambda s, gpus: ..., "dots"),
     ],
-    "09.3": [(12, "middle"), (22, "turned round"), (6, "fewer"), (0, "at least one"), ("two", "number of layers")],
+    "09.3": [
+        (12, "middle"),
+        (22, "turned round"),
+        (6, "fewer"),
+        (0, "at least one"),
+        (1.5, "whole"),
+        ("two", "number of layers"),
+    ],
     "09.4": [
         (lambda first, layers, last: len(layers) // 2, "unequal size"),
         (lambda first, layers, last: cut_by(0, layers, last), "GPU 0 besides counts"),

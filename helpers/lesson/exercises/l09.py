@@ -79,6 +79,8 @@ def tied_cut(answer):
         return "a number of layers is asked for"
     if not 1 <= answer <= 23:
         return "each of the two GPUs gets at least one of the 24 layers"
+    if answer != int(answer):
+        return "a layer is not cut in two: give a whole number"
     spec = RunSpec(rank=8, seq_len=2048, repeat_kv=True, lora_dropout=0.0)
     found = predict(PRESETS["qwen2.5-0.5b"].shape, spec, "t4", 2, "split")
     if abs(answer - found.layers[0]) <= 1:
