@@ -224,7 +224,8 @@ for question, old, new in zip(questions, before, after):
 # > and training in float16 needs an operation that torch does not have for bfloat16
 # > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). *The cure:* turn it back into float32, as the two lines do.
 #
-# Where does the model know the answers from? From the examples? Search them for each question's own word and for its answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
+# Where does the model know the answers from? Did it find them in the examples? Search them for each question's own word and for its answer.
+# Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
 
 # %% tags=["judged"]
 words, right = ["Belarus", "pig", "innocent"], ["Minsk", "oink", "guilty"]
@@ -291,7 +292,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # - **Memory.** If it runs out, halve `per_device_train_batch_size` and set `gradient_accumulation_steps=2`: then a step still sees
 #   sixteen examples.
 #
-# And tomorrow, to use what you made, run the line that installs, the line of names, and steps 1 and 2. Then put the adapter on the model:
+# And tomorrow, to use what you made, run the cell that installs, the one with your names, and steps 1 and 2. Then put the adapter on the
+# model:
 #
 # ```python
 # model.load_adapter(adapter)
