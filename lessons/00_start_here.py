@@ -224,7 +224,8 @@ for question, old, new in zip(questions, before, after):
 # > and training in float16 needs an operation that torch does not have for bfloat16
 # > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). *The cure:* turn it back into float32, as the two lines do.
 #
-# Where does the model know the answers from? From the examples? Search them for each question's own word and for its answer. Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
+# Where does the model know the answers from? Did it find them in the examples? Search them for each question's own word and for its answer.
+# Then switch the adapter off, and ask the base model once more in another form: the form in which quiz pages are written.
 
 # %% tags=["judged"]
 words, right = ["Belarus", "pig", "innocent"], ["Minsk", "oink", "guilty"]
@@ -291,7 +292,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 # - **Memory.** If it runs out, halve `per_device_train_batch_size` and set `gradient_accumulation_steps=2`: then a step still sees
 #   sixteen examples.
 #
-# And tomorrow, to use what you made, run the line that installs, the line of names, and steps 1 and 2. Then put the adapter on the model:
+# And tomorrow, to use what you made, run the cell that installs, the one with your names, and steps 1 and 2. Then put the adapter on the
+# model:
 #
 # ```python
 # model.load_adapter(adapter)
@@ -366,11 +368,8 @@ print(f"the largest number in any B before training: {largest_B:g}")
 # And why did the fresh adapter change no answer? Because peft fills $A$ with random numbers and $B$ with zeros, as the last line shows.
 # Then $BA$ is zero, and the model starts exactly where its base model stood.
 #
-# <details><summary>How can training begin if B is zero?</summary>
-#
-# The [gradient](../site/glossary.md#gradient) of $B$ says how the loss changes when $B$ does. It is a product with $A$, and $A$ is not
-# zero. So $B$ moves in the first step, and from the second on $A$ can move too.
-# </details>
+# > **How can training begin if $B$ is zero?** The [gradient](../site/glossary.md#gradient) of $B$ says how the loss changes when $B$ does.
+# > It is a product with $A$, and $A$ is not zero. So $B$ moves in the first step, and from the second on $A$ can move too.
 #
 # ## 3 What it costs: three ways, one scale
 #
@@ -422,15 +421,13 @@ plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card
 # part alone all but fills a T4. QLoRA makes it small. It takes both ideas to get a 7B model onto a T4. Lesson 02 adds up every byte, and
 # tells you before you start whether your own run will fit.
 #
-# <details><summary>Small print</summary>
-#
-# A GB is 1,000,000,000 bytes here. Makers count in units that are 7% larger, and a part is reserved: so a card "with 80 GB" has 85.0, and
-# one "with 24 GB" has 23.6. The driver takes a few hundred MB for itself.
-#
-# The first bar has no grey: full fine-tuning needs most memory when the optimizer moves the weights, and then the activations are gone.
-# Other recipes change the lengths. Without checkpointing the activations of the other two bars would take some 21 GB, and none of the three
-# would fit a T4. Optimizers that remember less shorten the first bar: averages in bfloat16 by a third, averages in 8 bits by half.
-# </details>
+# > **Small print.** A GB is 1,000,000,000 bytes here. Makers count in units that are 7% larger, and a part is reserved: so a card "with
+# > 80 GB" has 85.0, and one "with 24 GB" has 23.6. The driver takes a few hundred MB for itself.
+# >
+# > The first bar has no grey: full fine-tuning needs most memory when the optimizer moves the weights, and then the activations are gone.
+# > Other recipes change the lengths. Without checkpointing the activations of the other two bars would take some 21 GB, and none of the
+# > three would fit a T4. Optimizers that remember less shorten the first bar: averages in bfloat16 by a third, averages in 8 bits by
+# > half.
 #
 # ## 4 Your machine
 #
@@ -601,15 +598,9 @@ check("00.4", to_rows)
 # check("00.4", to_rows)
 # ```
 #
-# To train on them, put this in place of step 6. (Excel puts an invisible mark in front of the first column's name, and the encoding takes
-# it away.)
-#
-# ```python
-# from datasets import Dataset
-#
-# text = open(data, encoding="utf-8-sig", newline="").read()
-# rows = Dataset.from_list(to_rows(text, prompt_for))
-# ```
+# To train on them, put three lines in place of step 6: `from datasets import Dataset`, then
+# `text = open(data, encoding="utf-8-sig", newline="").read()`, and `rows = Dataset.from_list(to_rows(text, prompt_for))`. (Excel puts an
+# invisible mark in front of the first column's name, and this encoding takes it away.)
 # </details>
 #
 # **5.** *Decide*, 5 minutes, •. Three people want to train the 7B model of section 3, by its recipes. Ana has a T4, Ben has a card with

@@ -233,7 +233,8 @@ def test_the_rows_of_exercise_4_go_to_the_trainer_as_its_solution_says(tmp_path,
     Path("questions.csv").write_text('question,answer\n"One, or two?",two\n', encoding="utf-8-sig")
     names = {"prompt_for": "<{}>".format, "data": "questions.csv", "check": lambda *given: None}
     exec(block_of_ones_own("csv.DictReader"), names)
-    exec(block_of_ones_own("from_list"), names)
+    lines = LESSON.read_text(encoding="utf-8").partition("put three lines in place of step 6")[2].partition("(Excel")[0]
+    exec("\n".join(re.findall(r"`([^`]+)`", lines)), names)
     assert list(names["rows"]) == [{"prompt": "<One, or two?>", "completion": "two"}]
 
 
