@@ -18,7 +18,7 @@ ASK_FOR_A_T4 = {
     "colab": {"gpuType": "T4"},
     "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": True},
 }
-ASK_FOR_THE_INTERNET = {"kaggle": {"isInternetEnabled": True}}  # Kaggle has it off until a notebook or a learner asks
+ASK_FOR_THE_INTERNET = {"kaggle": {"isInternetEnabled": True}}  # the course is fetched there, and Kaggle has it off until asked
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -95,8 +95,7 @@ def to_notebook(lesson: Path):
         kernelspec=KERNELSPEC,
         language_info={"name": "python"},
         course={"lesson": lesson.stem, "source_sha256": source_hash(lesson)},
-        **(ASK_FOR_A_T4 if lesson_parameters(lesson).get("model_id") == "auto" else {}),
-        **(ASK_FOR_THE_INTERNET if lesson.stem.startswith("00") else {}),  # it is opened first, and needs no GPU
+        **(ASK_FOR_A_T4 if lesson_parameters(lesson).get("model_id") == "auto" else ASK_FOR_THE_INTERNET),
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook

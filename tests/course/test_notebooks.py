@@ -316,7 +316,8 @@ def test_a_lesson_that_takes_a_larger_model_on_a_gpu_asks_colab_and_kaggle_for_o
     assert asks == {"02", "03", "04", "05", "07"}
 
 
-def test_the_first_lesson_needs_no_gpu_and_asks_kaggle_for_the_internet_alone():
-    metadata = course.to_notebook(course.find_lesson("00")).metadata
-    assert metadata["kaggle"] == {"isInternetEnabled": True}
-    assert "colab" not in metadata
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
+def test_every_lesson_asks_kaggle_for_the_internet_since_the_course_is_fetched_there(lesson):
+    metadata = course.to_notebook(lesson).metadata
+    assert metadata["kaggle"]["isInternetEnabled"] is True
+    assert ("accelerator" in metadata) == ("colab" in metadata) == ("accelerator" in metadata["kaggle"])
