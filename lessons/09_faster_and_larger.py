@@ -60,7 +60,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table say what one H200 trains with those, in the same memory and with eight rows at once: more than two with copies. Even by GPU time alone, where the number of rows hardly counts, section 7 brings a factor of 1.6, about as much as a second GPU. **So if time is what you lack, do section 7 first.**
+# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table say what one H200 trains with those, in the same memory and with eight rows at once: more than two with copies. By GPU time alone section 7 brings a factor of 1.6, about as much as a second GPU. **So if time is what you lack, do section 7 first.**
 #
 # And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
 
@@ -275,7 +275,7 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
       "{:,.0f}", columns=("what DDP would exchange in a step", "size"))  # fmt: skip
 
 # %% [markdown]
-# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that can decide. For two T4s it is a reason for hope: their bus matters less than it would for full fine-tuning. How much it matters, nobody has measured.
+# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that can decide. For two T4s it is a reason for hope: their bus matters less than it would for full fine-tuning. Nobody has measured how much.
 #
 # ### A file for a 7B model
 #
@@ -552,7 +552,7 @@ for length in (2048, 4096, 8192):
     print(f"1 x {length:,}: {most / 1e9:.2f} GB on the fuller GPU; {'fits' if most < t4 else 'does not fit'}")
 
 # %% [markdown]
-# On Kaggle the file of section 2 becomes this one:
+# On Kaggle the file looks like this:
 #
 # ```toml
 # model_id = "Qwen/Qwen2.5-32B"
@@ -584,7 +584,7 @@ table(bounds, "{:.0f}", columns=("a T4 makes (teraflops)", "a row, at least (s)"
                                  "60 steps, at least (minutes)", "60 steps, by the H200's clock (minutes)"))  # fmt: skip
 
 # %% [markdown]
-# Lesson 03 multiplies GPU time. The 1.3 s are clock time, and part of that is Python: a row of only 512 tokens, with adapters on q, k, v and o, took 1.09 s. So the largest number is probably too high. Loading comes on top. If you try it, please tell us what came out.
+# Lesson 03 multiplies GPU time. But the 1.3 s are clock time, and part of that is Python: a row of only 512 tokens, with adapters on q, k, v and o, took 1.09 s. So the largest number is probably too high. Loading comes on top. If you try it, please tell us what came out.
 #
 # ## 7 What makes it fast on one GPU
 #
