@@ -119,8 +119,8 @@ try:
     torch.nn.Embedding(100, 8)(torch.tensor([200]))
 except IndexError:
     shown = traceback.format_exc()
-for line in shown.splitlines():
-    if line.strip(" ^~"):  # Python's own marks under a call are left out
+for line in shown.splitlines()[1:]:  # without its heading
+    if line.strip(" ^~"):  # and without Python's own marks under a call
         yours = "File" in line and "-packages" not in line
         print("-->" if yours else "   ", re.sub('"/.*/', '"', line))
 
@@ -466,7 +466,7 @@ plots.show(
 # os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 # ```
 #
-# > **Trap: two names of one setting.** Older texts, and the message above, say `PYTORCH_CUDA_ALLOC_CONF`. That is an
+# > **Trap: two names of one setting.** Older texts, and the end of the message, say `PYTORCH_CUDA_ALLOC_CONF`. That is an
 # > [alias](https://github.com/pytorch/pytorch/pull/167659) now. *What you see:* on some releases a warning that it is deprecated; on torch 2.9.1 the *new* name was
 # > [ignored without a word](https://github.com/pytorch/pytorch/issues/183387). *Cure:* set both names, and on a GPU ask whether it is on:
 # > `torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]`.
