@@ -255,8 +255,7 @@ def begin(
         shown |= _goes_along(values.get("hub_repo", "none"))
         saving.require_hub_base(values.get("hub_repo", "none"), run.model)
         shown["model"] = str(run.model)
-    longest = 16 if run.model is None or run.model.bundled else 128  # the bundled model's answers are a few words
-    recipe = models.recipe_for(run.model) | {"max_new_tokens": longest}
+    recipe = models.recipe_for(run.model) | {"max_new_tokens": _answer_tokens(run.model)}
     chosen = {name: recipe[name] for name, value in values.items() if name in recipe and value == "auto"}
     run.settings = SimpleNamespace(**values | chosen)
     if chosen:
@@ -281,6 +280,11 @@ def begin(
 
     display(table(shown, columns=("", "this run")))
     return run
+
+
+def _answer_tokens(model) -> int:
+    """What "auto" means for max_new_tokens: the bundled model answers in a few words."""
+    return 16 if model is None or model.bundled else 128
 
 
 def _goes_along(hub_repo: str) -> dict:
