@@ -291,7 +291,8 @@ record(before=before, after=after, train_loss=trainer.state.log_history[-1]["tra
 #   at its end; `max_length` in step 7 moves that limit.
 # - **Memory.** If it runs out, halve `per_device_train_batch_size` and set `gradient_accumulation_steps=2`: then a step still sees
 #   sixteen examples.
-#
+
+# %% [markdown]
 # And tomorrow, to use what you made, run the cell that installs, the one with your names, and steps 1 and 2. Then put the adapter on the
 # model:
 #
