@@ -322,8 +322,8 @@ show(figure, "Line chart: the relative error rises with block size, far more ste
 start = 1 - (1 / 32 + 1 / 30) / 2
 shares = torch.linspace(start, 0.5, 9)
 positions = torch.special.ndtri(shares)  # in standard deviations
-columns = ("share of weights below", "position", "level")
-table(zip(shares, positions, positions / positions[0]), "{:.3f}", columns=columns)
+columns = ("step", "share of weights below", "position", "level")
+table(zip(range(9), shares, positions, positions / positions[0]), "{:.3f}", columns=columns)
 
 # %% [markdown]
 # Below zero it goes the same way with one step fewer. A function does both sides, for any number of bits:

@@ -38,7 +38,7 @@ def draw(quantize, dequantize, sets: dict, name: str, block_size: int, outlier: 
     scaled, error, bits = measure(quantize, dequantize, sets[name], block_size, outlier)
     beside = f"one outlier at {outlier} deviations" if outlier else "no outlier"
     numbers = f"{name}, blocks of {block_size}, {beside}: relative error {error:.1%}, {bits:.3f} bits per weight"
-    figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers)
+    figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers.replace("relative ", ""))  # one line
     return plots.png(figure, dpi=80), numbers
 
 
