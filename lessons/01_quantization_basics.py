@@ -78,7 +78,7 @@ print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {quality['weig
 # (In this lesson a megabyte, MB, is a million bytes, and a gigabyte, GB, a thousand million.)
 #
 # Now do it live, with the small model that comes with the course and with the calls that all later lessons use. You could put another model
-# into the parameters above. On a CPU the unrounded model is loaded in 32 bits. So one might expect that 4 bits shrink it eightfold.
+# into the parameters above. On a CPU it is loaded in 32 bits, so one might expect that 4 bits shrink it eightfold.
 
 # %%
 import torch
@@ -110,8 +110,8 @@ print(f" 4 bits, {in_4_bits.get_memory_footprint() / 1e6:5.1f} MB: {ask(in_4_bit
 
 # %% [markdown]
 # It shrinks by less, because a few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
-# [head](../site/glossary.md#head), and some short vectors. In a model as small as this one they are a large share.
-# The answer does not change, because this model knows its few facts by heart. Section 8 says what that is worth as a test.
+# [head](../site/glossary.md#head), and some short vectors. In so small a model they are a large share.
+# The answer does not change: this model knows its few facts by heart. Section 8 says what such a test is worth.
 #
 # ## 1 What a 16-bit number is
 #
@@ -159,8 +159,8 @@ def number(text):
 {name: number(text) for name, text in strips.items()}
 
 # %% [markdown]
-# (The bits of the fraction count halves, quarters, eighths, and so on. Two exponents are reserved, and the formula does not hold for them. All ones means infinity or not-a-number. All zeros means
-# zero, or a number too small for full precision. All other numbers are called *normal*.)
+# (The bits of the fraction count halves, quarters, eighths, and so on. For two exponents the formula does not hold: all ones means infinity or not-a-number, and all zeros means
+# zero or a number too small for full precision. All other numbers are called *normal*.)
 #
 # What do the fields mean in practice? Store three numbers in each type and read them back. Before you run the cell, guess which of
 # the nine will be badly wrong.
@@ -247,8 +247,7 @@ print(f"the others: off by {relative_error(spoiled[others], rounded[others]):.1%
 # ## 3 Blocks
 #
 # The cure is to give every [block](../site/glossary.md#block) of, say, 64 neighbouring weights an absmax of its own. Then an outlier can spoil 63
-# others and no more. Again the code is short. (bitsandbytes' own takes care of odd lengths and of other rare cases; "Further down" makes yours
-# equal to it, bit for bit.)
+# others and no more. (bitsandbytes takes care of odd lengths and of other rare cases; "Further down" makes your functions equal to it, bit for bit.)
 
 
 # %%
@@ -311,8 +310,8 @@ show(figure, "Line chart: the relative error rises with block size, far more ste
 # The points between slices are called [quantiles](../site/glossary.md#quantile), and `torch.special.ndtri` computes them: `ndtri(0.9)` is the point below which nine tenths of a bell
 # curve lie. One level must be zero, so that a weight of zero stays zero. That leaves 15: eight above zero and seven below. Three steps place them.
 #
-# 1. *Choose the share at which the outermost level stands.* It is the middle of the outermost slice. With eight levels on each side there would be 16 slices, and 1/32 of all weights would lie further out. With seven on
-#    each side and the zero there would be 15 slices, and 1/30. Both sides need the same share, so that the levels end at -1 and 1. bitsandbytes takes the mean of the two.
+# 1. *Put the outermost level into the middle of its slice.* With eight levels on each side there would be 16 slices, and 1/32 of all weights would lie further out. With seven on
+#    each side and the zero there would be 15 slices, and 1/30. bitsandbytes takes the mean for both sides, so that the levels end at -1 and 1.
 # 2. *Go from there to 0.5, the middle of the bell, in equal steps of share*: eight steps above zero, seven below.
 # 3. *Let `ndtri` turn each share into a position, and divide all positions by the outermost.*
 #
@@ -326,7 +325,7 @@ columns = ("step", "share of weights below", "position", "level")
 table(zip(range(9), shares, positions, positions / positions[0]), "{:.3f}", columns=columns)
 
 # %% [markdown]
-# Below zero it goes the same way with one step fewer. A function does both sides, for any number of bits:
+# Below zero there is one step fewer. A function does both sides, for any number of bits:
 
 
 # %%
@@ -381,13 +380,13 @@ verdict("NF4 rounds both better than even levels do", max(error["NF4"]) < min(er
 table(error, "{:.1%}", columns=("levels", "a bell curve", "a layer of the model"))
 
 # %% [markdown]
-# The gain is modest: where the levels stand matters less than the blocks did. You will see below what it is worth to a model.
+# The gain is modest: where the levels stand matters less than the blocks did.
 #
 # ### Try it
 #
 # Move the block size, the levels and an outlier (in standard deviations), and watch error and bits. The sliders work where a notebook
-# runs, and a page that only shows it has a still picture. The explorer calls *your* functions: change `quantize_blockwise` above, run
-# this cell again, and it follows. It works on 16,384 made-up weights, and starts with an outlier among them.
+# runs, and a page that only shows it has a still picture. The explorer works on 16,384 made-up weights, and it calls *your* functions: change `quantize_blockwise` above, run
+# this cell again, and it follows.
 
 # %%
 from helpers.widgets import explore
@@ -592,11 +591,11 @@ verdict(
 table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 
 # %% [markdown]
-# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
+# For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
 # a little less in SmolLM2. There are three reasons. The bundled model shows the first and the third clearly. In SmolLM2 the first does less, and the choice of token changes at one place in four.
 #
-# Ask how strongly a matrix responds to an input. If the two have nothing to do with each other, the size of the output is about the size of the input times the size of the matrix, divided by the root of the
-# number of columns. So divide the output's size by that. The result is about 1 for unrelated things, and larger for a matrix that is made for such inputs.
+# Ask how strongly a matrix responds to an input. If the two are unrelated, the output's size is about the size of the input times the size of the matrix, divided by the root of the
+# number of columns. Divide by that: then 1 means unrelated.
 
 
 # %%
@@ -635,8 +634,8 @@ print(f"{gap[same].mean():.2f}  gap at the {same.sum()} places where the likelie
 print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it changes")
 
 # %% [markdown]
-# In the bundled model the choice changed only where two tokens were nearly equally likely. SmolLM2's gaps were not measured. It changed its choice more often,
-# and that is what you saw at the top, and it is not nothing: 9% is survivable, and it is not free.
+# In the bundled model the choice changed only where two tokens were nearly equally likely. SmolLM2's gaps were not measured. It changes its choice more often,
+# as you saw at the top: an error of 9% is survivable, and it is not free.
 #
 # ## 8 What a model feels
 #
@@ -651,7 +650,7 @@ alt = "Bars of weight error and perplexity for each way to round: they rise toge
 show(figure, alt)
 
 # %% [markdown]
-# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Four things are worth noticing.
+# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels.
 #
 # - **The step from 8 to 4 bits costs something, and the step from 4 to 3 costs far more.** With 2 bits nothing is left: four
 #   billion is far more than there are tokens, so the model is not merely at a loss, it is sure of the wrong ones.
@@ -722,8 +721,8 @@ if run.model.bundled:
     verdict("in 4 bits with blocks it keeps its answers, and in 2 bits it loses nearly all of them", kept and lost)
 
 # %% [markdown]
-# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. (A perplexity that falls by a few hundredths is no gain but chance.) It is tiny, and it knows its few thousand facts by heart. Remember this when you
-# test a rounded model of your own: a test that it passes with full marks even in 3 bits cannot tell you what 4 bits cost.
+# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. (A perplexity that falls by a few hundredths is no gain but chance.) It is tiny, and it knows its few thousand facts by heart. A test that a model
+# passes with full marks even in 3 bits cannot tell you what 4 bits cost.
 #
 # Without blocks the bundled model is rounded more coarsely too, and it still passes this easy test. SmolLM2 is ruined. Compare their largest weights.
 
@@ -735,7 +734,7 @@ print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
 # %% [markdown]
 # The further out the largest weight, the fewer levels are left for all others. A block confines it to its neighbours.
 #
-# SmolLM2 knows a little of everything with a narrow margin, and it noticed. For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
+# For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 4). Measure it on your own task all the same.
 #
 # ## 9 Other 4-bit formats
