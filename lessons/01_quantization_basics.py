@@ -48,9 +48,6 @@ run = begin(
 #
 # Here is a real chat model, SmolLM2-135M-Instruct, asked the same in 16 bits and in 4. The questions were chosen because it answers them sensibly in
 # 16 bits, and the answers were recorded by `measurements/measure_quality.py`.
-#
-# One caution. The only file of this model that could be fetched as a package had been rounded once already, to 5 bits per weight (GGUF's Q4_1). "In 16 bits" is what that file restores to. So
-# everything here is the cost of a second rounding, and the original would do somewhat better in the first column.
 
 # %%
 import json
@@ -75,10 +72,13 @@ print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {quality['weig
 # %% [markdown]
 # A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. Something is lost as well. This lesson shows where the loss comes from, and how it is kept small.
 #
+# One caution. The only file of this model that could be fetched as a package had been rounded once already, to 5 bits per weight (GGUF's Q4_1). "In 16 bits" is what that file restores to. So
+# everything here is the cost of a second rounding, and the original would probably do somewhat better in the first column.
+#
 # (In this lesson a megabyte, MB, is a million bytes, and a gigabyte, GB, a thousand million.)
 #
 # Now do it live, with the small model that comes with the course and with the calls that all later lessons use. You could put another model
-# into the parameters above.
+# into the parameters above. On a CPU it is loaded in 32 bits, so one might expect that 4 bits shrink it eightfold.
 
 # %%
 import torch
@@ -109,8 +109,9 @@ print(f"32 bits, {model.get_memory_footprint() / 1e6:5.1f} MB: {ask(model, quest
 print(f" 4 bits, {in_4_bits.get_memory_footprint() / 1e6:5.1f} MB: {ask(in_4_bits, question)!r}")
 
 # %% [markdown]
-# (The model shrinks by less than eightfold, because a few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
-# [head](../site/glossary.md#head), and some short vectors. In a model as small as this one they are a large share.)
+# It shrinks by less, because a few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
+# [head](../site/glossary.md#head), and some short vectors. In so small a model they are a large share.
+# The answer does not change: this model knows its few facts by heart. Section 8 says what such a test is worth.
 #
 # ## 1 What a 16-bit number is
 #
@@ -158,6 +159,9 @@ def number(text):
 {name: number(text) for name, text in strips.items()}
 
 # %% [markdown]
+# (The bits of the fraction count halves, quarters, eighths, and so on. For two exponents the formula does not hold: all ones means infinity or not-a-number, and all zeros means
+# zero or a number too small for full precision. All other numbers are called *normal*.)
+#
 # What do the fields mean in practice? Store three numbers in each type and read them back. Before you run the cell, guess which of
 # the nine will be badly wrong.
 
@@ -224,7 +228,7 @@ for name, x in (("a layer of the model", weights), ("a bell curve", bell)):
     print(f"{name}: off by {wrong:.1%}; the largest weight is {largest:.1f} standard deviations out")
 
 # %% [markdown]
-# Nearly a fifth is lost. The reason is the largest weight: the levels reach out to it, so most of them stand where hardly any weight is.
+# The error is nearly a fifth of the weights' size. The reason is the largest weight: the levels reach out to it, so most of them stand where hardly any weight is.
 #
 # It gets far worse with one [outlier](../site/glossary.md#outlier), a weight that is much larger than the rest. Make one, fifty standard deviations out, and look at the error of all *other* weights.
 # Guess first: will it double?
@@ -243,14 +247,13 @@ print(f"the others: off by {relative_error(spoiled[others], rounded[others]):.1%
 # ## 3 Blocks
 #
 # The cure is to give every [block](../site/glossary.md#block) of, say, 64 neighbouring weights an absmax of its own. Then an outlier can spoil 63
-# others and no more. Again the code is short. (bitsandbytes' own takes care of odd lengths and of other rare cases; "Further down" makes yours
-# equal to it, bit for bit.)
+# others and no more. (bitsandbytes takes care of odd lengths and of other rare cases; "Further down" makes your functions equal to it, bit for bit.)
 
 
 # %%
 def quantize_blockwise(x, levels, block_size):
     "Codes of the nearest levels, one per weight, and absmax, one per block."
-    blocks = x.flatten().view(-1, block_size)
+    blocks = x.flatten().view(-1, block_size)  # fails if x does not fill its last block
     absmax = blocks.abs().amax(dim=1, keepdim=True)
     codes = torch.bucketize(blocks / absmax, (levels[1:] + levels[:-1]) / 2)
     return codes.flatten().to(torch.uint8), absmax.flatten()
@@ -258,7 +261,7 @@ def quantize_blockwise(x, levels, block_size):
 
 def dequantize_blockwise(codes, absmax, levels, block_size, shape):
     "The weights that codes and absmax stand for."
-    scale = absmax.repeat_interleave(block_size)[: len(codes)]  # the last block may be shorter
+    scale = absmax.repeat_interleave(block_size)[: len(codes)]  # "Further down" has a shorter last block
     return (levels[codes.long()] * scale).view(shape)
 
 
@@ -305,9 +308,24 @@ show(figure, "Line chart: the relative error rises with block size, far more ste
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 3).
 #
 # The points between slices are called [quantiles](../site/glossary.md#quantile), and `torch.special.ndtri` computes them: `ndtri(0.9)` is the point below which nine tenths of a bell
-# curve lie. Zero must be a level, so that a weight of zero stays zero. So walk from the outermost level to the middle in even steps of share, on each side: eight steps above zero, seven below. The outermost level cannot stand
-# at a share of 1, which is infinitely far out, so start half a slice before the end. With 16 slices that is 1 - 1/32, with 15 it is 1 - 1/30; the two sides have to share one number, and bitsandbytes takes the
-# mean, 0.9677083. At last all levels are divided by the outermost, so that they end at -1 and 1.
+# curve lie. One level must be zero, so that a weight of zero stays zero. That leaves 15: eight above zero and seven below. Three steps place them.
+#
+# 1. *Put the outermost level into the middle of its slice.* With eight levels on each side there would be 16 slices, and 1/32 of all weights would lie further out. With seven on
+#    each side and the zero there would be 15 slices, and 1/30. bitsandbytes takes the mean for both sides, so that the levels end at -1 and 1.
+# 2. *Go from there to 0.5, the middle of the bell, in equal steps of share*: eight steps above zero, seven below.
+# 3. *Let `ndtri` turn each share into a position, and divide all positions by the outermost.*
+#
+# Here are the three for the levels above zero:
+
+# %%
+start = 1 - (1 / 32 + 1 / 30) / 2
+shares = torch.linspace(start, 0.5, 9)
+positions = torch.special.ndtri(shares)  # in standard deviations
+columns = ("step", "share of weights below", "position", "level")
+table(zip(range(9), shares, positions, positions / positions[0]), "{:.3f}", columns=columns)
+
+# %% [markdown]
+# Below zero there is one step fewer. A function does both sides, for any number of bits:
 
 
 # %%
@@ -321,7 +339,7 @@ def normal_levels(bits, offset):
 
 
 def nf4_levels():
-    return normal_levels(4, offset=0.9677083)
+    return normal_levels(4, offset=0.9677083)  # bitsandbytes rounds the share to seven digits
 
 
 # %%
@@ -331,7 +349,8 @@ figure = diagrams.equal_slices(nf4.tolist(), title)
 show(figure, "A bell curve cut into sixteen slices, narrow in the middle, with the levels of NF4 marked below it")
 
 # %% [markdown]
-# The levels do not lie in the middle of the slices: on the left all have moved outwards to make room for the zero, and the slice beside it has none but that. And this is how the levels are *derived*. In use the outermost one
+# Because zero takes a place, no level lies quite in the middle of its slice. On the right nearly all have moved outwards to make room for it. On the left seven levels have to serve eight slices, so they have moved inwards,
+# and the slice beside zero has none but the zero at its edge. This is how the levels are *derived*. In use the outermost one
 # stands at the absmax of a block, some 2.6 deviations out, so the codes are not used equally often ("Further down" counts them). Is this the table that bitsandbytes carries?
 
 # %%
@@ -361,12 +380,12 @@ verdict("NF4 rounds both better than even levels do", max(error["NF4"]) < min(er
 table(error, "{:.1%}", columns=("levels", "a bell curve", "a layer of the model"))
 
 # %% [markdown]
-# The gain is modest: where the levels stand matters less than the blocks did. You will see below what it is worth to a model.
+# The gain is modest: where the levels stand matters less than the blocks did.
 #
 # ### Try it
 #
 # Move the block size, the levels and an outlier (in standard deviations), and watch error and bits. The sliders work where a notebook
-# runs, and a page that only shows it has a still picture. The explorer calls *your* functions: change `quantize_blockwise` above, run
+# runs, and a page that only shows it has a still picture. The explorer works on 16,384 made-up weights, and it calls *your* functions: change `quantize_blockwise` above, run
 # this cell again, and it follows.
 
 # %%
@@ -378,6 +397,7 @@ explore(quantize_blockwise, dequantize_blockwise, sets)
 # ## 5 From a float to a byte, and what it costs
 #
 # The smallest piece of memory that has an address is a byte, which is 8 bits. So two codes share a byte: the first in its upper four bits, the second in its lower four.
+# Below, `<< 4` moves a code four places to the left, and `|` puts the other code into the gap.
 
 
 # %%
@@ -424,8 +444,6 @@ matrix = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(seed)) 
 once = bnb.functional.quantize_4bit(matrix, quant_type="nf4")
 twice = bnb.functional.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
 single, double = kept_bits(*once), kept_bits(*twice)
-
-# %%
 kinds = {"absmax in 32 bits": (single, 4 + 32 / 64), "absmax in 8 bits": (double, 4 + 8 / 64 + 32 / (64 * 256))}
 table(kinds, "{:.4f}", columns=("", "bits per weight", "by formula"))
 
@@ -470,12 +488,12 @@ verdict("a 4-bit layer is: dequantize, then multiply", torch.allclose(layer(inpu
 
 # %% [markdown]
 # The compute dtype is yours to choose. Here is the same product in three types. The first column compares it with one in float64, so it shows what computing alone did. The second compares
-# it with unrounded weights. In the last column every input is 5,000, which all three types can hold, and all weights are made positive, so that the sums exceed 65,504: the share of results that became infinite.
+# it with unrounded weights. In the last column every input is 8,192, which all three types can hold, and all weights are made positive, so that the sums exceed 65,504: the share of results that became infinite.
 
 # %% tags=["nbval-ignore-output"] reason="last digits depend on the processor's order of sums"
 restored = round_trip(bell, nf4)
 exact, true = linear(inputs.double(), restored.double()), linear(inputs.double(), bell.double())
-large, rows = torch.full((1, 1024), 5000.0), []
+large, rows = torch.full((1, 1024), 8192.0), []
 for dtype in FIELDS:
     product = linear(inputs.to(dtype), restored.to(dtype))
     infinite = linear(large.to(dtype), restored.abs().to(dtype)).isinf().float().mean()
@@ -530,21 +548,13 @@ for hook in hooks:
 # Now round each matrix, and compare its output with the right one: once for inputs that are pure noise, and once for the inputs that a real text makes. Guess before you
 # run it: will the two be off by the same?
 
-
 # %%
-def reach(x, matrix):
-    "The size of the output over the size that chance would give: 1 where inputs and matrix are unrelated."
-    return (linear(x, matrix).norm() / x.norm() / matrix.norm()).item() * x.shape[1] ** 0.5
-
-
-# %%
-off, reached = [], []
+off = []
 for layer, real in given.items():
     weight, rounded = layer.weight.data, round_trip(layer.weight.data, nf4)
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(seed))
     products = [relative_error(linear(x, weight), linear(x, rounded)) for x in (noise, real)]
     off.append((relative_error(weight, rounded), *products))
-    reached.append((reach(noise, weight), reach(real, weight), reach(real, weight - rounded)))
 weights_off, noise_off, text_off = torch.tensor(off).mean(dim=0).tolist()
 
 # %% [markdown]
@@ -581,41 +591,66 @@ verdict(
 table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 
 # %% [markdown]
-# Read the table from the top. For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
-# a little less in SmolLM2. Why? Ask how strongly a matrix responds to an input: divide the size of the output by the size that chance would give. Where matrix and input are unrelated, that is 1.
+# For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
+# a little less in SmolLM2. There are three reasons. The bundled model shows the first and the third clearly. In SmolLM2 the first does less, and the choice of token changes at one place in four.
+#
+# Ask how strongly a matrix responds to an input. If the two are unrelated, the output's size is about the size of the input times the size of the matrix, divided by the root of the
+# number of columns. Divide by that: then 1 means unrelated.
+
 
 # %%
-for_noise, for_text, error_for_text = torch.tensor(reached).mean(dim=0).tolist()
-print(f"{for_noise:.2f}  how far noise reaches: the right output")
-print(f"{for_text:.2f}  how far a text reaches: the right output")
-print(f"{error_for_text:.2f}  how far a text reaches: the rounding error")
-print(f"{gap[same].mean():.2f}  gap at the {same.sum()} places where the likeliest token stays the same")
-print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it changes")
+def response(x, matrix):
+    "The size of the output over the size to expect where inputs and matrix are unrelated."
+    expected = x.norm() * matrix.norm() / x.shape[1] ** 0.5
+    return (linear(x, matrix).norm() / expected).item()
+
+
+responses = []
+for layer, real in given.items():
+    weight, noise = layer.weight.data, torch.randn(real.shape, generator=torch.Generator().manual_seed(seed))
+    error_alone = weight - round_trip(weight, nf4)
+    responses.append((response(noise, weight), response(real, weight), response(real, error_alone)))
+for_noise, for_text, error_for_text = torch.tensor(responses).mean(dim=0).tolist()
+
+# %%
+print(f"{for_noise:.2f}  noise through the matrix")
+print(f"{for_text:.2f}  a text through the matrix")
+print(f"{error_for_text:.2f}  the same text through the rounding error alone")
+expected_off = weights_off * error_for_text / for_text
+print(f"{weights_off:.1%} x {error_for_text:.2f} / {for_text:.2f} = {expected_off:.1%}; measured: {text_off:.1%}")
 
 # %% [markdown]
 # There is the first reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
-# beside the right output. Divide the one by the other, and times the weights' 9% you have nearly the number of the table. (In SmolLM2 the effect is smaller.)
+# beside the right output. The last line shows that this explains nearly all of the difference.
 #
 # The second reason is in the row of the last activations. SmolLM2 has 210 matrices, and yet after all of them only a quarter of the size is wrong, not many times the size. Each layer *adds* its result to what came before, the
 # [residual stream](../site/glossary.md#residual-stream). So the right results add up as well as the errors, and errors that know nothing of each other add up more slowly. The quarter was measured; how much each of these contributes
 # was not.
 #
-# The third is the gap. A model does not have to compute the right number, it has to choose the right token. In the bundled model the choice changed only where two tokens were nearly equally likely. In SmolLM2 it changed at one place in four; its gaps were not measured.
-# That is what you saw at the top, and it is not nothing: 9% is survivable, and it is not free.
+# The third is the gap. A model does not have to compute the right number, it has to choose the right token.
+
+# %%
+print(f"{gap[same].mean():.2f}  gap at the {same.sum()} places where the likeliest token stays the same")
+print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it changes")
+
+# %% [markdown]
+# In the bundled model the choice changed only where two tokens were nearly equally likely. SmolLM2's gaps were not measured. It changes its choice more often,
+# as you saw at the top: an error of 9% is survivable, and it is not free.
 #
 # ## 8 What a model feels
 #
 # So errors of weights are not what you care about. Here is SmolLM2 rounded in each way that this lesson has, and a few more. Before you run the cell, guess: where does it break,
-# between 8 and 4 bits, between 4 and 3, or between 3 and 2? NF4 in blocks of different sizes is dark blue.
+# between 8 and 4 bits, between 4 and 3, or between 3 and 2? The more bits, the higher up a row stands, and NF4 is dark blue.
 
 # %%
 title = "SmolLM2 needs its blocks, and it needs its fourth bit"
-figure = diagrams.error_and_perplexity(quality["rows"], title)
+by_bits = sorted(quality["rows"], key=lambda row: -row["bits_per_weight"])
+figure = diagrams.error_and_perplexity(by_bits, title)
 alt = "Bars of weight error and perplexity for each way to round: they rise together, and leap with 3 and 2 bits"
 show(figure, alt)
 
 # %% [markdown]
-# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels. Four things are worth noticing.
+# int8 is a milder choice: 8 bits, evenly spaced, a scale for each row ("Further down"). FP4 is bitsandbytes' other set of 16 levels.
 #
 # - **The step from 8 to 4 bits costs something, and the step from 4 to 3 costs far more.** With 2 bits nothing is left: four
 #   billion is far more than there are tokens, so the model is not merely at a loss, it is sure of the wrong ones.
@@ -686,10 +721,10 @@ if run.model.bundled:
     verdict("in 4 bits with blocks it keeps its answers, and in 2 bits it loses nearly all of them", kept and lost)
 
 # %% [markdown]
-# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. (A perplexity that falls by a few hundredths is no gain but chance.) It is tiny, and it knows its few thousand facts by heart. Remember this when you
-# test a rounded model of your own: a test that it passes with full marks even in 3 bits cannot tell you what 4 bits cost.
+# The bundled model does not notice 4 bits, nor 3, and at 2 bits it forgets everything at once. (A perplexity that falls by a few hundredths is no gain but chance.) It is tiny, and it knows its few thousand facts by heart. A test that a model
+# passes with full marks even in 3 bits cannot tell you what 4 bits cost.
 #
-# Why can it do without blocks, when SmolLM2 cannot? Look for outliers.
+# Without blocks the bundled model is rounded more coarsely too, and it still passes this easy test. SmolLM2 is ruined. Compare their largest weights.
 
 # %%
 largest = max((part.weight.abs().max() / part.weight.std()).item() for part in matrices.values())
@@ -697,9 +732,9 @@ print(f"the largest weight of all matrices, in standard deviations: {largest:.0f
 print(f"the same in SmolLM2: {quality['largest_in_deviations']:.0f}")
 
 # %% [markdown]
-# SmolLM2 has outliers, and blocks are made for them.
+# The further out the largest weight, the fewer levels are left for all others. A block confines it to its neighbours.
 #
-# SmolLM2 knows a little of everything with a narrow margin, and it noticed. For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
+# For large models QLoRA's paper finds that NF4 with double quantization, once fine-tuned, matches 16 bits
 # ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314), section 4). Measure it on your own task all the same.
 #
 # ## 9 Other 4-bit formats
@@ -889,7 +924,7 @@ check("01.5", guesses, came_out)
 # ```
 # </details>
 #
-# **6.** *Decide*, 5 minutes, ••. Three people want to use a model whose layers have 13.0 billion weights. Their GPUs have room for 14, 7 and 6 GB of these. Each wants the lowest perplexity that fits, going by the table of section 8 as far as it goes, and accepts no model whose
+# **6.** *Decide*, 5 minutes, ••. Three people want to use a model whose layers have 13.0 billion weights. Their GPUs have room for 14, 7 and 6 GB of these. Each wants the lowest perplexity that fits, going by the figure of section 8 (SmolLM2's bits and perplexities), and accepts no model whose
 # perplexity is twice that of 16 bits. What do they take: `"int8"`, `"nf4"` in blocks of 64 with double quantization, `"nf4-32"` in blocks of 32 without it, `"3 bits"`, or `"a smaller model"`?
 
 # %%
@@ -1140,6 +1175,9 @@ def judge(levels, x):
 candidates = {"NF4": nf4, "equal use": x.view(16, -1).mean(dim=1), "Lloyd-Max": lloyd_max(x), "int4": int4, "FP4": up}
 judged = {name: judge(levels, x) for name, levels in candidates.items()}
 table(judged, columns=("levels", "bits in a code", "relative error"), bits_in_a_code="{:.2f}", relative_error="{:.2%}")
+
+# %% [markdown]
+# (These are errors of the *scaled* weights, where every block counts alike. In section 4 blocks with a large absmax counted for more, so the errors there are a little higher.)
 
 # %%
 (information, ours), (full, worse), (_, best) = (judged[name] for name in ("NF4", "equal use", "Lloyd-Max"))

@@ -197,7 +197,7 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
 def equal_slices(levels, title: str):
     """A bell curve cut into as many slices of equal share as there are `levels`, and these below it.
 
-    `levels` are scaled to reach from -1 to 1; they are drawn with the outermost where the last slice has its middle.
+    `levels` are scaled to reach from -1 to 1; they are drawn with the outermost where the derivation starts.
     """
     from statistics import NormalDist
 
@@ -207,7 +207,7 @@ def equal_slices(levels, title: str):
     for i in range(number):
         xs = [edges[i] + (edges[i + 1] - edges[i]) * k / 20 for k in range(21)]
         ax.fill_between(xs, [bell.pdf(x) for x in xs], color=COLOURS["sky" if i % 2 else "blue"], linewidth=0)
-    outermost = bell.inv_cdf(1 - 1 / (2 * number))
+    outermost = bell.inv_cdf(1 - (1 / (2 * number) + 1 / (2 * number - 2)) / 2)  # as NF4 is derived
     ax.vlines([outermost * level for level in levels], -0.06, -0.012, color=COLOURS["red"], linewidth=2.2)
     ax.text(-limit, -0.036, "NF4's levels", color=COLOURS["red"], ha="left", va="center", fontsize=10)
     ax.set(yticks=[], xlim=(-limit, limit), ylim=(-0.075, 0.42))
@@ -220,7 +220,7 @@ def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
     """The relative error of the weights beside the perplexity, a row for each way to round a model.
 
     `ways` are dictionaries with way, bits_per_weight, relative_error and perplexity. A bar that is longer than `ceiling`
-    is cut off there, and its number says so. Ways that begin with "nf4" are blue, so that block sizes can be compared.
+    is drawn broken there, and its number says so. Ways that begin with "nf4" are blue, so that block sizes can be compared.
     """
     names = [f"{way['way']}: {way['bits_per_weight']:.4g} bits".removesuffix(f": {way['way']}") for way in ways]
     colours = [COLOURS["blue" if way["way"].startswith("nf4") else "sky"] for way in ways]
@@ -234,6 +234,9 @@ def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
     for row, (way, share, length) in enumerate(zip(ways, shares, lengths, strict=True)):
         left.text(share + 0.6, row, f"{share:.1f}", va="center", fontsize=9, color=INK)
         cut = "» " if way["perplexity"] > ceiling else ""
+        if cut:  # two white strokes break the bar
+            for x in (0.92 * length, 0.95 * length):
+                right.plot((x - 0.6, x + 0.6), (row + 0.45, row - 0.45), color="white", linewidth=2.5)
         right.text(length + 0.6, row, cut + _short(way["perplexity"]), va="center", fontsize=9, color=INK)
     left.set_yticks(range(len(ways)), names)
     left.set(ylim=(len(ways) - 0.4, -0.6), xlabel="relative error of the weights (%)")

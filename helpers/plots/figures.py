@@ -133,7 +133,8 @@ def bars(labels, values, title, x, colours=None, numbers="{:,.2f}", size=None, l
     """
     figure, ax = axes(title, x, "", size=size or (7.2, 0.9 + 0.42 * len(labels)))
     drawn = ax.barh(range(len(labels)), values, color=[COLOURS.get(one, one) for one in colours or ["blue"]])
-    ax.bar_label(drawn, [numbers.format(v) for v in values], padding=4)
+    for text in ax.bar_label(drawn, [numbers.format(v) for v in values], padding=4):
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # the line may run behind it
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.grid(False)

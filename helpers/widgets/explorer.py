@@ -36,8 +36,9 @@ def measure(quantize, dequantize, levels, block_size: int, outlier: int) -> tupl
 def draw(quantize, dequantize, sets: dict, name: str, block_size: int, outlier: int) -> tuple:
     """The picture (PNG bytes) and the line of numbers for one setting of the sliders."""
     scaled, error, bits = measure(quantize, dequantize, sets[name], block_size, outlier)
-    numbers = f"{name}, blocks of {block_size}: relative error {error:.1%}, {bits:.3f} bits per weight"
-    figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers)
+    beside = f"one outlier at {outlier} deviations" if outlier else "no outlier"
+    numbers = f"{name}, blocks of {block_size}, {beside}: relative error {error:.1%}, {bits:.3f} bits per weight"
+    figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers.replace("relative ", ""))  # one line
     return plots.png(figure, dpi=80), numbers
 
 

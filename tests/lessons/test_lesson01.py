@@ -225,6 +225,22 @@ def rounded(lesson, x, levels, size=64):
     return lesson.dequantize_blockwise(*lesson.quantize_blockwise(x, levels, size), levels, size, x.shape)
 
 
+def test_nf4_levels_lie_further_out_on_the_right_and_further_in_on_the_left_than_the_middles_of_their_slices(lesson):
+    middles_of_slices = torch.special.ndtri((torch.arange(16).double() + 0.5) / 16)
+    start = 1 - (1 / 32 + 1 / 30) / 2
+    assert start == pytest.approx(0.9677083, abs=1e-7)
+    levels = lesson.nf4_levels() * torch.special.ndtri(torch.tensor(start).double())
+    assert (levels[8:] > middles_of_slices[8:]).tolist() == [True] * 7 + [False]  # "nearly all have moved outwards"
+    assert (levels[:7] > middles_of_slices[:7]).all()  # "moved inwards"
+    assert levels[7] == 0  # "none but the zero at its edge"
+
+
+def test_the_formula_of_section_1_holds_for_normal_numbers_and_not_for_the_two_reserved_exponents(lesson):
+    assert lesson.number("0 01111 1000000000") == 1.5
+    assert lesson.number("0 11111 0000000000") == 65536 > torch.finfo(torch.float16).max
+    assert lesson.number("0 00000 0000000000") > 0
+
+
 def test_each_doubling_of_the_block_makes_the_error_strictly_larger_in_the_lesson_s_range(lesson):
     int4, x = torch.arange(-7, 8) / 7, bell(2**20) * 0.02
     dotted = x.clone()
@@ -240,8 +256,9 @@ def test_each_doubling_of_the_block_makes_the_error_strictly_larger_in_the_lesso
 
 def test_the_sums_of_section_6_overflow_in_float16_and_the_inputs_and_weights_do_not():
     weights = bell(1024 * 1024).view(1024, 1024).abs() * 0.02
-    sums, largest = (5000 * weights.double()).sum(dim=1), torch.finfo(torch.float16).max
-    assert 5000 < largest < sums.min()
+    sums, largest = (8192 * weights.double()).sum(dim=1), torch.finfo(torch.float16).max
+    assert all(torch.tensor(8192.0, dtype=dtype) == 8192 for dtype in DTYPES)  # "which all three types can hold"
+    assert 8192 < largest < sums.min()
     assert sums.max() < torch.finfo(torch.bfloat16).max
 
 
@@ -486,6 +503,7 @@ def test_the_picture_of_quality_cuts_a_bar_that_is_too_long_and_says_so():
     assert [label.get_text() for label in left.get_yticklabels()][2] == "nf4, double quantization: 4.127 bits"
     assert max(patch.get_width() for patch in right.patches) == 60
     assert sum(text.startswith("»") for text in texts_of(right)) == 2
+    assert len(right.lines) == 4  # two strokes break each bar that is cut
 
 
 # --- the exercises: the printed solution, other right ways, and mistakes with a word that their hint must hold --------
@@ -623,7 +641,7 @@ MISTAKES = {
         ({14: "nf4", 7: "nf4", 6: "a smaller model"}, "lower perplexity"),
         ({14: "int8", 7: "nf4-32", 6: "a smaller model"}, "does not fit"),
         ({14: "int8", 7: "nf4", 6: "3 bits"}, "three times"),
-        ({14: "int8", 7: "a smaller model", 6: "a smaller model"}, "something of the table fits"),
+        ({14: "int8", 7: "a smaller model", 6: "a smaller model"}, "something of the figure fits"),
         ({14: "int8", 7: "gptq", 6: "3 bits"}, "none of"),
         ("nf4", "dictionary"),
     ],
@@ -685,7 +703,7 @@ def test_the_predictions_of_exercise_5_are_what_comes_out(finished):
     checks.check("01.5", GUESSES, finished["came_out"])
 
 
-def test_exercise_6_is_decided_by_the_recorded_table():
+def test_exercise_6_is_decided_by_the_recorded_rows():
     room = {name: 13.0 * WAYS[way]["bits_per_weight"] / 8 for name, way in (
         ("int8", "int8, a scale per row"), ("nf4-32", "nf4, blocks of 32"), ("nf4", "nf4, double quantization"),
         ("3 bits", "3 bits, blocks of 64"))}  # fmt: skip
@@ -709,6 +727,13 @@ def test_explorer_redraws_while_a_hand_still_moves(lesson, sets):
     explorer.draw(*functions, sets, *settings[0])  # imports and fonts
     units = [paces(lambda s=setting: explorer.draw(*functions, sets, *s), 3) for setting in settings]
     assert max(units) < 20  # 0.2 s where a unit takes 10 ms
+
+
+def test_explorer_s_weights_are_as_many_as_the_lesson_says_and_its_line_names_the_outlier(lesson, sets):
+    assert f"works on {len(explorer.pretended_weights()):,} made-up weights" in PROSE
+    functions = lesson.quantize_blockwise, lesson.dequantize_blockwise
+    assert "one outlier at 20 deviations" in explorer.draw(*functions, sets, "NF4", 64, 20)[1]
+    assert "no outlier" in explorer.draw(*functions, sets, "NF4", 64, 0)[1]
 
 
 def test_explorer_measures_what_the_lesson_says(lesson, sets):

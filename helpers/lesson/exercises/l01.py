@@ -194,9 +194,9 @@ def what_fits(answer):
         if size > room:
             return f"{room} GB: 13.0 billion weights take {size:.1f} GB with {way}, which does not fit"
         if way == "3 bits":
-            return f"{room} GB: 3 bits fit, but their perplexity in the table is about three times that of 16 bits"
+            return f"{room} GB: 3 bits fit, but SmolLM2's perplexity with them is about three times that of 16 bits"
         if way == "smaller model":
-            return f"{room} GB: something of the table fits, and its perplexity is below twice that of 16 bits"
+            return f"{room} GB: something of the figure fits, and its perplexity is below twice that of 16 bits"
         return f"{room} GB: {way} fits, and so does something with a lower perplexity: {right[room]}"
     return None
 
