@@ -21,7 +21,7 @@
 #
 # | | |
 # |---|---|
-# | to read | 40 minutes, and 25 more for "Further down" |
+# | to read | 45 minutes, and 15 more for "Further down" |
 # | exercises | 50 minutes |
 # | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4 |
 # | you need | some Python and PyTorch. You need no GPU: the lesson compares bits, and does so on the CPU everywhere |

@@ -18,7 +18,9 @@ ASK_FOR_A_T4 = {
     "colab": {"gpuType": "T4"},
     "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": True},
 }
-ASK_FOR_THE_INTERNET = {"kaggle": {"isInternetEnabled": True}}  # the course is fetched there, and Kaggle has it off until asked
+ASK_FOR_THE_INTERNET = {
+    "kaggle": {"isInternetEnabled": True}
+}  # the course is fetched there, and Kaggle has it off until asked
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
