@@ -6,9 +6,8 @@ import pytest
 
 from helpers.course import disk as course
 
-WORDS_A_MINUTE = (
-    200  # 238 for English non-fiction (Brysbaert 2019, doi:10.1016/j.jml.2019.104047), fewer here: formulas, tables
-)
+# Adults read 238 words of English non-fiction a minute (Brysbaert 2019, doi:10.1016/j.jml.2019.104047), and fewer with formulas.
+WORDS_A_MINUTE = 200
 SECONDS_A_LINE = 5  # of code: an estimate
 
 
