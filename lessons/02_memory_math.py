@@ -562,7 +562,7 @@ table(pair[["peak_bytes", "reserved_bytes", "nvidia_smi_bytes"]] / 1e9, "{:.2f}"
 # for its attention and without:
 
 # %%
-name = "mistralai/Mistral-7B-v0.3"  # put your model here
+name = "mistralai/Mistral-7B-v0.1"  # put your model here
 mine = predict(name, RunSpec(rank=16, batch_size=4, seq_len=2048, repeat_kv=True), "t4")
 print(f"with repeat_kv: {mine.held_bytes('t4') / 1e9:.2f} GB, fits: {fits(mine, 't4')}")
 without = predict(name, RunSpec(rank=16, batch_size=4, seq_len=2048), "t4")
@@ -578,7 +578,8 @@ print(f"in a plain script: {without.held_bytes('t4') / 1e9:.2f} GB, fits: {fits(
 # %%
 chosen = plan(mistral, GPUS["t4"].total_bytes, start, gpu="t4")
 held = chosen.prediction.held_bytes("t4") / 1e9
-print(f"of {chosen.considered} ways the chosen one holds {held:.2f} GB, in {1 - chosen.saved(start):.0%} of the start's time")
+print(f"the fastest of {chosen.considered} ways that fits holds {held:.2f} GB of the T4")
+print(f"it takes {1 - chosen.saved(start):.0%} of the start's time")
 picked = {}
 for name in ("batch_size", "checkpoint_every", "checkpoint_offload", "optimizer"):
     picked[name] = getattr(chosen.spec, name)
@@ -618,7 +619,91 @@ check("02.7", changed)
 # With fewer rows at once she accumulates gradients. `predict` does not count that (lesson 03's plan does), so the check adds 4 bytes per trained number. Her run still fits.
 # </details>
 #
-# ## 10 Optimizers, and what pages
+# ## 10 Which model for which GPU
+#
+# An older guide, from which this course began, names a largest model for each size of GPU. That depends on the rows, so here are three batches, with recomputing, repeated keys and values, 8-bit paged Adam and rank 16. For three of the GPUs the course knows how much memory they
+# report; the other two are counted like an L4 and an A100. A run counts if it fits with its context, and if a twentieth of the GPU stays free of tensors.
+
+
+# %%
+def llama(hidden, inner, layers, heads, kv_heads):
+    "The configuration of a model that is built like Llama."
+    return {"model_type": "llama", "vocab_size": 32_000, "hidden_size": hidden, "intermediate_size": inner,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "tie_word_embeddings": False}  # fmt: skip
+
+
+sizes = {"7B": llama(4096, 11008, 32, 32, 32), "13B": llama(5120, 13824, 40, 40, 40),
+         "34B": llama(8192, 22016, 48, 64, 8), "70B": llama(8192, 28672, 80, 64, 8)}  # fmt: skip
+
+# %%
+gpus = {"8 GB": ("l4", 8e9, "7B (tight)"), "16 GB: T4": ("t4", None, "7-13B"), "24 GB: L4": ("l4", None, "13-34B"),
+        "48 GB": ("a100", 48e9, "34-70B"), "80 GB: A100": ("a100-80gb", None, "70B+ comfortably")}  # fmt: skip
+batches = {"1 x 512": (1, 512), "1 x 2048": (1, 2048), "4 x 2048": (4, 2048)}
+largest = {label: dict.fromkeys(batches, "none") | {"text": words} for label, (_, _, words) in gpus.items()}
+for batch, (rows_at_once, length) in batches.items():
+    for name, config in sizes.items():
+        for label, (gpu, total, _) in gpus.items():
+            spec = RunSpec(batch_size=rows_at_once, seq_len=length, lora_dropout=0.0, repeat_kv=True)
+            if fits(predict(config, spec, gpu), gpu, total, margin=0.05):
+                largest[label][batch] = name
+
+# %%
+rows = [(label, *found.values()) for label, found in largest.items()]
+table(rows, columns=("predicted for", *batches, "the guide says"))
+
+# %% [markdown]
+# For one short row the guide's larger figures hold, and for four long rows its smaller ones, except on 8 GB, where four long rows fit no model of the table.
+#
+# What a run needs beside the GPU, of the disk and of the computer's memory, stands first under "Further down".
+
+# %%
+record(
+    bits_per_weight=8 * stored / n, saved_bytes=everything, saved_bytes_recomputed=inputs_only,
+    predicted_peak_bytes=whole.peak_allocated, heldout_mean_error=held_out.peak_off.abs().mean(),
+    heldout_largest_error=held_out.peak_off.abs().max(), heldout_rows=len(held_out), planned_batch_size=chosen.spec.batch_size,
+)  # fmt: skip
+
+# %% [markdown]
+# ## What you have now
+#
+# You can add up a run's memory from five terms, and you know which of them a change will move. You know that tensors are not all: a run fits when what torch reserves fits together with the CUDA context. And you have `predict`, `plan` and the calculator
+# for the runs to come; outside a notebook they are `python -m helpers memory`.
+#
+# Next: [03 T4 training](03_t4_training.ipynb) trains within this budget.
+#
+# ## Further down
+#
+# What follows is for readers who want to know more. Nothing later depends on it.
+#
+# ### Beyond the GPU
+#
+# A 7B model in 4 bits is loaded from a file in 16 bits. The file has to be on the disk, and it passes through the computer's memory piece by piece. Merging an adapter in one piece, which lesson 05 does, needs all of it in that memory at once. Free Colab has 12.7 GB.
+
+# %%
+from helpers.models import PRESETS
+
+downloads = {name: preset.download_bytes / 1e9 for name, preset in PRESETS.items()}
+rows = [(name, size, "yes" if size < 12.7 else "no") for name, size in downloads.items()]
+table(rows, "{:.1f}", columns=("model", "download and disk (GB)", "merges in one piece on free Colab"))
+
+# %% [markdown]
+# ### The parts by name
+#
+# `predict` gives each byte to one of these parts, in this order:
+#
+# - **quantized weights** and **quantization scales**: section 1. **embeddings and head**, and **norms, biases, 16-bit weights**: what stays in 16 bits. If a recipe
+#   turns those into float32, they count as **float32 copies of what is not quantized**.
+# - **adapters** and **optimizer states**: section 2, values and averages. **gradients of weights** are the adapters' gradients, and some optimizers need **optimizer scratch** for a moment.
+# - **cuBLAS workspaces**: cuBLAS is the library that multiplies matrices on the GPU, and it keeps room for itself. On an H200 that is much more than on a T4.
+# - **token ids, masks, rotary tables**: the rows themselves, which tokens may look at which, and the tables that tell a token its place in the row.
+# - **layer inputs kept by checkpointing**: section 3. Without recomputing there would be **activations kept for backward** in their place.
+# - **one layer's activations**, **a dequantized weight** and **gradients of activations**: the layer at work of section 5, which computes forward again and then backward.
+# - **16-bit copies of the adapters**: the adapters are float32, and a 16-bit product needs them in 16 bits.
+# - **final norm and hidden states** and **tile of logits**: section 4. At this peak they are gone already.
+# - **blocks larger than what they hold**: torch hands out memory in multiples of 512 bytes, and does not split what is left of a large block when it is less than a MB or so.
+#
+# ### Optimizers, and what pages
 #
 # These optimizers stand in most recipes. `adamw_torch`, and `adamw_torch_fused`, which is today's default, keep both averages in the format of the numbers that they train. `paged_adamw_8bit` keeps each average in one byte. The [paged](../site/glossary.md#paged-optimizer) kinds can move their averages to
 # the computer's memory when the GPU is full, and `paged_adamw_32bit` does so with float32 averages. That is what the names say; let one step show it. bitsandbytes has two thresholds, on the number of elements, so try tensors just below and just above. On a CPU the last column is False everywhere. On a GPU the two paged kinds say True in the row of 100,000.
@@ -681,15 +766,7 @@ table(rows, columns=("rank", "matrices per layer", "trained numbers", "share tha
 # The QLoRA paper (Dettmers et al. 2023, [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)) says that it trained LLaMA 65B on one GPU with 48 GB. Its adapters had rank 64 on all matrices. Would it fit without paging? GPUs with 48 GB were of the A100's generation then, so these are predictions for an
 # A100, for one row of 512 tokens, a loss that holds all logits, and adapters in float32. Hatched is what may lie in the computer's memory.
 
-
 # %%
-def llama(hidden, inner, layers, heads, kv_heads):
-    "The configuration of a model that is built like Llama."
-    return {"model_type": "llama", "vocab_size": 32_000, "hidden_size": hidden, "intermediate_size": inner,
-            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-            "tie_word_embeddings": False}  # fmt: skip
-
-
 bf16 = {"load_dtype": "bfloat16", "compute_dtype": "bfloat16", "lora_dropout": 0.0}
 paper = RunSpec(rank=64, optimizer="paged_adamw_32bit", trl_loss="full", **bf16)
 paged = predict(llama(8192, 22016, 80, 64, 64), paper, "a100")
@@ -716,12 +793,10 @@ plots.show(figure, alt="Two stacked bars: with paged averages the run ends left 
 #
 # ### Training every weight
 #
-# How much would it take to train all weights? Texts often give one number per size. Here are those of an older guide, from which this course began, beside predictions for an H200, in bfloat16, for one row of 512 tokens. Fused Adam is what the `Trainer` takes today (`adamw_torch_fused`). Plain Adam
+# How much would it take to train all weights? Texts often give one number per size. Here are those of the guide of section 10, beside predictions for an H200, in bfloat16, for one row of 512 tokens. Fused Adam is what the `Trainer` takes today (`adamw_torch_fused`). Plain Adam
 # (`adamw_torch`) takes the square root of all averages at once, and needs two bytes more per weight for it. Both keep their averages in the format of the weights, here bfloat16. In float32 the averages would take eight bytes per weight in place of four.
 
 # %%
-sizes = {"7B": llama(4096, 11008, 32, 32, 32), "13B": llama(5120, 13824, 40, 40, 40),
-         "34B": llama(8192, 22016, 48, 64, 8), "70B": llama(8192, 28672, 80, 64, 8)}  # fmt: skip
 text_says = {"7B": 60, "13B": 104, "34B": 272, "70B": 560}
 with_fused = RunSpec(quant_type=None, rank=None, optimizer="adamw_torch_fused", **bf16)
 with_plain = replace(with_fused, optimizer="adamw_torch")
@@ -733,56 +808,13 @@ for name, config in sizes.items():
     wider = fused.peak_allocated + fused.parts["optimizer states"]  # four bytes per weight become eight
     rows.append((name, fused.peak_allocated / 1e9, plain.peak_allocated / 1e9, wider / 1e9, text_says[name]))
 verdict(
-    "with fused Adam the text's numbers hold within an eighth", max(abs(row[1] / row[4] - 1) for row in rows) < 1 / 8
+    "with fused Adam the guide's numbers hold within an eighth", max(abs(row[1] / row[4] - 1) for row in rows) < 1 / 8
 )
 table(rows, "{:,.0f}", columns=("size", "fused Adam (GB)", "plain Adam (GB)", "fused, averages in float32 (GB)",
-                                "the text says (GB)"))  # fmt: skip
+                                "the guide says (GB)"))  # fmt: skip
 
 # %% [markdown]
-# So the text is about right for today's default optimizer on a model that was loaded in bfloat16, and too low for the other two. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.
-
-# %%
-record(
-    bits_per_weight=8 * stored / n, saved_bytes=everything, saved_bytes_recomputed=inputs_only,
-    predicted_peak_bytes=whole.peak_allocated, heldout_mean_error=held_out.peak_off.abs().mean(),
-    heldout_largest_error=held_out.peak_off.abs().max(), heldout_rows=len(held_out), planned_batch_size=chosen.spec.batch_size,
-)  # fmt: skip
-
-# %% [markdown]
-# ## What you have now
-#
-# You can add up a run's memory from five terms, and you know which of them a change will move. You know that tensors are not all: a run fits when what torch reserves fits together with the CUDA context. And you have `predict`, `plan` and the calculator
-# for the runs to come; outside a notebook they are `python -m helpers memory`.
-#
-# Next: [03 T4 training](03_t4_training.ipynb) trains within this budget.
-#
-# ## Further down
-#
-# What follows is for readers who want to know more. Nothing later depends on it.
-#
-# ### Which model for which GPU
-#
-# The same text names a largest model for each size of GPU. That depends on the rows, so here are three batches, with recomputing, 8-bit paged Adam and rank 16. For three of the GPUs the course knows how much memory they
-# report; the other two are counted like an L4 and an A100. A run counts if it fits with its context, and if a twentieth of the GPU stays free of tensors.
-
-# %%
-gpus = {"8 GB": ("l4", 8e9, "7B (tight)"), "16 GB: T4": ("t4", None, "7-13B"), "24 GB: L4": ("l4", None, "13-34B"),
-        "48 GB": ("a100", 48e9, "34-70B"), "80 GB: A100": ("a100-80gb", None, "70B+ comfortably")}  # fmt: skip
-batches = {"1 x 512": (1, 512), "1 x 2048": (1, 2048), "4 x 2048": (4, 2048)}
-largest = {label: dict.fromkeys(batches, "none") | {"text": words} for label, (_, _, words) in gpus.items()}
-for batch, (rows_at_once, length) in batches.items():
-    for name, config in sizes.items():
-        for label, (gpu, total, _) in gpus.items():
-            spec = RunSpec(batch_size=rows_at_once, seq_len=length, lora_dropout=0.0, repeat_kv=True)
-            if fits(predict(config, spec, gpu), gpu, total, margin=0.05):
-                largest[label][batch] = name
-
-# %%
-rows = [(label, *found.values()) for label, found in largest.items()]
-table(rows, columns=("predicted for", *batches, "the text says"))
-
-# %% [markdown]
-# For one short row the text's larger figures hold, and for four long rows its smaller ones, except on 8 GB, where four long rows fit no model of the table.
+# So the guide is about right for today's default optimizer on a model that was loaded in bfloat16, and too low for the other two. With fused Adam it is 2 bytes for the weight, 2 for its gradient and 4 for the averages.
 #
 # ### Weights in 8 bits
 #
@@ -798,16 +830,4 @@ print("its note:", prediction.notes[0])
 # %% [markdown]
 # These runs had random weights, with which nearly every column holds an outlier. In trained models more than 99.9% of the values stay in 8 bits (Dettmers et al. 2022, [arXiv 2208.07339](https://arxiv.org/abs/2208.07339)), so there the gap should be smaller; nobody has measured it here.
 #
-# ### Beyond the GPU
-#
-# A 7B model in 4 bits is loaded from a file in 16 bits. The file has to be on the disk, and it passes through the computer's memory piece by piece. Merging an adapter in one piece, which lesson 05 does, needs all of it in that memory at once. Free Colab has 12.7 GB.
-
-# %%
-from helpers.models import PRESETS
-
-downloads = {name: preset.download_bytes / 1e9 for name, preset in PRESETS.items()}
-rows = [(name, size, "yes" if size < 12.7 else "no") for name, size in downloads.items()]
-table(rows, "{:.1f}", columns=("model", "download and disk (GB)", "merges in one piece on free Colab"))
-
-# %% [markdown]
 # Next: [03 T4 training](03_t4_training.ipynb) trains within this budget.
