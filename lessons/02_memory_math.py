@@ -336,7 +336,7 @@ check("02.4", loss_bytes)
 #
 # That holds for one batch per step. With [gradient accumulation](../site/glossary.md#gradient-accumulation) a step adds up the gradients of several batches, and those of the earlier ones stay. Then it is inputs + gradients, in place of the larger of the two.
 #
-# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for four models, and takes what is within five per cent. `weight_bytes`, `kept_bytes` and `loss_bytes` will help you; `lora_bytes` counts the gradients too, which here stand apart. `config` is what stands in a
+# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for runs of four models, and takes what is within five per cent. `weight_bytes`, `kept_bytes` and `loss_bytes` will help you; `lora_bytes` counts the gradients too, which here stand apart. `config` is what stands in a
 # model's `config.json`. Here are the shapes of the seven matrices:
 
 
@@ -589,7 +589,7 @@ table(picked, columns=("", "the fastest that fits"))
 # `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: fewer rows at once, and no layer computed twice. The time is per token, compared with the start of section 8.
 #
 # Now try it yourself. Move the controls: the bar shows what fills the GPU, the line above it says whether the run fits, and below stands what `plan` would change. The settings that it starts with are the arguments in the cell, and
-# you may change them there. On a page that is only shown, you see a still picture. The line under the settings names what the controls leave out: a dropout, which the bars of section 8 do not have and which takes memory, and on a T4 `repeat_kv`.
+# you may change them there. On a page that is only shown, you see a still picture. It also counts what its line names after "also counted": a dropout, which the bars of section 8 leave out and which takes memory, and on a T4 `repeat_kv`.
 
 # %%
 from helpers.widgets import calculate
@@ -749,9 +749,9 @@ verdict("an 8-bit average takes a byte from 4,096 elements on, and only a GPU pa
 # %% tags=["pages"]
 rows = []
 for r, matrices in ((measured["rank"], 4), (16, 4), (16, 7), (64, 7)):
-    sizes = r * torch.tensor(seven_matrices(mistral)[:matrices])
-    paging = sizes[sizes >= 100_000].sum() / sizes.sum()
-    rows.append((r, matrices, sizes.sum().item() * mistral["num_hidden_layers"], paging.item()))
+    adapters = r * torch.tensor(seven_matrices(mistral)[:matrices])
+    paging = adapters[adapters >= 100_000].sum() / adapters.sum()
+    rows.append((r, matrices, adapters.sum().item() * mistral["num_hidden_layers"], paging.item()))
 verdict("in the run at the top nothing pages, though its optimizer is a paged one",
         rows[0][3] == 0 and "paged" in measured.optimizer)  # fmt: skip
 table(rows, columns=("rank", "matrices per layer", "trained numbers", "share that pages"),

@@ -370,12 +370,19 @@ def test_the_bar_is_redrawn_before_the_advice_is_thought_out(monkeypatch):
         before = panel.bar.value
         panel.controls["batch_size"].value = rows
         prediction, words = calculator.describe(**FITS | {"batch_size": rows})
-        assert panel.line.value == f"<b>{words}</b>"
+        assert panel.line.value.startswith(f"<b>{words}</b>")
         assert panel.bar.value == calculator.bar_html(prediction, "t4") != before
         assert "opacity" in panel.hints.value, "what is not yet thought out is grey"
     thought.set()
     assert "advice for 2 rows" in panel.advice()
     assert asked == [FITS["batch_size"], 2], "what was overtaken is not thought about"
+
+
+def test_the_panel_says_what_is_counted_beside_its_controls():
+    spec = calculator.spec_in(FITS)
+    said = f"LoRA dropout {spec.lora_dropout}, keys and values repeated (repeat_kv)"
+    assert said in Controls().line.value
+    assert "repeat" not in Controls(gpu="l4").line.value
 
 
 def test_the_advice_of_the_panel_is_that_of_its_setting():
