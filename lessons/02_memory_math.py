@@ -17,7 +17,7 @@
 #
 # | | |
 # |---|---|
-# | to read | 40 minutes |
+# | to read | 35 minutes |
 # | exercises on the way | 50 minutes |
 # | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4 |
 # | you need | lesson 00, for the picture of [LoRA](../site/glossary.md#lora). Lesson 01 explains the 4-bit numbers, but you can do without it |
@@ -609,7 +609,7 @@ check("02.7", changed)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Recomputing does nearly all of it. Alone it fails by a tenth of a GB, which is less than we know of her GPU's context, so do not count on either side of it. One more change is needed: fewer rows at once, an 8-bit or paged optimizer, or inputs kept in the computer's memory (`checkpoint_offload`).
+# Recomputing does nearly all of it. Alone it fails by a tenth of a GB, which is less than the doubt about her GPU's context, so do not rely on a gap of that size, on either side. One more change is needed: fewer rows at once, an 8-bit or paged optimizer, or inputs kept in the computer's memory (`checkpoint_offload`).
 #
 # ```python
 # changed = {"checkpoint_every": 1, "batch_size": 2}
