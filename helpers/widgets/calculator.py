@@ -123,6 +123,13 @@ def spec_in(settings: dict) -> RunSpec:
     return spec_for(**{name: value for name, value in settings.items() if name != "model"})
 
 
+def assumed(settings: dict) -> str:
+    """What the prediction takes for granted beside the controls, in words."""
+    spec = spec_in(settings)
+    repeated = ", keys and values repeated (repeat_kv)" if spec.repeat_kv else ""
+    return f"also counted: LoRA dropout {spec.lora_dropout}{repeated}; one batch per step"
+
+
 def describe(**settings) -> tuple:
     """(prediction, verdict) for a value of each control."""
     prediction = predicted(settings["model"], spec_in(settings), settings["gpu"])
@@ -155,7 +162,7 @@ def still(prediction, gpu: str, said: str, words: str) -> bytes:
     """The same bar as a picture (PNG) under its settings and verdict, for a page that cannot run the controls."""
     lines = {f"the {gpu} has": GPUS[gpu].total_bytes}
     return plots.png(
-        plots.diagrams.run_parts({"": held_parts(prediction, gpu)}, f"{said}. {words}", lines, size=(8.2, 2.7))
+        plots.diagrams.run_parts({"": held_parts(prediction, gpu)}, f"{said}. {words}", lines, size=(8.2, 2.9))
     )
 
 
@@ -167,6 +174,7 @@ def calculate(**start) -> None:
     settings = AT_START | start
     prediction, words = describe(**settings)
     said = "; ".join(f"{SETTINGS[name][0]} {value}" for name, value in settings.items())
+    said += f"; {assumed(settings)}"
     picture = still(prediction, settings["gpu"], said, words)
     alt = f"Memory of a run, stacked by what it holds. {words}"
     show_panel(_panel(settings), picture, f"{said}\n{words}", alt)
@@ -195,7 +203,7 @@ def _panel(settings: dict):
     def changed(_=None):
         chosen = {name: control.value for name, control in controls.items()}
         prediction, words = describe(**chosen)
-        line.value, bar.value = f"<b>{words}</b>", bar_html(prediction, chosen["gpu"])
+        line.value, bar.value = f"<b>{words}</b><br>{assumed(chosen)}", bar_html(prediction, chosen["gpu"])
         hints.value = f'<div style="opacity:0.4">{hints.value}</div>'  # of the setting before, until plan has thought
         ask(chosen)
 

@@ -107,6 +107,16 @@ def estimate_without(*left_out):
     return estimate
 
 
+def estimate_adding(one, other):
+    """A prediction for exercise 02.5 that adds two terms of which only the larger is there at the peak."""
+
+    def estimate(config, tokens, r):
+        terms = estimated(config, tokens, r)
+        return estimate_without()(config, tokens, r) + min(terms[one], terms[other])
+
+    return estimate
+
+
 def object_of(cells, text=str.strip, empty=None, dump=None):
     """The answer of exercise 07.1, as somebody may make it from a row's cells."""
     dump = dump or (lambda made: json.dumps(made, ensure_ascii=False))
@@ -430,6 +440,8 @@ MISTAKES = {
         (lambda config, tokens, r: estimate_without()(config, tokens, r) / 1e9, "in GB"),
         (lambda config, tokens, r: "5 GB", "number of bytes"),
         (estimate_without("codes"), "weights are missing"),
+        (estimate_adding("kept", "gradients"), "inputs and gradients are added"),
+        (estimate_adding("at work", "loss"), "work and the loss are added"),
         (lambda config, tokens, r: 1e9, "one by one"),
     ],
     "02.6": [
@@ -447,6 +459,8 @@ MISTAKES = {
         ({"checkpoint_every": 1, "rank": 4}, "rank changes what is learned"),
         ({"checkpoint_every": 1, "seq_len": 512}, "seq_len changes"),
         ({"checkpoint_every": 1, "batch_size": 3}, "four rows"),
+        ({"checkpoint_every": 1, "optimizer": "sgd"}, "kind of Adam"),
+        ({"checkpoint_every": 1, "batch_size": 2, "gradient_accumulation_steps": 2}, "in the trainer"),
         ({"gradient_checkpointing": True}, "no 'gradient_checkpointing'"),
         ({"optimizer": "adam"}, "allowed"),
         ("checkpoint_every", "dictionary"),

@@ -145,6 +145,14 @@ def test_numbers_of_the_prose_are_what_the_lesson_computes(finished):
     assert f"{16 * numbers / 1e9:.2f}" == "0.11"
     before = predict(PRESETS["mistral-7b"].shape, RunSpec(**l02.START), "l4").held_bytes("l4") / 8e9
     assert 4.8 < before < 5  # "nearly five times her memory"
+    alone = predict(PRESETS["mistral-7b"].shape, RunSpec(**l02.START | {"checkpoint_every": 1}), "l4")
+    missing = alone.held_bytes("l4") - 8e9
+    assert round(missing / 1e9, 1) == 0.1  # "by a tenth of a GB, less than we know of her GPU's context"
+    assert missing < GPUS["l4"].context_bytes
+    assert finished["held_out"].peak_off.abs().max() < 0.01  # "within one per cent"
+    assert f"the {GPUS['t4'].context_bytes / 1e9:.2f} GB that are set aside" in PROSE
+    assert fits(finished["mine"], "t4")
+    assert not fits(finished["without"], "t4")
 
 
 def test_recomputing_keeps_little_more_than_the_layers_inputs(finished):
@@ -156,7 +164,15 @@ def test_recomputing_keeps_little_more_than_the_layers_inputs(finished):
 
 def test_the_formula_of_exercise_5_is_within_five_per_cent_over_its_range():
     for name, preset in PRESETS.items():
-        for rows, length, r in ((1, 256, 8), (1, 512, 32), (4, 512, 16), (2, 1024, 32), (4, 1024, 8)):
+        for rows, length, r in (
+            (1, 256, 8),
+            (1, 512, 32),
+            (4, 512, 16),
+            (4, 512, 64),
+            (2, 1024, 8),
+            (2, 1024, 32),
+            (4, 1024, 8),
+        ):
             terms_ = l02.estimated(preset.shape, rows * length, r)
             staying = sum(terms_[term] for term in ("codes", "tables", "adapters", "averages"))
             estimate = staying + max(terms_["kept"], terms_["gradients"]) + max(terms_["at work"], terms_["loss"])
@@ -354,12 +370,19 @@ def test_the_bar_is_redrawn_before_the_advice_is_thought_out(monkeypatch):
         before = panel.bar.value
         panel.controls["batch_size"].value = rows
         prediction, words = calculator.describe(**FITS | {"batch_size": rows})
-        assert panel.line.value == f"<b>{words}</b>"
+        assert panel.line.value.startswith(f"<b>{words}</b>")
         assert panel.bar.value == calculator.bar_html(prediction, "t4") != before
         assert "opacity" in panel.hints.value, "what is not yet thought out is grey"
     thought.set()
     assert "advice for 2 rows" in panel.advice()
     assert asked == [FITS["batch_size"], 2], "what was overtaken is not thought about"
+
+
+def test_the_panel_says_what_is_counted_beside_its_controls():
+    spec = calculator.spec_in(FITS)
+    said = f"LoRA dropout {spec.lora_dropout}, keys and values repeated (repeat_kv)"
+    assert said in Controls().line.value
+    assert "repeat" not in Controls(gpu="l4").line.value
 
 
 def test_the_advice_of_the_panel_is_that_of_its_setting():
