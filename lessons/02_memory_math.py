@@ -17,7 +17,7 @@
 #
 # | | |
 # |---|---|
-# | to read | 35 minutes |
+# | to read | 30 minutes |
 # | exercises on the way | 50 minutes |
 # | to run | {{cpu_time}} on two CPU cores; {{t4_time}} on a T4 |
 # | you need | lesson 00, for the picture of [LoRA](../site/glossary.md#lora). Lesson 01 explains the 4-bit numbers, but you can do without it |

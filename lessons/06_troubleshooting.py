@@ -41,7 +41,7 @@
 #
 # Who reads on meets the twelve failures that people ask about most: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). You cause each of them, or replay what a GPU said, and a public thread is linked.
 #
-# **Time:** 45 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
+# **Time:** 50 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
 # what only a GPU says was recorded on one.
 
 # %% tags=["parameters"]

@@ -24,7 +24,7 @@
 # as JSON. The messages were made by a script of this course ([their page](../assets/messages/README.md) says how they are labelled), and sixty more were written by hand.
 # Your own file may hold something else, such as labels, or questions with answers in sentences. Section 2 says what to change for it.
 #
-# **Time:** 45 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
+# **Time:** 50 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 00 and 03.
 
 # %% tags=["parameters"]
 model_id = "auto"  # on a CPU the bundled model; "smollm2-135m" is a real chat model, small enough for a CPU

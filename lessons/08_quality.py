@@ -18,7 +18,7 @@
 # - see where LoRA loses to full fine-tuning and where it does not, what was forgotten, and whether an adapter repairs the rounding to 4 bits;
 # - find the two mistakes that turn such a comparison round: one learning rate for all, and one seed.
 #
-# **Time:** 45 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
+# **Time:** 50 minutes to read, 70 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lessons 03 and 04, and no GPU. One of the three tasks is lesson 07's.
 
 # %% tags=["parameters"]
 seed = 0

@@ -243,7 +243,7 @@ def test_the_minutes_of_sections_and_exercises_are_those_in_the_instructor_s_not
 def test_the_head_of_a_lesson_says_the_minutes_of_its_exercises_and_of_reading_it(lesson):
     to_read, for_exercises = minutes_of_head(course.to_notebook(lesson).cells[0].source)
     assert for_exercises == sum(sum(section.exercises.values()) for section in sections(lesson))
-    assert 0.75 <= to_read / reading_minutes(lesson) <= 1.25, f"{reading_minutes(lesson):.0f} minutes by its words"
+    assert 0.9 <= to_read / reading_minutes(lesson) <= 1.1, f"{reading_minutes(lesson):.0f} minutes by its words"
 
 
 def test_an_exercise_whose_minutes_nobody_added_is_noticed():
