@@ -14,7 +14,6 @@ from helpers.failures.pasted import MESSAGE, errors_of, modules_in, plain, unwra
 from helpers.failures.table import FAILURES, Failure, failure, words_of
 
 WIDTH = 100  # columns of an explanation
-WHOLE: dict[str, bool] = {"break_on_hyphens": False, "break_long_words": False}
 LOG = 300_000  # characters of a log, from its end
 
 
@@ -39,11 +38,12 @@ def _block(label: str, text: str) -> str:
     Addresses and names stay whole, and code does, so that it can be pasted.
     """
     kept = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
-    lines, first = [], f"{label:<10}"
+    whole = textwrap.TextWrapper(WIDTH, break_on_hyphens=False, break_long_words=False)
+    whole.initial_indent, lines = f"{label:<10}", []
     for line in kept.split("\n"):
-        then = " " * (13 if re.match(r"\d\. ", line) else 10)
-        lines += [textwrap.fill(line, WIDTH, initial_indent=first, subsequent_indent=then, **WHOLE)]
-        first = " " * 10
+        whole.subsequent_indent = " " * (13 if re.match(r"\d\. ", line) else 10)
+        lines += whole.wrap(line)
+        whole.initial_indent = " " * 10
     return "\n".join(lines).replace("\0", " ")
 
 
