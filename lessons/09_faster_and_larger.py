@@ -909,7 +909,7 @@ table([(*words, beside.tokens_per_busy_second[name], beside.tokens_per_clock_sec
 #
 # Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it into the folder of this lesson's trainings, and prints the command that starts it there. Put your rows into that folder too, as `rows.jsonl` with columns `prompt` and `completion`, and your model in place of `MODEL`. It has what lesson 03 needs to train at all, and not what makes it fast. For copies there are four lines of their own: the number of the process, the device map, the argument, and that only the first process saves.
 
-# %% tags=["script"]
+# %% tags=["script", "nbval-ignore-output"] reason="the folder of the run stands in it"
 script = """
 import os
 
