@@ -73,7 +73,7 @@ dtype = torch.bfloat16 if modern else torch.float16 if gpu else torch.float32
 
 # %% [markdown]
 # Now the model. A model is a long list of numbers, its weights, which are usually stored in 16 bits each. You load most of them with 4
-# bits each, so a model of seven billion weights shrinks to about a third. The Q in [QLoRA](../site/glossary.md#qlora) stands for this:
+# bits each. Some, such as the table of words, stay in 16 bits, so a model of seven billion weights shrinks to about a third, and not to a quarter. The Q in [QLoRA](../site/glossary.md#qlora) stands for this:
 # the weights are quantized, that is, rounded to few values. The settings are the usual ones, and lesson 01 takes them apart:
 # [NF4](../site/glossary.md#nf4), [double quantization](../site/glossary.md#double-quantization) and the
 # [compute dtype](../site/glossary.md#compute-dtype).
@@ -626,7 +626,7 @@ check("00.5", choice)
 #
 # **6.** *Repair*, 10 minutes, ••. A colleague trained a model on what `row_for` makes, and asks it with what `asking` makes. No error appears
 # anywhere, and the answers are nonsense. (Your model was trained in the same form: the cell asks it in the colleague's way.) Write both
-# functions so that this cannot happen: let one call the other. Give them to the check as `(row_for, asking)`.
+# functions so that this cannot happen: let one call the other, and end the form so that training and asking have the same tokens. Give them to the check as `(row_for, asking)`.
 
 
 # %% tags=["nbval-ignore-output"] reason="a nonsense answer varies with the processor"
@@ -645,7 +645,8 @@ check("00.6", ...)  # (row_for, asking)
 # <details><summary>Solution</summary>
 #
 # One space at the end is enough. In training the first token of the answer came right behind the line break. Here a token for a space
-# stands between them, and the model has never seen a text that goes on from there. Let one function call the other, and they cannot part.
+# stands between them, and the model has never seen a text that goes on from there. Let one function call the other, and
+# their texts cannot part. End the form with the line break, and their tokens cannot part either.
 #
 # ```python
 # def asking(question):

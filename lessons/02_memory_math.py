@@ -234,7 +234,7 @@ def saved_for_backward(rows, tokens):
 
 # %% [markdown]
 # There is a way out, called [checkpointing](../site/glossary.md#checkpointing), or recomputing: keep the input of each layer and nothing else. When the backward pass reaches a layer, the layer is computed once more from its input. (This has
-# nothing to do with checkpoints on a disk.) It costs time: the forward pass is done twice, so a step takes about a third longer. How much memory does it save? Guess a factor, then run the cell.
+# nothing to do with checkpoints on a disk.) It costs time: the forward pass is done twice. With adapters, whose backward pass costs about as much as a forward pass, a step takes up to half longer. How much memory does it save? Guess a factor, then run the cell.
 
 # %% tags=["recomputed"]
 tuned.enable_input_require_grads()
@@ -449,7 +449,7 @@ table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "rese
 # Left out here are runs with 8-bit weights. bitsandbytes keeps copies of some columns in 16 bits there, and which ones depends on the data: see "Further down".
 #
 # > **None of these runs was made on a T4.** Some were held to a T4's attention and memory, but on the H200. No peak of a T4 itself has been compared yet, and the 0.27 GB that are set aside for its CUDA context are a guess.
-# > Leave yourself half a GB.
+# > Leave yourself half a GB: `fits` leaves nothing, and the twentieth that `plan` keeps free is of what tensors take, so the GPU may still be nearly full.
 #
 # ## 7 Three numbers for one run
 #
@@ -459,7 +459,7 @@ table(found, "{:.2%}", runs="{}", columns=("model", "peak, largest error", "rese
 # - *Reserved* is what torch has taken from the driver, in large segments from which it cuts tensors. When a tensor is freed, its place stays reserved for the next one.
 # - `nvidia-smi` shows what the driver has given away. That is reserved, plus the [CUDA context](../site/glossary.md#cuda-context): code and tables of CUDA itself, which torch does not count: 0.8 GB on this H200. Other programs on the same GPU come on top.
 #
-# For the run at the top all three were measured. `held_bytes` predicts the third.
+# For the run at the top all three were measured. `held_bytes` predicts the third, less the averages that may page, that is, move to the computer's memory ("Further down").
 
 # %% tags=["smi"]
 off = whole.held_bytes("h200") / measured.nvidia_smi_bytes - 1
@@ -586,7 +586,7 @@ for name in ("batch_size", "checkpoint_every", "checkpoint_offload", "optimizer"
 table(picked, columns=("", "the fastest that fits"))
 
 # %% [markdown]
-# `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: fewer rows at once, and no layer computed twice. The time is per token, compared with the start of section 8.
+# `checkpoint_every` says that every so-many-th layer is recomputed; 0 means none. So memory that is left over buys speed: no layer is computed twice. The price is fewer rows at once, which costs less than it saves. The time is per token, compared with the start of section 8.
 #
 # Now try it yourself. Move the controls: the bar shows what fills the GPU, the line above it says whether the run fits, and below stands what `plan` would change. The settings that it starts with are the arguments in the cell, and
 # you may change them there. On a page that is only shown, you see a still picture. It also counts what its line names after "also counted": a dropout, which the bars of section 8 leave out and which takes memory, and on a T4 `repeat_kv`.

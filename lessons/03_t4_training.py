@@ -33,8 +33,8 @@
 # 1. In Colab, which lends one free GPU at a time: Runtime, Manage sessions, end lesson 00's. Then Runtime, Change runtime type, T4 GPU. In Kaggle: Settings, Accelerator, GPU T4 x2 (the lesson uses one), and Internet on.
 # 2. In Colab, set `output_dir = "drive"` in the second cell, so that checkpoints and adapter outlive the machine. In Kaggle, set Persistence to "Files only".
 # 3. Choose: the 7B model (15 GB to download; plan an hour), or `model_id = "bundled"` (minutes, and numbers like this page's).
-# 4. The 7B model, Qwen2.5-7B, may overflow in a T4's float16. The lesson finds out only after the download, and stops then. The other model that it would name, which the course has not run either, is
-#    [`model_id = "unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3).
+# 4. Not sure? Begin with `"bundled"`. Nobody has tried the 7B model, Qwen2.5-7B, on a T4, and it may overflow there in float16. The lesson finds out only after the download, and stops then. The other model to try is
+#    [`model_id = "unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3), a second download, which the course has not run either.
 # 5. `%pip install liger-kernel`, in a cell of its own after the first one, makes layers faster. The course trains without it all the same.
 
 # %% tags=["parameters"]
@@ -232,8 +232,8 @@ if minutes:
     print("Predicted: a T4 would compute for {:.0f} to {:.0f} minutes".format(*minutes))
 
 # %% [markdown]
-# Lesson 00 said that without recomputing, none of its three ways would fit a T4. It took 2,048 tokens at once. The plan takes fewer, and can keep everything: a batch of 16 rows goes through in pieces, and still
-# makes one step.
+# Lesson 00 said that without recomputing, none of its three ways would fit a T4. Two things are different here. The plan takes fewer than lesson 00's 2,048 tokens at once: a batch of 16 rows goes through in pieces, and
+# still makes one step. And each token keeps less, because there is no LoRA dropout, and with repeated heads no square matrix of attention (trap 2).
 #
 # The minutes are a *prediction*, since nobody has timed this on a T4. The rule behind it: take the GPU time per token that was measured on an H200 under T4 rules, and multiply it by the
 # model's size and by how much slower a T4 is. By the data sheets that is 15 times (989 to 65 teraflops, million million operations per second). But a T4 may draw only 70 watts, and keeps up some
@@ -649,7 +649,7 @@ verdict("predicted and measured peak agree within 5%", abs(predicted / measured 
 # The calls above that load and train are the libraries' own. Between them stand the cures below. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
 # training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out.
 #
-# The percentages are savings on top of the lines before; a minus means that it got slower. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time: `padding_free`,
+# Each percentage compares a run with and without its line, and a minus means that it got slower. They were measured on different recipes, so do not add them up. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time: `padding_free`,
 # `repeat_kv_heads` and `liger_layers` are the three that matter. `recorded` ([CUDA graphs](../site/glossary.md#cuda-graph)) helps a GPU that waits for Python, and a run on a T4 leaves it out. `liger_layers` takes norms, the rotary embedding, which
 # tells a token its place, and SwiGLU, a layer's nonlinear function, from [Liger](../site/glossary.md#liger).
 
@@ -817,7 +817,7 @@ check("03.4", heldout_losses)
 # </details>
 #
 # **5. Predict, then run** (5 minutes, ••). The 7B model is trained on a T4, two rows at once, and all layers are recomputed. Of its 28 layers each keeps its input, 3,584 numbers of 2 bytes
-# for each token. The weights take 5.5 GB, and the adapters with their optimizer 0.2 GB. What comes and goes in a layer is, with rows of 512 tokens, 0.35 GB that grows with the tokens and 0.15 GB that does not (a dequantized weight and workspaces). Now
+# for each token. The weights take 5.5 GB, and the adapters with their optimizer 0.2 GB. What comes and goes in a layer is, for both rows of 512 tokens together, 0.35 GB that grows with the tokens and 0.15 GB that does not (a dequantized weight and workspaces). Now
 # the rows have 2,048 tokens. How many times as much will the *peak* be? Reckon; the check predicts it and takes what is within 0.02.
 
 # %%

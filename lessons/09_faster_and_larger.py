@@ -51,6 +51,7 @@ names = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": 
 four = pair.loc[["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo"]].replace({"way": names})
 faster = four.tokens_per_second / four.tokens_per_second.iloc[0]
 well = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").tokens_per_second.median()
+print("one H200, eight rows at once, before layers are fused: {:,.0f} tokens a second".format(well["fused Adam"]))
 print("one H200 with what section 7 shows: {:,.0f} tokens a second".format(well["every third layer"]))
 print("one H200 with that, and CUDA graphs: {:,.0f} tokens a second".format(well["recorded"]))
 table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, faster, four.fullest_bytes / 1e9)), "{:.2f}",
@@ -60,7 +61,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table say what one H200 trains with those, in the same memory and with eight rows at once: more than two with copies. By GPU time alone section 7 brings a factor of 1.6, about as much as a second GPU. **So if time is what you lack, do section 7 first.**
+# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table were measured on another day. With eight rows at once one H200 trained as many tokens as the two copies with four each, before any layer was fused: small batches leave these GPUs waiting for Python. With section 7's changes it was half as many again, and by GPU time they bring a factor of 1.6. **So if time is what you lack, run lesson 03 as it is on one GPU first.** The program that trains copies does not have those changes. Nobody has timed which of the two wins on T4s: run ten steps of each, and keep the one with more tokens a second.
 #
 # And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
 
@@ -119,7 +120,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 #
 # - **Copies** (DDP, [DistributedDataParallel](../site/glossary.md#ddp)): each GPU has a process of its own, the whole model, and its own rows. During the backward pass the processes average their gradients, so all copies stay alike. DDP keeps these gradients a second time, in buffers of its own: that is why the orange part is larger than on one GPU.
 # - **Divided layers** (*split*, by a [device map](../site/glossary.md#device-map)): one process. The first layers lie on the first GPU, the others on the second. Every row passes through both.
-# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. Once it is loaded, the training of the picture would take 17.5 GB. Smaller settings just fit then: with 512 tokens in a row and adapters on q, k, v and o, a run in float16 and with a T4's kernels reserved 15.31 GB. That leaves 0.05 GB beside the CUDA context.
+# - **Divided weights** ([FSDP2](../site/glossary.md#fsdp2)): each GPU has a process and its own rows, and half of every weight. Just before a layer is needed, the processes put it together, and afterwards each drops the other's half. While it is loaded, each process has the whole model: first on its GPU, where it is quantized, and then in the computer's memory. A T4 cannot hold a 32B model even for that moment: in the runs that were measured, each GPU took 19.5 GB while it was loaded. Once it is loaded, the training of the picture would take 17.5 GB. So this way is out for a 32B model on T4s, whatever the training would take.
 #
 # In the calls of lesson 03 the ways differ in few places:
 #
@@ -261,7 +262,7 @@ verdict("the file of one process, given to two, makes steps of twice as many row
 # > **Trap: `batch_size` is counted per process.** *What you see:* with a second GPU the loss falls differently, and the rows are used up twice as fast. *Why:* `per_device_train_batch_size` is what each process computes. A step then has rows × processes × accumulated batches. *Cure:* halve `batch_size` or `gradient_accumulation` when you double the GPUs, as the file above does.
 #
 # > **Trap: the logged loss.** *What you see:* with copies in float16 the first logged losses are higher than those of one GPU. *Why:* each process multiplies its loss by the number of processes, so that the mean of their gradients comes out right. In float16 the loss is also multiplied by a scale, which begins too high (lesson 06). So the gradient of each token is twice as large on its way, and can overflow once more. Then that step is skipped,
-# > and all later losses come one step later. *Cure:* compare the loss on held-out rows, computed in the same way for both. That is the last line of the table. (There is a second cause, in a loop of your own or with `average_tokens_across_devices=False`: what is logged may be a mean of means, as above.)
+# > and all later losses come one step later. *Cure:* compare the loss on held-out rows, computed in the same way for both, after so many steps that one more or less does not matter. That is the last line of the table. (There is a second cause, in a loop of your own or with `average_tokens_across_devices=False`: what is logged may be a mean of means, as above.)
 #
 # ### How much faster?
 #

@@ -63,8 +63,16 @@ def one_row(question, answer):
     return {"prompt": one_form(question), "completion": answer}
 
 
+def spaced_form(question):
+    return one_form(question) + " "
+
+
+def spaced_row(question, answer):
+    return {"prompt": spaced_form(question), "completion": answer}
+
+
 def one_form(question):
-    return f"Q: {question}\nA: "
+    return f"Q: {question}\nA:\n"
 
 
 def dropped_before_stripping(text, prompt_for):
@@ -135,6 +143,12 @@ def same_letters(kept, learned, held):
     """Exercise 07.2, where only the characters `kept` count."""
     plain = ["".join(re.findall(kept, text.lower())) for text in learned]
     return [text for text in held if "".join(re.findall(kept, text.lower())) in plain]
+
+
+def same_words(learned, held):
+    """Exercise 07.2, where the order of words does not count."""
+    known = [set(plain_words(text).split()) for text in learned]
+    return [text for text in held if set(plain_words(text).split()) in known]
 
 
 def read_score(answer, wanted, broken=0, share=True, has=True):
@@ -396,7 +410,8 @@ MISTAKES = {
         ((row_in("### Response:\n"), lambda question: "### Response:\n"), "question must stand"),
         (FORM.format, "both functions"),
         ([row_in("{}\n"), lambda question: question + "\n"], "let one call the other"),
-        ([row_in("{}\n "), lambda question: question + "\n "], "let one call the other"),
+        ([row_in("{}\n "), lambda question: question + "\n "], "ends with a space"),
+        ((spaced_row, spaced_form), "ends with a space"),
     ],
     "02.1": [
         (lambda n: n / 2, "constant"),
@@ -613,7 +628,7 @@ MISTAKES = {
         ({"A": "keep", "B": "dequantized", "C": "dequantized", "D": "original"}, "falls back"),
         ({"A": "keep", "B": "dequantized", "C": "original", "D": "4-bit"}, "next to nothing"),
         ({"A": "keep", "B": "dequantized", "C": "dequantized", "D": "dequantized"}, "levels of NF4"),
-        ({"A": "keep", "B": "dequantized", "C": "original", "D": "keep"}, "one file"),
+        ({"A": "keep", "B": "dequantized", "C": "original", "D": "keep"}, "add the adapter itself"),
         ({"A": ..., "B": ..., "C": ..., "D": ...}, "each is one of"),
         ("keep", "a dictionary"),
     ],
@@ -758,6 +773,7 @@ MISTAKES = {
         (lambda learned, held: [t for t in held if "sell" not in t], "another day"),
         (lambda learned, held: same_letters(r"[a-z]", learned, held), "another hour"),
         (lambda learned, held: same_letters(r"[a-z0-9]", learned, held), "are letters"),
+        (same_words, "keep the order"),
         (lambda learned, held: len(held), "a list"),
     ],
     "07.3": [

@@ -214,6 +214,8 @@ def one_template(answer):
             at = min(len(row["prompt"]), len(asked)) if at is None else at
             trained, used = row["prompt"][max(0, at - 12) :][:24], asked[max(0, at - 12) :][:24]
             return f"they part at character {at}: it is trained on ...{trained!r} and asked with ...{used!r}"
+        if asked != asked.rstrip(" \t"):
+            return "the form ends with a space: in training it melts into the answer's first token, and in asking it stands alone"
     if not _tied(row_for, asking):
         return "they agree today, but each has the form in a copy of its own, and one may be changed: let one call the other"
     return None

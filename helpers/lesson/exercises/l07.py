@@ -52,8 +52,9 @@ def _accents(answer):
 @exercise("07.2", takes="the training messages and the held-out ones")
 def leaks(answer):
     learned = ["Cancel Friday, please.", "Are you open?", "Move me to Monday", "Book me at 9", "Ask for Jürgen"]
+    learned += ["Move me from Monday to Friday"]
     held = ["cancel friday please", "Do you sell lamps?", "ARE YOU  OPEN", "Move me to Tuesday"]
-    held += ["Book me at 10", "Ask for Jörgen"]
+    held += ["Book me at 10", "Ask for Jörgen", "Move me from Friday to Monday"]
     found = answer(list(learned), list(held))
     if found is ...:
         return DOTS
@@ -74,8 +75,10 @@ def leaks(answer):
         return "another hour is another message: keep the digits"
     if "Ask for Jörgen" in found:
         return "ü and ö are letters, and a-z leaves them out: isalnum() or \\w keeps them"
+    if "Move me from Friday to Monday" in found:
+        return "the same words in another order are another message: keep the order"
     if found != {held[0], held[2]}:
-        return "two of the six held-out messages stand in the training rows too"
+        return "two of the seven held-out messages stand in the training rows too"
     return None if not list(answer([], list(held))) else "with nothing learned nothing leaks"
 
 
