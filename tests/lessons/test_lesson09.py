@@ -233,9 +233,9 @@ def test_numbers_of_the_prose_are_those_of_rows_and_predictions(finished):
     shape = shape_of(small.config)
     assert (shape.layers, shape.vocab, shape.tied) == (28, 128_256, True)
     well = finished["well"]
-    assert PAIR.tokens_per_second["7b-ddp-qkvo"] < well["every third layer"] < well["recorded"], (
-        "more than two with copies"
-    )
+    copies = PAIR.tokens_per_second["7b-ddp-qkvo"]
+    assert well["fused Adam"] == pytest.approx(copies, rel=0.05), "as many tokens as the two copies"
+    assert 1.4 < well["every third layer"] / copies < 1.6, "half as many again"
     assert "each GPU sets some 50 MB more aside" in PROSE
     longer = [PAIR.step_seconds[name] for name in ("7b-ddp-qkvo", "7b-ddp-qkvo-2048")]
     assert "took {:.2f} s, and one of 2 × 2,048 tokens took {:.2f} s".format(*longer) in PROSE
@@ -295,7 +295,7 @@ def test_the_numbers_of_section_6_are_those_of_the_rows(finished):
     assert sorted_rows[128] <= 96  # "half of the rows have fewer than 95 tokens"
     assert sum(n > 300 for n in sorted_rows) < 8  # "few have more than 300"
     factor = busy["repeated heads"] / busy["every third layer"]
-    assert f"section 7 brings a factor of {factor:.1f}, about as much as a second GPU" in PROSE
+    assert f"by GPU time they bring a factor of {factor:.1f}" in PROSE
     seconds = f"{busy['repeated heads']:.2f} s of GPU time against {busy['every third layer']:.2f} s"
     assert f"{seconds}, a factor of {factor:.1f}, and copies on two GPUs brought a factor of 1.7" in PROSE
 
@@ -551,9 +551,8 @@ def test_what_the_text_says_of_large_models_is_what_the_rows_say():
     cap = 14.56 * 2**30
     divided = rows["32b-fsdp2-qkvo"]
     assert f"each GPU took {max(divided['load_peak']) / 1e9:.1f} GB while it was loaded" in PROSE
-    assert f"a T4's kernels reserved {max(divided['peak_reserved']) / 1e9:.2f} GB" in PROSE
-    left = cap - GPUS["t4"].context_bytes - max(divided["peak_reserved"])
-    assert f"That leaves {left / 1e9:.2f} GB beside the CUDA context" in PROSE
+    assert "this way is out for a 32B model on T4s" in PROSE
+    assert max(divided["load_peak"]) > cap
     assert "until about 0.9 GB were left beside the CUDA context, and nothing larger was tried" in PROSE
     largest = [max(rows[name]["peak_reserved"]) for name in ("32b-split-94-layers", "32b-split-78-layers-all-2048")]
     assert [round((cap - size - GPUS["t4"].context_bytes) / 1e9, 1) for size in largest] == [0.9, 1.0]
