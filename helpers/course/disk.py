@@ -12,15 +12,14 @@ from helpers.files import write_whole
 LESSONS, NOTEBOOKS = COURSE_ROOT / "lessons", COURSE_ROOT / "notebooks"
 TIMES = COURSE_ROOT / "measurements" / "lesson_times.json"
 TAKEN_HOME = ("transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+# The course is fetched over it, and Kaggle has it off until a notebook asks.
+ASK_FOR_THE_INTERNET = {"kaggle": {"isInternetEnabled": True}}
 # What Colab and Kaggle write into a notebook for which somebody chose a T4, and read when it is opened.
 ASK_FOR_A_T4 = {
     "accelerator": "GPU",
     "colab": {"gpuType": "T4"},
-    "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": True},
+    "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True} | ASK_FOR_THE_INTERNET["kaggle"],
 }
-ASK_FOR_THE_INTERNET = {
-    "kaggle": {"isInternetEnabled": True}
-}  # the course is fetched there, and Kaggle has it off until asked
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 

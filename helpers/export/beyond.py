@@ -7,8 +7,7 @@ with it becomes another text, or none.
 
 import re
 
-from helpers.export.carried import ExportError
-from helpers.export.conversation import Conversation, chat_of, text_of
+from helpers.export.conversation import Conversation, chat_of, same_text, text_of
 
 OTHER, WORD = "QzOtherQz", "QzWordQz"  # words that no template has
 ROLES = ("system", "user", "assistant")  # those that a Modelfile's template writes
@@ -23,17 +22,22 @@ def fields_read(tokenizer) -> list[str]:
     template = tokenizer.get_chat_template()
     names, compared = _names(template) - {"role", "content"}, re.findall(r"[!=]=\s*['\"]([^'\"]*)['\"]", template)
 
-    def differ(fields: dict, beside: dict) -> bool:
-        return any(_made(tokenizer, chat, beside | fields) != _made(tokenizer, chat, beside) for chat in CHATS)
+    def texts(fields: dict) -> list[str | None]:
+        return [text_of(tokenizer, [message | fields for message in chat]) for chat in CHATS]
 
-    if differ({OTHER: WORD}, {}):
+    plain = texts({})
+
+    def differ(fields: dict, beside: dict | None = None) -> bool:
+        return texts((beside or {}) | fields) != (texts(beside) if beside else plain)
+
+    if differ({OTHER: WORD}):
         return [OTHER]
     found: dict[str, object] = {}
     for value in (WORD, [CALL], True, *dict.fromkeys(compared)):
         every = dict.fromkeys(names - found.keys(), value)
-        if not differ(every, {}):
+        if not differ(every):
             continue
-        found |= {name: value for name in every if differ({name: value}, {})}
+        found |= {name: value for name in every if differ({name: value})}
         every = {name: value for name in every if name not in found}
         found |= {name: value for name in every if differ({name: value}, {n: v for n, v in every.items() if n != name})}
     for name, value in list(found.items()):  # those that are read beside another one alone
@@ -43,14 +47,12 @@ def fields_read(tokenizer) -> list[str]:
 
 def roles_read(done: Conversation, tokenizer, bos: str) -> list[str]:
     """The roles beside those of ROLES of whose messages the template makes a text and the pieces none; [OTHER] where any."""
-
-    alike = [chat for chat in CHATS if (_made(tokenizer, chat, {}) or "").removeprefix(bos) == done.render(chat)]
+    alike = [chat for chat in CHATS if (text_of(tokenizer, chat) or "").removeprefix(bos) == done.render(chat)]
 
     def told(role: str) -> bool:
         more = {"role": role, "content": WORD}
         chats = [[*chat[:place], more, *chat[place:]] for chat in alike for place in range(len(chat) + 1)]
-        texts = ((_made(tokenizer, chat, {}), done.render(chat)) for chat in chats)
-        return any(text is not None and text.removeprefix(bos) != by_pieces for text, by_pieces in texts)
+        return not same_text(done, tokenizer, bos, chats)
 
     if told(OTHER):
         return [OTHER]
@@ -62,11 +64,3 @@ def _names(template: str) -> set[str]:
     """Every word of a template, and every short text between quotes: the names of fields and roles are among them."""
     quoted = re.findall(r"'([^'\n]{1,40})'|\"([^\"\n]{1,40})\"", template)
     return {*re.findall(r"[^\W\d]\w*", template), *(one or other for one, other in quoted)}
-
-
-def _made(tokenizer, chat: list[dict], fields: dict) -> str | None:
-    """The template's text of a chat whose messages all have these fields too; None where it makes none."""
-    try:
-        return text_of(tokenizer, [message | fields for message in chat], answer=True)
-    except ExportError:
-        return None

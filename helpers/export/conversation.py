@@ -69,7 +69,7 @@ def _passes(sign: str) -> bool:
     return sign.isprintable() or sign in "\n\r\t"
 
 
-def text_of(tokenizer, messages: list[dict], answer: bool, **words) -> str:
+def _text(tokenizer, messages: list[dict], answer: bool, **words) -> str:
     """The chat in the template's words, with an answer to come or not; ExportError, one line, where there is none."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer, **words)
@@ -77,10 +77,18 @@ def text_of(tokenizer, messages: list[dict], answer: bool, **words) -> str:
         raise ExportError(f"the chat template cannot be used ({type(error).__name__}: {str(error)[:150]})") from error
 
 
+def text_of(tokenizer, messages: list[dict]) -> str | None:
+    """The template's text of a chat with an answer to come; None where it takes no such chat."""
+    try:
+        return _text(tokenizer, messages, answer=True)
+    except ExportError:
+        return None
+
+
 def _rendered(tokenizer, *contents: str, answer: bool, **words) -> str:
     """The chat of these contents, in turn the user's and the model's; SYSTEM as the first one is a system message."""
     system = SYSTEM if contents[0] == SYSTEM else None
-    return text_of(tokenizer, chat_of(system, *contents[system is not None :]), answer, **words)
+    return _text(tokenizer, chat_of(system, *contents[system is not None :]), answer, **words)
 
 
 def chat_of(system: str | None, *contents: str) -> list[dict]:
@@ -145,11 +153,8 @@ def same_text(done: Conversation, tokenizer, bos: str, chats: list[list[dict]]) 
     for messages in chats:
         if messages[0]["role"] == "system" and done.before_system is None:
             continue
-        try:
-            text = text_of(tokenizer, messages, answer=True).removeprefix(bos)
-        except ExportError:  # it takes no such chat
-            continue
-        if done.render(messages) != text:
+        text = text_of(tokenizer, messages)
+        if text is not None and done.render(messages) != text.removeprefix(bos):
             return False
     return True
 

@@ -233,7 +233,8 @@ def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
         )
     if writes_date(tokenizer):
         vocabulary.notes.append("the chat template has a date of its own, and llama.cpp writes today's in its place")
-    bos, fields = bos if vocabulary.adds_bos else "", fields_read(tokenizer)
+    bos = bos if vocabulary.adds_bos else ""
+    fields = fields_read(tokenizer)
     dropped = [name for name in fields if name not in HANDED_ON]
     if dropped:
         vocabulary.notes.append(
@@ -247,9 +248,10 @@ def _fit_to_chats(vocabulary: Vocabulary, tokenizer) -> str | None:
             "with `ollama show --template`"
         )
         return None
-    differing, roles = otherwise(pieces, tokenizer, bos), roles_read(pieces, tokenizer, bos)
+    differing = otherwise(pieces, tokenizer, bos)
     if fields:
         differing.append(f"a message with {_named(fields, 'fields')}, which Ollama takes in a whole prompt alone (raw)")
+    roles = roles_read(pieces, tokenizer, bos)
     if roles:
         differing.append(f"a message of {_named(roles, 'roles')}, which Ollama's leaves out")
     if differing:

@@ -285,14 +285,19 @@ def test_the_size_of_the_bundled_adapters_update_is_the_one_in_the_lessons_table
     assert any(f"adapter is {size:.0f}% of the weights (section 3)" in cell.source for cell in LESSON.cells)
 
 
+def bases_and_update(lesson, percent):
+    """(a random matrix, the same restored from NF4, an update that is so many per cent of the latter)."""
+    torch.manual_seed(3)
+    original, U = torch.randn(1024, 1024), torch.randn(1024, 16) @ torch.randn(16, 1024)
+    restored = lesson["rounded"](original, "nf4")
+    return original, restored, U * (percent / 100 * restored.norm() / U.norm())
+
+
 @pytest.mark.parametrize(("percent", "dequantized"), [(0.2, 2.4), (2, 1.12), (3, 1.0), (11, 1.0)])
 def test_q4_0_loses_no_update_of_either_base_and_exaggerates_small_ones_of_dequantized_weights(percent, dequantized):
     pytest.importorskip("gguf")
     lesson = lesson_functions()
-    torch.manual_seed(3)
-    original, U = torch.randn(1024, 1024), torch.randn(1024, 16) @ torch.randn(16, 1024)
-    restored = lesson["rounded"](original, "nf4")
-    U *= percent / 100 * restored.norm() / U.norm()
+    original, restored, U = bases_and_update(lesson, percent)
     changes = [lesson["in_gguf"](start + U, "Q4_0") - restored for start in (original, restored)]
     assert lesson["kept"](changes[0], U) == pytest.approx(
         1, abs=0.02 + 0.04 / percent
@@ -305,10 +310,7 @@ def test_q4_0_loses_no_update_of_either_base_and_exaggerates_small_ones_of_dequa
 def test_q8_0_keeps_an_update_of_either_base_and_exaggerates_a_small_one_a_little(percent, dequantized):
     pytest.importorskip("gguf")
     lesson = lesson_functions()
-    torch.manual_seed(3)
-    original, U = torch.randn(1024, 1024), torch.randn(1024, 16) @ torch.randn(16, 1024)
-    restored = lesson["rounded"](original, "nf4")
-    U *= percent / 100 * restored.norm() / U.norm()
+    original, restored, U = bases_and_update(lesson, percent)
     changes = [lesson["in_gguf"](start + U, "Q8_0") - start for start in (original, restored)]
     assert lesson["kept"](changes[0], U) == pytest.approx(1, abs=0.02)
     assert lesson["kept"](changes[1], U) == pytest.approx(dequantized, abs=0.02)

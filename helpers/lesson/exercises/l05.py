@@ -173,10 +173,7 @@ def way_for_each(answer):
             "dequantized",
         ): "C: its weights stand on the levels of NF4: quantized to them again, so small an update falls back",
         ("C", "keep"): "C: the server loads one model and quantizes it itself",
-        (
-            "D",
-            "keep",
-        ): "D: llama.cpp could add the adapter itself, but to a base in other 4 bits than yours; here merge first",
+        ("D", "keep"): "D: llama.cpp could add the adapter itself, but to a base in other 4 bits; here merge first",
     }
     for team, word in said.items():
         if word == "4-bit":
