@@ -2,7 +2,7 @@
 
 A merged weight is W + scaling * B A (Hu et al. 2021, arXiv 2106.09685, section 4.1). The files of the base are read by
 offset, not mapped, and each output file is written as it is read: a JSON header, then the tensors one behind the other
-(https://huggingface.co/docs/safetensors, "Format"). What is held at once is a few megabytes of rows; one
+(https://huggingface.co/docs/safetensors, "Format"). What is held at once is some twenty megabytes of rows; one
 product B A, float32, when its shape is first seen; and with "dequantized" the 4-bit codes of one weight.
 """
 

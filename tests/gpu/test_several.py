@@ -25,6 +25,8 @@ from tests.training.several_runs import SeveralRun, apart, first_difference, gra
 pytestmark = pytest.mark.skipif(len(gpus_of_driver()) < 2, reason="needs two GPUs")
 T4, EVERY = "1", "0"  # COURSE_T4_RULES: float16 and a T4's kernels, or bfloat16 and all of them
 STEPS = 20
+# Of the 16 rows of a step each process takes 8, two at a time; of 43 to 70 tokens, one or two go through at once.
+CUT = {"padding_free": True, "rows_per_step": 4, "gradient_accumulation": 4, "max_length": 100}
 COMPARED: dict = {}
 
 
@@ -53,6 +55,8 @@ def runs(tmp_path_factory):
     for rules, dtype in ((T4, "float16"), (EVERY, "bfloat16")):
         for way in ("one", "ddp", "split", "fsdp2"):
             wanted[f"{way} {dtype}"] = SeveralRun(folder / f"{way}-{dtype}", way, rules=rules, **recipe)
+        free = SeveralRun(folder / f"padding-free-{dtype}", "ddp", rules=rules, **recipe | CUT)
+        wanted[f"padding-free {dtype}"] = free
         wanted[f"one again {dtype}"] = SeveralRun(folder / f"one-again-{dtype}", "one", rules=rules, **recipe)
         for way in ("one", "split"):
             wanted[f"{way} untied {dtype}"] = SeveralRun(folder / f"{way}-untied-{dtype}", way, rules=rules, **head)
@@ -63,6 +67,7 @@ def runs(tmp_path_factory):
         name = "policy as accelerate sets it"
         wanted[f"{name} {dtype}"] = SeveralRun(folder / f"policy-{dtype}", "fsdp2", name, rules, **faulty)
     killed = {way: SeveralRun(folder / f"killed-{way}", way, **recipe) for way in ("ddp", "split", "fsdp2")}
+    killed["padding-free"] = SeveralRun(folder / "killed-padding-free", "ddp", **recipe | CUT)
 
     def killed_and_resumed(run):
         run.run_until_killed(10)
@@ -81,20 +86,29 @@ def kept_by(runs, name):
     return runs[name][1].result()
 
 
+@pytest.mark.parametrize("way", ["ddp", "padding-free"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_gradients_of_two_copies_are_those_of_one_gpu_on_the_same_rows(runs, dtype):
-    one, two, again = (kept_by(runs, f"{way} {dtype}") for way in ("one", "ddp", "one again"))
+def test_the_gradients_of_two_copies_are_those_of_one_gpu_on_the_same_rows(runs, dtype, way):
+    one, two, again = (kept_by(runs, f"{name} {dtype}") for name in ("one", way, "one again"))
     assert one["found"]["rows_per_step"] == two["found"]["rows_per_step"] == 16
     differ = gradients_apart(one, two)
-    COMPARED[f"gradients {dtype}"] = {"ddp": differ, "one again": gradients_apart(one, again)}
-    COMPARED[f"losses {dtype}"] = {"one": one["found"]["losses"], "ddp": two["found"]["losses"]}
+    COMPARED.setdefault(f"gradients {dtype}", {"one again": gradients_apart(one, again)})[way] = differ
+    COMPARED.setdefault(f"losses {dtype}", {"one": one["found"]["losses"]})[way] = two["found"]["losses"]
     assert differ < {"float16": 1e-3, "bfloat16": 8e-3}[dtype]  # bfloat16 rounds eight times as coarsely
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_two_copies_without_padding_cut_their_rows_into_as_many_pieces(runs, dtype):
+    first, second = kept_by(runs, f"padding-free {dtype}")["pieces"]
+    COMPARED[f"pieces {dtype}"] = [first, second]
+    assert first[1::2] == second[1::2] == [max(pair) for pair in zip(first[::2], second[::2], strict=True)]
+    assert first[::2] != second[::2]
 
 
 def test_without_the_all_reduce_they_are_not(runs):
     one, two = kept_by(runs, "one float16"), kept_by(runs, "no all-reduce")
-    COMPARED["gradients float16"]["no all-reduce"] = gradients_apart(one, two)
-    assert COMPARED["gradients float16"]["no all-reduce"] > 1e-2
+    differ = COMPARED["gradients float16"]["no all-reduce"] = gradients_apart(one, two)
+    assert differ > 1e-2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -157,7 +171,7 @@ def test_trl_still_loses_a_loss_whose_head_lies_on_the_second_gpu(runs, still_ne
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("way", ["ddp", "split", "fsdp2"])
+@pytest.mark.parametrize("way", ["ddp", "split", "fsdp2", "padding-free"])
 def test_each_way_learns_and_saves_a_whole_adapter(runs, way, dtype):
     found = kept_by(runs, f"{way} {dtype}")["found"]
     COMPARED[f"{way} {dtype}"] = found
@@ -167,7 +181,7 @@ def test_each_way_learns_and_saves_a_whole_adapter(runs, way, dtype):
     assert len(runs[f"{way} {dtype}"][0].tensors()) == 84
 
 
-@pytest.mark.parametrize("way", ["ddp", "split", "fsdp2"])
+@pytest.mark.parametrize("way", ["ddp", "split", "fsdp2", "padding-free"])
 def test_each_way_goes_on_after_a_kill(runs, way):
     whole, resumed = kept_by(runs, f"{way} float16"), kept_by(runs, f"killed {way}")
     assert resumed["found"]["resumed_from"] == "checkpoint-10"
