@@ -996,8 +996,8 @@ print(f"padding: {as_they_come:.0%} as they come, {grouped:.1%} grouped by lengt
 verdict("rows of like length together waste less", grouped <= as_they_come)
 
 # %% [markdown]
-# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so neighbouring batches are alike, and a short run sees no fair sample of them. So this run takes its rows in random order, and leaves
-# padding out as lesson 03 does: the rows of a batch lie one behind the other, and each sees only itself. [Section 6 of lesson 09](09_faster_and_larger.ipynb) times all these ways. (The second number is the least there can be: the whole file in order.)
+# Grouping has a price. transformers sorts stretches of up to fifty batches from long to short, so a step has rows of one kind where kinds differ in length. SmolLM2-135M-Instruct learned this lesson's messages and short instructions at once, and learned both worse when they were grouped ([lesson 09](09_faster_and_larger.ipynb) has the numbers). So this run takes its rows in random order, and leaves
+# padding out as lesson 03 does: the rows of a batch lie one behind the other, and each sees only itself. [Section 7 of lesson 09](09_faster_and_larger.ipynb) times all these ways. (The second number is the least there can be: the whole file in order.)
 #
 # ### The held-out rows as a task for lm-evaluation-harness
 #

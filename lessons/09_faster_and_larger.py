@@ -293,7 +293,7 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
 # padding_free = true
 # ```
 #
-# Lesson 03 accumulates four batches of four rows on one GPU. Here each of two GPUs accumulates two, so a step has the same sixteen rows. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. `padding_free` leaves padding out, which section 7 explains; it was not run on two GPUs yet. `max_steps` is 60 where the file does not say it.
+# Lesson 03 accumulates four batches of four rows on one GPU. Here each of two GPUs accumulates two, so a step has the same sixteen rows. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. `padding_free` leaves padding out, which section 7 explains. `max_steps` is 60 where the file does not say it.
 #
 # Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/7b.toml --dry-run`. Leave `--dry-run` out when you like what it says.
 #
@@ -648,14 +648,14 @@ show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, s
 # %% [markdown]
 # If 37% is padding, leaving it out gives 1.6 times the speed. Where does the rest of 2.3 come from? One pass takes the place of four, and each pass unpacks all 4-bit weights, whatever the number of its rows. (How much of the rest that explains was not measured.)
 #
-# - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost, so the same rows are learned in the same step.
-# - **Sorted** (`"group_by_length"`): a step has rows of like length, and so perhaps of one kind. That can harm what is learned; with the bundled model and five seeds no harm could be told from chance.
-# - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows.
-# - **Padding-free**: all sixteen rows lie one behind the other, in one pass, and attention looks at each row by itself. The held-out loss is that of padded rows up to rounding (five seeds of the bundled model, and of SmolLM2-135M-Instruct). TRL has `padding_free=True` for it, and leaves it to flash attention to keep the rows apart. A T4 has no flash attention; lesson 03 shows, under "Further down", what this course does instead.
+# - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost. The same rows are learned in the same step, and no harm was seen.
+# - **Sorted** (`"group_by_length"`): a step has rows of like length, and so of one kind, where kinds differ in length. That harms what is learned. SmolLM2-135M-Instruct learned short instructions and longer messages at once: sorted, its held-out loss was 0.11 nats a token worse on instructions and 0.05 on messages than with padded rows in random order (means of five seeds; both 95% intervals leave out zero).
+# - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows. TRL fills its packs from the longest row down, so most of them hold one kind of rows too: 0.12 worse on instructions, 0.004 on messages.
+# - **Padding-free**: all sixteen rows lie one behind the other, in one pass, and attention looks at each row by itself. The held-out loss is that of padded rows up to rounding (five seeds each, of the bundled model and of SmolLM2-135M-Instruct). TRL has `padding_free=True` for it, and leaves it to flash attention to keep the rows apart. A T4 has no flash attention; lesson 03 shows, under "Further down", what this course does instead.
 #
 # Do not rank the ways by the clock. All five wait for Python here, and how long depends on the computer beside the GPU: on another machine the same padding-free run came to 8,753 tokens a second, and not 6,076. Packing needs least of Python.
 #
-# `python -m helpers train` pads by default, since it is used to compare ways. For rows of real lengths write `padding_free = true` into its file; that goes with one GPU and with copies. (Two processes on a CPU then learn what one learns with padding. On two GPUs it was not run yet.)
+# `python -m helpers train` pads by default, since it is used to compare ways. For rows of real lengths write `padding_free = true` into its file; that goes with one GPU and with copies. (Two processes then learn what one learns; the tests run that on two CPU processes and on two GPUs.)
 #
 # This program leaves out the rest of what makes lesson 03 fast: fused layers, adapters in one operation, and layers that are not recomputed. In the first figure of this section that is 0.41 s of GPU time against 0.25 s, a factor of 1.6, and copies on two GPUs brought a factor of 1.7. So compare it with your run of lesson 03 on one GPU before you give that up.
 #

@@ -98,6 +98,26 @@ def trained(folder: str, kind: str, way: Way, rows: list[dict], tokenizer, model
     return trainer
 
 
+def packs(folder: str, seed: int) -> list[dict[str, int]]:
+    """{task: rows} of each pack that TRL makes of what "packed" learns with the chat model of this folder."""
+    from collections import Counter
+
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import pack_dataset
+
+    from helpers.data import with_template
+
+    tokenizer = with_template(AutoTokenizer.from_pretrained(folder))
+    rows = chosen(tasks(chat=True), seed)
+    ids = [tokens(tokenizer, row)["input_ids"] for row in rows]
+    task = ["messages" if "messages" in row else "instructions" for row in rows]
+    numbered = [[number] * len(row) for number, row in enumerate(ids)]
+    budget = round(PER_STEP * sum(map(len, ids)) / len(ids))
+    found = pack_dataset(Dataset.from_dict({"input_ids": ids, "number": numbered}), budget, "bfd")
+    return [dict(Counter(task[number] for number in set(pack))) for pack in found["number"]]
+
+
 def run(folder: str, kind: str, name: str, seed: int, count: int) -> dict:
     """One way with one seed; returns the row."""
     from datasets import Dataset

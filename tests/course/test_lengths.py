@@ -141,13 +141,13 @@ def quality_rows(model):
     return [row for row in rows if row["model"] == model]
 
 
-@pytest.mark.parametrize(("model", "ways"), [("bundled", list(quality.WAYS)), ("chat", ["padded", "padding-free"])])
-def test_each_way_was_measured_with_five_seeds_on_the_same_rows(model, ways):
+@pytest.mark.parametrize("model", ["bundled", "chat"])
+def test_each_way_was_measured_with_five_seeds_on_the_same_rows(model):
     rows = quality_rows(model)
-    assert sorted((row["way"], row["seed"]) for row in rows) == sorted((w, s) for w in ways for s in range(5))
+    assert sorted((row["way"], row["seed"]) for row in rows) == sorted((w, s) for w in quality.WAYS for s in range(5))
     assert {(row["rows"], row["steps"]) for row in rows if row["way"] != "packed"} == {(quality.ROWS, 60)}
-    if model == "bundled":
-        assert len({tuple(row["heldout_loss_before"].values()) for row in rows}) == 1
+    assert len({tuple(row["heldout_loss_before"].values()) for row in rows}) == 1
+    assert len({row["device"] for row in rows}) == 1
 
 
 def test_rows_without_padding_learn_what_padded_rows_do():
@@ -171,9 +171,33 @@ def test_the_tables_of_losses_in_the_readme_are_what_the_rows_say(model):
         interval = re.search(r"95%: (.*)\)", line)
         about = f"{way} | " if model == "bundled" else f"{task}, {way} | "
         assert f"| {about}{mean} | {interval[1] + ' ' if interval else ''}|" in readme
-        if interval:
-            low, high = map(float, interval[1].split(" to "))
-            assert low <= 0 <= high, "no way can be told from padded"
+
+
+def intervals(model) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """{(task, way): (mean difference from padded rows, and its 95% interval)}, in nats a token."""
+    found = {}
+    for line in quality.compare(quality_rows(model)):
+        if "95%" in line:
+            task, way = line.split()[:2]
+            mean, low, high = (float(n) for n in re.findall(r"[+-]\d\.\d{4}", line))
+            found[task, way] = (mean, low, high)
+    return found
+
+
+def test_with_the_bundled_model_no_way_can_be_told_from_padded_rows():
+    assert len(intervals("bundled")) == 4
+    assert all(low <= 0 <= high for _, low, high in intervals("bundled").values())
+
+
+def test_with_the_chat_model_sorted_and_packed_rows_learn_worse_and_the_lesson_says_by_how_much():
+    found = intervals("chat")
+    worse = {pair for pair, (_, low, _) in found.items() if low > 0}
+    assert worse == {(task, way) for task in ("instructions", "messages") for way in ("sorted", "packed")}
+    lesson = (COURSE_ROOT / "lessons" / "09_faster_and_larger.py").read_text(encoding="utf-8")
+    mean = {pair: numbers[0] for pair, numbers in found.items()}
+    said = f"{mean['instructions', 'sorted']:.2f} nats a token worse on instructions and {mean['messages', 'sorted']:.2f} on"
+    assert said in lesson
+    assert f"{mean['instructions', 'packed']:.2f} worse on instructions, {mean['messages', 'packed']:.3f} on" in lesson
 
 
 def speed_rows():
