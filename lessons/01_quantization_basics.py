@@ -66,11 +66,13 @@ table(zip(quality["questions"], whole["answers"], four["answers"]), columns=("as
 # %%
 surprise = f"{whole['perplexity']:.1f} in 16 bits, {four['perplexity']:.1f} in 4 bits"
 print(f"perplexity on {quality['tokens']:,} tokens of Python's own help texts: {surprise}")
-size = quality["weights"] * four["bits_per_weight"] / 8
-print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {quality['weights'] * 2 / 1e6:.0f} MB")
+size, before = quality["weights"] * four["bits_per_weight"] / 8, quality["weights"] * 2
+embeddings = 49_152 * 576 * 2  # a row of 576 numbers for each token, which stays in 16 bits
+print(f"the rounded matrices take {size / 1e6:.0f} MB in place of {before / 1e6:.0f} MB,")
+print(f"the whole model {(size + embeddings) / 1e6:.0f} MB in place of {(before + embeddings) / 1e6:.0f} MB")
 
 # %% [markdown]
-# A quarter of the memory, and most of the model is still there. That is what makes QLoRA possible. Something is lost as well. This lesson shows where the loss comes from, and how it is kept small.
+# The rounded matrices take a quarter of the memory, and most of the model is still there. (The whole model shrinks by less, because its table of [embeddings](../site/glossary.md#embedding) stays in 16 bits.) That is what makes QLoRA possible. Something is lost as well. This lesson shows where the loss comes from, and how it is kept small.
 #
 # One caution. The only file of this model that could be fetched as a package had been rounded once already, to 5 bits per weight (GGUF's Q4_1). "In 16 bits" is what that file restores to. So
 # everything here is the cost of a second rounding, and the original would probably do somewhat better in the first column.
@@ -109,7 +111,7 @@ print(f"32 bits, {model.get_memory_footprint() / 1e6:5.1f} MB: {ask(model, quest
 print(f" 4 bits, {in_4_bits.get_memory_footprint() / 1e6:5.1f} MB: {ask(in_4_bits, question)!r}")
 
 # %% [markdown]
-# It shrinks by less, because a few parts are not rounded: the table of [embeddings](../site/glossary.md#embedding), the
+# It shrinks by less, because a few parts are not rounded: the embeddings, the
 # [head](../site/glossary.md#head), and some short vectors. In so small a model they are a large share.
 # The answer does not change: this model knows its few facts by heart. Section 8 says what such a test is worth.
 #
@@ -382,9 +384,26 @@ table(error, "{:.1%}", columns=("levels", "a bell curve", "a layer of the model"
 # %% [markdown]
 # The gain is modest: where the levels stand matters less than the blocks did.
 #
+# These errors are of all weights together. What does a single weight lose? Take all weights that a block can hold, from minus its absmax to plus.
+
+# %%
+x = torch.linspace(-1, 1, 2001)  # one block, whose absmax is 1
+lost = 100 * (x - round_trip(x, nf4, block_size=len(x))).abs() / x.abs()
+lines = {"a single weight": (x, lost), "the whole layer": (x, torch.full_like(x, 100 * error["NF4"][1]))}
+title = "A weight near zero loses all of itself, one on a level nothing"
+figure = curves(lines, title, "weight / absmax of its block", "error (% of its own size)")
+for line in figure.axes[0].lines:
+    line.set_marker("")
+figure.axes[0].legend(frameon=False)
+print(f"{(round_trip(weights, nf4) == 0).float().mean():.1%} of the layer's weights become zero")
+show(figure, "Line chart: the error of a weight in percent of itself, 100 around zero, none on a level, small outside.")
+
+# %% [markdown]
+# So 9% describes the layer and not its weights. The smallest ones lose all of themselves, but they are small. The large ones make up most of the layer's size, and they lose little.
+#
 # ### Try it
 #
-# Move the block size, the levels and an outlier (in standard deviations), and watch error and bits. The sliders work where a notebook
+# Move the block size, the levels and an outlier (in standard deviations), and watch error and bits. At the start the blocks are large, and an outlier has spoiled one of them: make them smaller. The sliders work where a notebook
 # runs, and a page that only shows it has a still picture. The explorer works on 16,384 made-up weights, and it calls *your* functions: change `quantize_blockwise` above, run
 # this cell again, and it follows.
 
@@ -430,7 +449,8 @@ print(f"{(ours != theirs.flatten()).sum()} of {len(ours):,} bytes differ")
 
 # %% [markdown]
 # What does a weight really cost? Count the bits of all tensors that bitsandbytes keeps for a large matrix. Besides the codes these are the absmax
-# values, 32 bits for 64 weights, which is half a bit per weight. [Double quantization](../site/glossary.md#double-quantization) stores the absmax values themselves in 8 bits, in blocks of 256.
+# values, 32 bits for 64 weights, which is half a bit per weight. [Double quantization](../site/glossary.md#double-quantization) stores the absmax values themselves in 8 bits, and 256 of them share
+# one number of 32 bits. So a weight pays 8/64 + 32/(64 × 256) = 0.127 bits for them.
 
 
 # %%
@@ -459,8 +479,6 @@ shape = shape_of(PRESETS["mistral-7b"].shape)
 quantized = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
 print(f"Mistral-7B has {shape.parameters / 1e9:.2f} billion weights, of which {quantized / 1e9:.2f} are quantized: "
       f"{quantized * (single - double) / 8 / 1e9:.3f} GB saved")  # fmt: skip
-
-# %%
 exact_error = relative_error(matrix, bnb.functional.dequantize_4bit(*once))
 twice_error = relative_error(matrix, bnb.functional.dequantize_4bit(*twice))
 print(f"off by {exact_error:.3%} with absmax in 32 bits, by {twice_error:.3%} with 8 bits")
@@ -514,7 +532,7 @@ verdict(
 #
 # ## 7 Why is an error of 9% not fatal?
 #
-# Each weight of an NF4 layer is off by some 9%. Should a layer's output then not be off by 9% as well, and after many layers be rubbish? Do not believe an argument here.
+# An NF4 layer is off by some 9%: the size of all its errors over the size of all its weights. Should its output then not be off by 9% as well, and after many layers be rubbish? Do not believe an argument here.
 # Measure it. These are questions about facts that the bundled model knows, with their answers, in the form in which it has read such things. (They are held out from what *you* train in lesson 03.)
 
 # %%
@@ -592,9 +610,11 @@ table(rows, "{:.1%}", columns=("", "this run", "SmolLM2, recorded"))
 
 # %% [markdown]
 # For noise, your worry is right: the output is off by as much as the weights. For a real text it is off by less: much less in the bundled model, and
-# a little less in SmolLM2. There are three reasons. The bundled model shows the first and the third clearly. In SmolLM2 the first does less, and the choice of token changes at one place in four.
+# a little less in SmolLM2.
 #
-# Ask how strongly a matrix responds to an input. If the two are unrelated, the output's size is about the size of the input times the size of the matrix, divided by the root of the
+# So why is an error of 9% not fatal? There are three reasons. A layer's output is off by less, errors add up slowly over the layers, and the choice of a token forgives small errors. The bundled model shows the first and the third clearly. In SmolLM2 the first does less, and the choice of token changes at one place in four.
+#
+# Why is a layer's output off by less? Ask how strongly a matrix responds to an input. If the two are unrelated, the output's size is about the size of the input times the size of the matrix, divided by the root of the
 # number of columns. Divide by that: then 1 means unrelated.
 
 
@@ -620,7 +640,7 @@ expected_off = weights_off * error_for_text / for_text
 print(f"{weights_off:.1%} x {error_for_text:.2f} / {for_text:.2f} = {expected_off:.1%}; measured: {text_off:.1%}")
 
 # %% [markdown]
-# There is the first reason. Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
+# Training made the matrices respond strongly to the inputs that texts make, so the right output is large. The rounding errors know nothing of these inputs, so to them a text is noise, and their sum stays small
 # beside the right output. The last line shows that this explains nearly all of the difference.
 #
 # The second reason is in the row of the last activations. SmolLM2 has 210 matrices, and yet after all of them only a quarter of the size is wrong, not many times the size. Each layer *adds* its result to what came before, the
@@ -634,7 +654,7 @@ print(f"{gap[same].mean():.2f}  gap at the {same.sum()} places where the likelie
 print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it changes")
 
 # %% [markdown]
-# In the bundled model the choice changed only where two tokens were nearly equally likely. SmolLM2's gaps were not measured. It changes its choice more often,
+# The bundled model's choice changed at places where, on average, two tokens were nearly equally likely. SmolLM2's gaps were not measured. It changes its choice more often,
 # as you saw at the top: an error of 9% is survivable, and it is not free.
 #
 # ## 8 What a model feels
@@ -643,7 +663,7 @@ print(f"{gap[~same].mean():.2f}  gap at the {(~same).sum()} places where it chan
 # between 8 and 4 bits, between 4 and 3, or between 3 and 2? The more bits, the higher up a row stands, and NF4 is dark blue.
 
 # %%
-title = "SmolLM2 needs its blocks, and it needs its fourth bit"
+title = "SmolLM2, rounded in many ways: the error of its weights, and its perplexity"
 by_bits = sorted(quality["rows"], key=lambda row: -row["bits_per_weight"])
 figure = diagrams.error_and_perplexity(by_bits, title)
 alt = "Bars of weight error and perplexity for each way to round: they rise together, and leap with 3 and 2 bits"
@@ -654,8 +674,7 @@ show(figure, alt)
 #
 # - **The step from 8 to 4 bits costs something, and the step from 4 to 3 costs far more.** With 2 bits nothing is left: four
 #   billion is far more than there are tokens, so the model is not merely at a loss, it is sure of the wrong ones.
-# - **Blocks matter most.** The same sixteen levels with one absmax for a whole matrix save 3% of the bits and ruin the model. From blocks of 64 to blocks of 4,096 you save half a bit per weight, and you pay with
-#   perplexity.
+# - **Blocks matter most.** One absmax for a whole matrix takes 4 bits per weight in place of 4.5, and ruins the model. Blocks of 4,096 save nearly as much, and perplexity rises from 18.7 to 26.8.
 # - **Double quantization is nearly free.** Blocks of 256 take 4.125 bits and give 21.6. Blocks of 64 with double quantization take 4.127 bits and give 18.7.
 # - **The error of the weights is a guide and no measure.** FP4 errs more than evenly spaced levels do, and here it has the lower perplexity.
 #
@@ -911,12 +930,14 @@ changed = {"times 1000": 1000 * flat, "shuffled": flat[mixed], "sorted": flat.so
 before = relative_error(flat, round_trip(flat, nf4))
 came_out = {name: relative_error(x, round_trip(x, nf4)) / before for name, x in changed.items()}
 check("01.5", guesses, came_out)
+None if guesses is ... else table(came_out, "{:.2f}", columns=("change", "its error, beside the bell curve's"))
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # The absmax takes a factor out, so 1000 changes nothing, and shuffled weights fill their blocks with the same mixture as before. Sorted weights have neighbours of nearly their own size. So all of
-# a block lie close to its absmax, which is itself a level, and hardly anything is lost. (Then you would have to store where each weight belongs.) Cubes are mostly tiny, with a few that are large: each block has outliers.
+# a block lie close to its absmax, which is itself a level, and hardly anything is lost. (Then you would have to store where each weight belongs.) Cubes are mostly tiny, with a few that are large: each block has outliers. Yet the error is
+# only 1.2 times as large, because the large cubes make up most of the size, and the largest of each block is exact.
 #
 # ```python
 # guesses = {"times 1000": "same", "shuffled": "same", "sorted": "smaller", "cubed": "larger"}
