@@ -173,7 +173,7 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
         "divided by absmax": (PALE, [f"{weight / absmax:+.2f}" for weight in weights]),
         "nearest level": (COLOURS["sky"], [f"{level:+.2f}" for level in levels]),
         "its code": (PALE, [f"{code:04b}" for code in codes]),
-        "byte, for two codes": (COLOURS["yellow"], None),
+        "stored: a byte for two": (COLOURS["yellow"], None),
         "level times absmax": (COLOURS["sky"], [f"{weight:+.3f}" for weight in restored]),
         "input": (PALE, [f"{x:+.2f}" for x in inputs]),
         "product": (COLOURS["sky"], [f"{weight * x:+.3f}" for weight, x in zip(restored, inputs, strict=True)]),
@@ -186,11 +186,11 @@ def block_to_bytes(weights, absmax: float, levels, codes, inputs, title: str):
             _box(ax, i, -row, text, colour, width=1 if texts else 2)
     product = sum(weight * x for weight, x in zip(restored, inputs, strict=True))
     exact = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
-    _box(ax, len(weights) + 0.15, -4, f"{absmax:.3f}", COLOURS["yellow"])
-    notes = {1: f"absmax {absmax:.3f}", 3: "stored, with the absmax:", 7: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
+    _box(ax, len(weights) + 0.15, -4, f"absmax {absmax:.3f}", COLOURS["yellow"], width=1.6)
+    notes = {1: f"absmax {absmax:.3f}", 7: f"sum {product:+.3f}\n(exact {exact:+.3f})"}
     for row, note in notes.items():
         ax.text(len(weights) + 0.12, 0.4 - row, note, ha="left", va="center", fontsize=9.5, color=INK)
-    ax.set(xlim=(-2.1, len(weights) + 1.6), ylim=(0.9 - len(rows), 0.9))
+    ax.set(xlim=(-2.4, len(weights) + 1.8), ylim=(0.9 - len(rows), 0.9))
     return figure
 
 
@@ -246,8 +246,10 @@ def error_and_perplexity(ways, title: str, ceiling: float = 60.0):
 
 
 def _short(number: float) -> str:
-    """A number in few characters: 18.7, 10,283, 4e+09."""
-    return f"{number:.1f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.0e}"
+    """A number in few characters: 18.7, 10,283, 4 billion."""
+    if number < 1e6:
+        return f"{number:.1f}" if number < 1000 else f"{number:,.0f}"
+    return f"{number / 1e6:,.0f} million" if number < 1e9 else f"{number / 1e9:,.0f} billion"
 
 
 def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):

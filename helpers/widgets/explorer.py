@@ -38,7 +38,8 @@ def draw(quantize, dequantize, sets: dict, name: str, block_size: int, outlier: 
     scaled, error, bits = measure(quantize, dequantize, sets[name], block_size, outlier)
     beside = f"one outlier at {outlier} deviations" if outlier else "no outlier"
     numbers = f"{name}, blocks of {block_size}, {beside}: relative error {error:.1%}, {bits:.3f} bits per weight"
-    figure = plots.levels_on_histogram(scaled, {name: sets[name]}, numbers.replace("relative ", ""))  # one line
+    title = numbers.replace("relative ", "").replace("one outlier", "outlier")  # fits one line
+    figure = plots.levels_on_histogram(scaled, {name: sets[name]}, title)
     return plots.png(figure, dpi=80), numbers
 
 
@@ -47,7 +48,7 @@ def explore(quantize, dequantize, sets: dict) -> None:
 
     `quantize` and `dequantize` are lesson 01's quantize_blockwise and dequantize_blockwise, `sets` names levels.
     """
-    at_start = {"name": next(iter(sets)), "block_size": 64, "outlier": 20}
+    at_start = {"name": next(iter(sets)), "block_size": 4096, "outlier": 20}  # one block of four is spoiled
     picture, numbers = draw(quantize, dequantize, sets, **at_start)
     panel = _panel(functools.partial(draw, quantize, dequantize, sets), sets, at_start, picture, numbers)
     show_panel(panel, picture, numbers, f"Histogram of block-scaled weights. {numbers}.")

@@ -235,6 +235,25 @@ def test_nf4_levels_lie_further_out_on_the_right_and_further_in_on_the_left_than
     assert levels[7] == 0  # "none but the zero at its edge"
 
 
+def test_a_weight_near_zero_loses_all_of_itself_and_large_ones_make_up_most_of_the_size_and_lose_little(lesson):
+    levels, x = lesson.nf4_levels(), torch.linspace(-1, 1, 20_001)
+    lost = (rounded(lesson, x, levels, len(x)) - x).abs() / x.abs()
+    assert (lost[(x != 0) & (x.abs() < 0.039)] == 1).all()
+    assert lost[x.abs() > 0.25].max() < 0.19
+    layer = bell(2**20).view(-1, 64)
+    scaled = layer / layer.abs().amax(dim=1, keepdim=True)
+    assert layer[scaled.abs() > 0.25].norm() ** 2 > 0.9 * layer.norm() ** 2
+
+
+def test_the_whole_of_smollm2_has_its_table_of_tokens_beside_the_matrices():
+    from helpers.memory import shape_of
+    from helpers.models.presets import CHAT_PRESETS, SMOLLM2
+
+    shape = shape_of(CHAT_PRESETS[SMOLLM2].shape)
+    assert "embeddings = 49_152 * 576 * 2" in "\n".join(CODE)
+    assert shape.parameters - QUALITY["weights"] - 49_152 * 576 == (2 * shape.layers + 1) * 576  # norms
+
+
 def test_the_formula_of_section_1_holds_for_normal_numbers_and_not_for_the_two_reserved_exponents(lesson):
     assert lesson.number("0 01111 1000000000") == 1.5
     assert lesson.number("0 11111 0000000000") == 65536 > torch.finfo(torch.float16).max
@@ -288,6 +307,7 @@ def test_the_recorded_quality_is_of_a_named_model_and_text_and_says_what_the_les
     blocks = [perplexity[f"nf4, blocks of {size}"] for size in (32, 64, 128, 256, 1024, 4096)]
     assert blocks == sorted(blocks)
     assert perplexity["nf4, no blocks"] > 100 * base
+    assert f"from {blocks[1]:.1f} to {blocks[-1]:.1f}" in PROSE  # blocks of 64, and of 4,096
     fp4, int4 = WAYS["fp4, blocks of 64"], WAYS["int4, blocks of 64"]
     assert fp4["relative_error"] > int4["relative_error"]
     assert fp4["perplexity"] < int4["perplexity"]
@@ -480,6 +500,7 @@ def test_bit_strips_have_a_box_for_each_bit_in_the_colour_of_its_field():
 def test_a_block_s_picture_has_its_bytes_and_the_product_of_what_is_restored():
     (ax,) = diagrams.block_to_bytes([0.5, -1.0], 1.0, [0.4, -1.0], [11, 0], [2.0, 1.0], "title").axes
     texts = texts_of(ax)
+    assert texts.count("absmax 1.000") == 2  # where it divides, and where it is stored
     assert "10110000" in texts
     assert "sum -0.200\n(exact +0.000)" in texts
 
@@ -502,7 +523,7 @@ def test_the_picture_of_quality_cuts_a_bar_that_is_too_long_and_says_so():
     left, right = diagrams.error_and_perplexity(QUALITY["rows"], "title").axes
     assert [label.get_text() for label in left.get_yticklabels()][2] == "nf4, double quantization: 4.127 bits"
     assert max(patch.get_width() for patch in right.patches) == 60
-    assert sum(text.startswith("»") for text in texts_of(right)) == 2
+    assert [text for text in texts_of(right) if text.startswith("»")] == ["» 10,283", "» 4 billion"]
     assert len(right.lines) == 4  # two strokes break each bar that is cut
 
 
@@ -701,6 +722,7 @@ def test_the_predictions_of_exercise_5_are_what_comes_out(finished):
         importlib.import_module("helpers.lesson.exercises.l01").CHANGED, rel=0.02
     )
     checks.check("01.5", GUESSES, finished["came_out"])
+    assert f"only {finished['came_out']['cubed']:.1f} times as large" in PROSE
 
 
 def test_exercise_6_is_decided_by_the_recorded_rows():
@@ -761,7 +783,10 @@ def test_explorer_shows_a_still_figure_beside_the_sliders(monkeypatch, lesson, s
     assert output["image/png"].startswith("iVBOR")
     assert "application/vnd.jupyter.widget-view+json" in output
     assert "model_id" not in output["text/plain"], "nbval compares this text, so it must not vary"
-    assert "relative error 9." in output["text/plain"]
+    assert "NF4, blocks of 4096, one outlier at 20" in output["text/plain"]  # "an outlier has spoiled one of them"
+    pieces = explorer.pretended_weights().view(-1, 4096)
+    spoiled = rounded(lesson, pieces[0].clone().index_fill_(0, torch.tensor(0), 0.4), sets["NF4"], 4096)[1:]
+    assert relative(pieces[0][1:], spoiled) > 3 * relative(pieces[1:], rounded(lesson, pieces[1:], sets["NF4"], 4096))
 
 
 def test_explorer_without_ipywidgets_shows_the_still_figure_alone(monkeypatch, lesson, sets):
