@@ -20,7 +20,7 @@
 # - say how sure a score is;
 # - predict how many bytes and how many steps an answer takes, and what a server needs.
 #
-# **Time:** 45 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
+# **Time:** 40 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
 # adapter. Another Colab notebook is another machine and does not have it, unless both lessons began with `output_dir="drive"`. Without one, this
 # lesson trains a small one first. The table under the cell that begins with `run = begin(` says which it takes.
 
