@@ -20,7 +20,7 @@
 # - say how sure a score is;
 # - predict how many bytes and how many steps an answer takes, and what a server needs.
 #
-# **Time:** 45 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
+# **Time:** 40 minutes to read, 50 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and best its
 # adapter. Another Colab notebook is another machine and does not have it, unless both lessons began with `output_dir="drive"`. Without one, this
 # lesson trains a small one first. The table under the cell that begins with `run = begin(` says which it takes.
 
@@ -219,7 +219,7 @@ table(rows, and_answers="{!r:.30}", columns=headings)
 # And the newlines? The table shows a likely reason. With none at the end, and with two, the base goes on with a newline. It does the same behind an answer, and there training taught the model to write the token that ends
 # an answer (`</s>`; section 4). The tuned model writes it here too, and both answers are empty. "The question alone" has almost nothing of the training but its last newline, and still gets most answers. So the last tokens matter more than the words above them. They are not all that matters: ChatML ends with a newline, too.
 #
-# How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers means nothing; section 7 shows why.) Nothing in the training decided what happens there, so do not
+# How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers says little; section 7 shows why.) Nothing in the training decided what happens there, so do not
 # rely on it.
 #
 # ## 3 A conversation
@@ -248,8 +248,11 @@ def as_text(messages, answer_next=True):  # answer_next: with the words that ope
 
 
 # %% [markdown]
+# `FORM` and the template that lesson 03 keeps for the bundled model write what the user and the assistant say. They leave out a system message without a word, so what it would say must stand in the question. Print `as_text(messages)` before you trust a template.
+#
 # A model remembers nothing between two calls. A chat is a list of messages that grows, and this code reads all of it again for each answer. `TextStreamer` shows the text as it is made, so that
-# nobody has to wait for the end.
+# nobody has to wait for the end. `do_sample=False` takes the likeliest token each time, which is called *greedy*. The other way is *sampling*: the next token is drawn at random, a likelier one more often. The
+# [temperature](../site/glossary.md#temperature) says how freely, and 0 means greedy.
 
 
 # %% tags=["copy"]
@@ -462,57 +465,7 @@ rows = [(n, low, high, high - low) for n, (low, high) in spans.items()]
 table(rows, "{:.1%}", columns=("rows", "about nine in ten right: from", "to", "width"))
 
 # %% [markdown]
-# ### The same rows, answered twice
-#
-# Often the question is not how good a model is, but whether one is better than another: base or adapter, this adapter or that one, merged or not. If both answered the *same* rows, compare them row by row. Rows that both have right, or both wrong, say nothing. Only those count where the two *differ*. If the models were equally
-# good, each such row would go to either one like the toss of a coin. So toss a coin for each of these rows. How often is the split at least as uneven, in either direction? That chance is the [p-value](../site/glossary.md#p-value). For $n$ rows that differ, $k$ of them on the smaller side, it is
-#
-# $$p = \min\Big(1,\; 2 \sum_{i=0}^{k} \binom{n}{i} \Big/ 2^n\Big).$$
-#
-# This is [McNemar's test](../site/glossary.md#mcnemars-test), in its exact form. How many rows must differ, all of them to one side, until $p$ is below 0.05? Write down a guess.
-
-
-# %%
-from math import comb
-from operator import gt, lt
-
-
-def mcnemar(only_first, only_second):
-    "The p-value, if one model alone is right on so many rows, and the other one alone on so many."
-    n, k = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
-
-
-table({n: (mcnemar(n, 0),) for n in range(3, 9)}, "{:.3f}", columns=("rows that differ, all to one side", "p"))
-
-# %% [markdown]
-# Six do, however many rows were asked in all. Now the models of this lesson: adapter and base on the rows that were just scored, and then the adapter in the form of its training beside each other form of section 2. The last two pairs are invented: both have 90 and 96 right of 100. The column "overlap" says whether the two intervals do.
-
-
-# %% tags=["nbval-ignore-output"] reason="how many answers are right varies with the processor"
-def compared(first, second):
-    only = sum(map(gt, first, second)), sum(map(lt, first, second))  # right in one of the two alone
-    (low, high), (least, most) = wilson(sum(first), len(first)), wilson(sum(second), len(second))
-    return len(first), sum(first), sum(second), *only, low <= most and least <= high, mcnemar(*only)
-
-
-pairs = {"adapter, base": compared(scored["tuned"].right, scored["base"].right)}
-for name, answers in list(said.items())[1:]:
-    pairs[f"as in training, {name}"] = compared(rights(said["as in training"]), rights(answers))
-pairs["invented: 90 of 100, and the same ones and 6 more"] = compared([1] * 90 + [0] * 10, [1] * 96 + [0] * 4)
-pairs["invented: 90 of 100, and 96 with other ones wrong"] = compared([1] * 90 + [0] * 10, [0] * 4 + [1] * 96)
-headings = ("first, second", "rows", "right: first", "second", "only first", "only second", "overlap", "p")
-table(pairs, p="{:.2g}", columns=headings)
-
-# %% [markdown]
-# Look at the invented pairs first. Their shares are the same, and so are their intervals, which overlap. The test tells the first pair apart, where the second model has all that the first one has and six more. It does not tell the second pair apart, where each has some that the other has not. So keep which rows were right, not only how many.
-#
-# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, on average at most one comes out below 0.05 by chance. (The exact test is cautious: where six rows differ, it is 3.1% of the pairs, and where eight differ, 0.8%.) So who tests six forms, or ten checkpoints, should ask
-# for 0.05 divided by their number. Which of the forms above pass that, and which would you have counted before?
-#
-# For six forms it is 0.05 / 6 = 0.008. In the run shown, four forms differ from that of the training by this measure. "The question alone" has a $p$ of 0.016: you would have counted it before, and now it does not pass. "No header" never differed.
-#
-# The test is of right and wrong. For losses, `change_from` of lesson 03 compares row by row, and exercise 3 makes a test for any numbers. In code of your own, `scored["tuned"].paired_p(scored["base"])` does what you just wrote.
+# An interval is about one model. To say which of two models is better, look at which of the same rows each has right: "The same rows, answered twice" in "Further down" does that.
 #
 # ## 8 What a token costs
 #
@@ -540,7 +493,7 @@ title = "Prefill reads the prompt in one pass through the weights; each later to
 figure = diagrams.prefill_and_decode(*texts, title)
 show(
     figure,
-    alt="In prefill all prompt tokens pass the weights at once; in a decode step one does, and what is kept is read",
+    alt="In prefill all prompt tokens pass the layers at once; in a decode step one does, and attention reads the cache",
 )
 
 # %% [markdown]
@@ -555,17 +508,17 @@ if run.model.bundled:  # another model's generation_config.json may ask for more
 # Prefill works on many tokens per pass through the weights, a decode step on one per row. Now time them. How many per cent of the time of making 512 tokens does it take to read 512? And if 16 rows are decoded at once in place of one,
 # how many times as many tokens per second come out? Write down two guesses.
 #
-# (`decode_times` is the loop with a clock. It takes the shortest of many times, because whatever else the computer does can only add to one, and the sizes take turns. What is worth saying of such times are their ratios within one run: a computer that is busy with something else is slower in all of them.)
+# (`decode_times` is the loop with a clock. It measures each size several times, in turn, and keeps the shortest time, because whatever else the computer does can only add to it. Trust only the ratios of such times: a busy computer is slower in all of them.)
 
 # %% tags=["nbval-ignore-output"] reason="seconds vary"
-sizes = [(1, 32), (1, 128), (1, 512), (4, 128), (16, 128)]
+sizes = [(1, 128), (1, 512), (4, 128), (16, 128)]
 times = decode_times(model, sizes, turns=8)
-gain = 16 * times[1, 128][1] / times[16, 128][1]
+one_step = times[1, 128][1]  # the unit of the table: a decode step of one row
+gain = 16 * one_step / times[16, 128][1]
 verdict("reading a token of the prompt costs less than making a token", times[1, 512][0] / 512 < times[1, 512][1])
 verdict("16 rows make more than twice the tokens per second of one row", gain > 2)
 print(f"Reading 512 tokens takes {times[1, 512][0] / (512 * times[1, 512][1]):.1%} of the time of making 512.")
 print(f"16 rows make {gain:.1f} times the tokens per second of one row.")
-one_step = times[1, 32][1]  # the unit of the table: a decode step of one row
 rows = [
     (*size, first / one_step, later / one_step, size[0] * one_step / later) for size, (first, later) in times.items()
 ]
@@ -573,7 +526,7 @@ headings = ("rows", "prompt tokens", "first token", "each later token", "tokens 
 table(rows, "{:,.1f}", rows="{}", prompt_tokens="{}", columns=headings)
 
 # %% [markdown]
-# The unit of time is one decode step of a single row in this run, after a prompt of 32 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: other runs of this cell, on the same machine, gave 4 for the second line, and once 18, which cannot be: a step for 16 rows is never faster than a step for one, so 16 is the most. Run the cell again to see how far they move. (The printed line divides by one row after 128 tokens, the table by one row after 32.)
+# The unit of time is one decode step of a single row in this run, after a prompt of 128 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: run the cell again to see how far they move. A step for 16 rows is never faster than a step for one, so more than 16 times can only be noise.
 #
 # A decode step goes through all the weights, for one row or for many. So each step has fixed costs, such as unpacking the weights here, which all rows share, and more rows make more tokens per second. On a GPU with a large model, fetching the weights from memory is that cost, which is said as: decoding is limited by memory bandwidth.
 # Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic. Every prompt token, in every row, delays the first new token. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
@@ -643,8 +596,9 @@ record(
 #   "prompt": "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\nName the sound of the pigeon.\n\n### Response:\n"}'
 # ```
 #
-# - **The request.** Say `temperature` and `max_tokens` yourself. A request without them is
-#   [cut after 16 tokens](https://github.com/vllm-project/vllm/blob/d5dba2d7b0ab9b98096560c69db7126b54b14d79/vllm/entrypoints/openai/completion/protocol.py) and drawn at random, at temperature 1, unless the model's `generation_config.json` names another.
+# - **The request.** Say `temperature` and `max_tokens` yourself. Without `max_tokens`, a request to `/v1/completions` is
+#   [cut after 16 tokens](https://github.com/vllm-project/vllm/blob/d5dba2d7b0ab9b98096560c69db7126b54b14d79/vllm/entrypoints/openai/completion/protocol.py), and one to `/v1/chat/completions` may
+#   [run on until the context is full](https://github.com/vllm-project/vllm/blob/00a5fdd20935ba7679750db22997dcf539ca4591/vllm/entrypoints/serve/utils/api_utils.py). Without `temperature`, both draw at random, at temperature 1. The model's `generation_config.json` may name other values.
 #   Section 1 was greedy: temperature 0.
 # - **The base, quantized as in training.** `--quantization bitsandbytes` has vLLM quantize a 16-bit base while it loads it, to NF4 with double quantization as this course does
 #   ([its page](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md),
@@ -656,7 +610,7 @@ record(
 # - **The name.** A client asks for the adapter as if it were [a model](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md), here `"model": "mine"`.
 # - **Several adapters.** Name them all behind `--lora-modules`, and set `--max-loras`: it says how many of them share one batch, and in
 #   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default. `--max-cpu-loras`, how many wait in the computer's memory, is no more unless you say so.
-# - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
+# - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. That template leaves out system messages here as well. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
 # - **A long conversation.** With [prefix caching](https://github.com/vllm-project/vllm/blob/0fdc121666ceaea138003c6a0a66c271275a76a6/docs/features/automatic_prefix_caching.md) a server keeps the keys and values of a beginning that it has read, so a chat that grows is not read anew for each answer, as section 3 does.
 # - **The hardware.** bitsandbytes is [listed](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU; the 4-bit products are computed
 #   [in bfloat16](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py), for which a T4 has no units.
@@ -724,8 +678,8 @@ check("04.2", cut)
 # Hers takes the end tokens out, and what stands behind them stays.
 # </details>
 #
-# **3. Write** (10 minutes, •••). McNemar's test needs answers that are right or wrong. For scores that are numbers, such as the loss of each row, there is a test of the same kind. `differences` says of each row by how much the second model's score lies above the first one's. If the models were equally good, each difference might as well have
-# the other sign. Write `sign_flips(differences)`: of all $2^n$ ways to choose the signs, the share whose sum lies at least as far from zero as the sum that was seen. (Two sums that are equal on paper may differ in their last digits; allow for 1e-9.)
+# **3. Write** (10 minutes, •••). Two models were scored on the same rows, for instance by the loss of each row. Could chance alone explain the difference? `differences` says of each row by how much the second model's score lies above the first one's. If the models were equally good, each difference might as well have
+# the other sign. Write `sign_flips(differences)`: of all $2^n$ ways to choose the signs, the share whose sum lies at least as far from zero as the sum that was seen. This share is the [p-value](../site/glossary.md#p-value): where it is small, chance alone is a poor explanation. (Two sums that are equal on paper may differ in their last digits; allow for 1e-9.)
 
 
 # %%
@@ -753,7 +707,7 @@ check("04.3", sign_flips)
 # check("04.3", sign_flips)
 # ```
 #
-# With differences of 1, 0 and -1 it gives McNemar's value. For more than some twenty rows nobody counts all ways: draw some thousands of them at random.
+# With differences of 1, 0 and -1, for right and wrong answers, it gives the p-value of McNemar's test, which stands in "Further down". For more than some twenty rows nobody counts all ways: draw some thousands of them at random.
 # </details>
 #
 # **4. Write** (10 minutes, •••). Padding on the right is no sin if you look in the right place. Write `next_token_logits(model, tokenizer, prompts)`: it pads on the *right*, calls the model once, and returns the logits of the next
@@ -800,7 +754,7 @@ check("04.5", my_guess)
 # **6. Decide** (5 minutes, ••). How should each of these be served? `"adapters"`: adapters on one 4-bit base, not merged. `"merged"`: one merged model (lesson 05).
 #
 # - `customers`: 40 customers, each with an adapter of rank 16 on the same 7B base; one GPU of 24 GB
-# - `laptop`: one adapter, to be used offline in llama.cpp on laptops
+# - `laptop`: one adapter, to be handed out as one single file for llama.cpp on laptops
 # - `DoRA`: an adapter that was trained with `use_dora=True`, to be served with vLLM
 # - `trial`: three adapters from this week; you want to compare them on the same requests before you keep one
 
@@ -818,7 +772,7 @@ check("04.6", served)
 # </details>
 #
 # **7. Write** (10 minutes, •••). A conversation has become too long. Write `fit(messages, count, room)`: `count(messages)` says how many tokens a list of messages takes, and at most `room` may be used. Return a list with the newest messages, as
-# many as fit. What is kept must begin with a message of the user. If the first message is of the role `"system"`, keep it in front, whatever else goes. If not even the newest message fits, return the system message alone, or an empty list.
+# many as fit. What is kept must begin with a message of the user. If the first message is of the role `"system"`, which many chat models know, keep it in front, whatever else goes. If not even the newest message fits, return the system message alone, or an empty list.
 
 
 # %%
@@ -943,6 +897,58 @@ if usual:
             found["nothing planted"] == [] and all(found[name] for name in list(found)[1:]))  # fmt: skip
 
 # %% [markdown]
+# ### The same rows, answered twice
+#
+# Section 7 asks how good a model is. Often the question is whether one is better than another: base or adapter, this adapter or that one, merged or not. If both answered the *same* rows, compare them row by row. Rows that both have right, or both wrong, say nothing. Only those count where the two *differ*. If the models were equally
+# good, each such row would go to either one like the toss of a coin. So toss a coin for each of these rows. How often is the split at least as uneven, in either direction? That chance is the [p-value](../site/glossary.md#p-value). For $n$ rows that differ, $k$ of them on the smaller side, it is
+#
+# $$p = \min\Big(1,\; 2 \sum_{i=0}^{k} \binom{n}{i} \Big/ 2^n\Big).$$
+#
+# This is [McNemar's test](../site/glossary.md#mcnemars-test), in its exact form. How many rows must differ, all of them to one side, until $p$ is below 0.05? Write down a guess.
+
+
+# %%
+from math import comb
+from operator import gt, lt
+
+
+def mcnemar(only_first, only_second):
+    "The p-value, if one model alone is right on so many rows, and the other one alone on so many."
+    n, k = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+table({n: (mcnemar(n, 0),) for n in range(3, 9)}, "{:.3f}", columns=("rows that differ, all to one side", "p"))
+
+# %% [markdown]
+# Six do, however many rows were asked in all. Now the models of this lesson: adapter and base on the rows that were just scored, and then the adapter in the form of its training beside each other form of section 2. In each of the last two pairs, which are invented, the first model has 90 right of 100, and the second one 96. The column "overlap" asks: do the two 95% intervals overlap?
+
+
+# %% tags=["nbval-ignore-output"] reason="how many answers are right varies with the processor"
+def compared(first, second):
+    only = sum(map(gt, first, second)), sum(map(lt, first, second))  # right in one of the two alone
+    (low, high), (least, most) = wilson(sum(first), len(first)), wilson(sum(second), len(second))
+    return len(first), sum(first), sum(second), *only, low <= most and least <= high, mcnemar(*only)
+
+
+pairs = {"adapter, base": compared(scored["tuned"].right, scored["base"].right)}
+for name, answers in list(said.items())[1:]:
+    pairs[f"as in training, {name}"] = compared(rights(said["as in training"]), rights(answers))
+pairs["invented: 90 of 100, and the same ones and 6 more"] = compared([1] * 90 + [0] * 10, [1] * 96 + [0] * 4)
+pairs["invented: 90 of 100, and 96 with other ones wrong"] = compared([1] * 90 + [0] * 10, [0] * 4 + [1] * 96)
+headings = ("first, second", "rows", "right: first", "second", "only first", "only second", "overlap", "p")
+table(pairs, p="{:.2g}", columns=headings)
+
+# %% [markdown]
+# Look at the invented pairs first. Their shares are the same, and so are their intervals, which overlap. The test tells the first pair apart, where the second model has all that the first one has and six more. It does not tell the second pair apart, where each has some that the other has not. So keep which rows were right, not only how many.
+#
+# Where $p$ is large, these rows do not tell two models apart. That does not show that they are equal: more rows might part them. Where $p$ is small, mind how many tests you made. Of twenty pairs that are equally good, on average at most one comes out below 0.05 by chance. (The exact test is cautious: where six rows differ, it is 3.1% of the pairs, and where eight differ, 0.8%.) So who tests six forms, or ten checkpoints, should ask
+# for 0.05 divided by their number. Which forms of section 2 pass that, and which would you have counted before?
+#
+# For six forms it is 0.05 / 6 = 0.008. In the run shown, four forms differ from that of the training by this measure. "The question alone" has a $p$ of 0.016: you would have counted it before, and now it does not pass. "No header" never differed.
+#
+# The test is of right and wrong. For losses, `change_from` of lesson 03 compares row by row, and exercise 3 makes a test for any numbers. In code of your own, `scored["tuned"].paired_p(scored["base"])` does what you just wrote.
+#
 # ### Why Wilson's interval?
 #
 # The formula that most people know is the share $p$, plus and minus two standard errors. A standard error says how far such a share typically moves from one sample to the next: $\sqrt{p (1 - p) / n}$ for $n$ rows. So the formula is $p \pm 1.96 \sqrt{p (1 - p) / n}$. Say that 32 of 32 answers are right. What does it give? $p (1 - p)$ is zero, so the
@@ -989,8 +995,8 @@ table(held, "{:.1%}", columns=("rows", "the usual formula holds the truth", "Wil
 #
 # ### Greedy or sampled
 #
-# Greedy decoding takes the likeliest token each time. Sampling draws the next token at random, the likely ones more often, with probabilities $\mathrm{softmax}(\text{logits} / T)$. A low [temperature](../site/glossary.md#temperature) $T$ sharpens
-# them, a high one flattens them. And transformers draws among the 50 likeliest tokens only, unless you say `top_k=0`. How many questions are still answered right? Each point of the figure is one draw, with one seed.
+# Sampling draws the next token with probabilities $\mathrm{softmax}(\text{logits} / T)$. A low temperature $T$ sharpens them, a high one flattens
+# them. And transformers draws among the 50 likeliest tokens only, unless you say `top_k=0`. How many questions are still answered right? Each point of the figure is one draw, with one seed.
 
 
 # %%
@@ -1012,7 +1018,8 @@ lines = {"drawn among the 50 likeliest": 50, "drawn among all tokens": 0}
 lines = {name: (temperatures, [100 * sampled(t, top_k) for t in temperatures]) for name, top_k in lines.items()}
 at_two = lines["drawn among all tokens"][1][temperatures.index(2.0)] / 100
 title = f"Greedy answers {shares['as in training']:.0%} right; drawn among all tokens at temperature 2, {at_two:.0%}"
-figure = plots.curves(lines, title, "temperature", f"answered exactly (% of {len(asked)})")
+greedy_line = {"line": 100 * shares["as in training"], "line_label": "greedy"}
+figure = plots.curves(lines, title, "temperature", f"answered exactly (% of {len(asked)})", **greedy_line)
 show(figure, alt="Share of questions answered exactly falls with the temperature, faster if drawn among all tokens")
 
 # %%

@@ -198,12 +198,13 @@ def stacked_bars(labels, parts: dict, title: str, x: str, line=None, line_label=
 
 
 def curves(
-    series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False, colours=tuple(COLOURS), *, intervals=None
+    series: dict, title: str, x: str, y: str, log: bool = False, doubling: bool = False, colours=tuple(COLOURS), *,
+    intervals=None, line=None, line_label="",
 ):  # fmt: skip
     """Lines: `series` maps a label to (xs, ys). `log`: of y. `doubling`: equal steps to the right multiply x equally.
 
     `colours`: the names of the lines' colours in turn, where the same things have theirs in other figures. `intervals`
-    maps a label to (lows, highs), which are drawn at its points; the axis of y then begins at 0.
+    maps a label to (lows, highs), which are drawn at its points; the axis of y then begins at 0. `line` marks a value of y.
     """
     figure, ax = axes(title, x, y)
     for (label, (xs, ys)), colour, mark in zip(series.items(), colours, "osD^vPX*", strict=False):
@@ -211,6 +212,8 @@ def curves(
         if label in (intervals or {}):
             ax.vlines(xs, *intervals[label], color=COLOURS[colour], linewidth=1.6, alpha=0.6)
             ax.set_ylim(bottom=0)
+    if line is not None:
+        ax.axhline(line, color=COLOURS["black"], linestyle="--", linewidth=1.2, label=line_label)
     if log:
         ax.set_yscale("log")
     if doubling:
@@ -218,7 +221,7 @@ def curves(
         ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         ax.set_xticks([], minor=True)
-    if len(series) > 1:
+    if len(series) > 1 or line is not None:
         ax.legend(frameon=False)
     return figure
 

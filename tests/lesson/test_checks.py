@@ -229,6 +229,21 @@ def shortened(messages, count, room, drop=0, first="user"):
     return left
 
 
+def in_pairs(messages, count, room):
+    """Right for chats in which user and model take turns, and blind to roles."""
+    system = [message for message in messages if message["role"] == "system"]
+    rest = messages[len(system) :]
+    while rest and count(system + rest) > room:
+        rest = rest[2:]
+    return system + rest
+
+
+def in_pairs_behind_a_greeting(messages, count, room):
+    system = [message for message in messages if message["role"] == "system"]
+    rest = messages[len(system) :]
+    return in_pairs(system + rest[rest[:1] != [] and rest[0]["role"] == "assistant" :], count, room)
+
+
 def in_place(messages, count, room):
     while messages and (count(messages) > room or messages[0]["role"] != "user"):
         messages.pop(0)
@@ -560,7 +575,7 @@ MISTAKES = {
     "04.5": [(4, "small part"), (1, "more"), (2, "less"), (1.2, "more"), ("long", "a number")],
     "04.6": [
         (SERVED | {"customers": "merged"}, "40 merged"),
-        (SERVED | {"laptop": "adapters"}, "GGUF"),
+        (SERVED | {"laptop": "adapters"}, "one single file"),
         (SERVED | {"DoRA": "adapters"}, "refuses"),
         (SERVED | {"trial": "merged"}, "to compare"),
         (SERVED | {"trial": "both"}, "each is"),
@@ -575,6 +590,8 @@ MISTAKES = {
         (lambda messages, count, room: in_place(messages, count, room), "changes the list"),
         (uncounted_system, "takes room as well"),
         (lambda messages, count, room: from_the_end(messages, count, room) or messages[-1:], "not even the newest"),
+        (in_pairs, "may speak first"),
+        (in_pairs_behind_a_greeting, "may write twice"),
     ],
     "05.1": [
         (lambda merged, base, rank: extracted(merged, base, rank)[::-1], "comes first"),

@@ -273,6 +273,13 @@ def test_the_form_for_an_adapter_without_a_template_is_that_of_the_training(chat
     assert as_text(chat, answer_next=False) == trained(chat, answer_next=False)
 
 
+def test_both_forms_leave_out_a_system_message_as_the_lesson_says(bundled_model):
+    assert "They leave out a system message without a word" in PROSE
+    for tokenizer in (copy.deepcopy(bundled_model[1]), with_template(copy.deepcopy(bundled_model[1]))):
+        as_text, _ = as_text_of(tokenizer)
+        assert as_text(CHATS["a system message"]) == as_text(CHATS["a system message"][1:]) == alpaca_prompt("One?")
+
+
 @pytest.mark.parametrize("template", [None, TEMPLATE, "the course's"])
 def test_the_tokenizer_keeps_its_template_so_that_scores_are_asked_in_it(template, bundled_model):
     tokenizer = copy.deepcopy(bundled_model[1])
@@ -552,6 +559,26 @@ def test_the_drawing_feeds_the_prompt_once_and_then_one_token_a_step():
     assert [t.get_text() for t in figure.axes[0].texts if t.get_text().startswith("→")] == ["→ Li", "→ ma", "→ ↵"]
     under_kept = [span.get_xdata()[1] for span in figure.axes[0].lines[::2]]
     assert under_kept == pytest.approx([2 - 0.05, 3 - 0.05]), "what is kept is read in every step but the first"
+    assert [t.get_text() for t in figure.axes[0].texts].count("cache, read by attention") == 1
+
+
+def test_the_printed_gain_of_sixteen_rows_is_the_one_in_the_table():
+    shown = output("times = decode_times")
+    (printed,) = re.findall(r"16 rows make ([0-9.]+) times", shown)
+    rows = [one.split() for one in shown.splitlines() if re.match(r" *\d+ +\d+ ", one)]
+    assert rows[0][0] == "1"
+    assert rows[0][3:] == ["1.0", "1.0"], "the unit"
+    assert [row[-1] for row in rows if row[0] == "16"] == [printed]
+
+
+def test_the_figure_of_temperatures_has_the_greedy_answers_as_a_line():
+    from helpers.plots import curves
+
+    (ax,) = curves({"drawn": ((1, 2), (90, 40))}, "a title", "temperature", "right", line=95, line_label="greedy").axes
+    drawn, greedy = ax.lines
+    assert list(drawn.get_ydata()) == [90, 40]
+    assert list(greedy.get_ydata()) == [95, 95]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["drawn", "greedy"]
 
 
 # Exercise 4, which needs a running model.

@@ -199,7 +199,7 @@ def how_served(answer):
         return 'each is "adapters" or "merged"'
     hints = {
         "customers": "customers: 40 merged 7B models do not fit into 24 GB; 40 adapters beside one base do",
-        "laptop": "laptop: llama.cpp takes the GGUF file that lesson 05 makes of a merged model; there is nothing to switch",
+        "laptop": "laptop: one single file with all weights means merged; there is nothing to switch",
         "DoRA": "DoRA: vLLM refuses such an adapter beside a base, as section 10 says",
         "trial": "trial: to compare, switch between them on one base; merge the one that you keep",
     }
@@ -247,4 +247,7 @@ def fit(answer):
         return "behind the system message, the newest ones that fit"
     if answer(list(talk), _count, 2) != [] or answer(list(with_system), _count, 4) != with_system[:1]:
         return "if not even the newest message fits, only the system message is left, or an empty list"
+    greeted = _chat("a: hello") + talk
+    if answer(list(greeted), _count, 99) != talk or answer(_chat("u: hello") + talk, _count, 10) != talk:
+        return "look at each message's role: the model may speak first, and a user may write twice before it answers"
     return None
