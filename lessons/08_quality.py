@@ -217,7 +217,7 @@ table([(arms.named(arm), f"{rates[arm]:g}", score.exact_match, *score.interval, 
 # %% [markdown]
 # "From" and "to" are the interval of your score if only the choice of questions were to blame (lesson 04). The last two columns are the lowest and the highest of the eight recorded runs. They were trained on a GPU, each on 32 rows of its own, and asked other questions, so yours may lie a little outside.
 #
-# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? In seven of the eight recorded seeds the three did, although the scores of one arm lie more than ten points apart and the means of the three within five. What makes one seed easy or hard does so for all three. One seed alone could not have told you that. So your three runs, though nothing is wrong with them, cannot say which arm is better. You need more seeds, and a fair way to put them side by side.
+# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? In seven of the eight recorded seeds the three did, although the scores of one arm lie more than ten points apart and the three means within five: what makes a seed hard makes it hard for all three. But your three runs, though nothing is wrong with them, cannot say whether yours is such a seed. You need more seeds, and a fair way to put them side by side.
 #
 # ## 3 The same seed, the same question
 #
@@ -315,7 +315,7 @@ table({"unpaired": (*(100 * end for end in wide), says(*wide)), "paired": (*(100
 #
 # These five were written into the design before anything was measured, each with what is subtracted from what. That matters: from ten arms one can make 45 pairs, and some of these would look different by luck. (*Attention alone* puts adapters on q, k, v and o only, with a larger rank, so that as many numbers are trained.)
 #
-# One more thing. Of what comes from the seeds, a bootstrap of eight takes in too little, and of five still less. Of the chance in single answers, which comes from neither the seed nor the question alone, it takes in too much: nearly three times its variance ([Owen 2007](https://doi.org/10.1214/07-AOAS122)). So the interval is too narrow in one place and too wide in another. A second look helps, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers. It asks about other seeds only and takes the questions as they are, so where the questions matter more it may come out narrower. We say what both say. Where they disagree, we say "cannot tell".
+# One more thing. For what comes from the seeds, a bootstrap of eight is too narrow, and of five still narrower. Where most of the spread is chance in single answers, it is too wide ([Owen 2007](https://doi.org/10.1214/07-AOAS122)). So look a second time, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers. It asks about other seeds only and takes the questions as they are, so where the questions matter more it may come out narrower. We say what both say, and where they disagree "cannot tell".
 
 # %% tags=["student"]
 t_point = {5: 2.776, 8: 2.365}  # 95% of Student's t with 4 and 7 degrees of freedom lie within so much of zero
@@ -375,11 +375,11 @@ verdict("of seven differences one is not there by Student's t: QLoRA minus LoRA 
 # A minus sign says that the arm is behind what is subtracted. Here are the first two comparisons in words. The other three stand in the table that ends section 5.
 #
 # - **QLoRA beside full fine-tuning:** different on all three tasks. On the form QLoRA is ahead, on new facts and on messages far behind. So it is at least as good on the form alone, where its interval begins inside the margin: the gain may be too small to matter. "Within 1 or 2%" can be said of none of them.
-# - **What 4 bits cost:** On the facts QLoRA is *ahead* of LoRA, and so at least as good. On the form and on messages we cannot tell. On the form the loss may be a little larger than the margin, and on messages many times as large. (On messages the held-out *loss* of QLoRA is higher in all five seeds; we looked at that afterwards.)
+# - **What 4 bits cost:** On the facts QLoRA is *ahead* of LoRA, and so at least as good. On the form and on messages we cannot tell. On the form the loss may be a little larger than the margin, and on messages many times as large. (The held-out *loss* of QLoRA is higher there in all five seeds; we looked at that afterwards.)
 #
-# These intervals cover other seeds and other questions. They do not cover another rounding, since each model was rounded once. And the chat model's weights had been rounded before, to 5 bits per weight (lesson 01), so NF4 rounds them a second time. On weights that were never rounded, 4 bits may cost more or less.
+# Seeds and questions were drawn anew for these intervals. The bases were not: each was rounded to 4 bits once, and the chat model's weights had been rounded before, to 5 bits per weight (lesson 01). Another base may lose more or less.
 #
-# Is nothing equivalent, then? Of the pairs shown here one is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell. The pair was not among the five, so take it as something to try again. Who looks through all 45 pairs finds more on the form, such as DoRA and LoRA, and some of them by luck.
+# Is nothing equivalent, then? Of the pairs shown here one is, on the small model: LoRA on 8 bits and LoRA. On messages, with five seeds, we cannot tell. The pair was not among the five, so take it as something to try again.
 
 # %%
 eight = {task: interval_of_mean(*arms.apart(task, "int8", "lora")) for task in arms.tasks}
@@ -438,9 +438,7 @@ table(
 )
 
 # %% [markdown]
-# (Twelve runs shared one GPU and its processor, so compare the seconds with each other only.) On so small a model 4 bits save a fifth of LoRA's peak, since what is kept for the backward pass weighs more than the weights. And 8 bits are the slowest: that method splits every product into a part in 8 bits and one in 16.
-#
-# **A new form.** Here adapters are ahead of full fine-tuning by some points. Be careful with that as well: full fine-tuning was tried at four learning rates, each about three times the one before. One in between may close the gap.
+# (Twelve runs shared one GPU and its processor, so compare the seconds with each other only.) On so small a model 4 bits save a fifth of LoRA's peak, since what is kept for the backward pass weighs more than the weights. And 8 bits are the slowest.
 #
 # **Rank and scale.** rsLoRA of rank 64 comes closest to full fine-tuning on the facts. LoRA of the same rank, with the same learning rate, does not. They differ in one number, the scale in front of $BA$:
 #
@@ -457,18 +455,18 @@ verdict("at the same rank and learning rate, rsLoRA's scale brings at least ten 
 print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * least:+.0f} to {100 * most:+.0f})")
 
 # %% [markdown]
-# What does this say to you who plan a run? Every line speaks of these two models, in these few steps. A dagger (†) marks a question that was not planned: take its answer as something to try again.
+# What does this say to you, if you plan a run? Each line speaks of these two models in these few steps. A dagger (†): nobody had planned to ask this, so take the answer as something to try again.
 #
 # | Question | What these rows say | How sure | What to do |
 # |---|---|---|---|
-# | All weights, or an adapter? | full fine-tuning is ahead on new facts and on messages, every adapter on the form | by the bootstrap and by t; four learning rates were tried | for new facts in few steps train all weights, if they fit; else an adapter, for more steps |
-# | 4 bits under LoRA? | QLoRA is ahead on the facts; on the form and on messages we cannot tell | each model was rounded once | take 4 bits where memory asks for it, and measure on your task |
-# | NF4 or FP4? | we cannot tell NF4 from FP4 on any task | the intervals reach beyond the margin on both sides of zero, or nearly | NF4: before any training FP4 harmed the chat model more (section 6) |
-# | 8 bits under LoRA? † | equivalent to LoRA on the form and on the facts; on messages we cannot tell | both looks agree | where 4 bits cost too much, and time does not matter: 8 bits were the slowest |
-# | A larger rank? | we cannot tell rank 64 from rank 4 on either task | `alpha` was 32 throughout, so the larger rank was the quieter one | begin at 16; when you raise it, search the learning rate again |
-# | rsLoRA? † | at rank 64 far ahead of LoRA on the facts; on the form we cannot tell | both looks agree | use it where you raise the rank |
-# | DoRA? † | equivalent to LoRA on the form, far behind on the facts | on the facts one try chose its rate, by a hair (section 7) | these rows give no reason to pay for it: its peak was nearly twice LoRA's |
-# | Attention alone? | far behind LoRA on the facts, ahead on the form | both looks agree; on the facts its loss was still falling at the largest rate. Why it is ahead, we do not know | put adapters on all linear layers; for a form alone, try both |
+# | All weights, or an adapter? | full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree. One more rate may close the gap on the form | for new facts in few steps all weights, if they fit; else more steps |
+# | 4 bits under LoRA? | QLoRA is ahead on the facts; else we cannot tell | each base was rounded once | take 4 bits where memory asks for it, and measure on your task |
+# | NF4 or FP4? | we cannot tell NF4 from FP4 on any task | on the facts either may be ahead by more than the margin | NF4: FP4 alone harmed the chat model more (section 6) |
+# | 8 bits under LoRA? † | equivalent to LoRA on form and facts; on messages we cannot tell | both looks agree | where 4 bits cost too much and time does not matter |
+# | A larger rank? | we cannot tell rank 64 from rank 4 on either task | `alpha` was 32 for both, so 64 was the quieter one | begin at 16; with a new rank, search the rate anew |
+# | rsLoRA? † | far ahead of LoRA of its rank on the facts; on the form we cannot tell | both looks agree | use it where you raise the rank |
+# | DoRA? † | equivalent to LoRA on the form, far behind on the facts | on the facts its rate was chosen by a hair (section 7) | leave it: its peak was nearly twice LoRA's, for nothing seen here |
+# | Attention alone? | far behind LoRA on the facts, ahead on the form; why, we do not know | both looks agree. On the facts its loss was still falling at the largest rate | all linear layers; for a form, try both |
 #
 # ## 6 What was forgotten
 #
@@ -486,7 +484,7 @@ show(figure, alt="Score and recall of six arms on the form, with their rates: fu
      "QLoRA with NF4 at 0.001 under a tenth; attention alone scores highest")  # fmt: skip
 
 # %% [markdown]
-# (Before training the small model recalled all of them. The arms that are left out lie where LoRA lies.) The other two tasks as a table. *Times* is how many times as large the perplexity has become:
+# (Before training it recalled all of them. The arms that are left out lie where LoRA lies.) The table has the other two tasks. *Times* says how many times as large the perplexity has become.
 
 # %%
 some = ["full", "lora", "nf4", "fp4", "int8", "attention", "rslora-64", "dora"]
@@ -629,15 +627,14 @@ table(twins[["answers_distance_after", "text_distance_after"]].mean(), "{:.3f}",
 # | [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/) | many sizes and tasks, the learning rate swept for each | adapters on all layers match full fine-tuning while the data is small for their size; the best rate is about ten times that of full fine-tuning; attention alone is worse |
 # | [Low-bit Llama 3](https://arxiv.org/abs/2404.14047) | Llama-3-8B, LoRA on Alpaca after quantization | LoRA does not repair what quantization lost |
 #
-# Our tasks *facts* and *messages* agree in direction with *LoRA Learns Less*, in few steps. Of high ranks and of the end of a long training they say nothing. On forgetting *facts* agrees too, with one rate for both; *form* and *messages* point the other way. The first row is about QLoRA beside LoRA, on large models and a broad test: there we could tell a difference on one task of three, and in
-# QLoRA's favour. Our attention alone was worse on the facts, as in *LoRA Without Regret*, and better on the form. And look at PEFT's row: the same script and the same seed, a year later with other versions, and full fine-tuning and LoRA have changed places. One seed is no ground to prefer either; section 3 shows why.
+# Our tasks *facts* and *messages* agree in direction with *LoRA Learns Less*, in few steps. Of high ranks and of the end of a long training they say nothing. On forgetting see section 6. Our attention alone was worse on the facts, as in *LoRA Without Regret*, and better on the form. And look at PEFT's row: the same script and the same seed, a year later with other versions, and full fine-tuning and LoRA have changed places. One seed is no ground to prefer either; section 3 shows why.
 #
 # ## 10 What this does not show
 #
 # - **Two small models.** One has 5.5 million parameters and a narrow corpus, the other 135 million, and its weights had been rounded once before. A 7B model has fifty times as many numbers as that. Where many of them are to spare, both rounding and rank may matter less.
-# - **One rounding of each base.** Seeds and questions were drawn anew. The bases were not, so no interval here covers another model.
+# - **One rounding of each base.** No interval here covers another base (section 4).
 # - **Forty, eighty and sixty steps**, one batch size for each task, `alpha` 32 throughout. Of the pilot with more steps no rows were kept. So where this lesson says that LoRA loses, read "in these steps".
-# - **Few seeds.** For what comes from the seeds, a bootstrap over eight is too narrow by about a fifth, and over five by more than a third. Section 4 looked again with Student's t; the figures did not.
+# - **Few seeds.** For what comes from the seeds, a bootstrap over eight is too narrow by about a fifth, and over five by more than a third. The figures have the bootstrap alone.
 # - **One grid** of four learning rates for each arm, chosen by one seed, with the edges named above.
 # - **float32** on the small model, so what 16-bit arithmetic does is not in its rows. The chat model was trained in bfloat16, with what is trained in float32.
 #

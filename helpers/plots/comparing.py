@@ -80,6 +80,6 @@ def named_marks(marks: dict, title: str, x: str, y: str):
     for kind, (colour, mark) in looks.items():
         ax.plot([], [], mark, color=colour, label=kind)
     figure.legend(frameon=False, ncols=2, loc="outside lower center", fontsize=9)
+    ax.margins(0.08)
     ax.set_ylim(bottom=0)
-    ax.margins(x=0.08)
     return figure
