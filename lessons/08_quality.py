@@ -455,18 +455,18 @@ verdict("at the same rank and learning rate, rsLoRA's scale brings at least ten 
 print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * least:+.0f} to {100 * most:+.0f})")
 
 # %% [markdown]
-# What does this say to you, if you plan a run? Each line speaks of these two models in these few steps. A dagger (†): nobody had planned to ask this, so take the answer as something to try again.
+# What does this say to you, if you plan a run? Each line speaks of these two models in these few steps. *Both looks* are the bootstrap and Student's t. A dagger (†) marks what nobody had planned to ask: take it as something to try again.
 #
 # | Question | What these rows say | How sure | What to do |
 # |---|---|---|---|
-# | All weights, or an adapter? | full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree. One more rate may close the gap on the form | for new facts in few steps all weights, if they fit; else more steps |
+# | All weights, or an adapter? | full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree; only QLoRA's pair was planned. A rate between those tried may close the gap on the form | for new facts in few steps train all weights, if they fit; if not, give the adapter more steps |
 # | 4 bits under LoRA? | QLoRA is ahead on the facts; else we cannot tell | each base was rounded once | take 4 bits where memory asks for it, and measure on your task |
-# | NF4 or FP4? | we cannot tell NF4 from FP4 on any task | on the facts either may be ahead by more than the margin | NF4: FP4 alone harmed the chat model more (section 6) |
-# | 8 bits under LoRA? † | equivalent to LoRA on form and facts; on messages we cannot tell | both looks agree | where 4 bits cost too much and time does not matter |
+# | NF4 or FP4? | we cannot tell NF4 from FP4 on any task | on the facts either may be ahead by more than the margin | NF4: rounding to FP4 harmed the chat model more (section 6) |
+# | 8 bits under LoRA? † | equivalent to LoRA on form and facts; on messages we cannot tell | both looks agree | try it where 4 bits cost too much and time does not matter |
 # | A larger rank? | we cannot tell rank 64 from rank 4 on either task | `alpha` was 32 for both, so 64 was the quieter one | begin at 16; with a new rank, search the rate anew |
-# | rsLoRA? † | far ahead of LoRA of its rank on the facts; on the form we cannot tell | both looks agree | use it where you raise the rank |
-# | DoRA? † | equivalent to LoRA on the form, far behind on the facts | on the facts its rate was chosen by a hair (section 7) | leave it: its peak was nearly twice LoRA's, for nothing seen here |
-# | Attention alone? | far behind LoRA on the facts, ahead on the form; why, we do not know | both looks agree. On the facts its loss was still falling at the largest rate | all linear layers; for a form, try both |
+# | rsLoRA? † | far ahead of LoRA of its rank on the facts; on the form we cannot tell | both looks agree | try it where you raise the rank; on the facts it forgot more (section 6) |
+# | DoRA? † | equivalent to LoRA on the form, far behind on the facts | on the facts its rate was chosen by a hair (section 7) | leave it: its peak was nearly twice LoRA's, and it gained nothing here |
+# | Attention alone? | far behind LoRA on the facts, ahead on the form; why, we do not know | both looks agree. On the facts its loss was still falling at the largest rate | take all linear layers; for a form, try both |
 #
 # ## 6 What was forgotten
 #

@@ -241,7 +241,8 @@ STATEMENTS = {
     ),
     "In seven of the eight recorded seeds the three did, although the scores of one arm lie more than ten points apart and the "
     "three means within five": (
-        lambda arms: sum(numpy.diff([column(arms, "form", arm, "score") for arm in ("full", "nf4", "lora")], axis=0).min(0) > 0) == 7
+        lambda arms: [bool(full < nf4 < lora) for full, nf4, lora in zip(
+            *(column(arms, "form", arm, "score") for arm in ("full", "nf4", "lora")), strict=True)].count(True) == 7
         and len(column(arms, "form", "nf4", "score")) == 8
         and all(numpy.ptp(column(arms, "form", arm, "score")) > 0.1 for arm in ("full", "nf4", "lora"))
         and mean_of(arms, "form", "lora", "score") - mean_of(arms, "form", "full", "score") < 0.05,
@@ -294,7 +295,7 @@ STATEMENTS = {
         lambda arms: sorted(both(arms, *one) for one in planned(arms)) == 7 * ["cannot tell"] + 6 * ["different"],
         [as_other("facts", "nf4", "fp4"), as_other("messages", "nf4", "fp4")],
     ),
-    "full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree": (
+    "full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree; only QLoRA's pair was planned": (
         lambda arms: all(both(arms, task, arm, "full") == "different" for task in arms.tasks for arm in adapters_of(arms, task)),
         [as_other("form", "dora", "full"), as_other("facts", "rslora-64", "full")],
     ),
@@ -315,6 +316,10 @@ STATEMENTS = {
         and apart(arms, "facts", "rslora-64", "rank-64")[1] > 0.1,
         [as_other("facts", "rslora-64", "rank-64"), as_other("form", "rslora-64", "rank-64")],
     ),
+    "on the facts it forgot more (section 6)": (
+        lambda arms: worst_perplexity(arms, "rslora-64", min) > 10 * worst_perplexity(arms, "rank-64", max),
+        [changed("facts", "rslora-64", seed=1, perplexity_after=4.0), changed("facts", "rank-64", perplexity_after=40.0)],
+    ),
     "equivalent to LoRA on the form, far behind on the facts": (
         lambda arms: words_of_both(arms, "dora", "lora") == ("equivalent", "different")
         and apart(arms, "facts", "dora", "lora")[2] < -0.1,
@@ -331,7 +336,7 @@ STATEMENTS = {
                 for other in arms.of("form") if other not in ("full", "rslora-64")),
         [changed("form", "full", recall_after=0.1), changed("form", "dora", recall_after=0.5)],
     ),
-    "full fine-tuning and rsLoRA at 0.0003 recall a third, QLoRA with NF4 at 0.001 under a tenth; attention alone scores highest": (
+    "QLoRA with NF4 at 0.001 under a tenth; attention alone scores highest": (
         lambda arms: all(0.3 < mean_of(arms, "form", arm, "recall_after") < 0.35 for arm in ("full", "rslora-64"))
         and mean_of(arms, "form", "nf4", "recall_after") < 0.1
         and max(arms.of("form"), key=lambda arm: mean_of(arms, "form", arm, "score")) == "attention",
@@ -344,7 +349,7 @@ STATEMENTS = {
         [answered("form", "dora", 0.5), changed("form", "rank-4", recall_after=0.3)],
     ),
     "at full fine-tuning's rate rsLoRA recalls as much as full fine-tuning": (
-        lambda arms: abs(mean_of(arms, "form", "rslora-64", "recall_after") - mean_of(arms, "form", "full", "recall_after")) < 0.02
+        lambda arms: abs(grown(arms, "form", ("full", "rslora-64"), "recall_after") - 1) < 0.05
         and mean_of(arms, "form", "rslora-64", "learning_rate") == mean_of(arms, "form", "full", "learning_rate"),
         [changed("form", "rslora-64", recall_after=0.1), changed("form", "full", learning_rate=1e-3)],
     ),
