@@ -1,4 +1,4 @@
-"""Intervals side by side: methods as rows, a panel for each task, and a band within which a difference is too small to matter."""
+"""Methods side by side: intervals as rows, a panel for each task, or marks with their names."""
 
 import textwrap
 
@@ -64,3 +64,22 @@ def _panel(ax, name: str, panel: dict, labels: list, marks: dict, hollow) -> Non
     ax.set_ylim(len(labels) - 0.5, -0.6)
     ax.grid(False)
     ax.grid(axis="x", alpha=0.25)
+
+
+def named_marks(marks: dict, title: str, x: str, y: str):
+    """Marks with their names beside them: `marks` maps a name to (x, y, kind), at most four kinds, drawn as in `intervals`."""
+    figure, ax = axes(title, x, y, size=(8.6, 4.2))
+    looks = dict(zip(dict.fromkeys(kind for *_, kind in marks.values()), MARKS, strict=False))
+    places = [at for at, *_ in marks.values()]
+    middle = (min(places) + max(places)) / 2
+    for name, (at, height, kind) in marks.items():
+        colour, mark = looks[kind]
+        ax.plot(at, height, mark, color=colour, markersize=8)
+        side, far = ("left", 8) if at <= middle else ("right", -8)
+        ax.annotate(name, (at, height), (far, 0), textcoords="offset points", ha=side, va="center", fontsize=9)
+    for kind, (colour, mark) in looks.items():
+        ax.plot([], [], mark, color=colour, label=kind)
+    figure.legend(frameon=False, ncols=2, loc="outside lower center", fontsize=9)
+    ax.margins(0.08)
+    ax.set_ylim(bottom=0)
+    return figure

@@ -1,6 +1,7 @@
 """Drawings in one visual language: what is frozen is blue, what is trained orange, what only passes through grey."""
 
 from helpers.plots.comparing import intervals as intervals
+from helpers.plots.comparing import named_marks as named_marks
 from helpers.plots.figures import COLOURS, FROZEN, GRADIENTS, INK, PASSING, TRAINED, axes
 from helpers.plots.figures import bars as bars
 from helpers.plots.figures import grouped_bars as grouped_bars

@@ -6,9 +6,9 @@ import statistics
 import numpy
 
 
-def drawn(first, second, groups, draws=400, seeds=True, rows="groups", pairs=True, ends=(0.025, 0.975)):
+def drawn(first, second, groups, draws=2000, seeds=True, rows="groups", pairs=True, ends=(0.025, 0.975), begun=3):
     """Exercise 08.1, as it is and with mistakes."""
-    chance, means = numpy.random.default_rng(3), []
+    chance, means = numpy.random.default_rng(begun), []
     places = [numpy.flatnonzero(groups == one) for one in numpy.unique(groups)]
 
     def one_mean(values):
@@ -89,7 +89,7 @@ MISTAKES = {
         (lambda f, s, g: drawn(f, s, g, rows="none"), "draw whole groups"),
         (lambda f, s, g: drawn(s, f, g), "turned round"),
         (lambda f, s, g: drawn(f, s, g)[::-1], "low comes first"),
-        (lambda f, s, g: drawn(f, s, g, draws=2000, ends=(0.05, 0.95)), "95% leaves"),
+        (lambda f, s, g: drawn(f, s, g, ends=(0.05, 0.95)), "95% leaves"),
         (lambda f, s, g: ((f - s).mean(), *drawn(f, s, g)), "two numbers"),
         (0.5, "function"),
     ],
@@ -149,7 +149,11 @@ MISTAKES = {
 }  # fmt: skip
 
 ALSO_RIGHT = {
-    "08.1": [drawn, with_sums],
+    "08.1": [
+        with_sums,
+        lambda f, s, g: with_sums(f, s, g, draws=1000),
+        *(lambda f, s, g, begun=begun: drawn(f, s, g, begun=begun) for begun in range(8)),
+    ],
     "08.2": [
         lambda a, b: numpy.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))]),
         lambda a, b: [value - b[seed] for seed, value in sorted(a.items()) if seed in b],
