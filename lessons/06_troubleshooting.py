@@ -30,6 +30,7 @@
 # | `does not require grad` | 8 |
 # | `CUDA out of memory` | 9 |
 # | `PytorchStreamReader failed`, `Killed`, or the notebook restarted by itself | 10 |
+# | `num_samples should be a positive integer value` | 11 |
 # | no error, and a bad model | 1 and 2 |
 # | something else | [the page of failures](../site/failures.md) |
 #
@@ -178,7 +179,7 @@ print(kept)
 verdict("with eos as padding, no end is among the labels", list(kept.values()) == [8, 0])
 
 # %% [markdown]
-# A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. *Check:* the healthy run. Look at the labels of one batch before
+# A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. Look at the labels of one batch before
 # a long run; lesson 03 shows them in colour.
 #
 # ### A: the template
@@ -201,7 +202,7 @@ grid["[INST] ... [/INST], as in A"] = runs["A"].right
 table(grid, "{:.0%}", columns=("change of the template", f"right, of {len(heldout)}"))
 
 # %% [markdown]
-# What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
+# What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. Exercise 8 writes the tool that finds a difference.
 #
 # ### D: the adapter that was not loaded
 #
@@ -341,8 +342,8 @@ verdict("a part of the old name leads to max_length, and none to processing_clas
 #
 # > **Trap: an old name that still works.** Some names only warn, among the many warnings of a start. `torch_dtype` is one (now `dtype`), and `gradient_checkpointing` in an
 # > `SFTConfig` another (now `activation_checkpointing`). *What you see:* a line with "deprecated", once. *Cure:* change it now, because in a later release it is an error.
-# > The line about checkpointing comes even if you wrote neither name, because TRL sets the old one itself. `activation_checkpointing=True` is silent and keeps checkpointing on.
-# > `gradient_checkpointing=None`, which some notebooks have, is silent too, but alone it switches checkpointing off.
+# > The line about checkpointing comes even if you wrote neither name, because TRL sets the old one itself. `activation_checkpointing=True` is silent and keeps checkpointing on;
+# > `gradient_checkpointing=None` alone is silent, and switches it off.
 #
 # ## 5 Four CUDA versions
 #
@@ -476,7 +477,7 @@ verdict("gated, unknown, and no network are told apart", names == ["gated", "unk
 #
 # ## 7 The gradient scaler
 #
-# *Met [here](https://github.com/pytorch/pytorch/issues/127176),* and by you in lesson 03 (trap 5). Here is why it comes. float16 holds no positive number below $2^{-24}$. So with
+# *Met [here](https://github.com/pytorch/pytorch/issues/127176),* and by you in lesson 03 (trap 5). float16 holds no positive number below $2^{-24}$. So with
 # `fp16=True` the trainer multiplies the loss by a large number, the *scale*, and divides the gradients by it again before the step. This *gradient scaler* takes float32
 # gradients alone. TRL makes the adapters of a quantized model bfloat16. This is what a GPU said:
 
@@ -508,7 +509,7 @@ verdict("the related error is recognised, and in float32 the same step is taken"
         found == "unscale-fp16" and bool((scaled_step(torch.float32) < 1).all()))  # fmt: skip
 
 # %% [markdown]
-# It helps here too. Against the bfloat16 error, the recorded run was cured by it, and so was yours in lesson 03 (trap 5): it is the line that stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
+# It helps here too. It cured the recorded run of the bfloat16 error, and lesson 03 trains with it (trap 5). The line stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
 
 # %% [markdown]
 # ## 8 No gradient
@@ -556,14 +557,13 @@ verdict(
 #
 # $$\text{asked for} \; \le \; \text{free} + \text{reserved but unallocated}\,?$$
 #
-# If so, the memory has *holes*: the room was there, in pieces. If not, there was no room: the memory is *full*. For example, 224 MiB were asked for, 208 MiB are free, and 180 MiB are reserved but unallocated. Is it holes, or full? (It is holes:
-# 224 is less than 388.)
+# If so, the memory has *holes*: the room was there, in pieces. If not, there was no room: the memory is *full*.
 #
-# Take *free* from the message, and do not work it out from the size of the GPU. CUDA itself takes a few hundred MB, and another process, such as a forgotten second notebook, may hold far more. Then the message
-# has a sentence such as "Process 442 has 2.31 GiB memory in use". That memory is no room for you as long as the other process runs.
+# Take *free* from the message, and not from the size of the GPU. CUDA itself takes a few hundred MB, and another process, such as a forgotten notebook, may hold far more. Then the message
+# also says something like "Process 442 has 2.31 GiB memory in use". As long as that process runs, its memory is no room for you.
 #
 # Begin with the T4 in [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1), whose message has an older form. 2.00 GiB were asked for, and 790.81 MiB were free. torch had reserved 12.92 GiB, and
-# 10.23 of those were allocated, so the rest is in holes. Is it holes, or full? Reckon in your head first.
+# 10.23 of those were allocated, so the rest is in holes. Holes, or full? Reckon in your head first.
 #
 # The second message was recorded for this course. A GPU of 140 GiB was allowed no more than a T4's memory, so the message does not say what was free under that limit: it is what is allowed, less what is allocated and what is
 # unallocated. Skip the sentences with "Process", and read four numbers: asked for, allowed, allocated, unallocated.

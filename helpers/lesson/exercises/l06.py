@@ -123,7 +123,7 @@ def _not_todays(given: dict, old: dict) -> str | None:
     if given.get("bf16"):
         return "a T4 has no bfloat16 units: its fast format is float16"
     if not given.get("fp16"):
-        return "the fast format of a T4 is float16: without fp16=True it would train in float32, or in bfloat16 if bf16 is left out"
+        return "the fast format of a T4 is float16: without fp16=True it trains in float32, or in bfloat16 if bf16 is left out"
     if given.get("learning_rate") != old["learning_rate"]:
         return "learning_rate has kept its name: leave alone what need not change"
     return None
