@@ -232,7 +232,7 @@ import warnings
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from helpers.failures import recognise
+from helpers.failures import last_error, recognise
 
 
 def arrived(folder):
@@ -282,10 +282,8 @@ for line in shown.splitlines()[1:]:  # without its heading
 # In every notebook of this course a known error is explained under its traceback; the set-up cell switched that on. Here errors are wanted. So `read` prints the error at the end of
 # a log and what is known about it, and `provoke` runs what should fail and reads the traceback. It begins with the commonest of all: a cell above was not run.
 
+
 # %%
-from helpers.failures import last_error
-
-
 def read(log, also="Original error"):
     known = recognise(log)
     print(last_error(log), *(line for line in log.splitlines() if line.startswith(also)), sep="\n")
