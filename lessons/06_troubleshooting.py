@@ -13,24 +13,25 @@
 #
 # You will learn to
 #
+# - tell from the loss, the gradient and a few answers what is wrong with a run that ended without any error;
 # - read an error from its end, and look up what is known about it;
 # - cure seven failures that stop a run;
-# - tell from the loss, the gradient and a few answers what is wrong with a run that ended without any error;
 # - work out why a GPU had no memory left to give, and which settings to change in which order.
 #
 # Has a run of yours failed just now? The last line of its error says where to go:
 #
 # | the last line | section |
 # |---|---|
-# | `device-side assert triggered` | 2 |
-# | `got an unexpected keyword argument` | 3 |
-# | `bitsandbytes native library functionality but it's not available` | 4 |
-# | `401`, `403` or `gated repo` | 5 |
-# | `unscale FP16 gradients`, or `not implemented for 'BFloat16'` | 6 |
-# | `does not require grad` | 7 |
-# | `CUDA out of memory` | 8 |
-# | `PytorchStreamReader failed`, `Killed`, or the notebook restarted by itself | 9 |
-# | no error, and a bad model | 1 and 10 |
+# | `device-side assert triggered` | 3 |
+# | `got an unexpected keyword argument` | 4 |
+# | `bitsandbytes native library functionality but it's not available` | 5 |
+# | `401`, `403` or `gated repo` | 6 |
+# | `unscale FP16 gradients`, or `not implemented for 'BFloat16'` | 7 |
+# | `does not require grad` | 8 |
+# | `CUDA out of memory` | 9 |
+# | `PytorchStreamReader failed`, `Killed`, or the notebook restarted by itself | 10 |
+# | `num_samples should be a positive integer value` | 11 |
+# | no error, and a bad model | 1 and 2 |
 # | something else | [the page of failures](../site/failures.md) |
 #
 # Or let the course look. These work in a notebook of your own too, on Colab and on Kaggle:
@@ -39,7 +40,7 @@
 # - For a log that you saved beside your notebook: `!cd qlora-course && python -m helpers explain ../log.txt`
 # - For a notebook that failed, and was saved there: `!cd qlora-course && python -m helpers explain ../NAME.ipynb`
 #
-# Who reads on meets the twelve failures that people ask about most: seven that raise an error (sections 3 to 9), and five that do not (sections 1 and 10). You cause each of them, or replay what a GPU said, and a public thread is linked.
+# If you read on, you meet the twelve failures that people ask about most: five that raise no error (sections 1 and 2), and seven that do (sections 4 to 10). You cause each of them, or replay what a GPU said, and a public thread is linked.
 #
 # **Time:** 50 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
 # what only a GPU says was recorded on one.
@@ -99,11 +100,159 @@ for place in range(min(4, len(heldout))):
 table(answers, columns=("expected", *runs))
 
 # %% [markdown]
-# Stop here and write down, for each letter, what you think is wrong. Seven suspects: the **learning rate**, the **number format** of what was trained,
-# the **padding** token, the **template** of the questions, an **adapter not loaded**, the **training mode** while answering, and **too few rows**. Two of
-# them are innocent. In section 10 you can check your five names, and see each of the faults. (If you cannot wait, go to exercise 1 there now. Its check says how many are right, and gives a hint for one that is wrong.)
+# Stop here and write down, for each letter, what you think is wrong. There are seven suspects, and two of them are innocent: `"learning rate"`, `"number format"` (of what was trained),
+# `"padding"` (the token that fills rows up), `"template"` (of the questions), `"adapter not loaded"`, `"training mode"` (while answering) and `"too few rows"`.
 #
-# ## 2 Where to look first
+# ## 2 The five that said nothing
+#
+# Name the fault of each run. If you are unsure, ask three questions of it. Did the loss and the gradient behave? Is the held-out loss good? And do the answers agree with that?
+#
+# **Exercise 1. Decide** (10 minutes, ••). Put your five names in place of the dots.
+
+# %%
+diagnosis = ...  # {"A": "...", "B": "...", "C": "...", "D": "...", "E": "..."}
+check("06.1", diagnosis)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# diagnosis = {"A": "template", "B": "learning rate", "C": "padding", "D": "adapter not loaded", "E": "number format"}
+# check("06.1", diagnosis)
+# ```
+# </details>
+#
+# What follows gives them away, one after the other. In each case the cure is what the healthy run did, and its row in the table of section 1 is the check.
+#
+# ### B: the learning rate
+#
+# *Met in [a run with a rate of 1e-6](https://github.com/OpenBMB/MiniCPM-V/issues/141).* The loss goes up and down and falls nowhere, and the gradient is still strong at the end. So something pulls, and hardly anything follows:
+# the steps are too small. The trainer logs the rate, so read it.
+
+# %%
+for name in ("healthy", "B"):
+    print(f"{name:8} learning rate {max(float(entry['learning_rate']) for entry in runs[name].log):.1e}")
+fell = {name: curve(name)[1][0] - curve(name)[1][-1] for name in ("healthy", "B")}
+verdict("at a thousandth of the rate the loss falls by less than a third as much", fell["B"] < fell["healthy"] / 3)
+
+# %% [markdown]
+# The healthy run's rate, 3e-3, is large because the model is tiny: do not copy it. LoRA takes a larger rate than full fine-tuning: the QLoRA paper took 2e-4 for its 7B models ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314), appendix B).
+#
+# ### E: the number format
+#
+# *Met by [people whose loss became 0](https://github.com/huggingface/trl/issues/618).* This was the best loss of all six. Look at the log again, with the gradient beside it.
+
+# %% tags=["nbval-ignore-output", "nan-log"] reason="the first loss varies in its last digits"
+log = runs["E"].log
+verdict("the log never shows NaN as the loss, while grad_norm and the held-out loss are NaN",
+        all(float(e["loss"]) >= 0 for e in log) and str(log[-1]["grad_norm"]) == "nan" and runs["E"].heldout_loss != runs["E"].heldout_loss)  # fmt: skip
+table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry in log], "{:.3f}",
+      columns=("step", "loss in the log", "grad_norm"))  # fmt: skip
+
+# %% [markdown]
+# From the fifth step on every real loss was [NaN](../site/glossary.md#nan), "not a number". The trainer does not log that. It leaves such a loss out, and adds a guess in its place: a share of what it has summed up since the last
+# line of the log. Where that is nothing, it logs 0 (`logging_nan_inf_filter`, on by default). So a log can show a plausible loss, and then 0, for a run that died in its first steps. grad_norm is not filtered.
+#
+# Why NaN? The adapters were float16, and so were Adam's averages. Adam divides each step by the root of the average of squared gradients, plus a small constant. These squares were too small for float16: nearly all of them became 0. So Adam divided by almost nothing. In the second step
+# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. (A test of this course looks at them.) When all scores are NaN, generation takes the first token of the vocabulary. Here that is padding, so the answers look blank. (The run had no gradient scaler, which would have refused such adapters: section 7.) *Cure:* what is trained is float32. In a run of your own, watch grad_norm.
+#
+# ### C: the padding
+#
+# *Met by [readers of a well-known notebook](https://github.com/mlabonne/llm-course/issues/33).* The answers begin right and go on for ever. `tokenizer.pad_token = tokenizer.eos_token` stands in many notebooks, and
+# transformers' own [collator](../site/glossary.md#collator), which puts rows into a batch, masks every padding token in the labels ([transformers#23530](https://github.com/huggingface/transformers/issues/23530)). So count the ends of sequence among the labels of eight rows, with a padding token of its own
+# and without.
+
+# %%
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+
+def ends_among_labels(own_padding):
+    tokenizer = AutoTokenizer.from_pretrained(run.model.path)
+    tokenizer.pad_token = tokenizer.pad_token if own_padding else tokenizer.eos_token
+    texts = [row["output"] + tokenizer.eos_token for row in run.rows["heldout"].select(range(8))]
+    labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)([tokenizer(text) for text in texts])["labels"]
+    return (labels == tokenizer.eos_token_id).sum().item()
+
+
+kept = {"its own padding token": ends_among_labels(True), "pad_token = eos_token": ends_among_labels(False)}
+print(kept)
+verdict("with eos as padding, no end is among the labels", list(kept.values()) == [8, 0])
+
+# %% [markdown]
+# A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. Look at the labels of one batch before
+# a long run; lesson 03 shows them in colour.
+#
+# ### A: the template
+#
+# *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
+# later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be?
+# Change it a little, and ask again. Which of these changes hurt? Guess first.
+
+# %% tags=["nbval-ignore-output", "template"] reason="the last rows right or wrong vary with the processor"
+changes = {
+    "none": str,
+    "without its header": lambda prompt: prompt[prompt.index("### Instruction") :],
+    "without the newline at its end": lambda prompt: prompt.rstrip("\n"),
+    "### Output: for ### Response:": lambda prompt: prompt.replace("### Response:", "### Output:"),
+    "one space more at its end": lambda prompt: prompt + " ",
+    "without ### Response:": lambda prompt: prompt.replace("### Response:\n", ""),
+}
+grid = {name: runs["healthy"].ask(heldout, change) for name, change in changes.items()}
+grid["[INST] ... [/INST], as in A"] = runs["A"].right
+table(grid, "{:.0%}", columns=("change of the template", f"right, of {len(heldout)}"))
+
+# %% [markdown]
+# What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. Exercise 8 writes the tool that finds a difference.
+#
+# ### D: the adapter that was not loaded
+#
+# *Met [here](https://github.com/huggingface/peft/issues/2566).* The log is the healthy run's again, but the held-out loss is about that of B, which hardly learned anything. So what answered was not what was trained: the
+# base model, without its adapter. That happens more easily than it sounds. A model that also sees images has its layers under another name. Save the healthy adapter,
+# and rename its tensors in that way.
+
+# %% tags=["not-loaded"]
+import shutil
+
+from safetensors.torch import load_file, save_file
+
+runs["healthy"].model.save_pretrained(run.folder / "healthy")
+shutil.copytree(run.folder / "healthy", run.folder / "renamed", dirs_exist_ok=True)
+file = run.folder / "renamed" / "adapter_model.safetensors"
+elsewhere = {
+    name.replace("model.layers", "model.language_model.layers"): part for name, part in load_file(file).items()
+}
+save_file(elsewhere, file)
+
+# %% [markdown]
+# Load both files, and ask how much of each arrived. `recognise` says what the course knows of the warning.
+
+# %% tags=["loaded"]
+import warnings
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from helpers.failures import last_error, recognise
+
+
+def arrived(folder):
+    base = AutoModelForCausalLM.from_pretrained(run.model.path, dtype="float32")
+    model = PeftModel.from_pretrained(base, run.folder / folder)
+    return sum(weight.norm().item() for name, weight in model.named_parameters() if "lora_B" in name)
+
+
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    strengths = [arrived("renamed"), arrived("healthy")]
+warned = next(str(warning.message) for warning in heard if "adapter keys" in str(warning.message))
+print(warned[:90], recognise(warned), sep="\n")
+verdict("none of the renamed tensors arrived, and all of the others did", strengths[0] == 0 < strengths[1])
+
+# %% [markdown]
+# PEFT warns, among the many warnings of a start, and goes on with an adapter whose $B$ is zero: that is the base model. (So D was not trained on too few rows, one of the two innocent suspects: then the answers would have the right form, and end. The other, training mode, would have changed nothing here, since these models have no dropout.) *Cure:* a file whose names fit. *Check:* after loading, ask whether any `lora_B` is
+# not zero, or one question whose answer you know.
+#
+# ## 3 Where to look first
 #
 # Failures that raise an error are easier: they tell you where to look. Read a traceback from its end. Look for the last line that begins with a type, such as `RuntimeError:`. It
 # has the message; some messages go on below it, so read those lines too. Above it stand the calls that led there, and the lowest one in *your* code is the place. The next cell shows a whole one, with an arrow
@@ -133,10 +282,8 @@ for line in shown.splitlines()[1:]:  # without its heading
 # In every notebook of this course a known error is explained under its traceback; the set-up cell switched that on. Here errors are wanted. So `read` prints the error at the end of
 # a log and what is known about it, and `provoke` runs what should fail and reads the traceback. It begins with the commonest of all: a cell above was not run.
 
+
 # %%
-from helpers.failures import last_error, recognise
-
-
 def read(log, also="Original error"):
     known = recognise(log)
     print(last_error(log), *(line for line in log.splitlines() if line.startswith(also)), sep="\n")
@@ -154,9 +301,9 @@ def provoke(action):
 provoke(lambda: trainer.train())  # returns "not-defined"
 
 # %% [markdown]
-# Now the first seven of the twelve. Each section causes a failure, reads it, cures it, and checks the cure where this machine can.
+# Now the seven that raise an error. Each section causes a failure, reads it, cures it, and checks the cure where this machine can.
 #
-# ## 3 A name from an old text
+# ## 4 A name from an old text
 #
 # *Met [here](https://github.com/huggingface/trl/issues/2162).* Most tutorials are older than the libraries that you have installed. TRL has renamed
 # the argument that takes the tokenizer:
@@ -193,8 +340,10 @@ verdict("a part of the old name leads to max_length, and none to processing_clas
 #
 # > **Trap: an old name that still works.** Some names only warn, among the many warnings of a start. `torch_dtype` is one (now `dtype`), and `gradient_checkpointing` in an
 # > `SFTConfig` another (now `activation_checkpointing`). *What you see:* a line with "deprecated", once. *Cure:* change it now, because in a later release it is an error.
+# > The line about checkpointing comes even if you wrote neither name, because TRL sets the old one itself. `activation_checkpointing=True` is silent and keeps checkpointing on;
+# > `gradient_checkpointing=None` alone is silent, and switches it off.
 #
-# ## 4 Four CUDA versions
+# ## 5 Four CUDA versions
 #
 # *Met by [users of Colab when it moved to another CUDA](https://github.com/bitsandbytes-foundation/bitsandbytes/issues/934).* You ask which CUDA version you have, and
 # get several answers. That is no fault: they are versions of different things.
@@ -207,7 +356,6 @@ verdict("a part of the old name leads to max_length, and none to processing_clas
 # | `nvcc --version` | a *compiler* that somebody installed, or "command not found" | no, unless you compile CUDA code yourself |
 
 # %% tags=["nbval-ignore-output"] reason="versions and drivers differ between machines"
-import shutil
 import subprocess
 
 
@@ -275,7 +423,7 @@ verdict("without the variable, the file is there and bitsandbytes quantizes",
         there and 0 < error.norm() < 0.2 * weights.norm())  # fmt: skip
 
 # %% [markdown]
-# ## 5 A page that is locked
+# ## 6 A page that is locked
 #
 # *Met by [this person](https://github.com/georgian-io/LLM-Finetuning-Toolkit/issues/158), who had logged in, and still could not.* Three things look alike when
 # a model does not come from the hub: its page is *gated*, its name is wrong, or there is no network. The cures differ. A small server on this machine plays the hub, and
@@ -325,9 +473,9 @@ verdict("gated, unknown, and no network are told apart", names == ["gated", "unk
 # The first two have the same last line, "401 Client Error": only the sentence below it tells them apart. To log in is half of the cure for a gated page: the other half is to accept its terms in the browser. This lesson cannot check that cure, because it
 # needs your account. Where it takes too long, an open model is the better cure; `model_id="qwen2.5-0.5b"` needs no account.
 #
-# ## 6 The gradient scaler
+# ## 7 The gradient scaler
 #
-# *Met [here](https://github.com/pytorch/pytorch/issues/127176),* and by you in lesson 03 (trap 5). Here is why it comes. float16 holds no positive number below $2^{-24}$. So with
+# *Met [here](https://github.com/pytorch/pytorch/issues/127176),* and by you in lesson 03 (trap 5). float16 holds no positive number below $2^{-24}$. So with
 # `fp16=True` the trainer multiplies the loss by a large number, the *scale*, and divides the gradients by it again before the step. This *gradient scaler* takes float32
 # gradients alone. TRL makes the adapters of a quantized model bfloat16. This is what a GPU said:
 
@@ -338,9 +486,10 @@ on_a_gpu = measured_failures()
 said = on_a_gpu["scaler-bfloat16"]
 print(f"{said['device']}, torch {said['versions']['torch']}, {said['date']}:")
 found = read(f"{said['type']}: {said['message']}")
+print(f"Cured on that GPU: {said['cured']}, by {said['cure']}")
 
 # %% [markdown]
-# A related error comes when the adapters are float16 themselves, and it needs no GPU. Will the cure from above, float32 for what is trained, help against both?
+# A related error comes when the adapters are float16 themselves, and it needs no GPU. Will the same cure, float32 for what is trained, help here?
 
 
 # %%
@@ -358,19 +507,14 @@ verdict("the related error is recognised, and in float32 the same step is taken"
         found == "unscale-fp16" and bool((scaled_step(torch.float32) < 1).all()))  # fmt: skip
 
 # %% [markdown]
-# It helps against both. In a real run the cure is the line that stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
+# It helps here too. It cured the recorded run of the bfloat16 error, and lesson 03 trains with it (trap 5). The line stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
 
 # %% [markdown]
-# ## 7 No gradient
+# ## 8 No gradient
 #
-# *Met [here](https://github.com/huggingface/peft/issues/137).* You want to go on training the adapter that you saved. So load it, and take one step. To have an adapter, save the healthy one of
-# section 1.
+# *Met [here](https://github.com/huggingface/peft/issues/137).* You want to go on training the adapter that you saved. So load the healthy one, which section 2 saved, and take one step.
 
 # %%
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-runs["healthy"].model.save_pretrained(run.folder / "healthy")
 tokens = torch.arange(5, 40)[None]  # any tokens will do
 
 
@@ -397,7 +541,7 @@ verdict(
 # > embeddings carry none. *What you see:* the warning "None of the inputs have requires_grad=True", then this error. *Cure:* `model.enable_input_require_grads()`, or the newer form,
 # > `use_reentrant=False`.
 #
-# ## 8 Out of memory
+# ## 9 Out of memory
 #
 # *Met [in Colab](https://github.com/meta-pytorch/torchtune/issues/665).* A GPU that has no memory left says this, with sizes in place of the five names:
 #
@@ -411,11 +555,16 @@ verdict(
 #
 # $$\text{asked for} \; \le \; \text{free} + \text{reserved but unallocated}\,?$$
 #
-# If so, the memory has *holes*: the room was there, in pieces. If not, there was no room: the memory is *full*. For example, 224 MiB were asked for, 208 MiB are free, and 180 MiB are reserved but unallocated. Is it holes, or full? (It is holes:
-# 224 is less than 388.)
+# If so, the memory has *holes*: the room was there, in pieces. If not, there was no room: the memory is *full*.
 #
-# Some messages do not say what is free for you, such as the next one: there a GPU of 140 GiB was allowed no more than a T4's memory. But
-# what is free and what is in holes are together all that is not allocated. So ask whether *allocated + asked for* is at most what you have, or are allowed. (CUDA itself takes a few hundred MB. Where the sum is only just below, the memory is full too.)
+# Take *free* from the message, and not from the size of the GPU. CUDA itself takes a few hundred MB, and another process, such as a forgotten notebook, may hold far more. Then the message
+# also says something like "Process 442 has 2.31 GiB memory in use". As long as that process runs, its memory is no room for you.
+#
+# Begin with the T4 in [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1), whose message has an older form. 2.00 GiB were asked for, and 790.81 MiB were free. torch had reserved 12.92 GiB, and
+# 10.23 of those were allocated, so the rest is in holes. Holes, or full? Reckon in your head first.
+#
+# The second message was recorded for this course. A GPU of 140 GiB was allowed no more than a T4's memory, so the message does not say what was free under that limit: it is what is allowed, less what is allocated and what is
+# unallocated. Skip the sentences with "Process", and read four numbers: asked for, allowed, allocated, unallocated.
 
 # %% tags=["nbval-ignore-output"] reason="a recording, which may be made anew"
 import textwrap
@@ -424,26 +573,25 @@ message = on_a_gpu["out-of-memory"]["message"]
 print(textwrap.fill(message.partition("If reserved")[0], 110), recognise(f"OutOfMemoryError: {message}"), sep="\n\n")
 
 # %% [markdown]
-# Apply the rule to this message, where 14.56 GiB are allowed, and to the numbers of a T4 in
-# [somebody's thread](https://github.com/edumunozsala/llama-2-7B-4bit-python-coder/issues/1): 2.00 GiB were asked for; of 14.75 GiB torch had reserved 12.92, and of those 10.23 were allocated. (Both sizes are a T4's: how much of it torch is
-# shown varies between drivers.) Which of the two has holes? Reckon in your head first.
+# Now apply the rule to both. (Both sizes, 14.75 and 14.56 GiB, are a T4's: how much of it torch is shown varies between drivers.)
 
 # %% tags=["oom-rule"]
 import re
 
 patterns = {
     "asked": r"allocate ([\d.]+)",
-    "has": r"([\d.]+) GiB allowed",  # where no limit was set: r"capacity of ([\d.]+)"
+    "has": r"([\d.]+) GiB allowed",
     "allocated": r"([\d.]+) GiB is alloc",
     "holes": r"([\d.]+) GiB is res",
 }
 recorded = {name: float(re.search(pattern, message)[1]) for name, pattern in patterns.items()}
-cases = {"recorded for this course": recorded,
-         "the thread's T4": {"asked": 2.00, "has": 14.75, "allocated": 10.23, "holes": 12.92 - 10.23}}  # fmt: skip
+recorded["free"] = recorded["has"] - recorded["allocated"] - recorded["holes"]  # under the limit
+thread = {"asked": 2.00, "has": 14.75, "allocated": 10.23, "holes": 12.92 - 10.23, "free": 790.81 / 1024}
+cases = {"the thread's T4": thread, "recorded for this course": recorded}
 
 
 def kind(case):
-    return "holes" if case["allocated"] + case["asked"] <= case["has"] else "full"
+    return "holes" if case["asked"] <= case["free"] + case["holes"] else "full"
 
 
 verdict("both have holes", [kind(case) for case in cases.values()] == ["holes", "holes"])
@@ -453,7 +601,7 @@ title = "2 GiB were asked for: there was room for it, but not in one piece"
 figure = plots.diagrams.holes(cases, title)
 plots.show(
     figure,
-    alt="Two bars of a GPU's memory: allocated, in holes, not reserved. The last two together are more than the 2 GiB asked for",
+    alt="Two bars of a GPU's memory: allocated, in holes, free, and held by others. Holes and free are more than the 2 GiB asked for",
 )
 
 # %% [markdown]
@@ -527,7 +675,7 @@ figure = plots.diagrams.ladder(held, tensors, recorded["has"], title)
 plots.show(figure, alt="Predicted memory after each cure: orange bars beyond a T4's memory, then green ones below it")
 
 # %% [markdown]
-# Two things may surprise you. Adam's averages and the weights, which most texts speak of, save little here: the activations fill this GPU. And look at the ticks, which mark what the tensors
+# Repeated heads save most, and the run fits with the fifth cure, half the rows. Two things may surprise you. Adam's averages and the weights, which most texts speak of, save little here: the activations fill this GPU. And look at the ticks, which mark what the tensors
 # alone take: in two of the orange bars the tick lies below the line. These runs would fit if you counted tensors, and yet they do not: torch reserves more than it gives out, and CUDA takes its part. These are predictions; `measurements/measured_pairs.py` prints beside them what was measured on a GPU.
 #
 # What a cure saves depends on those before it, so the figure holds for this order alone. Three of these five would do. Which two would you leave out? Write down your three, and then run the next cell.
@@ -555,7 +703,7 @@ table(least[:3], "{:.1f}", columns=("three cures", "GiB held"))
 # Activation checkpointing is missing from the list because `SFTConfig` switches it on by itself. If you switched it off, switch it on first. On your own model let
 # `python -m helpers memory predict MODEL --gpu t4 --plan` choose.
 #
-# ## 9 A half-written checkpoint
+# ## 10 A half-written checkpoint
 #
 # *Met by [people who resumed](https://github.com/open-mmlab/mmdetection/issues/4835).* A kill, or a full disk, can hit while a checkpoint is being written. Then the folder with the highest
 # number is there, and one of its files has no end. Train a tiny model for four steps, cut a file of the last checkpoint, and resume.
@@ -634,152 +782,10 @@ print(log, recognise(log), sep="\n")
 # > the computer's memory before it writes. *Cure:* save the adapter first; it is small. Then, in a fresh kernel, merge with `python -m helpers merge`, which holds a few rows at a time (lesson 05). If the merged model is on the
 # > GPU already, pass `max_shard_size="1GB"` to `save_pretrained`: then one such file at a time is copied.
 #
-# ## 10 The five that said nothing
+# ## 11 Masked too much
 #
-# Now back to the runs of section 1. You have their symptoms. Name the fault of each: `"learning rate"`, `"number format"`, `"padding"`, `"template"`,
-# `"adapter not loaded"`, `"training mode"` or `"too few rows"`. If you are unsure, ask three questions of each run. Did the loss and the gradient behave? Is the held-out loss good? And do the answers fit to that?
-#
-# **Exercise 1. Decide** (10 minutes, ••). Put your five names in place of the dots.
-
-# %%
-diagnosis = ...  # {"A": "...", "B": "...", "C": "...", "D": "...", "E": "..."}
-check("06.1", diagnosis)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# diagnosis = {"A": "template", "B": "learning rate", "C": "padding", "D": "adapter not loaded", "E": "number format"}
-# check("06.1", diagnosis)
-# ```
-# </details>
-#
-# What follows gives them away, one after the other. In each case the cure is what the healthy run did, and its row in the table of section 1 is the check.
-#
-# ### B: the learning rate
-#
-# *Met in [a run with a rate of 1e-6](https://github.com/OpenBMB/MiniCPM-V/issues/141).* The loss goes up and down and falls nowhere, and the gradient is still strong at the end. So something pulls, and hardly anything follows:
-# the steps are too small. The trainer logs the rate, so read it.
-
-# %%
-for name in ("healthy", "B"):
-    print(f"{name:8} learning rate {max(float(entry['learning_rate']) for entry in runs[name].log):.1e}")
-fell = {name: curve(name)[1][0] - curve(name)[1][-1] for name in ("healthy", "B")}
-verdict("at a thousandth of the rate the loss falls by less than a third as much", fell["B"] < fell["healthy"] / 3)
-
-# %% [markdown]
-# The healthy run's rate, 3e-3, is large because the model is tiny: do not copy it. LoRA takes a larger rate than full fine-tuning: the QLoRA paper took 2e-4 for its 7B models ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314), appendix B).
-#
-# ### E: the number format
-#
-# *Met by [people whose loss became 0](https://github.com/huggingface/trl/issues/618).* This was the best loss of all six. Look at the log again, with the gradient beside it.
-
-# %% tags=["nbval-ignore-output", "nan-log"] reason="the first loss varies in its last digits"
-log = runs["E"].log
-verdict("the log never shows NaN as the loss, while grad_norm and the held-out loss are NaN",
-        all(float(e["loss"]) >= 0 for e in log) and str(log[-1]["grad_norm"]) == "nan" and runs["E"].heldout_loss != runs["E"].heldout_loss)  # fmt: skip
-table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry in log], "{:.3f}",
-      columns=("step", "loss in the log", "grad_norm"))  # fmt: skip
-
-# %% [markdown]
-# From the fifth step on every real loss was [NaN](../site/glossary.md#nan), "not a number". The trainer does not log that. It leaves such a loss out, and adds a guess in its place: a share of what it has summed up since the last
-# line of the log. Where that is nothing, it logs 0 (`logging_nan_inf_filter`, on by default). So a log can show a plausible loss, and then 0, for a run that died in its first steps. grad_norm is not filtered.
-#
-# Why NaN? The adapters were float16, and so were Adam's averages. Adam divides each step by the root of the average of squared gradients, plus a small constant. These squares were too small for float16: nearly all of them became 0. So Adam divided by almost nothing. In the second step
-# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. (A test of this course looks at them.) The answers are blank because, of scores that are all NaN, the first token is taken, and that is padding. (The run had no gradient scaler, which would have refused such adapters.) *Cure:* what is trained is float32, as in section 6. In a run of your own, watch grad_norm.
-#
-# ### C: the padding
-#
-# *Met by [readers of a well-known notebook](https://github.com/mlabonne/llm-course/issues/33).* The answers begin right and go on for ever. `tokenizer.pad_token = tokenizer.eos_token` stands in many notebooks, and
-# transformers' own [collator](../site/glossary.md#collator), which puts rows into a batch, masks every padding token in the labels ([transformers#23530](https://github.com/huggingface/transformers/issues/23530)). So count the ends of sequence among the labels of eight rows, with a padding token of its own
-# and without.
-
-# %%
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling
-
-
-def ends_among_labels(own_padding):
-    tokenizer = AutoTokenizer.from_pretrained(run.model.path)
-    tokenizer.pad_token = tokenizer.pad_token if own_padding else tokenizer.eos_token
-    texts = [row["output"] + tokenizer.eos_token for row in run.rows["heldout"].select(range(8))]
-    labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)([tokenizer(text) for text in texts])["labels"]
-    return (labels == tokenizer.eos_token_id).sum().item()
-
-
-kept = {"its own padding token": ends_among_labels(True), "pad_token = eos_token": ends_among_labels(False)}
-print(kept)
-verdict("with eos as padding, no end is among the labels", list(kept.values()) == [8, 0])
-
-# %% [markdown]
-# A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. *Check:* the healthy run. Look at the labels of one batch before
-# a long run; lesson 03 shows them in colour.
-#
-# ### A: the template
-#
-# *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
-# later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be?
-# Change it a little, and ask again. Which of these changes hurt? Guess first.
-
-# %% tags=["nbval-ignore-output", "template"] reason="the last rows right or wrong vary with the processor"
-changes = {
-    "none": str,
-    "without its header": lambda prompt: prompt[prompt.index("### Instruction") :],
-    "without the newline at its end": lambda prompt: prompt.rstrip("\n"),
-    "### Output: for ### Response:": lambda prompt: prompt.replace("### Response:", "### Output:"),
-    "one space more at its end": lambda prompt: prompt + " ",
-    "without ### Response:": lambda prompt: prompt.replace("### Response:\n", ""),
-}
-grid = {name: runs["healthy"].ask(heldout, change) for name, change in changes.items()}
-grid["[INST] ... [/INST], as in A"] = runs["A"].right
-table(grid, "{:.0%}", columns=("change of the template", f"right, of {len(heldout)}"))
-
-# %% [markdown]
-# What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. *Check:* the row of the healthy run in section 1. Exercise 8 writes the tool that finds a difference.
-#
-# ### D: the adapter that was not loaded
-#
-# *Met [here](https://github.com/huggingface/peft/issues/2566).* The log is the healthy run's again, but the held-out loss is about that of B, which hardly learned anything. So what answered was not what was trained: the
-# base model, without its adapter. That happens more easily than it sounds. A model that also sees images has its layers under another name. Rename the tensors of the
-# saved adapter so, and load the file.
-
-# %% tags=["not-loaded"]
-import warnings
-
-from safetensors.torch import load_file, save_file
-
-shutil.copytree(run.folder / "healthy", run.folder / "renamed", dirs_exist_ok=True)
-file = run.folder / "renamed" / "adapter_model.safetensors"
-elsewhere = {
-    name.replace("model.layers", "model.language_model.layers"): part for name, part in load_file(file).items()
-}
-save_file(elsewhere, file)
-
-
-def loaded(folder):
-    base = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.float32)
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        return PeftModel.from_pretrained(base, run.folder / folder), heard
-
-
-# %%
-def strength(model):
-    return sum(weight.norm().item() for name, weight in model.named_parameters() if "lora_B" in name)
-
-
-(empty, heard), (whole_one, _) = loaded("renamed"), loaded("healthy")
-warned = next(str(warning.message) for warning in heard if "adapter keys" in str(warning.message))
-print(warned[:90], recognise(warned), sep="\n")
-verdict("none of the renamed tensors arrived, and all of the others did", strength(empty) == 0 < strength(whole_one))
-
-# %% [markdown]
-# PEFT warns, among the many warnings of a start, and goes on with an adapter whose $B$ is zero: that is the base model. (So D was not trained on too few rows, one of the two innocent suspects: then the answers would have the right form, and end. The other, training mode, would have changed nothing here, since these models have no dropout.) *Cure:* a file whose names fit. *Check:* after loading, ask whether any `lora_B` is
-# not zero, or one question whose answer you know.
-#
-# ### Masked too much
-#
-# In C the last label of each row was masked. What if all of them are? *Met in [rows that were cut before their answer](https://github.com/huggingface/trl/issues/6668):* the prompt alone is as long as
-# `max_length`. It also happens when the marker at which the answer begins is not in the template. Train the tiny model of section 9 on rows without a label.
+# In run C of section 1 the last label of each row was masked. What if all of them are? *Met in [rows that were cut before their answer](https://github.com/huggingface/trl/issues/6668):* the prompt alone is as long as
+# `max_length`. It also happens when the marker at which the answer begins is not in the template. Train the tiny model of section 10 on rows without a label.
 
 # %% tags=["all-masked"]
 masked = tiny_trainer(labels=(-100, -100, -100))
@@ -790,7 +796,7 @@ zeros = [float(entry["loss"]) == 0 == float(entry["grad_norm"]) for entry in log
 verdict("with every label masked, the log shows a loss and a gradient of 0", zeros and all(zeros))
 
 # %% [markdown]
-# The log shows a loss of 0, as in E, and here too the real one is NaN: a mean over no labels is 0 divided by 0. The gradient tells the two apart: it is NaN where numbers died, and exactly 0 where nothing was asked. `SFTTrainer` takes care of it since release 1.16: it leaves such rows out. But only the name of a progress bar
+# The log shows a loss of 0, as in run E, and here too the real one is NaN: a mean over no labels is 0 divided by 0. The gradient tells the two apart: it is NaN where numbers died, and exactly 0 where nothing was asked. `SFTTrainer` takes care of it since release 1.16: it leaves such rows out. But only the name of a progress bar
 # says so, and nobody counts for you how many rows are left. If none is, the error speaks of something else. Shorten `max_length` until that happens:
 
 # %% tags=["nothing-left"]
@@ -800,7 +806,7 @@ questions = questions.rename_columns({"instruction": "prompt", "output": "comple
 
 def trainer_for(max_length):
     arguments = SFTConfig(str(run.folder / "cut"), max_length=max_length, use_cpu=True, bf16=False, report_to="none",
-                          gradient_checkpointing=None)  # this old name is on by itself, and would warn # fmt: skip
+                          activation_checkpointing=True)  # today's name, or TRL would warn of the old one # fmt: skip
     model = AutoModelForCausalLM.from_config(tiny)
     return SFTTrainer(model, arguments, train_dataset=questions, processing_class=runs["healthy"].tokenizer)
 
@@ -829,9 +835,9 @@ verdict("the healthy run answers nearly all, and no broken one answers half",
 # %% [markdown]
 # ## Exercises
 #
-# Put your answer in place of the dots and run the cell: it is checked at once. Exercise 1 stands in section 10. The dots after the minutes say how hard it is.
+# Put your answer in place of the dots and run the cell: it is checked at once. Exercise 1 stands in section 2. The dots after the minutes say how hard it is.
 #
-# **2. Write** (10 minutes, ••). Write `why_full(message)`, which reads what a GPU said and returns one of three words, by the rule of section 8. `"holes"`: what was asked for is at most what is free and what is reserved but unallocated, together. `"others"`:
+# **2. Write** (10 minutes, ••). Write `why_full(message)`, which reads what a GPU said and returns one of three words, by the rule of section 9. `"holes"`: what was asked for is at most what is free and what is reserved but unallocated, together. `"others"`:
 # it would be, if what other processes hold were free as well; each of them has a sentence such as "Process 442 has 710.00 MiB memory in use". `"full"`: not even then. Sizes are in MiB or in GiB, and no limit was set. (In a container your own run may have such a sentence, in place of "this process has": compare its size with
 # what is allocated and reserved. The messages of this exercise all say "this process has".)
 
@@ -978,7 +984,7 @@ check("06.6", halved)
 # ```
 # </details>
 #
-# **7. Predict, then run** (5 minutes, ••). Of all cures of the ladder in section 8, somebody applies a single one to the first bar: a quarter of the rows at once. What does not shrink with the rows is this: weights and
+# **7. Predict, then run** (5 minutes, ••). Of all cures of the ladder in section 9, somebody applies a single one to the first bar: a quarter of the rows at once. What does not shrink with the rows is this: weights and
 # adapters 5.3 GiB, Adam's averages 1.3, CUDA 0.3, and a part of what torch reserves and does not give out. (Gradients of weights are not there yet at the peak.) How many GiB will be held? Reckon or guess; the check predicts it, and takes what is within a tenth.
 
 # %%
@@ -1026,7 +1032,7 @@ check("06.8", first_difference)
 #
 # ## What you did
 #
-# You caused or replayed seven failures that say what is wrong, read their last line, and saw what cures them. You named five faults that say nothing, from the loss, the gradient and the answers alone. And when a GPU is full, you first predict the
+# You named five faults that say nothing, from the loss, the gradient and the answers alone. You caused or replayed seven failures that say what is wrong, read their last line, and saw what cures them. And when a GPU is full, you first predict the
 # whole run, and then change settings in the order of their price.
 #
 # When none of it fits: reduce the failure to the smallest cell that still fails, search [the page](../site/failures.md) and the library's issues for its last line, and put what `python -m helpers doctor` prints

@@ -6,22 +6,30 @@ PIECES = 8  # in which holes are drawn: a message does not say how they lie
 
 
 def holes(cases: dict, title: str):
-    """A GPU's memory, a bar a case: `cases` maps a name to {"has", "allocated", "holes", "asked"} in GiB.
+    """A GPU's memory, a bar a case: `cases` maps a name to {"has", "allocated", "holes", "free", "asked"} in GiB.
 
-    How tensors and holes lie is a sketch; how large they are in all is not.
+    What is left over is held by others: by CUDA itself, or by another process. How tensors and holes lie is a sketch; how large
+    they are in all is not.
     """
     import matplotlib.patches as patches
 
     figure, ax = axes(title, "GiB", "", size=(7.6, 1.9 + 0.85 * len(cases)))
-    kinds = {"allocated to tensors": FROZEN, "reserved, in holes (a sketch)": GRADIENTS, "not reserved": "#ECEFF1"}
+    kinds = {
+        "allocated": FROZEN,
+        "in holes (a sketch)": GRADIENTS,
+        "free": "#ECEFF1",
+        "CUDA and others": "#90A4AE",
+    }
     for row, case in enumerate(cases.values()):
-        tensors, gaps, rest = case["allocated"], case["holes"], case["has"] - case["allocated"] - case["holes"]
+        tensors, gaps, free = case["allocated"], case["holes"], case["free"]
+        others = case["has"] - tensors - gaps - free
         ax.barh(row, tensors + gaps, color=FROZEN, height=0.4)
         for piece in range(1, PIECES + 1):
             end = (tensors + gaps) * piece / PIECES
             ax.barh(row, gaps / PIECES, left=end - gaps / PIECES, color=GRADIENTS, height=0.4)
-        ax.barh(row, rest, left=tensors + gaps, color=kinds["not reserved"], edgecolor="white", height=0.4)
-        said = f"{tensors:.2f} allocated, {gaps:.2f} in holes, {rest:.2f} not reserved"
+        ax.barh(row, free, left=tensors + gaps, color=kinds["free"], edgecolor="white", height=0.4)
+        ax.barh(row, others, left=tensors + gaps + free, color=kinds["CUDA and others"], height=0.4)
+        said = f"{tensors:.2f} allocated, {gaps:.2f} in holes, {free:.2f} free"
         ax.text(0, row - 0.3, said, ha="left", va="center", fontsize=8.5, color=INK)
         ax.barh(row + 0.36, case["asked"], color="none", edgecolor=COLOURS["red"], height=0.2, lw=1.4)
         ax.text(
@@ -31,7 +39,7 @@ def holes(cases: dict, title: str):
     ax.grid(False)
     figure.legend(
         handles=[patches.Patch(color=colour, label=name) for name, colour in kinds.items()],
-        loc="outside lower center", ncols=3, frameon=False,
+        loc="outside lower center", ncols=4, frameon=False,
     )  # fmt: skip
     return figure
 

@@ -473,7 +473,7 @@ def test_any_error_is_looked_at_without_an_error(error, capsys):
 def test_a_known_error_of_the_course_gets_a_pointer_of_one_line_and_no_more(capsys):
     error = CourseError("the course could not be fetched")
     recognising.explain_cell(SimpleNamespace(error_in_exec=error, error_before_exec=None))
-    assert capsys.readouterr().out == "More about it: lesson 06, section 5\n"
+    assert capsys.readouterr().out == "More about it: lesson 06, section 6\n"
 
 
 @pytest.mark.parametrize("result", [None, 3, object(), SimpleNamespace(error_in_exec="text", error_before_exec=None)])
@@ -544,7 +544,7 @@ def test_a_pasted_log_is_explained_and_the_status_is_0():
     )
     assert (status, err) == (0, "")
     assert "activation_checkpointing=True" in out
-    assert "lesson 06, section 8" in out
+    assert "lesson 06, section 9" in out
 
 
 @pytest.mark.parametrize("given", [b"", b"all went well\n", b"\xff\xfe\x00" * 500, "\u202e\U0001f6a8".encode() * 100])

@@ -699,7 +699,7 @@ MISTAKES = {
     "06.3": [
         (lambda old: old, "old name"),
         (lambda old: NEW | {"bf16": True, "fp16": True}, "no bfloat16"),
-        (lambda old: {k: v for k, v in NEW.items() if k != "bf16"}, "asks for bfloat16"),
+        (lambda old: {k: v for k, v in NEW.items() if k not in ("bf16", "fp16")}, "bfloat16 if bf16 is left out"),
         (lambda old: NEW | {"fp16": False}, "float32"),
         (lambda old: NEW | {"warmup_steps": 10}, "0.1"),
         (lambda old: NEW | {"optimiser": "adamw_torch"}, "does not take it"),
@@ -1029,6 +1029,8 @@ ALSO_RIGHT = {
     "06.2": [reason, lambda message: reason(message).upper(), by_words],
     "06.3": [
         renamed,
+        lambda old: {k: v for k, v in renamed(old).items() if k != "bf16"},
+        lambda old: renamed(old) | {"activation_checkpointing": True, "gradient_checkpointing": None},
         lambda old: (
             {k: v for k, v in NEW.items() if k in ("fp16", "bf16")}
             | {

@@ -8,20 +8,22 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import matplotlib.colors
 import pytest
 import torch
 from transformers import TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from helpers import COURSE_ROOT, CourseError
 from helpers.course import disk as course
 from helpers.failures import FAILURES, PARTS, RENAMED, failure, failures_page, recognise
 from helpers.failures.page import section_of
+from helpers.lesson.exercises import l06
 from helpers.machine import detect
 from helpers.memory import RunSpec, fits, predict
 from helpers.models import PRESETS
@@ -113,7 +115,7 @@ def test_each_failure_names_the_section_that_meets_it(notebook):
             assert re.sub(r"\s+", " ", it.do.split("{")[0])[:60] in where, f"{it.name} is not explained in {it.lesson}"
         assert it.where == f"lesson 06, section {it.lesson}"
     assert failure("renamed").patterns
-    assert "processing_class" in said[3]
+    assert "processing_class" in said[4]
 
 
 def test_the_page_links_to_the_very_heading_under_which_a_failure_is_treated():
@@ -126,7 +128,7 @@ def test_the_page_links_to_the_very_heading_under_which_a_failure_is_treated():
     )
     assert len(linked) == sum(bool(it.lesson) for it in FAILURES)
     assert [anchor for section, anchor in linked if headings.get(anchor) != int(section)] == []
-    assert ("10", "c-the-padding") in linked
+    assert ("2", "c-the-padding") in linked
 
 
 def test_a_section_that_the_lesson_does_not_have_is_named():
@@ -144,7 +146,7 @@ def test_each_of_the_twelve_was_met_by_somebody_and_the_lesson_links_the_thread(
 
 def test_an_error_s_own_line_is_shown_before_it_is_explained(notebook):
     """What a reader will see in a notebook of her own comes first, and what it means after it."""
-    for number in range(2, 8):
+    for number in range(3, 9):
         shown = [
             str(out.get("text", ""))
             for cell, where in zip(notebook.cells, section_of_cells(notebook), strict=True)
@@ -152,7 +154,7 @@ def test_an_error_s_own_line_is_shown_before_it_is_explained(notebook):
             if where == number
         ]
         explained = re.findall(r"((?:^.+\n)+)It means ", "".join(shown), re.MULTILINE)
-        assert explained or number == 3 or not shown, f"section {number} explains nothing"
+        assert explained or number == 4 or not shown, f"section {number} explains nothing"
         for lines in explained:
             assert re.search(r"(?m)^(?:\w+\.)*\w+Error: \S", lines), f"section {number}: {lines!r} is explained"
 
@@ -169,6 +171,23 @@ def section_of_cells(notebook) -> list[int]:
 
 def test_a_failure_outside_of_the_lesson_points_to_its_part_of_the_page():
     assert failure("disk-full").where == "site/failures.md, part 4: The hub and the disk"
+
+
+@pytest.mark.parametrize(
+    ("given", "warns", "on"),
+    [
+        ({}, True, True),
+        ({"activation_checkpointing": True}, False, True),
+        ({"gradient_checkpointing": None}, False, False),
+    ],
+)
+def test_trl_warns_of_a_name_that_nobody_wrote(given, warns, on, tmp_path):
+    """The trap of section 4: which arguments are silent, and which of them leaves checkpointing on."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        settings = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
+    assert any("`gradient_checkpointing` is deprecated" in str(warning.message) for warning in heard) is warns
+    assert settings.activation_checkpointing is on
 
 
 def test_each_rename_names_a_thread_or_none_at_all():
@@ -204,16 +223,16 @@ def test_the_symptoms_tell_the_five_faults_apart(notebook):
     assert (whose["number format"]["held-out loss"], whose["number format"]["grad_norm, last"]) == ("nan", "nan")
 
 
-def test_the_reader_is_not_told_before_section_10():
+def test_the_reader_is_not_told_before_section_2():
     """Neither the cells of section 1 nor their outputs name a run's fault."""
     first = SOURCE.partition("# ## 2 ")[0].partition("# ## 1 ")[2]
     for name, fault in FAULTS.items():
         assert not re.search(rf"\b{name}\b[^.\n]{{0,20}}{fault}", first)
-    assert all(f"### {name}: " in SOURCE.partition("# ## 10 ")[2] for name in FAULTS)
+    assert all(f"### {name}: " in SOURCE.partition("# ## 2 ")[2].partition("# ## 3 ")[0] for name in FAULTS)
 
 
 def test_the_trainer_logs_a_number_in_place_of_nan(tmp_path):
-    """The claim of section 10: the mean of what was finite since the last line of the log, and 0 where nothing was."""
+    """The claim of section 2: the mean of what was finite since the last line of the log, and 0 where nothing was."""
     from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
     tiny = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -240,7 +259,7 @@ def test_the_trainer_logs_a_number_in_place_of_nan(tmp_path):
 
 
 def test_adam_in_float16_divides_by_almost_nothing_and_the_run_dies_within_steps(tmp_path):
-    """Section 10, E: averages of squares become 0, a weight jumps, and then the loss is NaN."""
+    """Section 2, E: averages of squares become 0, a weight jumps, and then the loss is NaN."""
     seen = {"weights": [], "squares": [], "losses": []}
 
     class Look(TrainerCallback):
@@ -272,7 +291,7 @@ def test_adam_in_float16_divides_by_almost_nothing_and_the_run_dies_within_steps
 
 
 def test_with_every_label_masked_the_trainer_logs_zeros_and_trl_leaves_such_rows_out(notebook):
-    """Section 10: 0 and 0 in the log of a plain Trainer; SFTTrainer drops what max_length cut before its answer."""
+    """Section 11: 0 and 0 in the log of a plain Trainer; SFTTrainer drops what max_length cut before its answer."""
     said = tagged(notebook, "all-masked").outputs[0]["text"]
     assert "every label of these batches is -100" in re.sub(r"\s+", " ", said)
     left = tagged(notebook, "nothing-left").outputs[-1]["text"]
@@ -282,7 +301,7 @@ def test_with_every_label_masked_the_trainer_logs_zeros_and_trl_leaves_such_rows
 
 
 def test_a_merged_model_is_saved_in_files_larger_than_colab_s_memory(notebook):
-    """Section 9: the sizes, and that nothing in them is typed."""
+    """Section 10: the sizes, and that nothing in them is typed."""
     from helpers.models import PRESETS
 
     said = tagged(notebook, "while-saving").outputs[0]["text"]
@@ -292,7 +311,7 @@ def test_a_merged_model_is_saved_in_files_larger_than_colab_s_memory(notebook):
 
 
 def test_safetensors_copies_a_gpu_s_tensors_and_keeps_the_copies_until_the_file_is_written():
-    """Section 9 says so of a save from the GPU: it takes as much of the computer's memory as the file is large."""
+    """Section 10 says so of a save from the GPU: it takes as much of the computer's memory as the file is large."""
     import safetensors.torch
 
     class Elsewhere:
@@ -326,12 +345,38 @@ def numbers() -> dict:
 def test_the_rule_is_applied_to_the_numbers_of_the_message():
     found = numbers()
     message = RECORDED["out-of-memory"]["message"]
-    for name, size in found["recorded"].items():
+    for name in ("asked", "has", "allocated", "holes"):
+        size = found["recorded"][name]
         assert f"{size:.2f} GiB" in message, name
-    kind = found["kind"]
-    assert kind({"asked": 2, "has": 14.56, "allocated": 11.06}) == "holes"
-    assert kind({"asked": 2, "has": 14.56, "allocated": 13.0}) == "full"
-    assert kind({"asked": 0.5, "has": 14.56, "allocated": 13.6}) == "holes"
+    used = sum(found["recorded"][name] for name in ("allocated", "holes", "free"))
+    assert used == pytest.approx(14.56), "all that is allowed"
+    assert "2.00 GiB were asked for, and 790.81 MiB were free" in PROSE
+
+
+@pytest.mark.parametrize("case", l06.FULL)
+def test_the_rule_of_the_lesson_is_right_beside_other_processes_too(case):
+    """The messages of exercise 2: what another process holds is no hole, and the size of the GPU says nothing of it."""
+    asked, has, others, allocated, unallocated, right, why = case
+    message = l06._out_of_memory(asked, has, others, allocated, unallocated)
+    sizes = re.search(r"allocate ([\d.]+) (.).*of which ([\d.]+) (.).*and ([\d.]+) (.)iB is reserved", message).groups()
+    told = [float(size) / (1024 if unit == "M" else 1) for size, unit in zip(sizes[::2], sizes[1::2], strict=True)]
+    given = dict(zip(("asked", "free", "holes"), told, strict=True))
+    assert (numbers()["kind"](given) == "holes") == (right == "holes"), why
+
+
+def test_the_printed_advice_has_the_rule_of_the_lesson():
+    advice = failure("out-of-memory").do
+    assert "what was asked for is at most what is free and what is reserved but unallocated, together" in advice
+    assert "nvidia-smi" in advice.partition("expandable_segments")[0], "first what another process holds"
+
+
+def test_the_figure_of_the_holes_gives_each_its_share_and_leaves_what_others_hold():
+    from helpers.plots import diagrams
+
+    case = {"asked": 2.0, "has": 14.75, "allocated": 10.0, "holes": 2.5, "free": 0.75}
+    (ax,) = diagrams.holes({"one": case}, "t").figure.axes
+    widths = [round(float(bar.get_width()), 4) for bar in ax.patches]
+    assert widths == [12.5, *[0.3125] * 8, 0.75, 1.5, 2.0]
 
 
 def test_the_ladder_begins_where_several_cures_are_needed_and_ends_where_it_fits(notebook):
@@ -378,6 +423,19 @@ def test_the_ladder_draws_what_is_held_and_a_tick_where_the_tensors_end():
     assert list(zip(ticks.get_xdata(), ticks.get_ydata(), strict=True)) == [(15.0, 0), (13.5, 1), (8.0, 2)]
 
 
+def test_repeated_heads_save_most_and_the_fifth_cure_fits():
+    """As the text below the figure says."""
+    found: dict = {"PRESETS": PRESETS, "recorded": {"has": 14.56}, "GIB": 2**30, "plots": MagicMock(), "RunSpec": RunSpec,
+                   "predict": predict}  # fmt: skip
+    for tag in ("ladder", "ladder-figure"):
+        exec(lesson_cell("06", tag).source, found)
+    names, sizes = list(found["held"]), list(found["held"].values())
+    saved = {name: before - after for name, before, after in zip(names[1:], sizes, sizes[1:], strict=False)}
+    assert max(saved, key=saved.get).startswith("key and value heads repeated")
+    assert names[found["needed"]].startswith("half the rows")
+    assert found["needed"] == 5
+
+
 def test_two_runs_of_the_ladder_would_fit_if_tensors_alone_counted(notebook):
     """As the text below the figure says."""
     found: dict = {"PRESETS": PRESETS}
@@ -412,7 +470,7 @@ def test_the_advice_against_a_full_gpu_is_in_the_order_of_the_live_advice():
 
 
 def test_torch_reads_both_names_of_the_allocators_setting():
-    """The older name is an alias; if it goes, the trap in section 8 goes too."""
+    """The older name is an alias; if it goes, the trap in section 9 goes too."""
     library = next((Path(torch.__file__).parent / "lib").glob("*c10.so"), None)
     if library is None:
         pytest.skip("this torch has no libc10.so")
@@ -464,7 +522,7 @@ def test_the_traps_quote_what_was_recorded_and_what_is_recognised():
 
 def test_each_last_line_at_the_top_leads_to_the_section_that_shows_it(notebook):
     rows = re.findall(r"(?m)^# \| (`.+) \| (\d+) \|$", SOURCE)
-    assert [int(section) for _, section in rows] == list(range(2, 10))
+    assert [int(section) for _, section in rows] == list(range(3, 12))
     for words, section in rows:
         for said in re.findall(r"`(.+?)`", words):
             assert said in sections(notebook)[int(section)], f"section {section} does not show {said!r}"

@@ -120,10 +120,10 @@ def _not_todays(given: dict, old: dict) -> str | None:
             return f"{before} is the old name"
         if given.get(today) != old[before]:
             return f"{before} is {today} today, and its value keeps its meaning: {old[before]!r}"
-    if given.get("bf16", True):
-        return "a T4 has no bfloat16 units, and SFTConfig asks for bfloat16 unless you say bf16=False"
+    if given.get("bf16"):
+        return "a T4 has no bfloat16 units: its fast format is float16"
     if not given.get("fp16"):
-        return "without fp16=True it would train in float32: the fast format of a T4 is float16"
+        return "the fast format of a T4 is float16: without fp16=True it trains in float32, or in bfloat16 if bf16 is left out"
     if given.get("learning_rate") != old["learning_rate"]:
         return "learning_rate has kept its name: leave alone what need not change"
     return None
@@ -139,7 +139,7 @@ def _refused(settings: dict) -> str | None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         try:  # the older name of checkpointing is on by itself, and would warn
-            SFTConfig(output_dir=folder, report_to="none", gradient_checkpointing=None, **settings)
+            SFTConfig(**{"output_dir": folder, "report_to": "none", "gradient_checkpointing": None} | settings)
         except (TypeError, ValueError, FutureWarning) as error:
             return f"SFTConfig does not take it: {error!s:.150}".replace("\n", " ")
     return None
