@@ -638,7 +638,7 @@ table(plan.compare("upcast_non_quantized", False, True), "{:.2f}")
 # ### What one step takes
 #
 # This is the memory of one training step. In the forward pass activations pile up; in the backward pass they are used and freed; then the optimizer
-# changes the adapters. On a GPU it is what was measured in your last steps. Without one it is predicted for the planned 7B run on a T4, and for as many tokens as go through at once. A step repeats forward and backward for each
+# changes the adapters. For your own run it is what was measured in your last steps. For the example it is predicted, and for as many tokens as go through at once. A step repeats forward and backward for each
 # such piece, and then changes the adapters once.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it shows what was measured"
@@ -649,11 +649,13 @@ if plan.own:
 else:
     one_piece = plan.step_over_time()
     title = f"{plan.model_name}, {plan.spec.seq_len:,} tokens at once on a T4: {plan.chosen.prediction.peak_allocated / 1e9:.2f} GB at the peak (predicted)"
-    figure = diagrams.training_steps({"": one_piece}, **plan.stays(), title=title, room=plan.chosen.room_bytes / 1e9, **limit)
+    figure = diagrams.training_steps(
+        {"": one_piece}, **plan.stays(), title=title, room=plan.chosen.room_bytes / 1e9, **limit
+    )
 show(figure, alt="GPU memory over one training step: it climbs in the forward pass, falls in the backward pass")
 
 # %% [markdown]
-# Can a prediction be trusted? On a GPU yours is compared with what your run took. Without one, the comparison is with a run of Mistral-7B's shape, one row of 2,048 tokens, that was
+# Can a prediction be trusted? Yours is compared with what your run took. For the example, the comparison is with a run of Mistral-7B's shape, one row of 2,048 tokens, that was
 # measured on an H200 under T4 rules. Lesson 02 compares many.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints bytes that were measured"

@@ -297,7 +297,9 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
 PHASES = {"forward": "forward pass", "loss": "loss", "backward": "backward pass", "step": "optimizer"}
 
 
-def training_steps(steps: dict, frozen: int, trained: int, title: str, line: float | None = None, line_label="", room=None):
+def training_steps(
+    steps: dict, frozen: int, trained: int, title: str, line: float | None = None, line_label="", room=None
+):
     """Memory through one training step, a panel for each way, with the phases named and what stays at the bottom.
 
     `steps` maps a name to the points of `helpers.memory.step_over_time`: (place, phase, bytes). `frozen` and `trained` are

@@ -100,7 +100,9 @@ def training_still(losses, samples, title: str, unit: str = "MB"):
     left.plot(*zip(*losses, strict=True) if losses else ([], []), color=COLOURS["blue"], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="training loss (nats per token)", yscale="log" if losses else "linear")
     begin = samples[0][0] if samples else 0
-    right.plot([s[0] - begin for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=COLOURS["orange"])
+    right.plot(
+        [s[0] - begin for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=COLOURS["orange"]
+    )
     right.set(xlabel="seconds of training", ylabel=f"memory ({unit})", ylim=(0, None))
     return figure
 

@@ -94,7 +94,7 @@ def heldout_losses(answer, guess=None):
     guessed = guess if isinstance(guess, dict) else {}
     for rows, found in came.items():
         rose = rise[rows] >= 1.2
-        yours = "" if guessed.get(rows, ...) is ... else f" (your guess was {'right' if guessed[rows] == rose else 'another'})"
+        yours = {rose: " (you guessed right)", not rose: " (you guessed otherwise)"}.get(guessed.get(rows), "")
         end = f"{found[-1]:.2f} at the end: it {'rose' if rose else 'did not rise'} again"
         print(f"{rows:3} rows: {min(found):.2f} at the lowest and {end}{yours}")
     return None
