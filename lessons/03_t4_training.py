@@ -230,9 +230,8 @@ quantization = BitsAndBytesConfig(
 )
 print(f"computes in {quantization.bnb_4bit_compute_dtype} on {run.machine}")
 
-
 # %% [markdown]
-# On a GPU, `run.plan_training()` finds settings with which the run fits its memory, and does not change what is learned. `run.cures()` names what this course adds to the libraries' own calls. Section 7 explains both.
+# On a GPU, `run.plan_training()` finds settings with which a larger model fits its memory, and does not change what is learned. `run.cures()` names what this course adds to the libraries' own calls. Section 7 explains both.
 
 # %%
 plan = run.plan_training(lengths)

@@ -706,7 +706,13 @@ def test_the_best_step_can_be_kept_only_where_save_steps_is_a_multiple_of_eval_s
     """The lesson says that transformers refuses the 7B recipe as it stands, and takes it with save_steps = eval_steps."""
     recipe = recipe_for(Model("somewhere", "a folder", "", 0))
     measured = max(1, recipe["max_steps"] // 4)  # as the lesson's `keeping` sets eval_steps
-    words = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "eval_strategy": "steps", "eval_steps": measured}
+    words = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "bf16": False,
+        "eval_strategy": "steps",
+        "eval_steps": measured,
+    }
     words |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "report_to": "none"}
     with pytest.raises(ValueError, match="round multiple of the evaluation steps"):
         SFTConfig(**words, save_steps=recipe["save_steps"])
