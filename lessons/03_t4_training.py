@@ -306,7 +306,7 @@ lora = LoraConfig(
 # %% [markdown]
 # ## 4 The arguments
 #
-# The three cells below set what one step is, how it is computed, and what is measured and kept. Open the table where a name is new to you.
+# The next three cells set the arguments. Open this table where a name is new to you.
 #
 # <details><summary>The arguments that widely copied recipes set, and what each decides</summary>
 #
@@ -561,16 +561,16 @@ verdict("the training loss ends near zero while the held-out loss has risen agai
 #
 # ## 7 What you would meet on a T4
 #
-# This section shows how the run fits, what a T4 takes for it, and five traps. On a GPU it is about your own run. Without one, or with the bundled model, it is about an example: the 7B model on a T4.
+# On a GPU this section is about your own run. Without one, or with the bundled model, it is about an example: the 7B model on a T4.
 #
-# Will it fit? Ask before you load, as section 2 did. The plan predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. The rows of a batch are not filled up to one length: they lie one behind
+# Will it fit? The plan predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. The rows of a batch are not filled up to one length: they lie one behind
 # the other, and each sees only itself ("Further down" shows how). Such a batch is called [padding-free](../site/glossary.md#padding-free).
 #
 # Two things can be chosen without changing what is learned: how many tokens go through the model at once, and in how many layers the activations are thrown away and computed
 # again. The plan tries the combinations, keeps those that leave a twentieth of the GPU free, and takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone.
 
 # %%
-print(plan)
+print(plan.in_words("the run above was a smaller one"))
 minutes = plan.t4_minutes(settings.max_steps if plan.own else 60, sum(lengths) / used if plan.own else None)
 if minutes:
     print("Predicted: a T4 would compute for {:.0f} to {:.0f} minutes".format(*minutes))
@@ -587,7 +587,7 @@ if minutes:
 #
 # </details>
 #
-# Five traps wait on a T4 for a program of your own. Each box says what you would see, and what to do.
+# Five traps wait on a T4 for a program of your own.
 #
 # > **Trap 1: bfloat16 on a T4.** Most recipes say `bfloat16`. A T4 has no units for it.
 # >
@@ -604,8 +604,7 @@ if minutes:
 # > lesson `cures.before_loading()` does it with `repeat_kv_heads`. In code of your own, such as lesson 00's nine steps, which avoid the other four traps, two lines do it before the model is loaded:
 # > `from transformers.integrations import sdpa_attention` and `sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False`.
 #
-# This cure is one reason why the example above recomputes no layer, while lesson 00 had to: attention builds no table of all tokens by all tokens. Two other reasons are that no LoRA dropout is used, and that
-# fewer than lesson 00's 2,048 tokens go through at once.
+# Lesson 00 had to recompute layers, and Qwen2.5-7B's plan for a T4 need not. With this cure attention builds no table of all tokens by all tokens, no LoRA dropout is used, and fewer than lesson 00's 2,048 tokens go through at once.
 #
 # > **Trap 3: flash attention.** `attn_implementation="flash_attention_2"` stands in many recipes.
 # >
@@ -814,7 +813,7 @@ check("03.3", for_a_t4)
 # </details>
 #
 # **4. Write** (5 minutes, ••). Section 6 trained on eight rows. On how many rows does the held-out loss rise again, so that it ends more than a fifth above its lowest value? Put your guesses into `guess`: `True` where it rises. Then write `heldout_losses(rows)`: it calls `side_run` as
-# section 6 does, but with that many rows, and returns the losses on the held-out rows in their order. The check calls it for 8, 32 and 128 rows, each time as long as section 6's run took, and shows what came beside your guesses.
+# section 6 does, but with that many rows, and returns the losses on the held-out rows in their order. The check calls it for 8, 32 and 128 rows: three runs as long as section 6's.
 
 
 # %%
@@ -843,7 +842,7 @@ check("03.4", heldout_losses, guess)
 # check("03.4", heldout_losses, guess)
 # ```
 #
-# 16 steps of 8 rows are 128 rows. Eight rows are seen 16 times each and learned by heart. With 32 rows, each seen four times, the loss goes up and down and ends at its lowest value or near it. Of 128 rows none is seen twice, and the loss falls to the end.
+# 16 steps of 8 rows are 128 rows. Eight rows are seen 16 times each and learned by heart. With 32 rows, each seen four times, the loss ends at its lowest value or near it. Of 128 rows none is seen twice.
 # </details>
 #
 # **5. Predict, then run** (5 minutes, ••). The 7B model is trained on a T4, two rows at once, and all layers are recomputed. Of its 28 layers each keeps its input, 3,584 numbers of 2 bytes
@@ -1006,7 +1005,7 @@ if len(four) > 1:
 table(all_cures, GPU_time_saved="{:.0%}", step_time_saved="{:.0%}")
 
 # %% [markdown]
-# Each percentage compares a run with and without its line, and a minus means that it got slower. They were measured on different recipes, so do not add them up. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time.
+# Each percentage compares a run with and without its line, and a minus means that it got slower. They were measured on different recipes, so do not add them up. A cure without a number saves you from an error and not from waiting.
 # `recorded` ([CUDA graphs](../site/glossary.md#cuda-graph)) helps a GPU that waits for Python, and a run on a T4 leaves it out.
 #
 # They were measured with Mistral-7B's shape and rows of one length, on an H200 under T4 rules; `recorded` on top of "nothing recomputed", where alone it can be used; `padding_free` with rows of real lengths on an H100, beside the same recipe with
