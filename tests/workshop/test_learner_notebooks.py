@@ -80,7 +80,7 @@ def test_the_instructor_has_each_solution_as_a_cell_below_its_stub(lesson, short
     for name, block in wanted.items():
         stub = next(place for place, source in enumerate(places) if f'check("{name}"' in source)
         assert places[stub + 1] == block
-    assert "<details>" not in prose(made[lesson.stem, solutions_notebook, short])
+    assert "<summary>Solution" not in prose(made[lesson.stem, solutions_notebook, short])
 
 
 @OF_A_LESSON
