@@ -20,7 +20,7 @@
 # - tell whether the model got better, and go on after a machine was taken away.
 #
 # Sections 1 to 6 are the six steps, in the order in which they happen: data, loading, adapters, arguments, training and saving, judging. Section 7 shows
-# what the run took, and section 8 kills one and goes on. On a CPU the cells train the bundled model, on a GPU a 7B model.
+# what waits on a T4, and section 8 kills a run and goes on. On a CPU the cells train the bundled model, on a GPU a 7B model unless you choose another.
 #
 # Nobody has run this on a physical T4 yet. What is said of a T4 is a prediction, or was measured under *T4 rules*: on a larger GPU that was allowed a T4's memory
 # (14.56 GiB), its number format (float16) and the attention programs that it has. For this, models of 7B and more had their real shapes and random weights.
@@ -32,9 +32,9 @@
 #
 # 1. In Colab, which lends one free GPU at a time: Runtime, Manage sessions, end lesson 00's. Then Runtime, Change runtime type, T4 GPU. In Kaggle: Settings, Accelerator, GPU T4 x2 (the lesson uses one), and Internet on.
 # 2. In Colab, set `output_dir = "drive"` in the second cell, so that checkpoints and adapter outlive the machine. In Kaggle, set Persistence to "Files only".
-# 3. Choose: the 7B model (15 GB to download; plan an hour), or `model_id = "bundled"` (minutes, and numbers like this page's).
-# 4. Not sure? Begin with `"bundled"`. Nobody has tried the 7B model, Qwen2.5-7B, on a T4, and it may overflow there in float16. The lesson finds out only after the download, and stops then. The other model to try is
-#    [`model_id = "unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3), a second download, which the course has not run either.
+# 3. For your first time set `model_id = "bundled"` in the second cell. It takes minutes, and your numbers will be like this page's.
+# 4. Then, if you have an hour, take `"auto"`: Qwen2.5-7B, 15 GB to download. Nobody has run it on a T4. If its numbers overflow in float16, the lesson stops after loading and names another model,
+#    [`"unsloth/mistral-7b-v0.3"`](https://huggingface.co/unsloth/mistral-7b-v0.3). That is a second download, and the course has not run it either.
 # 5. `%pip install liger-kernel`, in a cell of its own after the first one, makes layers faster. The course trains without it all the same.
 
 # %% tags=["parameters"]
@@ -129,8 +129,8 @@ print(
 )
 
 # %% [markdown]
-# The held-out rows are never trained on. With the bundled data they ask about other countries, elements and words than the training rows
-# do. So a model that answers them has learned how to answer, and not a list of answers.
+# The held-out rows are never trained on. With the bundled data no training row of the same subject asks about the same thing: training rows may ask what follows February, but only held-out rows
+# have it translated. So a model that answers them has learned how to answer, and not a list of answers.
 #
 # ### The template
 #
@@ -215,41 +215,8 @@ table({
 # %% [markdown]
 # ## 2 Loading
 #
-# Will it fit? Ask before you load. `run.plan_training()` predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. In this lesson the rows of a batch are not filled up to one length: they lie one behind
-# the other, and each sees only itself ("Further down" shows how). Such a batch is called [padding-free](../site/glossary.md#padding-free).
-#
-# Two things can be chosen without changing what is learned: how many tokens go through the model at once, and in how many layers the *activations*, the intermediate results of training, are thrown away and computed
-# again. The plan tries the combinations, keeps those that leave a twentieth of the GPU free, and takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone.
-#
-# On a GPU the run below takes what is planned. Without a GPU the plan is an example, for the 7B model on a T4. (`run.cures` is what this course adds to the libraries' own calls: section 7 lists it.)
-
-# %%
-plan = run.plan_training(lengths)
-cures = run.cures(plan)
-print(plan)
-minutes = plan.t4_minutes(settings.max_steps if plan.own else 60, sum(lengths) / used if plan.own else None)
-if minutes:
-    print("Predicted: a T4 would compute for {:.0f} to {:.0f} minutes".format(*minutes))
-
-# %% [markdown]
-# Lesson 00 said that without recomputing, none of its three ways would fit a T4. Two things are different here. The plan takes fewer than lesson 00's 2,048 tokens at once: a batch of 16 rows goes through in pieces, and
-# still makes one step. And each token keeps less, because there is no LoRA dropout, and with repeated heads no square matrix of attention (trap 2).
-#
-# The minutes are a *prediction*, since nobody has timed this on a T4. The rule behind it: take the GPU time per token that was measured on an H200 under T4 rules, and multiply it by the
-# model's size and by how much slower a T4 is. By the data sheets that is 15 times (989 to 65 teraflops, million million operations per second). But a T4 may draw only 70 watts, and keeps up some
-# [24 teraflops](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462), which makes it 41 times. Without a GPU this is reckoned for 60 steps of full rows, and without
-# [Liger](../site/glossary.md#liger), which makes layers faster where it was installed before you began. Not in it are the
-# download, the loading, and asking the model before and afterwards: for the 7B model plan an hour for the whole notebook.
-#
-# Now the config. Three of `BitsAndBytesConfig`'s defaults are not what QLoRA uses, so all three are set: the number format (`fp4` by default), double
-# quantization (off by default), and the format in which products are computed (float32 by default).
-#
-# > **Trap 1: bfloat16 on a T4.** Most recipes say `bfloat16`. A T4 has no units for it.
-# >
-# > *What you see:* no error, only slow training, because torch emulates it; `torch.cuda.is_bf16_supported()` even answers True
-# > ([pytorch#148322](https://github.com/pytorch/pytorch/issues/148322)).
-# > *Cure:* ask for the GPU's generation, `torch.cuda.get_device_capability()`, as the course does: bfloat16 from (8, 0) on, and float16 before, with `fp16=True, bf16=False` in the
-# > training arguments. A T4 says (7, 5).
+# First, the config. Three of `BitsAndBytesConfig`'s defaults are not what QLoRA uses, so all three are set: the number format (`fp4` by default), double
+# quantization (off by default), and the format in which products are computed (float32 by default). For the last, `run.machine.torch_dtype` is what suits your machine.
 
 # %%
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
@@ -264,28 +231,20 @@ quantization = BitsAndBytesConfig(
 print(f"computes in {quantization.bnb_4bit_compute_dtype} on {run.machine}")
 
 # %% [markdown]
-# > **Trap 2: grouped queries take the slow attention kernel.** (If attention is new to you, skip this one.) In today's models several query heads share one key and value head.
-# > transformers hands them to torch as they are, and a T4's fast kernels refuse different numbers of heads
-# > ([transformers#48633](https://github.com/huggingface/transformers/issues/48633)).
-# >
-# > *What you see:* no error, but a slower program (a *kernel*) is used, whose memory grows with the square of the length. *Cure:* repeat the shared heads before attention. In this
-# > lesson `cures.before_loading()` does it with `repeat_kv_heads`. In code of your own, such as lesson 00's nine steps, which avoid the other four traps, two lines do it before the model is loaded:
-# > `from transformers.integrations import sdpa_attention` and `sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False`.
-#
-# > **Trap 3: flash attention.** `attn_implementation="flash_attention_2"` stands in many recipes.
-# >
-# > *What you see:* an error that the package is missing; or, where it is installed, on a T4, "FlashAttention only supports Ampere GPUs or newer" when the model first computes
-# > ([flash-attention#762](https://github.com/Dao-AILab/flash-attention/issues/762)). *Cure:* leave the argument out. The default, `sdpa`, takes the best kernel
-# > that accepts the call.
-#
+# On a GPU, `run.plan_training()` finds settings with which a larger model fits its memory, and does not change what is learned. `run.cures()` names what this course adds to the libraries' own calls. Section 7 explains both.
+
+# %%
+plan = run.plan_training(lengths)
+cures = run.cures(plan)
+print(plan if plan.own else "Without a plan: this run keeps its recipe.")
+
+# %% [markdown]
 # In the next cell:
 #
 # - `from_pretrained` quantizes each linear layer as it arrives. Look for `Linear4bit` in the output: there are the 4-bit weights.
 # - `plan.guarded()` turns running out of memory into advice, and `monitor.phase` only labels what is measured.
-# - `cures.after_loading()` keeps bitsandbytes from a short cut that it takes on some CPUs, and that is wrong while one trains (`keep_4bit_layout`).
-# - It also computes a few rows, to see that all *logits*, the model's scores for the next token, are finite. The largest number of float16 is 65,504, and a model that was made in bfloat16
-#   may go beyond it. Users have reported that of Qwen2 ([Qwen3#670](https://github.com/QwenLM/Qwen3/issues/670)), and nobody has yet seen the real Qwen2.5-7B pass here on a T4. If it
-#   does not, the cell stops and names the other model.
+# - `cures.after_loading()` keeps bitsandbytes from a short cut that it takes on some CPUs, and that is wrong while one trains (`keep_4bit_layout`). It also computes a few rows, and stops if the *logits*, the model's scores for
+#   the next token, are not finite. Then it names another model.
 
 # %%
 cures.before_loading()
@@ -299,18 +258,6 @@ with plan.guarded(), monitor.phase("load"):
     cures.after_loading(model, tokenizer, [as_text(row) for row in used_rows.select(range(min(4, used)))])
 print(f"{model.get_memory_footprint() / 1e6:,.0f} MB")
 print(model.get_decoder().layers[0].mlp)
-
-# %% [markdown]
-# > **Trap 4: the float32 upcast.** Many recipes call `prepare_model_for_kbit_training` as a must. It turns everything that is not in 4
-# > bits to float32: embeddings, head, norms, and with them all activations.
-# >
-# > *What you see:* out of memory, or fewer rows at once. *Cure:* leave it out. What training needs from it, frozen weights and inputs that carry gradients,
-# > `SFTTrainer` sees to by itself.
-#
-# This is the predicted peak of the planned run, without the upcast and with it:
-
-# %%
-table(plan.compare("upcast_non_quantized", False, True), "{:.2f}")
 
 # %% [markdown]
 # ### Ask it before you train it
@@ -359,7 +306,9 @@ lora = LoraConfig(
 # %% [markdown]
 # ## 4 The arguments
 #
-# Here are the arguments that widely copied recipes set, and what each decides. Most of them are set in the three cells below.
+# The next three cells set the arguments. Open this table where a name is new to you.
+#
+# <details><summary>The arguments that widely copied recipes set, and what each decides</summary>
 #
 # | argument | what it decides | called in older texts |
 # |---|---|---|
@@ -374,13 +323,15 @@ lora = LoraConfig(
 # | `max_grad_norm` | longer gradients are shortened to this length, so that one odd batch cannot spoil the adapters | |
 # | `optim` | the optimizer; 8-bit and paged kinds keep its two averages smaller, or partly in the computer's memory (lesson 02) | |
 # | `fp16`, `bf16` | 16-bit arithmetic in training; on a T4 `fp16=True, bf16=False`, and `bf16` is on by default | |
-# | `activation_checkpointing` | recompute activations in the backward pass in place of keeping them: less memory, more time | `gradient_checkpointing` |
+# | `activation_checkpointing` | recompute *activations*, the intermediate results of training, in the backward pass in place of keeping them: less memory, more time | `gradient_checkpointing` |
 # | `packing` | several rows in one of a fixed length; off by default (see "Further down") | |
 # | `processing_class`, of `SFTTrainer` | the tokenizer | `tokenizer` |
 # | `logging_steps` | how often the loss is written down | |
 # | `eval_strategy`, `eval_steps` | when the loss on held-out rows is measured | `evaluation_strategy` |
 # | `save_steps`, `save_total_limit` | how often a checkpoint is written, and how many are kept | |
 # | `report_to` | where the curves go besides this page: `tensorboard`, `trackio`, `wandb` | |
+#
+# </details>
 #
 # First, what one step is. The table below the cell shows the values of this run, and beside them the recipe for a 7B model, as it is before the plan. On a GPU the plan may have changed three of them: `batch_size`, `gradient_accumulation` and
 # `checkpointing`. The product of the first two, the rows in a step, remains.
@@ -444,16 +395,8 @@ arguments = SFTConfig(output_dir=str(run.checkpoints), seed=settings.seed, **ste
 # %% [markdown]
 # ## 5 Train and save
 #
-# `SFTTrainer` puts the adapters on the model, tokenizes the rows and builds the labels.
-#
-# > **Trap 5: adapters in bfloat16.** `SFTTrainer` casts the adapters of a quantized model to bfloat16.
-# >
-# > *What you see:* with `fp16=True`, which a T4 needs, the first step stops: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`
-# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). That is the division of the gradients: torch has it for float32, and not for bfloat16. Adapters in float16 would not
-# > do either: then the step stops with `Attempting to unscale FP16 gradients`, and without `fp16=True` the many small changes of training would be rounded away. *Cure:* before `train()`, put what is trained back to float32: `for p in trainer.model.parameters(): if p.requires_grad: p.data = p.data.float()`
-#
-# In this lesson `cures.after_building()` does that, with `adapters_to_float32`. It also has training stop at the first loss that is not a number, and on a GPU, or for a model of your own, it computes in one operation the layers that read the
-# same input.
+# `SFTTrainer` puts the adapters on the model, tokenizes the rows and builds the labels. It also casts the adapters of a quantized model to bfloat16, so `cures.after_building()` puts them back to float32 (trap 5 in section 7).
+# It also has training stop at the first loss that is not a number, and on a GPU, or for a model of your own, it computes in one operation the layers that read the same input.
 
 # %%
 from transformers import PrinterCallback
@@ -613,13 +556,87 @@ verdict("the training loss ends near zero while the held-out loss has risen agai
 
 # %% [markdown]
 # This is *overfitting*, and the training loss alone would have told you that all is well. `load_best_model_at_end=True` with
-# `metric_for_best_model="eval_loss"` among the arguments in `keeping` keeps the best saved step in place of the last one; `save_steps` must then be a multiple of `eval_steps`. Then judge on a third set of rows, since
-# those that chose the step flatter it. More rows help more.
+# `metric_for_best_model="eval_loss"` among the arguments in `keeping` keeps the best saved step in place of the last one. `save_steps` must then be a multiple of `eval_steps`, or transformers refuses the arguments. In the 7B recipe it is none:
+# give `"save_steps"` in `keeping` the value of `"eval_steps"` as well. Then judge on a third set of rows, since those that chose the step flatter it. More rows help more.
 #
-# ## 7 What it took
+# ## 7 What you would meet on a T4
+#
+# On a GPU this section is about your own run. Without one, or with the bundled model, it is about an example: the 7B model on a T4.
+#
+# Will it fit? The plan predicts the memory of a run from the model's shape and the lengths of the rows, as lesson 02 explains. The rows of a batch are not filled up to one length: they lie one behind
+# the other, and each sees only itself ("Further down" shows how). Such a batch is called [padding-free](../site/glossary.md#padding-free).
+#
+# Two things can be chosen without changing what is learned: how many tokens go through the model at once, and in how many layers the activations are thrown away and computed
+# again. The plan tries the combinations, keeps those that leave a twentieth of the GPU free, and takes the fastest. The number of rows per step stays what the recipe says, because it is part of what is learned. What you set yourself is left alone.
+
+# %%
+print(plan.in_words("the run above was a smaller one"))
+minutes = plan.t4_minutes(settings.max_steps if plan.own else 60, sum(lengths) / used if plan.own else None)
+if minutes:
+    print("Predicted: a T4 would compute for {:.0f} to {:.0f} minutes".format(*minutes))
+
+# %% [markdown]
+# The minutes are a *prediction*, since nobody has timed this on a T4. Not in it are the download, the loading, and asking the model before and afterwards: for the 7B model plan an hour for the whole notebook.
+#
+# <details><summary>How the minutes are reckoned</summary>
+#
+# Take the GPU time per token that was measured on an H200 under T4 rules, and multiply it by the
+# model's size and by how much slower a T4 is. By the data sheets that is 15 times (989 to 65 teraflops, million million operations per second). But a T4 may draw only 70 watts, and keeps up some
+# [24 teraflops](https://forums.developer.nvidia.com/t/about-gpu-peak-performance/264462), which makes it 41 times. Without a GPU this is reckoned for 60 steps of full rows, and without
+# [Liger](../site/glossary.md#liger), which makes layers faster where it was installed before you began.
+#
+# </details>
+#
+# Five traps wait on a T4 for a program of your own.
+#
+# > **Trap 1: bfloat16 on a T4.** Most recipes say `bfloat16`. A T4 has no units for it.
+# >
+# > *What you see:* no error, only slow training, because torch emulates it; `torch.cuda.is_bf16_supported()` even answers True
+# > ([pytorch#148322](https://github.com/pytorch/pytorch/issues/148322)).
+# > *Cure:* ask for the GPU's generation, `torch.cuda.get_device_capability()`, as the course does: bfloat16 from (8, 0) on, and float16 before, with `fp16=True, bf16=False` in the
+# > training arguments. A T4 says (7, 5).
+#
+# > **Trap 2: grouped queries take the slow attention kernel.** (If attention is new to you, skip this one.) In today's models several query heads share one key and value head.
+# > transformers hands them to torch as they are, and a T4's fast kernels refuse different numbers of heads
+# > ([transformers#48633](https://github.com/huggingface/transformers/issues/48633)).
+# >
+# > *What you see:* no error, but a slower program (a *kernel*) is used, whose memory grows with the square of the length. *Cure:* repeat the shared heads before attention. In this
+# > lesson `cures.before_loading()` does it with `repeat_kv_heads`. In code of your own, such as lesson 00's nine steps, which avoid the other four traps, two lines do it before the model is loaded:
+# > `from transformers.integrations import sdpa_attention` and `sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False`.
+#
+# Lesson 00 had to recompute layers, and Qwen2.5-7B's plan for a T4 need not. With this cure attention builds no table of all tokens by all tokens, no LoRA dropout is used, and fewer than lesson 00's 2,048 tokens go through at once.
+#
+# > **Trap 3: flash attention.** `attn_implementation="flash_attention_2"` stands in many recipes.
+# >
+# > *What you see:* an error that the package is missing; or, where it is installed, on a T4, "FlashAttention only supports Ampere GPUs or newer" when the model first computes
+# > ([flash-attention#762](https://github.com/Dao-AILab/flash-attention/issues/762)). *Cure:* leave the argument out. The default, `sdpa`, takes the best kernel
+# > that accepts the call.
+#
+# > **Trap 4: the float32 upcast.** Many recipes call `prepare_model_for_kbit_training` as a must. It turns everything that is not in 4
+# > bits to float32: embeddings, head, norms, and with them all activations.
+# >
+# > *What you see:* out of memory, or fewer rows at once. *Cure:* leave it out. What training needs from it, frozen weights and inputs that carry gradients,
+# > `SFTTrainer` sees to by itself.
+#
+# This is the predicted peak of the planned run, without the upcast and with it:
+
+# %%
+table(plan.compare("upcast_non_quantized", False, True), "{:.2f}")
+
+# %% [markdown]
+# > **Trap 5: adapters in bfloat16.** `SFTTrainer` casts the adapters of a quantized model to bfloat16.
+# >
+# > *What you see:* with `fp16=True`, which a T4 needs, the first step stops: `"_amp_foreach_non_finite_check_and_unscale_cuda" not implemented for 'BFloat16'`
+# > ([pytorch#127176](https://github.com/pytorch/pytorch/issues/127176)). That is the division of the gradients: torch has it for float32, and not for bfloat16. Adapters in float16 would not
+# > do either: then the step stops with `Attempting to unscale FP16 gradients`, and without `fp16=True` the many small changes of training would be rounded away. *Cure:* before `train()`, put what is trained back to float32: `for p in trainer.model.parameters(): if p.requires_grad: p.data = p.data.float()`
+#
+# **And float16 itself.** Its largest number is 65,504, and a model that was made in bfloat16 may go beyond it. Users have reported that of Qwen2 ([Qwen3#670](https://github.com/QwenLM/Qwen3/issues/670)), and nobody has yet seen
+# the real Qwen2.5-7B pass section 2's check on a T4.
+#
+# ### What one step takes
 #
 # This is the memory of one training step. In the forward pass activations pile up; in the backward pass they are used and freed; then the optimizer
-# changes the adapters. On a GPU it is what was measured in your last steps. Without one it is predicted for the planned 7B run on a T4, and for as many tokens as go through at once. A step repeats forward and backward for each
+# changes the adapters. For your own run it is what was measured in your last steps. For the example it is predicted, and for as many tokens as go through at once. A step repeats forward and backward for each
 # such piece, and then changes the adapters once.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it shows what was measured"
@@ -629,12 +646,14 @@ if plan.own:
     figure = memory_timeline(monitor.last_steps(), "Memory in the last training steps, measured", "GB", **limit)
 else:
     one_piece = plan.step_over_time()
-    title = f"{plan.spec.seq_len:,} tokens at once on a T4 peak at {max(size for *_, size in one_piece) / 1e9:.2f} GB (predicted)"
-    figure = diagrams.training_steps({plan.model_name: one_piece}, **plan.stays(), title=title, **limit)
+    title = f"{plan.model_name}, {plan.spec.seq_len:,} tokens at once on a T4: {plan.chosen.prediction.peak_allocated / 1e9:.2f} GB at the peak (predicted)"
+    figure = diagrams.training_steps(
+        {"": one_piece}, **plan.stays(), title=title, room=plan.chosen.room_bytes / 1e9, **limit
+    )
 show(figure, alt="GPU memory over one training step: it climbs in the forward pass, falls in the backward pass")
 
 # %% [markdown]
-# Can a prediction be trusted? On a GPU yours is compared with what your run took. Without one, the comparison is with a run of Mistral-7B's shape, one row of 2,048 tokens, that was
+# Can a prediction be trusted? Yours is compared with what your run took. For the example, the comparison is with a run of Mistral-7B's shape, one row of 2,048 tokens, that was
 # measured on an H200 under T4 rules. Lesson 02 compares many.
 
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints bytes that were measured"
@@ -646,20 +665,18 @@ verdict("predicted and measured peak agree within 5%", abs(predicted / measured 
 # %% [markdown]
 # ### What this course adds, and what it is worth
 #
-# The calls above that load and train are the libraries' own. Between them stand the cures below. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
-# training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out.
-#
-# Each percentage compares a run with and without its line, and a minus means that it got slower. They were measured on different recipes, so do not add them up. A cure without a number saves you from an error and not from waiting. For a T4, read the GPU time: `padding_free`,
-# `repeat_kv_heads` and `liger_layers` are the three that matter. `recorded` ([CUDA graphs](../site/glossary.md#cuda-graph)) helps a GPU that waits for Python, and a run on a T4 leaves it out. `liger_layers` takes norms, the rotary embedding, which
-# tells a token its place, and SwiGLU, a layer's nonlinear function, from [Liger](../site/glossary.md#liger).
+# The calls above that load and train are the libraries' own. Between them stand this course's cures. Two are needed: without `keep_4bit_layout` the weights are spoiled on some CPUs, and without `adapters_to_float32` float16
+# training stops. The others save time, or stop you early when numbers go wrong, and `plain=True` leaves them out. Beside the two needed ones the table has the three that save most of a T4's time. `liger_layers` takes norms,
+# the rotary embedding, which tells a token its place, and SwiGLU, a layer's nonlinear function, from [Liger](../site/glossary.md#liger). "Further down" has all cures, and how they were measured.
 
 # %%
-table(cures.rows(), GPU_time_saved="{:.0%}", step_time_saved="{:.0%}")
+from pandas import DataFrame
+
+all_cures = DataFrame(cures.rows()).set_index("cure")
+matter = all_cures.loc[["keep_4bit_layout", "adapters_to_float32", "padding_free", "repeat_kv_heads", "liger_layers"]]
+table(matter[["without it", "used here", "GPU time saved"]], GPU_time_saved="{:.0%}")
 
 # %% [markdown]
-# How this was measured: with Mistral-7B's shape and rows of one length, on an H200 under T4 rules; `recorded` on top of "nothing recomputed", where alone it can be used; `padding_free` with rows of real lengths on an H100, beside the same recipe with
-# padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that.
-#
 # ## 8 Killed, and resumed
 #
 # Free Colab disconnects. A disconnect is no error that Python could catch: the process is gone, and with it all steps since the last whole checkpoint. So do the same to a run. The next cell starts a second Python process that trains, waits until its
@@ -774,7 +791,13 @@ check("03.2", labels)
 # %%
 copied = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16", "bf16": True, "fp16": False,
           "attn_implementation": "flash_attention_2", "max_length": 512}  # fmt: skip
-for_a_t4 = ...
+
+
+def for_a_t4(settings):
+    "The settings, changed so that they suit a T4."
+    return ...
+
+
 check("03.3", for_a_t4)
 
 # %% [markdown]
@@ -789,31 +812,37 @@ check("03.3", for_a_t4)
 # ```
 # </details>
 #
-# **4. Write** (5 minutes, ••). Section 6 trained on eight rows. On how many does the held-out loss not rise again? Guess first for 8, 32 and 128 rows. Then write `heldout_losses(rows)`: it calls `side_run` as section 6 does, but with that many rows, and returns
-# the losses on the held-out rows in their order. The check calls it for all three, which takes a while, and shows what came.
+# **4. Write** (5 minutes, ••). Section 6 trained on eight rows. On how many rows does the held-out loss rise again, so that it ends more than a fifth above its lowest value? Put your guesses into `guess`: `True` where it rises. Then write `heldout_losses(rows)`: it calls `side_run` as
+# section 6 does, but with that many rows, and returns the losses on the held-out rows in their order. The check calls it for 8, 32 and 128 rows: three runs as long as section 6's.
 
 
 # %%
+guess = {8: ..., 32: ..., 128: ...}
+
+
 def heldout_losses(rows):
     "The held-out losses of a side run on that many rows."
     return ...
 
 
-check("03.4", heldout_losses)
+check("03.4", heldout_losses, guess)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
+# guess = {8: True, 32: False, 128: False}
+#
+#
 # def heldout_losses(rows):
 #     found = side_run(run, f"on-{rows}", rows=rows, heldout=32, steps=16, batch_size=8, learning_rate=9e-3)
 #     return [entry["eval_loss"] for entry in found["history"] if "eval_loss" in entry]
 #
 #
-# check("03.4", heldout_losses)
+# check("03.4", heldout_losses, guess)
 # ```
 #
-# 16 steps of 8 rows are 128 rows. Eight rows are seen 16 times each and learned by heart; of 128 rows none is seen twice.
+# 16 steps of 8 rows are 128 rows. Eight rows are seen 16 times each and learned by heart. With 32 rows, each seen four times, the loss ends at its lowest value or near it. Of 128 rows none is seen twice.
 # </details>
 #
 # **5. Predict, then run** (5 minutes, ••). The 7B model is trained on a T4, two rows at once, and all layers are recomputed. Of its 28 layers each keeps its input, 3,584 numbers of 2 bytes
@@ -969,6 +998,18 @@ if len(four) > 1:
 #
 # *Packing* (`SFTConfig(packing=True)`) leaves padding out in another way: it fills rows of one length with several short ones, so that a step no longer has the same number of rows. Without flash attention it needs a mask of all tokens by all tokens.
 # [Section 7 of lesson 09](09_faster_and_larger.ipynb) times these ways side by side, and says what each choice of this lesson brings.
+#
+# ### All cures, and how they were measured
+
+# %%
+table(all_cures, GPU_time_saved="{:.0%}", step_time_saved="{:.0%}")
+
+# %% [markdown]
+# Each percentage compares a run with and without its line, and a minus means that it got slower. They were measured on different recipes, so do not add them up. A cure without a number saves you from an error and not from waiting.
+# `recorded` ([CUDA graphs](../site/glossary.md#cuda-graph)) helps a GPU that waits for Python, and a run on a T4 leaves it out.
+#
+# They were measured with Mistral-7B's shape and rows of one length, on an H200 under T4 rules; `recorded` on top of "nothing recomputed", where alone it can be used; `padding_free` with rows of real lengths on an H100, beside the same recipe with
+# padding. Differences of a few per cent are within the noise of three runs, and what `fewer_walks` brings is not more than that.
 #
 # ### A model that never stops
 #

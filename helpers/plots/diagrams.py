@@ -300,12 +300,14 @@ def run_parts(runs: dict, title: str, lines: dict | None = None, size=None):
 PHASES = {"forward": "forward pass", "loss": "loss", "backward": "backward pass", "step": "optimizer"}
 
 
-def training_steps(steps: dict, frozen: int, trained: int, title: str, line: float | None = None, line_label=""):
+def training_steps(
+    steps: dict, frozen: int, trained: int, title: str, line: float | None = None, line_label="", room=None
+):
     """Memory through one training step, a panel for each way, with the phases named and what stays at the bottom.
 
     `steps` maps a name to the points of `helpers.memory.step_over_time`: (place, phase, bytes). `frozen` and `trained` are
     bytes that stay: the weights, and the adapters with the optimizer's states. What lies above comes and goes. `line`: a
-    limit in GB.
+    limit in GB; `room`: how much of it a plan lets tensors take. A way whose name is "" has no words below its panel.
     """
     figure, panels = axes(title, "", "GB", size=(8.2, 3.6), ncols=len(steps), sharey=True, squeeze=False)
     weights, states = frozen / 1e9, (frozen + trained) / 1e9  # where the blue ends, and the orange
@@ -321,12 +323,15 @@ def training_steps(steps: dict, frozen: int, trained: int, title: str, line: flo
             ax.axhline(
                 line, color=INK, linestyle="--", linewidth=1.2, label=line_label if ax is panels.flat[0] else None
             )
+        if room is not None:
+            ax.axhline(room, color=INK, linestyle=":", linewidth=1.2, label="what tensors may take of it, by the plan")
         for phase, (begin, end) in begins.items():
             ax.axvline(begin, color=INK, linewidth=0.6, linestyle=":")
             middle, upright = (begin + end) / 2, end - begin < 0.2
-            ax.text(middle, 1.04 * top, PHASES[phase], ha="center", va="bottom", fontsize=8.5, color=INK,
-                    rotation=90 if upright else 0)  # fmt: skip
-        ax.set(xlim=(0, 1), ylim=(0, 1.36 * top), xticks=[], xlabel=f"{name}: at most {max(values):.2f} GB")
+            ax.text(middle, 1.02, PHASES[phase], ha="center", va="bottom", fontsize=8.5, color=INK,
+                    rotation=90 if upright else 0, transform=ax.get_xaxis_transform())  # fmt: skip
+        below = f"{name}: at most {max(values):.2f} GB" if name else ""
+        ax.set(xlim=(0, 1), ylim=(0, 1.08 * top), xticks=[], xlabel=below)
         ax.grid(False)
     for ax in panels.flat[1:]:
         ax.set_ylabel("")

@@ -95,13 +95,15 @@ def histogram(values, title: str, x: str, y: str, line=None, line_label=""):
 
 
 def training_still(losses, samples, title: str, unit: str = "MB"):
-    """Loss over steps and memory over time, as a live panel showed them at its end; `losses` holds (step, loss)."""
+    """Loss over steps and memory since training began, as a live panel showed them at its end; `losses` holds (step, loss)."""
     figure, (left, right) = axes(title, "", "", size=(8.2, 2.8), ncols=2)
     left.plot(*zip(*losses, strict=True) if losses else ([], []), color=COLOURS["blue"], marker="o", markersize=3)
     left.set(xlabel="step", ylabel="training loss (nats per token)", yscale="log" if losses else "linear")
-    samples = list(samples)  # the monitor goes on adding to it in a thread of its own
-    right.plot([s[0] for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=COLOURS["orange"])
-    right.set(xlabel="seconds", ylabel=f"memory ({unit})", ylim=(0, None))
+    begin = samples[0][0] if samples else 0
+    right.plot(
+        [s[0] - begin for s in samples], [s[2] / {"MB": 1e6, "GB": 1e9}[unit] for s in samples], color=COLOURS["orange"]
+    )
+    right.set(xlabel="seconds of training", ylabel=f"memory ({unit})", ylim=(0, None))
     return figure
 
 

@@ -64,9 +64,13 @@ class TrainingPlan:
         return max(1, self.spec.seq_len // self.max_length) if self.spec.padding_free else self.spec.batch_size
 
     def __str__(self) -> str:
+        return self.in_words()
+
+    def in_words(self, of_this_run: str = "the run below is a smaller one") -> str:
+        """The plan in three lines; `of_this_run` is said where the plan is an example and not for the run at hand."""
         gpu = "this GPU" if self.own else "a T4"
         head = f"Planned for {self.model_name} on {gpu}, {self.budget_bytes / 1e9:.2f} GB"
-        head += "" if self.own else "; the run below is a smaller one"
+        head += "" if self.own else f"; {of_this_run}"
         if self.chosen is None:
             return f"{head}: no plan, the recipe's settings stay ({self.unknown})"
         spec, found = self.spec, self.chosen

@@ -19,7 +19,7 @@ def training_panel(monitor, budget_bytes: int = 0):
 
     class Panel(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.losses, self.drawn = [], 0.0
+            self.losses, self.drawn, self.watched = [], 0.0, max(1, len(monitor.samples))
             self.first, self.begun, self.tokens = state.global_step, time.perf_counter(), monitor.tokens
             self.bar, self.line, self.box = _widgets(state.max_steps)
             self.handle = show_panel(self.box, None, "training begins", "")
@@ -37,7 +37,10 @@ def training_panel(monitor, budget_bytes: int = 0):
             words = self.words(state)
             if self.box:
                 self.bar.value, self.line.value = state.global_step, words
-            picture = plots.png(plots.training_still(self.losses, monitor.samples, words, unit))
+            samples = list(monitor.samples)[
+                self.watched - 1 :
+            ]  # the monitor goes on adding to it in a thread of its own
+            picture = plots.png(plots.training_still(self.losses, samples, words, unit))
             alt = f"Training loss over steps and memory over time. {words}"
             show_panel(self.box, picture, words, alt, self.handle)
 

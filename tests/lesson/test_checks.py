@@ -514,6 +514,8 @@ MISTAKES = {
         (lambda s: s | {"bnb_4bit_compute_dtype": "float16", "bf16": False, "fp16": True}, "flash attention"),
         (lambda s: s | {"bnb_4bit_compute_dtype": "float32", "bf16": False, "fp16": True}, "idle"),
         (lambda s: {"bnb_4bit_compute_dtype": "float16", "fp16": True}, "more than a T4"),
+        (lambda s: ..., "place of the dots"),
+        ({"fp16": True, "bf16": False}, "a function of the settings"),
     ],
     "03.4": [
         (lambda rows: ..., "place of the dots"),
@@ -1089,6 +1091,14 @@ def test_a_typical_mistake_gets_its_own_hint(name, answer, word, capsys):
 def test_what_came_out_in_a_run_goes_to_the_check(capsys):
     checks.check("00.2", 1000, 1000)
     assert capsys.readouterr().out == "Exercise 00.2: right.\n"
+
+
+def test_exercise_4_of_lesson_03_says_what_rose_again_and_which_guesses_came_true(capsys):
+    checks.check("03.4", lambda rows: losses_of(few_rows(None, "", rows)), {8: True, 32: True, 128: ...})
+    eight, some, many, _ = capsys.readouterr().out.splitlines()
+    assert eight == "  8 rows: 0.96 at the lowest and 2.30 at the end: it rose again (you guessed right)"
+    assert some == " 32 rows: 0.53 at the lowest and 0.53 at the end: it did not rise again (you guessed otherwise)"
+    assert many == "128 rows: 0.40 at the lowest and 0.40 at the end: it did not rise again"
 
 
 @pytest.mark.parametrize("lesson", ["00", "02", "03", "04", "05", "06", "07", "08", "09"])

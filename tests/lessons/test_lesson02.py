@@ -297,6 +297,9 @@ def test_a_step_is_drawn_with_its_phases_in_their_order():
     (ax,) = diagrams.training_steps({"one": steps}, 2e8, 1e8, "title", line=99.0, line_label="a limit").axes
     assert [line.get_label() for line in ax.lines if list(line.get_ydata()) == [99.0, 99.0]] == ["a limit"]
     assert ax.get_ylim()[1] > 99
+    (ax,) = diagrams.training_steps({"": steps}, 2e8, 1e8, "title", line=99.0, room=94.0).axes
+    assert ax.get_xlabel() == ""
+    assert [94.0, 94.0] in [list(line.get_ydata()) for line in ax.lines]
 
 
 # Its head.

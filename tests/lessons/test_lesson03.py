@@ -464,6 +464,7 @@ def test_without_a_gpu_the_plan_is_for_a_t4_and_the_run_keeps_its_recipe():
     assert plan.model_name == "Qwen/Qwen2.5-7B"
     assert (plan.gpu, plan.budget_bytes) == ("t4", T4)
     assert "the run below is a smaller one" in str(plan)
+    assert "15.63 GB; the run above was a smaller one" in plan.in_words("the run above was a smaller one")
 
 
 def test_the_upcast_and_the_length_of_rows_show_in_the_compared_peaks():
@@ -700,6 +701,22 @@ def test_what_another_folder_variable_says_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
     prepare_reports("tensorboard", tmp_path)
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"
+
+
+def test_the_best_step_can_be_kept_only_where_save_steps_is_a_multiple_of_eval_steps(tmp_path):
+    """The lesson says that transformers refuses the 7B recipe as it stands, and takes it with save_steps = eval_steps."""
+    recipe = recipe_for(Model("somewhere", "a folder", "", 0))
+    measured = max(1, recipe["max_steps"] // 4)  # as the lesson's `keeping` sets eval_steps
+    words = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "eval_strategy": "steps"}
+    words |= {
+        "eval_steps": measured,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "report_to": "none",
+    }
+    with pytest.raises(ValueError, match="round multiple of the evaluation steps"):
+        SFTConfig(**words, save_steps=recipe["save_steps"])
+    assert SFTConfig(**words, save_steps=measured).load_best_model_at_end
 
 
 # --- better or not ----------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_a_learner_gets_neither_outputs_nor_solutions(lesson, short, made):
     notebook = made[lesson.stem, learner_notebook, short]
     nbformat.validate(notebook)
     assert [cell for cell in code(notebook) if cell.outputs or cell.execution_count] == []
-    assert not re.search(r"<details>|Solution|folded away|\[!\[", prose(notebook))
+    assert not re.search(r"Solution|folded away|\[!\[", prose(notebook))
     text = "\n".join(cell.source for cell in notebook.cells)
     own = {name: block for name, block in SOLUTIONS.items() if name.startswith(lesson.stem[:2])}
     assert [name for name, block in own.items() if block.strip() in text] == []
@@ -80,7 +80,7 @@ def test_the_instructor_has_each_solution_as_a_cell_below_its_stub(lesson, short
     for name, block in wanted.items():
         stub = next(place for place, source in enumerate(places) if f'check("{name}"' in source)
         assert places[stub + 1] == block
-    assert "<details>" not in prose(made[lesson.stem, solutions_notebook, short])
+    assert "<summary>Solution" not in prose(made[lesson.stem, solutions_notebook, short])
 
 
 @OF_A_LESSON

@@ -48,6 +48,8 @@ def for_a_t4(answer):
     copied = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16", "bf16": True, "fp16": False,
               "attn_implementation": "flash_attention_2", "max_length": 512}  # fmt: skip
     given = answer(dict(copied))
+    if given is ...:
+        return "put your answer in place of the dots"
     if not isinstance(given, dict):
         return "the function must return the settings, as a dictionary"
     dtype = str(given.get("bnb_4bit_compute_dtype")).removeprefix("torch.")
@@ -67,7 +69,7 @@ def for_a_t4(answer):
 
 
 @exercise("03.4", takes="rows")
-def heldout_losses(answer):
+def heldout_losses(answer, guess=None):
     import math
 
     first = answer(8)
@@ -89,8 +91,12 @@ def heldout_losses(answer):
         return "with 8 rows it should rise again: keep section 6's 16 steps, 8 rows in each and its learning rate"
     if rise[128] > rise[8]:
         return "with 128 rows it rises more than with 8: are the losses in their order, and the other settings section 6's?"
+    guessed = guess if isinstance(guess, dict) else {}
     for rows, found in came.items():
-        print(f"{rows:3} rows: {min(found):.2f} at the lowest and {found[-1]:.2f} at the end")
+        rose = rise[rows] >= 1.2
+        yours = {rose: " (you guessed right)", not rose: " (you guessed otherwise)"}.get(guessed.get(rows), "")
+        end = f"{found[-1]:.2f} at the end: it {'rose' if rose else 'did not rise'} again"
+        print(f"{rows:3} rows: {min(found):.2f} at the lowest and {end}{yours}")
     return None
 
 
