@@ -12,7 +12,7 @@
 # At the end of this lesson you can say, before you load anything, whether a training run will fit your GPU, and what to change if it does not.
 #
 # You will take one real run apart, piece by piece. You will write four short functions, meet a fifth term, and join them into a
-# prediction of your own that comes within five per cent of `predict`. Then you will meet `predict` itself, which comes within one per cent of the runs that were measured on an H200, 8-bit weights excepted, and
+# prediction of your own that comes within five per cent of `predict`, for models from half a billion weights up. Then you will meet `predict` itself, which comes within one per cent of the runs that were measured on an H200, 8-bit weights excepted, and
 # `plan`, which turns it round and asks: what is the fastest way to train that still fits?
 #
 # | | |
@@ -294,7 +294,7 @@ table(rows, "{:.2f}",
       columns=("model", "logits with their copies (GB)", "peak, all at once (GB)", "peak, in tiles (GB)"))  # fmt: skip
 
 # %% [markdown]
-# The peaks differ by less than the first column: without the large table another moment is the highest, the one in which a layer is recomputed. In tiles the loss no longer makes the peak of these models.
+# The peaks differ by less than the first column: without the large table another moment is the highest, the one in which a layer is recomputed. In tiles the loss no longer makes the peak of these models. In a narrow model it still does, as exercise 5 will show.
 #
 # > **Trap: advice about memory has a date.** You may read that a large vocabulary makes training run out of memory, or that the batch must be one. **What you will see:** estimates that are gigabytes too high.
 # > **Why:** they were made when the loss held all logits at once. **The cure:** ask which version of TRL a number is for.
@@ -336,7 +336,7 @@ check("02.4", loss_bytes)
 #
 # That holds for one batch per step. With [gradient accumulation](../site/glossary.md#gradient-accumulation) a step adds up the gradients of several batches, and those of the earlier ones stay. Then it is inputs + gradients, in place of the larger of the two.
 #
-# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for runs of four models, and takes what is within five per cent. `weight_bytes`, `kept_bytes` and `loss_bytes` will help you; `lora_bytes` counts the gradients too, which here stand apart. `config` is what stands in a
+# **Exercise 5.** *Write*, 15 minutes, •••. Write your own prediction for adapters on all seven matrices of each layer, in float32. The check compares it with `predict` for runs of four models, and takes what is within five per cent. A fifth is SmolLM2-135M, which is so narrow that its peak lies in the loss. It is also so small that what you do not count, such as the room that cuBLAS keeps, weighs more, so ten per cent are allowed there. `weight_bytes`, `kept_bytes` and `loss_bytes` will help you; `lora_bytes` counts the gradients too, which here stand apart. `config` is what stands in a
 # model's `config.json`. Here are the shapes of the seven matrices:
 
 
