@@ -756,9 +756,7 @@ table(list(zip(countries, knew, knows)), columns=("the capital of", "before", "a
 # In the run that is stored here the bundled model still knows its four, and now it stops after the answer. (Its own rows ask for capitals too, so for it that is no wonder. With the chat model and the messages the question is a real one.) Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
 # rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
 #
-# ### Ask it yourself
-#
-# Put a message of your own into the first line, and run the cell as often as you like. The first time it loads the model that you tuned, since section 8 needed the room. (The bundled model has learned questions of a quiz, such as the one that stands there.)
+# **Now ask your model yourself.** Put a message of your own into the first line, and run the cell as often as you like. The first time it loads the model that you tuned, since section 8 needed the room. (The bundled model has learned questions of a quiz, such as the one that stands there.)
 
 # %% tags=["ask-it", "nbval-ignore-output"] reason="what the model says varies with the machine's rounding"
 mine = held_rows[-1]["asked"]  # or a text of your own, between quotation marks, as it will come in use
