@@ -585,7 +585,7 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 # | `vllm serve FOLDER --quantization bitsandbytes`, or transformers with `load_in_4bit` | to the 4 bits of training again | a merge **into the original base** (if your update lies far to the right on the curve, either) |
 # | llama.cpp or Ollama, `F16` or `Q8_0` (section 7) | 16 bits, or 8 on levels of their own | **dequantize, then merge**, as for 16 bits |
 # | llama.cpp or Ollama, `Q4_0` | 4 bits on other levels than NF4 | either; for a small update make both and ask them (section 7) |
-# | Ollama, with `FROM BASE` and `ADAPTER ADAPTER` in the Modelfile | adapter **kept** beside a base in bits that are not those of training | the adapter, as a folder or as GGUF, and measure |
+# | Ollama, whose Modelfile has the lines `FROM BASE` and `ADAPTER path/to/adapter` | adapter **kept** beside a base in bits that are not those of training | the adapter, as a folder or as GGUF, and measure |
 #
 # A merge **into the 4-bit base** is in no row: make one only after you measured how much is kept. Several adapters that are kept can share one base. Neither vLLM nor Ollama was run for this course. What is said of vLLM is what [its documentation](https://docs.vllm.ai/en/latest/features/lora/) says. For Ollama's last row it is [the page on Modelfiles](https://docs.ollama.com/modelfile#adapter), which lists adapters of Llama, Mistral and Gemma as folders of safetensors. [Its page on imports](https://docs.ollama.com/import) advises against adapters of QLoRA there, because most frameworks quantize in another way.
 #

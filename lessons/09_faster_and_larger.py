@@ -41,7 +41,7 @@ settings = run.settings
 #
 # A second GPU can bring two different things. It can take half of the rows, and then a training is done sooner. Or it can take half of the model, and then the model may be larger. So ask first: **which do you lack, time or memory?**
 #
-# There are three ways to use both. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. Look at the left side of the picture if you lack time, and at the right side if you lack memory.
+# There are three ways to use both GPUs. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. Look at the left side of the picture if you lack time, and at the right side if you lack memory.
 
 # %% tags=["result"]
 from helpers.memory import GPUS, plan, predict, shape_of
