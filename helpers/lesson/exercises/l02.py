@@ -117,7 +117,7 @@ NARROW = "smollm2-135m"  # so small that what the exercise does not count, such 
 @exercise("02.5", takes="config, tokens and r")
 def my_predict(answer):
     from helpers.memory import RunSpec, predict
-    from helpers.models.presets import CHAT_PRESETS, PRESETS
+    from helpers.models import CHAT_PRESETS, PRESETS
 
     asked = (
         ("mistral-7b", 4, 512, 16),
