@@ -2,12 +2,11 @@
 
 from helpers.models.card import model_card
 from helpers.models.hub import ModelError, offline, why_unfetched
-from helpers.models.presets import AUTO_LARGE, CHAT_PRESETS, PRESETS, RECIPES
+from helpers.models.presets import AUTO_LARGE, PRESETS, RECIPES
 from helpers.models.resolving import BUNDLED_MODEL, Model, base_of, bundled, recipe_for, rehearse, resolve_model
 
 __all__ = [
     "PRESETS",  # models on the hub that have a short name, with their shapes
-    "CHAT_PRESETS",  # chat models beside them
     "RECIPES",  # what "auto" means for the parameters of training
     "AUTO_LARGE",  # the preset that lesson 03 takes on a GPU
     "BUNDLED_MODEL",  # the folder of the bundled model

@@ -19,6 +19,7 @@ from helpers.lesson.exercises import l02
 from helpers.memory import GPUS, RunSpec, fits, gpu_of, labels, plan, predict, step_over_time
 from helpers.memory.planner import MARGIN, SPARE
 from helpers.models import PRESETS
+from helpers.models.presets import CHAT_PRESETS
 from helpers.plots import diagrams
 from helpers.records import read_rows
 from helpers.widgets import calculator
@@ -217,6 +218,16 @@ def test_a_tile_of_logits_is_as_large_as_section_4_and_exercise_4_say():
 
     assert (chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (4096, 32_768)
     assert l02.estimated(PRESETS["llama-3.1-8b"].shape, 10_000, 8)["loss"] == 2 * 4096 * 32_768
+
+
+def test_the_narrow_model_of_exercise_5_is_smollm2_and_its_peak_lies_in_the_loss():
+    assert l02.NARROW == CHAT_PRESETS["smollm2-135m"].shape
+    spec = RunSpec(rank=8, batch_size=4, seq_len=1024, optimizer="adamw_torch_fused", lora_dropout=0.0)
+    found = predict(l02.NARROW, spec, "l4")
+    assert found.moment.startswith("loss")
+    terms = l02.estimated(l02.NARROW, 4 * 1024, 8)
+    assert 0.9 < l02.at_peak(terms) / found.peak_allocated < 0.95  # "so ten per cent are allowed there"
+    assert l02.at_peak(terms, "loss") / found.peak_allocated < 0.75
 
 
 def test_the_answers_of_exercise_6_are_those_of_the_lesson(finished):
