@@ -575,18 +575,19 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 #
 # ### Which one, then?
 #
-# It depends on what the model's user will start. `BASE`, `ADAPTER` and `FOLDER` are the base, your adapter and the merged folder.
+# It depends on what the model's user will start. `BASE`, `ADAPTER` and `FOLDER` are the base, your adapter and the merged folder, and `T` stands for `--chat-template ADAPTER/chat_template.jinja`: without it vLLM takes the base's template, and not the one of your training.
 #
 # | your colleague runs | what becomes of the weights | so hand over |
 # |---|---|---|
-# | transformers, PEFT and bitsandbytes, or `vllm serve BASE --quantization bitsandbytes --enable-lora --lora-modules mine=ADAPTER` ([lesson 04, section 10](04_inference.ipynb)) | adapter **kept** beside the 4-bit base: the model that you measured | the adapter |
-# | `vllm serve BASE --enable-lora --lora-modules mine=ADAPTER` | computes as if merged **into the original base**, since this base is not quantized | the adapter, and measure |
+# | transformers, PEFT and bitsandbytes, or `vllm serve BASE --quantization bitsandbytes --enable-lora --lora-modules mine=ADAPTER T` ([lesson 04, section 10](04_inference.ipynb)) | adapter **kept** beside the 4-bit base: the model that you measured | the adapter |
+# | `vllm serve BASE --enable-lora --lora-modules mine=ADAPTER T` | computes as if merged **into the original base**, since this base is not quantized | the adapter, and measure |
 # | `vllm serve FOLDER`, or transformers without 4 bits | 16 bits | **dequantize, then merge**, in float16 |
 # | `vllm serve FOLDER --quantization bitsandbytes`, or transformers with `load_in_4bit` | to the 4 bits of training again | a merge **into the original base** (if your update lies far to the right on the curve, either) |
 # | llama.cpp or Ollama, `F16` or `Q8_0` (section 7) | 16 bits, or 8 on levels of their own | **dequantize, then merge**, as for 16 bits |
-# | llama.cpp or Ollama, `Q4_0` | 4 bits on other levels than NF4 | both, and compare: a small update may come out too large from dequantized weights ("Further down") |
+# | llama.cpp or Ollama, `Q4_0` | 4 bits on other levels than NF4 | either; for a small update make both and ask them (section 7) |
+# | Ollama, whose Modelfile has the lines `FROM BASE` and `ADAPTER path/to/adapter` | adapter **kept** beside a base in bits that are not those of training | the adapter, as a folder or as GGUF, and measure |
 #
-# A merge **into the 4-bit base** is in no row: make one only after you measured how much is kept. Several adapters that are kept can share one base. (vLLM is not installed here; what is said of it is what [its documentation](https://docs.vllm.ai/en/latest/features/lora/) says.)
+# A merge **into the 4-bit base** is in no row: make one only after you measured how much is kept. Several adapters that are kept can share one base. Neither vLLM nor Ollama was run for this course. What is said of vLLM is what [its documentation](https://docs.vllm.ai/en/latest/features/lora/) says. For Ollama's last row it is [the page on Modelfiles](https://docs.ollama.com/modelfile#adapter), which lists adapters of Llama, Mistral and Gemma as folders of safetensors. [Its page on imports](https://docs.ollama.com/import) advises against adapters of QLoRA there, because most frameworks quantize in another way.
 #
 # These are numbers of two small models and one kind of 4 bits. In 16 bits, original or dequantized hardly mattered for the bundled model. SmolLM2's loss was 0.135 lower with the original base, and the interval of that change excludes zero. For another model it is the other way round: [a pull request](https://github.com/unslothai/unsloth-zoo/pull/810) shows a model that the original base ruins, and
 # says that for most models that base is the better one. PEFT's users met the loss in [peft#1043](https://github.com/huggingface/peft/issues/1043) and
@@ -597,7 +598,7 @@ table(moved, "{:.2%}", columns=("merged into", "weights that change their level"
 # llama.cpp and Ollama run a model without Python and without a GPU. They read GGUF, one file that holds weights, tokenizer and chat template. `export_gguf` writes it from a merged folder, for Llama, Mistral, Qwen2 and Qwen3. It needs the package `gguf`, and running the file from Python needs `xllamacpp`
 # (`pip install gguf xllamacpp`). Three of its ways to store weights: `F16` in 16 bits, `Q8_0` in 8 bits with a scale for every 32 weights, `Q4_0` in 4 bits with a scale for every 32.
 #
-# All three are made from the folder of section 5, so from a merge into dequantized weights. The update of the bundled model's adapter is 11% of the weights (section 3), and either base would keep it in `Q4_0`. For a small update, compare both ("Further down" does).
+# All three are made from the folder of section 5, so from a merge into dequantized weights. The update of the bundled model's adapter is 11% of the weights (section 3), and either base would keep it in `Q4_0`. With a smaller update the two bases differ, as you will see below.
 #
 # Beside each file `export_gguf` writes a *Modelfile*, which describes the model for Ollama: the tokens that end an answer, and a template in Ollama's own language. The cell prints it, and the notes of the export above it. Compare the template with the rows that you trained on. What is missing?
 
@@ -669,7 +670,9 @@ if answers and run.usual(adapters["yours"]):
 table(compared, "{:.0%}", columns=("asked", "answers equal to transformers'", "right", "transformers: right"))
 
 # %% [markdown]
-# `Q4_0` is another kind of 4 bits than the one that you trained in, with evenly spaced levels. A model that is sure of its short answers does not show what that costs. The other one does: its file from dequantized weights stays nearer, because transformers was asked with those weights. Long free text parts sooner, since each token that comes out differently changes all that follow.
+# `Q4_0` is another kind of 4 bits than the one that you trained in, with evenly spaced levels. A model that is sure of its short answers does not show what that costs. The other one does: its file from dequantized weights stays nearer to transformers, which was asked with those weights. Long free text parts sooner, since each token that comes out differently changes all that follow.
+#
+# What was measured of `Q4_0` is this. Neither base loses an update, small or large. From dequantized weights a small one comes out too large: by a tenth at 2% of the weights, and more than twice as large at 0.2% ("Further down"). From the original base its size is right, but single weights are further off, and in the answers above that cost more. So no rule says which base is better. With an update of several per cent take either. With a smaller one make both files, and ask both the questions that you scored.
 #
 # These prompts were made in Python. The server's own template has not been asked yet. So send messages now, as a colleague would, and let llama.cpp put them into the template of the file (`apply-template` tells what it makes of a chat). How often is that the prompt of training?
 
@@ -1086,7 +1089,7 @@ except ImportError as error:
 table(kept_in_gguf, "{:.0%}", columns=("kind", "size of the update", "kept: original base", "kept: dequantized"))
 
 # %% [markdown]
-# Neither base loses the update, since the dequantized weights stand on levels of NF4 and not on those of the file. But many of them stand close to a border between two of its levels. So a small update carries too many of them over, and more arrives than you trained: little more in `Q8_0`, and much more in `Q4_0`. The original base keeps the right amount, with a larger error in single weights.
+# Neither base loses the update, since the dequantized weights stand on levels of NF4 and not on those of the file. But many of them stand close to a border between two of its levels. So a small update carries too many of them over, and more arrives than you trained: little more in `Q8_0`, and much more in `Q4_0`. The original base keeps the right amount, with a larger error in single weights. Section 7 says what follows.
 #
 # ### Why a merge into dequantized weights takes its time
 #

@@ -317,7 +317,6 @@ def share_known(asked, learned):
     return sum(bool(runs(text) & known) for text in asked) / len(asked)
 
 
-# %%
 if settings.data_file == "auto":
     held_out = read_table(ours / "heldout.csv")
     messages = usable.Message.sample(frac=1, random_state=settings.seed).tolist()
@@ -482,7 +481,7 @@ if settings.data_file == "auto":
 # loss on held-out rows decides. If you gave a file and left `max_steps` at `"auto"`, the next cell sets it to two epochs, or to twenty steps where that is more.
 
 # %%
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from trl import SFTConfig, SFTTrainer
 
 rows_per_step = settings.batch_size * settings.gradient_accumulation
@@ -557,7 +556,6 @@ trainer.model.save_pretrained(adapter)
 tokenizer.save_pretrained(adapter)
 print(adapter.name, f"{(adapter / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
 
-
 # %% tags=["nbval-ignore-output"] reason="losses vary with the machine's rounding"
 train_losses, held_losses = losses_of(trainer, "loss"), losses_of(trainer, "eval_loss")
 verdict("the loss on held-out rows fell", held_losses[-1][1] < held_losses[0][1])
@@ -575,12 +573,10 @@ table(held_losses, "{:.3f}", columns=("step", "loss on held-out rows"))
 
 # %% tags=["nbval-ignore-output"] reason="shares vary with the machine's rounding"
 model = trainer.model.eval()
-new = held_rows[-1]["asked"]  # or a text of your own, between quotation marks, as it will come in use
 with plan.guarded():
-    answered, *after = ask(model, [prompt_of(turns_of(new, held_rows[-1]["task"])), *asked])
-    knows = ask(model, list(map(from_before, countries)), 8)
+    after, knows = ask(model, asked), ask(model, list(map(from_before, countries)), 8)
 score_after = scored(after, held_rows)
-print(f"before: {words(score_before)}\nafter:  {words(score_after)}\nasked: {new}\nanswered: {answered}")
+print(f"before: {words(score_before)}\nafter:  {words(score_after)}")
 usual = settings.data_file == "auto" and settings.max_steps >= 30
 if usual and in_all:
     verdict("at least nine of ten answers are valid JSON", score_after.valid >= 0.9)
@@ -752,11 +748,26 @@ table(few_losses, "{:.4f}", columns=("step", f"loss on held-out rows, {len(few)}
 # Fine-tuning on one task can cost other abilities. Does the model still know the four capitals, and does it answer as before?
 
 # %% tags=["nbval-ignore-output"] reason="answers vary with the machine's rounding"
+small = None  # what learned twelve rows makes room for the model of the next cell
+gc.collect()
 table(list(zip(countries, knew, knows)), columns=("the capital of", "before", "after"))
 
 # %% [markdown]
 # In the run that is stored here the bundled model still knows its four, and now it stops after the answer. (Its own rows ask for capitals too, so for it that is no wonder. With the chat model and the messages the question is a real one.) Longer trainings cost more: a model that was trained on one task alone may answer everything as if it were that task. There are three cures. Mix general conversations into the training rows, one in ten. Train fewer steps, at a lower
 # rate. Or accept it: an adapter is a file that you put on for one task and take off for another, as [lesson 04](04_inference.ipynb) shows.
+#
+# **Now ask your model yourself.** Put a message of your own into the first line, and run the cell as often as you like. The first time it loads the model that you tuned, since section 8 needed the room. (The bundled model has learned questions of a quiz, such as the one that stands there.)
+
+# %% tags=["ask-it", "nbval-ignore-output"] reason="what the model says varies with the machine's rounding"
+mine = held_rows[-1]["asked"]  # or a text of your own, between quotation marks, as it will come in use
+if model is None:
+    with plan.guarded():
+        model = PeftModel.from_pretrained(load(), str(adapter)).eval()
+answer = ask(model, [prompt_of(turns_of(mine, held_rows[-1]["task"]))])[0]
+print(f"asked: {mine}\nanswered: {answer}\nby the adapter in the folder {adapter.name}")
+
+# %% [markdown]
+# That folder lies where the first table of this lesson says "writes to", and holds the tokenizer and the chat template too. [Lesson 04](04_inference.ipynb) serves such a folder (section 10), and [lesson 05](05_merging.ipynb) makes one model or one file of it.
 #
 # ## 10 The same on a T4 with a 7B model
 #
@@ -1028,11 +1039,6 @@ if importlib.util.find_spec("lm_eval"):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from peft import PeftModel
-
-    small = None
-    gc.collect()
-    model = PeftModel.from_pretrained(load(), str(adapter)).eval()
     tasks = TaskManager(include_path=str(harness), include_defaults=False)
     asking = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     found = simple_evaluate(asking, tasks=["own_rows"], task_manager=tasks)["results"]["own_rows"]["exact_match,none"]

@@ -41,14 +41,32 @@ settings = run.settings
 #
 # A second GPU can bring two different things. It can take half of the rows, and then a training is done sooner. Or it can take half of the model, and then the model may be larger. So ask first: **which do you lack, time or memory?**
 #
-# Here is what was measured with both. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. There are three ways to use both GPUs. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. With copies and divided weights each GPU computed 4 rows at once; with one GPU or divided layers it was 4 rows in all.
+# There are three ways to use both GPUs. *Copies*: each GPU has the whole model, and rows of its own. *Divided layers*: each GPU has half of the layers, and every row passes through both. *Divided weights*: each GPU has half of every layer, and rows of its own. Look at the left side of the picture if you lack time, and at the right side if you lack memory.
 
-# %%
+# %% tags=["result"]
+from helpers.memory import GPUS, plan, predict, shape_of
+from helpers.plots import diagrams, show
 from helpers.records import measured_runs, measured_two_gpus
 
-pair = measured_two_gpus()
 names = {"one": "one GPU", "ddp": "copies", "split": "divided layers", "fsdp2": "divided weights"}
+pair, single = measured_two_gpus(), measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B'").iloc[0]
 four = pair.loc[["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo"]].replace({"way": names})
+trained = {"one GPU, 1 × 512": single.config, "two GPUs, 1 × 2,048, all linear": pair.config["32b-split-78-layers-all-2048"],
+           "two GPUs, 1 × 512, q k v o": pair.config["32b-split-94-layers"]}  # fmt: skip
+billions = {label: shape_of(config).parameters / 1e9 for label, config in trained.items()}
+speed = dict(zip(four.way, four.tokens_per_second))
+figure = diagrams.two_panels(
+    {"tokens a second, a 7B shape": speed, "billions of weights, largest trained\n(settings differ)": billions},
+    "Copies train faster, divided layers train larger models", {"one GPU": "grey", "one GPU, 1 × 512": "grey"})  # fmt: skip
+show(figure, alt="Copies on two GPUs compute 1.7 times the tokens of one GPU, divided layers fewer than one; "
+     "two GPUs with divided layers trained 40 and 47 billion weights, one GPU 24")  # fmt: skip
+
+# %% [markdown]
+# So if you lack memory, divide the layers. If you lack time, take copies, and first read on: one GPU alone may do as well.
+#
+# Here are the numbers behind the left side. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and divided weights each GPU computed 4 rows at once; with one GPU or divided layers it was 4 rows in all.
+
+# %%
 faster = four.tokens_per_second / four.tokens_per_second.iloc[0]
 well = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").tokens_per_second.median()
 print("one H200, eight rows at once, before layers are fused: {:,.0f} tokens a second".format(well["fused Adam"]))
@@ -63,28 +81,8 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 #
 # All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table were measured on another day. With eight rows at once one H200 trained as many tokens as the two copies with four each, before any layer was fused: small batches leave these GPUs waiting for Python. With section 7's changes it was half as many again, and by GPU time they bring a factor of 1.6. **So if time is what you lack, run lesson 03 as it is on one GPU first.** The program that trains copies does not have those changes. Nobody has timed which of the two wins on T4s: run ten steps of each, and keep the one with more tokens a second.
 #
-# And how large can a model be? The largest that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
-
-# %% tags=["result"]
-single = measured_runs("h200_memory_rows").query("model == 'Mistral-Small-24B' and seq_len == 512")
-trained = {
-    "one GPU, 1 × 512": single.iloc[0].config, "two GPUs, 1 × 2,048, all linear": pair.loc["32b-split-78-layers-all-2048"].config,
-    "two GPUs, 1 × 512, q k v o": pair.loc["32b-split-94-layers"].config,
-}  # fmt: skip
-from helpers.memory import GPUS, plan, predict, shape_of
-
-billions = {label: shape_of(config).parameters / 1e9 for label, config in trained.items()}
-
-from helpers.plots import diagrams, show
-
-speed = dict(zip(four.way, four.tokens_per_second))
-figure = diagrams.two_panels(
-    {"tokens a second, a 7B shape": speed, "billions of weights, largest trained\n(settings differ)": billions},
-    "Copies train faster, divided layers train larger models", {"one GPU": "grey", "one GPU, 1 × 512": "grey"})  # fmt: skip
-show(figure, alt="Copies on two GPUs compute 1.7 times the tokens of one GPU, divided layers fewer than one; "
-     "two GPUs with divided layers trained 40 and 47 billion weights, one GPU 24")  # fmt: skip
-
-# %% [markdown]
+# On the right side, the largest model that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
+#
 # What these numbers are, and what they are not: they were measured on two NVIDIA H200s, each held to a T4's memory, number format and attention kernels. The memory is a T4's. **The seconds are an H200's.** Kaggle lends two T4s in one machine, and nobody has timed this course there. A T4 computes many times slower, and its two GPUs
 # exchange data over PCIe, which is slower than what joins two H200s. The seconds are also rough, since four runs shared the machine. Look at the order of the bars, and at large differences.
 #
@@ -290,10 +288,13 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
 # gpus = 2
 # batch_size = 4
 # gradient_accumulation = 2
+# max_steps = 60
 # padding_free = true
 # ```
 #
-# Lesson 03 accumulates four batches of four rows on one GPU. Here each of two GPUs accumulates two, so a step has the same sixteen rows. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. `padding_free` leaves padding out, which section 7 explains. `max_steps` is 60 where the file does not say it.
+# Lesson 03 accumulates four batches of four rows on one GPU. Here each of two GPUs accumulates two, so a step has the same sixteen rows. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. `padding_free` leaves padding out, which section 7 explains.
+#
+# Choose `max_steps` by your own number of rows: steps = rows × epochs / 16. The 60 steps of the file see 60 × 16 = 960 rows. So 960 rows are seen once, and of 40,000 rows all but 960 are never seen. For two epochs of 5,000 rows write 625.
 #
 # Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/7b.toml --dry-run`. Leave `--dry-run` out when you like what it says.
 #
@@ -649,8 +650,8 @@ show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, s
 # If 37% is padding, leaving it out gives 1.6 times the speed. Where does the rest of 2.3 come from? One pass takes the place of four, and each pass unpacks all 4-bit weights, whatever the number of its rows. (How much of the rest that explains was not measured.)
 #
 # - **Rebalanced** (`train_sampling_strategy="batch_rebalance"`): the sixteen rows of a step are divided into batches of like cost. The same rows are learned in the same step, and no harm was seen.
-# - **Sorted** (`"group_by_length"`): a step has rows of like length, and so of one kind, where kinds differ in length. That harms what is learned. SmolLM2-135M-Instruct learned short instructions and longer messages at once: sorted, its held-out loss was 0.11 nats a token worse on instructions and 0.05 on messages than with padded rows in random order (means of five seeds; both 95% intervals leave out zero).
-# - **Packed** (`packing=True`): without flash attention it needs a mask of all tokens by all tokens, and a step has no fixed number of rows. TRL fills its packs from the longest row down, so most of them hold one kind of rows too: 0.12 worse on instructions, 0.004 on messages.
+# - **Sorted** (`"group_by_length"`): all rows of a step have about the same length. If one kind of rows is short and another is long, a step has rows of one kind only, and that harms what is learned. This was measured with SmolLM2-135M-Instruct, which learned short instructions and longer messages at once. Beside padded rows in random order its held-out loss was worse by 0.11 nats per token on instructions, and by 0.05 on messages. (These are means of five seeds, and neither 95% interval holds zero.)
+# - **Packed** (`packing=True`): several rows fill one long row. Without flash attention that needs a mask of all tokens by all tokens, and a step has no fixed number of rows. TRL fills its packs from the longest row down, so most packs hold one kind of rows too. In the same measurement the loss was worse by 0.12 on instructions, and by 0.004 on messages.
 # - **Padding-free**: all sixteen rows lie one behind the other, in one pass, and attention looks at each row by itself. The held-out loss is that of padded rows up to rounding (five seeds each, of the bundled model and of SmolLM2-135M-Instruct). TRL has `padding_free=True` for it, and leaves it to flash attention to keep the rows apart. A T4 has no flash attention; lesson 03 shows, under "Further down", what this course does instead.
 #
 # Do not rank the ways by the clock. All five wait for Python here, and how long depends on the computer beside the GPU: on another machine the same padding-free run came to 8,753 tokens a second, and not 6,076. Packing needs least of Python.
@@ -828,9 +829,9 @@ check("09.5", what_is_missing)
 # ```
 # </details>
 #
-# **6. Decide** (5 minutes, ••). You have two GPUs of a T4's size, and QLoRA. What should each of these do? Say "one" (a training on each GPU, or on one alone), "copies", "divided layers" or "divided weights".
+# **6. Decide** (5 minutes, ••). You have two GPUs of a T4's size, and QLoRA. What should each of these do? Say "one" (a training on each GPU, or on one alone), "copies", "divided layers" or "divided weights". One of the four has two right answers.
 #
-# - A: a 7B model and 40,000 rows. It takes 6 GB, and on one GPU nine hours. The session ends after nine.
+# - A: a 7B model and 40,000 rows. It takes 6 GB, and with `python -m helpers train` on one GPU nine hours. The session ends after nine.
 # - B: a 32B model, whose weights alone take 19 GB.
 # - C: a 1.5B model that shall be trained four times, with four learning rates. Each training takes 3 GB.
 # - D: a 14B model that takes 12.7 GB on one GPU. It should learn as many rows an hour as possible.
@@ -846,6 +847,8 @@ check("09.6", choice)
 # choice = {"A": "copies", "B": "divided layers", "C": "one", "D": "copies"}
 # check("09.6", choice)
 # ```
+#
+# For A `"one"` is right too, if it means lesson 03's notebook on one GPU: its changes bring a factor of 1.6 by GPU time, and copies brought 1.7. Nobody has timed the two on T4s, so run ten steps of each.
 #
 # C's four trainings need nothing of each other. Two at a time, one on each GPU, they exchange nothing and lose nothing.
 # </details>
@@ -908,9 +911,9 @@ table([(*words, beside.tokens_per_busy_second[name], beside.tokens_per_clock_sec
 #
 # ### A script of your own
 #
-# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it into the folder of this lesson's trainings, and prints the command that starts it there. Put your rows into that folder too, as `rows.jsonl` with columns `prompt` and `completion`, and your model in place of `MODEL`. It has what lesson 03 needs to train at all, and not what makes it fast. For copies there are four lines of their own: the number of the process, the device map, the argument, and that only the first process saves.
+# Copies need little, so here is a script for them that uses nothing of this course. The next cell writes it into the folder of this lesson's trainings, and prints the command that starts it. The script works in the folder in which it lies. Put your rows there too, as `rows.jsonl` with columns `prompt` and `completion`, and your model in place of `MODEL`. It has what lesson 03 needs to train at all, and not what makes it fast. For copies there are four lines of their own: the number of the process, the device map, the argument, and that only the first process saves.
 
-# %% tags=["script", "nbval-ignore-output"] reason="the folder of the run stands in it"
+# %% tags=["script"]
 script = """
 import os
 
@@ -920,6 +923,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
+os.chdir(os.path.dirname(os.path.abspath(__file__)))  # rows and adapter lie beside the script
 MODEL, ROWS, STEPS = os.environ.get("MODEL", "Qwen/Qwen2.5-7B"), os.environ.get("ROWS", "rows.jsonl"), 60
 process, cuda = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
 dtype = torch.float16 if cuda else torch.float32  # a T4 has no bfloat16
@@ -944,10 +948,9 @@ trainer.train()
 if trainer.is_world_process_zero():
     trainer.model.save_pretrained("two-gpus/adapter")
 """
-import os
-
-(run.folder / "several" / "two_gpus.py").write_text(script.lstrip(), encoding="utf-8")
-print(f"!cd {os.path.relpath(run.folder / 'several')} && accelerate launch --multi_gpu --num_processes 2 two_gpus.py")
+two_gpus = run.folder / "several" / "two_gpus.py"
+two_gpus.write_text(script.lstrip(), encoding="utf-8")
+print('!accelerate launch --multi_gpu --num_processes 2 "{two_gpus}"')
 
 # %% [markdown]
-# That line starts it from a notebook. (On a CPU it starts two processes as well, in spite of its name.) A test of this course runs this very script in two processes, on a CPU.
+# Put that line into a cell of its own to start the script. Jupyter writes the script's path in place of `{two_gpus}`, on whichever drive it lies. (On a CPU it starts two processes as well, in spite of its name.) A test of this course runs this very script in two processes, on a CPU.

@@ -12,7 +12,8 @@ from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
 from helpers.memory.sizes import weight_bytes
 
-MARGIN = 0.05  # of a GPU, which tensors leave free: what a prediction may be off
+SPARE = 0.01  # of a GPU, which every run that fits leaves free: as much as predicted peaks of measured runs were off
+MARGIN = 0.05  # of a GPU, which a plan's tensors leave free: what a prediction may be off
 
 # A pass over the weights costs as much as 256 tokens, whatever the batch: dequantizing a weight moves 2.5 bytes, a
 # token's share of the product takes 2 operations, and on a T4 (320 GB/s, 65 TFLOP/s) as on an H200 (4.8 TB/s,
@@ -30,16 +31,18 @@ CHOICES = {
 
 
 def fits(prediction: Prediction, gpu: str, total_bytes: float | None = None, margin: float | None = 0.0) -> bool:
-    """Whether a run fits a GPU: what torch reserves and the CUDA context, in what the GPU reports.
+    """Whether a run fits a GPU: what torch reserves and the CUDA context leave SPARE of what the GPU reports free.
 
     `total_bytes`: what it reports (`torch.cuda.get_device_properties(0).total_memory`), GPUS' figure unless given.
-    `margin`: the share of it that tensors have to leave free besides, for what a prediction may be off; None is what
-    `plan` leaves. Of a run on several GPUs each has to fit. Raises CannotPredict for an unknown GPU.
+    `margin`: the share of it that tensors alone have to leave free, for what a prediction may be off; None is `plan`'s.
+    Of a run on several GPUs each has to fit. Raises CannotPredict for an unknown GPU.
     """
     margin = MARGIN if margin is None else margin
     total = gpu_named(gpu).total_bytes if total_bytes is None else total_bytes
     each = prediction.each or (prediction,)
-    return all(one.held_bytes(gpu) <= total and one.peak_allocated <= (1 - margin) * total for one in each)
+    return all(
+        one.held_bytes(gpu) <= (1 - SPARE) * total and one.peak_allocated <= (1 - margin) * total for one in each
+    )
 
 
 class DoesNotFit(CannotPredict):
@@ -96,7 +99,7 @@ def plan(
     config, budget_bytes: int, spec=None, choices: dict | None = None, gpu: str = "t4", margin: float = MARGIN,
     gpus: int = 1, way: str | None = None, layers=None,
 ) -> Plan:  # fmt: skip
-    """The fastest setting that fits (see `fits`) with `margin` of `budget_bytes`, what the GPU reports, left free.
+    """The fastest setting that fits (see `fits`) and whose tensors leave `margin` of `budget_bytes`, what the GPU reports.
 
     `spec` (a RunSpec or its fields) holds what is given: rank, length, dtypes, ... `choices` maps fields of RunSpec to
     the values that may be tried (default CHOICES). Time is `cost_per_token`'s; among equally fast settings the smaller

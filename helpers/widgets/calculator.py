@@ -61,7 +61,8 @@ def verdict_on(prediction, gpu: str) -> str:
         return f"Does not fit: its tensors take {peak:.2f} GB, {peak - total:.2f} GB more than the GPU has."
     context = GPUS[gpu].context_bytes / 1e9
     besides = f"what torch reserves beside them {held - peak - context:.2f}, and the CUDA context {context:.2f}"
-    return f"Does not fit: it takes {held:.2f} of {total:.2f} GB: tensors {peak:.2f}, {besides}."
+    kept = "" if held > total else " A hundredth of the GPU has to stay free."
+    return f"Does not fit: it takes {held:.2f} of {total:.2f} GB: tensors {peak:.2f}, {besides}.{kept}"
 
 
 @functools.lru_cache(maxsize=512)

@@ -195,9 +195,10 @@ def test_with_the_chat_model_sorted_and_packed_rows_learn_worse_and_the_lesson_s
     assert worse == {(task, way) for task in ("instructions", "messages") for way in ("sorted", "packed")}
     lesson = (COURSE_ROOT / "lessons" / "09_faster_and_larger.py").read_text(encoding="utf-8")
     mean = {pair: numbers[0] for pair, numbers in found.items()}
-    said = f"{mean['instructions', 'sorted']:.2f} nats a token worse on instructions and {mean['messages', 'sorted']:.2f} on"
-    assert said in lesson
-    assert f"{mean['instructions', 'packed']:.2f} worse on instructions, {mean['messages', 'packed']:.3f} on" in lesson
+    said = "worse by {:.2f} nats per token on instructions, and by {:.2f} on messages"
+    assert said.format(mean["instructions", "sorted"], mean["messages", "sorted"]) in lesson
+    said = "worse by {:.2f} on instructions, and by {:.3f} on messages"
+    assert said.format(mean["instructions", "packed"], mean["messages", "packed"]) in lesson
 
 
 def speed_rows():

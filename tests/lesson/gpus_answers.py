@@ -131,6 +131,8 @@ MISTAKES = {
     ],
     "09.6": [
         (CHOICE | {"A": "divided layers"}, "time is what is lacking"),
+        (CHOICE | {"A": "divided weights"}, "time is what is lacking"),
+        (CHOICE | {"D": "one"}, "the fastest then"),
         (CHOICE | {"B": "copies"}, "no copy does"),
         (CHOICE | {"B": "divided weights"}, "held less"),
         (CHOICE | {"C": "copies"}, "exchange"),
@@ -157,7 +159,11 @@ ALSO_RIGHT = {
     "09.3": [1, 3],
     "09.4": [walked, cut_by],
     "09.5": [missing, by_sets],
-    "09.6": [{case: word.title() for case, word in CHOICE.items()}, {k: CHOICE[k] for k in "DCBA"}],
+    "09.6": [
+        CHOICE | {"A": "one"},
+        {case: word.title() for case, word in CHOICE.items()},
+        {k: CHOICE[k] for k in "DCBA"},
+    ],
     "09.7": [
         lambda rows, epochs, s: epochs * -(-rows // in_a_step(s)),
         lambda rows, epochs, s: epochs * ((rows + in_a_step(s) - 1) // in_a_step(s)),

@@ -462,7 +462,9 @@ MISTAKES = {
     "02.5": [
         (estimate_without("tables"), "embeddings and the head are missing"),
         (estimate_without("kept", "gradients"), "kept inputs are missing"),
-        (estimate_without("at work", "loss"), "layer at work is missing"),
+        (estimate_without("at work", "loss"), "layer at work is missing, and the loss"),
+        (estimate_without("at work"), "layer at work is missing"),
+        (estimate_without("loss"), "the loss is missing; in this narrow model"),
         (
             lambda config, tokens, r: estimate_without()(config | {"tie_word_embeddings": False}, tokens, r),
             "one table for both",
@@ -884,7 +886,11 @@ ALSO_RIGHT = {
         lambda tokens, vocabulary: min(2 * tokens, 8192) * min(vocabulary, 2**15),
         lambda tokens, vocabulary: 2 * sorted((tokens, 4096))[0] * sorted((vocabulary, 32_768))[0],
     ],
-    "02.5": [estimate_without(), estimate_without("loss"), lambda *asked: int(1.02 * estimate_without()(*asked))],
+    "02.5": [
+        estimate_without(),
+        lambda *asked: int(1.02 * estimate_without()(*asked)),
+        lambda *asked: 0.99 * estimate_without()(*asked),
+    ],
     "02.6": [
         {"least": "Averages in float32", "most": " nothing recomputed"},
         {"most": "NOTHING RECOMPUTED", "least": "averages in float32 "},

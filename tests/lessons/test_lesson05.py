@@ -31,7 +31,7 @@ from helpers.models import model_card, presets
 from helpers.models import resolving as models
 from helpers.plots import diagrams
 from helpers.quick import four_bits, short_training
-from tests.cells import solutions, tagged
+from tests.cells import solutions, stored, tagged
 
 LESSON = jupytext.read(course.find_lesson("05"), fmt="py:percent")
 CODE = [cell.source for cell in LESSON.cells if cell.cell_type == "code"]
@@ -304,6 +304,29 @@ def test_q4_0_loses_no_update_of_either_base_and_exaggerates_small_ones_of_dequa
     )  # the noise is many times the update
     assert lesson["kept"](changes[1], U) == pytest.approx(dequantized, rel=0.1)
     assert (changes[0] - U).norm() > (changes[1] - U).norm()  # "with a larger error in single weights"
+
+
+def test_what_the_lesson_says_of_q4_0_is_said_once_and_is_what_was_measured():
+    text = re.sub(r"\s+", " ", " ".join(cell.source for cell in LESSON.cells if cell.cell_type == "markdown"))
+    assert "by a tenth at 2% of the weights, and more than twice as large at 0.2%" in text  # 1.12 and 2.4 above
+    assert text.count("So no rule says which base is better.") == 1
+    assert "| either; for a small update make both and ask them (section 7) |" in text
+    (rows,) = (
+        out
+        for cell in stored("05").cells
+        if "compared, right = {}" in cell.source
+        for out in cell.outputs
+        if "data" in out
+    )
+    equal = {base: int(share) for base, share in re.findall(r"q4_0, (\w+) base +(\d+)%", rows["data"]["text/plain"])}
+    assert equal["dequantized"] > equal["original"], '"in the answers above that cost more"'
+
+
+def test_each_row_in_which_vllm_serves_an_adapter_names_the_template():
+    served = [line for cell in LESSON.cells for line in cell.source.splitlines() if "`vllm serve BASE" in line]
+    assert len(served) == 2
+    assert all("--lora-modules mine=ADAPTER T`" in line for line in served)
+    assert any("`T` stands for `--chat-template ADAPTER/chat_template.jinja`" in cell.source for cell in LESSON.cells)
 
 
 @pytest.mark.parametrize(("percent", "dequantized"), [(0.2, 1.14), (2, 1.0), (11, 1.0)])

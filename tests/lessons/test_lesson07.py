@@ -1,5 +1,6 @@
 """Lesson 07: it trains on what was measured, its traps are real, its scores say what it claims."""
 
+import contextlib
 import copy
 import csv
 import html
@@ -8,6 +9,7 @@ import math
 import random
 import re
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pandas
@@ -231,6 +233,45 @@ def test_the_lengths_of_exercise_6_are_those_of_its_check():
     names: dict = {}
     exec(source.splitlines()[0], names)
     assert names["theirs"] == LENGTHS
+
+
+def test_the_tuned_model_is_loaded_once_and_asked_one_message_as_it_was_trained(capsys, tmp_path):
+    loaded, prompts = [], []
+
+    def with_adapter(base, folder):
+        loaded.append((base, folder))
+        return SimpleNamespace(eval=lambda: "the tuned model")
+
+    def ask(model, asked):
+        prompts.append((model, *asked))
+        return ["an answer"]
+
+    names = {
+        "held_rows": [{"asked": "Which?", "task": "Answer in a word."}],
+        "model": None,
+        "PeftModel": SimpleNamespace(from_pretrained=with_adapter),
+        "plan": SimpleNamespace(guarded=contextlib.nullcontext),
+        "load": lambda: "the base",
+        "ask": ask,
+        "adapter": tmp_path / "adapter-of-quiz",
+        "turns_of": lambda text, task: [task, text],
+        "prompt_of": " | ".join,
+    }
+    source = tagged(NOTEBOOK, "ask-it").source
+    for text in ('held_rows[-1]["asked"]', '"My own message"'):
+        exec(source.replace('mine = held_rows[-1]["asked"]', f"mine = {text}"), names)
+    assert loaded == [("the base", str(tmp_path / "adapter-of-quiz"))]
+    asked = ["Answer in a word. | Which?", "Answer in a word. | My own message"]
+    assert prompts == [("the tuned model", prompt) for prompt in asked]
+    assert (
+        "asked: My own message\nanswered: an answer\nby the adapter in the folder adapter-of-quiz"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_message_of_ones_own_is_the_first_line_of_its_cell_and_no_other_cell_asks_for_one():
+    assert tagged(NOTEBOOK, "ask-it").source.startswith('mine = held_rows[-1]["asked"]  # or a text of your own')
+    assert sum("a text of your own" in code for code in CODE) == 1
 
 
 # --- the whole lesson, on a file of one's own ----------------------------------------------------------------------------

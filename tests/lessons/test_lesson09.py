@@ -519,12 +519,11 @@ def test_the_script_trains_two_copies_without_the_course_and_saves_a_whole_adapt
     assert "helpers" not in script.read_text()
     script.write_text(script.read_text().replace('"rows.jsonl"), 60', '"rows.jsonl"), 2'))
     rows = [{"prompt": f"What is the capital of place {n}?", "completion": f" Town {n}"} for n in range(16)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "helpers.py").write_text("raise ImportError('the course is not here')")
+    (script.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (script.parent / "helpers.py").write_text("raise ImportError('the course is not here')")
     around = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     around |= {
         "MODEL": str(BUNDLED_MODEL),
-        "ROWS": str(tmp_path / "rows.jsonl"),
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
     }
@@ -541,9 +540,42 @@ def test_the_script_trains_two_copies_without_the_course_and_saves_a_whole_adapt
     words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
     done = subprocess.run(words, cwd=tmp_path, env=around, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    shapes = safetensors_shapes(tmp_path / "two-gpus" / "adapter" / "adapter_model.safetensors")
+    shapes = safetensors_shapes(script.parent / "two-gpus" / "adapter" / "adapter_model.safetensors")
     assert len(shapes) == 84
     assert all(numpy.prod(shape) > 0 for shape in shapes.values())
+
+
+def test_the_line_that_starts_the_script_names_its_file_by_a_variable_and_so_works_from_any_drive(tmp_path, capsys):
+    names: dict = {"run": type("Run", (), {"folder": tmp_path})}
+    (tmp_path / "several").mkdir()
+    exec(tagged(NOTEBOOK, "script").source, names)
+    line = capsys.readouterr().out.strip()
+    assert line == '!accelerate launch --multi_gpu --num_processes 2 "{two_gpus}"'
+    assert line.format(**names).endswith(f'"{tmp_path / "several" / "two_gpus.py"}"')
+    assert "relpath" not in CODE
+
+
+def test_the_steps_that_the_text_tells_for_so_many_rows_are_rows_times_epochs_by_those_of_a_step(tmp_path):
+    run, _ = planned("7b", tmp_path, PRESETS["qwen2.5-7b"].shape)
+    assert f"steps = rows × epochs / {run.rows_per_step}" in PROSE
+    steps = run.settings.max_steps
+    assert (
+        f"The {steps} steps of the file see {steps} × {run.rows_per_step} = {steps * run.rows_per_step} rows" in PROSE
+    )
+    assert f"For two epochs of 5,000 rows write {2 * 5000 // run.rows_per_step}." in PROSE
+    (file,) = (
+        text for text in re.findall(r"^# ```toml\n(.*?)^# ```", SOURCE, re.DOTALL | re.MULTILINE) if '/7b"' in text
+    )
+    assert f"# max_steps = {steps}\n" in file
+
+
+def test_the_question_and_the_picture_come_before_any_table():
+    kinds = [(cell.cell_type, cell.source) for cell in NOTEBOOK.cells]
+    question = next(i for i, (_, source) in enumerate(kinds) if source.startswith("## Time, or memory?"))
+    assert "**which do you lack, time or memory?**" in kinds[question][1]
+    assert kinds[question + 1][1] == tagged(NOTEBOOK, "result").source
+    assert "show(figure" in kinds[question + 1][1]
+    assert len(kinds[question][1].split()) < 150
 
 
 def test_what_the_text_says_of_large_models_is_what_the_rows_say():

@@ -104,6 +104,20 @@ def estimated(config: dict, tokens: int, r: int) -> dict[str, float]:
     }
 
 
+def at_peak(terms: dict[str, float], *left_out: str) -> float:
+    """The sum of exercise 02.5, without the terms that are left out."""
+    terms = terms | dict.fromkeys(left_out, 0)
+    staying = sum(terms[name] for name in ("codes", "tables", "adapters", "averages"))
+    return staying + max(terms["kept"], terms["gradients"]) + max(terms["at work"], terms["loss"])
+
+
+# SmolLM2-135M's shape: so small that what the exercise does not count, such as cuBLAS's room, is 8% of its peak.
+NARROW = {
+    "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
 @exercise("02.5", takes="config, tokens and r")
 def my_predict(answer):
     from helpers.memory import RunSpec, predict
@@ -115,15 +129,16 @@ def my_predict(answer):
         ("llama-3.1-8b", 2, 1024, 8),
         ("qwen2.5-0.5b", 2, 1024, 8),  # a large tile in a small model, so that adding it shows
         ("mistral-7b", 4, 512, 64),  # inputs and gradients are nearly equal, so adding them shows
+        ("smollm2-135m", 4, 1024, 8),  # the loss takes more than the layer at work, so leaving it out shows
     )
     for name, rows, length, r in asked:
-        config = PRESETS[name].shape
+        config = PRESETS[name].shape if name in PRESETS else NARROW
         given = answer(dict(config), rows * length, r)
         if given is ...:
             return DOTS
         spec = RunSpec(rank=r, batch_size=rows, seq_len=length, optimizer="adamw_torch_fused", lora_dropout=0.0)
         right = predict(config, spec, "l4").peak_allocated
-        if near(given, right, 0.05):
+        if near(given, right, 0.1 if config is NARROW else 0.05):
             continue
         words = f"for {name}, {rows} x {length} tokens and r = {r} predict says {right / 1e9:.2f} GB"
         if not isinstance(given, int | float):
@@ -134,20 +149,24 @@ def my_predict(answer):
 
 def _missing(given: float, terms: dict[str, float], config: dict) -> str:
     """What explains a wrong estimate."""
-    staying = terms["codes"] + terms["tables"] + terms["adapters"] + terms["averages"]
-    whole = staying + max(terms["kept"], terms["gradients"]) + max(terms["at work"], terms["loss"])
-    mistakes = {
-        "the embeddings and the head are missing": -terms["tables"],
+    whole = at_peak(terms)
+    left_out = {
+        "the embeddings and the head are missing": ("tables",),
+        "the layers' kept inputs are missing, or the gradients": ("kept", "gradients"),
+        "the layer at work is missing": ("at work",),
+        "the layer at work is missing, and the loss": ("at work", "loss"),
+        "the adapters and their averages are missing": ("adapters", "averages"),
+        "the weights are missing": ("codes",),
+    }
+    if terms["loss"] > terms["at work"]:
+        left_out["the loss is missing; in this narrow model it takes more than the layer at work"] = ("loss",)
+    mistakes = {fault: at_peak(terms, *names) - whole for fault, names in left_out.items()} | {
         "inputs and gradients are added; of these two only the larger is there at the peak": min(
             terms["kept"], terms["gradients"]
         ),
         "the layer at work and the loss are added; one is over before the other begins": min(
             terms["at work"], terms["loss"]
         ),
-        "the layers' kept inputs are missing, or the gradients": -max(terms["kept"], terms["gradients"]),
-        "the layer at work is missing": -terms["at work"],
-        "the adapters and their averages are missing": -terms["adapters"] - terms["averages"],
-        "the weights are missing": -terms["codes"],
         "the weights are counted in 16 bits": 2 * terms["codes"] / (1 / 2 + 1 / 64 + 4 / (64 * 256)) - terms["codes"],
     }
     if config["tie_word_embeddings"]:
