@@ -19,57 +19,9 @@ from helpers import COURSE_ROOT
 from helpers.__main__ import main
 from helpers.export import ExportError, export_gguf, exporter
 from tests.export import makers
+from tests.export.refusing import edit, refused
 
 export = functools.partial(export_gguf, progress=False)
-
-
-def edit(file, change) -> None:
-    settings = json.loads(file.read_text())
-    change(settings)
-    file.write_text(json.dumps(settings))
-
-
-def refused(model, words, out=None, **settings) -> None:
-    """The export stops with one line that has the words in it, and leaves nothing where it would have written."""
-    out = out or model.parent / "out.gguf"
-    before = {file: file.lstat().st_mtime_ns for file in out.parent.iterdir()}
-    with pytest.raises(ExportError, match=words) as caught:
-        export(model, out, **settings)
-    assert "\n" not in str(caught.value)
-    assert {file: file.lstat().st_mtime_ns for file in out.parent.iterdir()} == before
-
-
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
-
-PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "words"),
-    [
-        ("gemma", {}, "is a 'gemma' model: llama, mistral, qwen2, qwen3 are exported here"),
-        ("qwen3", {"attention_bias": True}, "attention_bias = true in a qwen3 model"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = 'dynamic'"),
-        ("qwen2", {"rope_parameters": LLAMA3}, "rope_type = 'llama3' in a qwen2 model"),
-        ("qwen3", {"rope_parameters": LLAMA3}, "rope_type = 'llama3' in a qwen3 model"),
-        ("llama", {"rope_parameters": YARN | {"attention_factor": 1.0}}, "attention_factor = 1.0 in yarn scaling"),
-        ("llama", {"rope_parameters": YARN | {"beta_fast": 16}}, "beta_fast = 16 in yarn scaling"),
-        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate = False in yarn scaling"),
-        ("llama", {"rope_parameters": PART}, "partial_rotary_factor"),
-        ("llama", {"rope_parameters": YARN | {"factor": None}}, "factor = None in yarn scaling"),
-        ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 64.5}}, "GGUF has whole numbers there"),
-    ],
-)  # fmt: skip
-def test_settings_that_llama_cpp_does_not_follow_are_refused_by_name(kind, settings, words, tmp_path):
-    config = makers.AutoConfig.for_model(kind, vocab_size=64, max_position_embeddings=256, **makers.SHAPE, **settings)
-    config.architectures = ["LlamaForCausalLM"]
-    (tmp_path / "model").mkdir()
-    config.save_pretrained(tmp_path / "model")
-    save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "model" / "model.safetensors")
-    refused(tmp_path / "model", words)
 
 
 def cut_otherwise(backend):
