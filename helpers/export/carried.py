@@ -3,6 +3,7 @@
 Names of keys and tensors are the `gguf` package's (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,7 @@ def describe(config, name: str) -> Described:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     done = Described(known, head, config.num_hidden_layers)
     done.calls += [
-        ("add_name", name),
+        ("add_name", _harmless(name, done)),
         ("add_context_length", _context(config, done)),
         ("add_embedding_length", config.hidden_size),
         ("add_block_count", config.num_hidden_layers),
@@ -75,6 +76,21 @@ def describe(config, name: str) -> Described:
     ]
     _describe_rope(config, done)
     return done
+
+
+def _harmless(name: str, done: Described) -> str:
+    """A model's name that does not change its tokens: of some names llama.cpp takes spaces beside special tokens away.
+
+    It looks for these three anywhere in the name, in small or capital letters (its llama-vocab.cpp).
+    """
+    changed = re.sub(
+        "(phi)-?(3)|(modern)-(bert)", lambda found: "_".join(filter(None, found.groups())), name, flags=re.I
+    )
+    if changed != name:
+        done.notes.append(
+            f"the model is called {changed} in the file: of the name {name} llama.cpp would make other tokens"
+        )
+    return changed
 
 
 LARGEST_WHOLE = 2**31 - 1  # llama.cpp counts tokens in 32 bits with a sign
