@@ -13,6 +13,7 @@ from helpers.data import ends_of_answers, with_template
 from helpers.export.beyond import HANDED_ON, OTHER, fields_read, roles_read
 from helpers.export.carried import Described, ExportError, describe
 from helpers.export.conversation import begins_with, modelfile, otherwise, spaces_wanted, take_apart, writes_date
+from helpers.export.handed import for_llama_cpp
 from helpers.export.vocabulary import Vocabulary, read_vocabulary
 from helpers.export.weights import TYPES, plan_weights, write_weights
 from helpers.files import config_fault, finish_replacing, read_object
@@ -202,8 +203,10 @@ def _describe_words(described: Described, vocabulary: Vocabulary, tokenizer, end
     """
     go: str | None = "{{ .Prompt }}"
     if tokenizer.chat_template:
-        described.calls.append(("add_chat_template", tokenizer.get_chat_template()))
         go = _fit_to_chats(vocabulary, tokenizer)
+        written, notes = for_llama_cpp(tokenizer)
+        described.calls.append(("add_chat_template", written))
+        vocabulary.notes += notes
     others = sorted(ends[1:], key=lambda number: vocabulary.tokens[number] in ENDS_BY_NAME)
     described.calls += vocabulary.calls(_spaced(vocabulary, tokenizer), others[:2])
     unknown = [vocabulary.tokens[number] for number in others[2:] if vocabulary.tokens[number] not in ENDS_BY_NAME]
