@@ -148,6 +148,7 @@ def _byte_level(described: dict) -> Vocabulary:
     pre = next((pre for *known, pre in WAYS if tuple(known) == way), None)
     if pre is None or normalizer not in ([], [{"type": "NFC"}]):
         raise _unknown(described)
+    _check_bytes(model)
     done = Vocabulary("gpt2", pre, [], [], merges=[" ".join(pair) for pair in model["merges"]])
     if normalizer:
         done.notes.append(
@@ -155,6 +156,22 @@ def _byte_level(described: dict) -> Vocabulary:
             "a letter and its accent as two characters, gets other tokens there"
         )
     return done
+
+
+NOT_IN_TEXTS = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that stand in no text of UTF-8
+
+
+def _check_bytes(model: dict) -> None:
+    """ExportError if the tokenizer writes unk_token for a byte that it has no token for: llama.cpp leaves it out."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    signs = {byte: sign for byte, sign in bytes_to_unicode().items() if byte not in NOT_IN_TEXTS}
+    missing = next((byte for byte, sign in sorted(signs.items()) if sign not in model["vocab"]), None)
+    if model["unk_token"] is not None and missing is not None:
+        raise ExportError(
+            f"unk_token = {model['unk_token']!r} stands for the byte 0x{missing:02X}, which has no token, and llama.cpp leaves "
+            f"it out: train a tokenizer with all bytes as its initial alphabet"
+        )
 
 
 def _sentencepiece(described: dict) -> Vocabulary:
