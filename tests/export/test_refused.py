@@ -4,8 +4,6 @@ import functools
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 
 import gguf
@@ -15,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
-from helpers import COURSE_ROOT
 from helpers.__main__ import main
 from helpers.export import ExportError, export_gguf, exporter
 from tests.export import makers
@@ -316,40 +313,6 @@ def test_without_gguf_the_command_says_what_to_install(model, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert main(["export", str(model), str(model.parent / "out.gguf")]) == 2
     assert capsys.readouterr().err == "python -m helpers export: the package gguf is not installed: pip install gguf\n"
-
-
-@pytest.mark.parametrize(
-    ("where", "how", "there"),
-    [
-        ("helpers.export.weights.quantized", "before", False),
-        ("helpers.export.exporter.write_weights", "after", True),
-        ("os.replace", "before", False),
-        ("os.replace", "after", True),
-    ],
-)
-def test_a_killed_export_leaves_a_whole_file_or_none_and_the_next_sweeps_up(model, where, how, there, tmp_path):
-    out = tmp_path / "here" / "out.gguf"
-    out.parent.mkdir()
-    if there:
-        export(model, out, "f32")
-    old = out.read_bytes() if there else None
-    module, name = where.rsplit(".", 1)
-    body = (
-        "os.kill(os.getpid(), signal.SIGKILL)"
-        if how == "before"
-        else "done = whole(*a, **k); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    code = (
-        f"import os, signal, sys, {module}\nfrom helpers.export import export_gguf\nwhole = {module}.{name}\n"
-        f"def killed(*a, **k): {body}\n{module}.{name} = killed\n"
-        f"export_gguf(sys.argv[1], sys.argv[2], 'q8_0', overwrite=True, progress=False)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(model), str(out)], cwd=COURSE_ROOT, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    assert (out.read_bytes() if out.exists() else None) == old
-    export(model, out, "q8_0", overwrite=True)
-    assert sorted(file.name for file in out.parent.iterdir()) == ["out.Modelfile", "out.gguf"]
-    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors} == {"F32", "Q8_0"}
 
 
 def test_the_command_writes_file_and_modelfile_and_says_where_answers_end(model, capsys):

@@ -179,7 +179,9 @@ def test_answers_end_where_transformers_ends_them(where, ends, lost, tokenizer, 
         name = tokenizer.convert_ids_to_tokens(end)
         assert (tokens, why) == (([end], "eos") if name not in lost else ([end] * 4, "limit"))
     notes = " ".join(done["notes"])
-    assert (f"llama.cpp does not end at {' '.join(lost)}" in notes) if lost else ("does not end" not in notes)
+    assert (
+        (f"llama.cpp does not end an answer at {' '.join(lost)}," in notes) if lost else ("does not end" not in notes)
+    )
     assert {f'PARAMETER stop "{name}"' for name in lost} <= set((tmp_path / "m.Modelfile").read_text().splitlines())
 
 
