@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from helpers.export.carried import ExportError
+from helpers.export.overlaps import check_overlaps
 
 SPACE = "▁"  # SentencePiece's sign for a space
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -114,6 +115,7 @@ def read_vocabulary(tokenizer, size: int) -> Vocabulary:
         odd = next((key for key in ("lstrip", "rstrip", "single_word") if token[key]), None)
         if odd:
             raise ExportError(f"the token {token['content']!r} has {odd} set, and llama.cpp would not follow that")
+    check_overlaps(added)
     done = _sentencepiece(described) if model["byte_fallback"] else _byte_level(described)
     done.tokens, done.types = _tokens(described, size)
     done.scores += [0.0] * (size - len(done.scores) if done.scores else 0)
@@ -196,6 +198,11 @@ def _sentencepiece(described: dict) -> Vocabulary:
     odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prefix == "prepend"), None)
     if odd:
         raise ExportError(f"the token {odd!r} is looked for in normalized text, and llama.cpp looks in the text itself")
+    spaced = next((token["content"] for token in described["added_tokens"] if SPACE in token["content"]), None)
+    if spaced:
+        raise ExportError(
+            f"the added token {spaced!r} has {SPACE} in it, which llama.cpp finds in place of a space too"
+        )
     return Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
 
 
