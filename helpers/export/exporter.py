@@ -89,7 +89,7 @@ def _export(
         if free < needed * 1.01:
             raise ExportError(f"{out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
         with _part_of(out) as part, _part_of(beside) as words_part:
-            write_weights(writer, weights, part, progress)
+            write_weights(writer, weights, part, progress, vocabulary.notes)
             words_part.write_text(words, encoding="utf-8", newline="\n")
             for file in (part, words_part):
                 _finish(file)

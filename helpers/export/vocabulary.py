@@ -198,12 +198,11 @@ def _sentencepiece(described: dict) -> Vocabulary:
     odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prefix == "prepend"), None)
     if odd:
         raise ExportError(f"the token {odd!r} is looked for in normalized text, and llama.cpp looks in the text itself")
-    spaced = next((token["content"] for token in described["added_tokens"] if SPACE in token["content"]), None)
+    done = Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
+    spaced = [token["content"] for token in described["added_tokens"] if SPACE in token["content"]]
     if spaced:
-        raise ExportError(
-            f"the added token {spaced!r} has {SPACE} in it, which llama.cpp finds in place of a space too"
-        )
-    return Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
+        done.notes.append(f"llama.cpp finds {' '.join(spaced)} also where a text has a space in place of {SPACE}")
+    return done
 
 
 def _scores(model: dict, added: list[dict]) -> list[float]:

@@ -8,7 +8,6 @@ from transformers import AutoTokenizer
 
 from helpers.export import ExportError, export_gguf, overlaps, vocabulary
 from tests.export import makers
-from tests.export.refusing import refused
 
 
 def added(*contents: str, normalized: bool = False) -> list[dict]:
@@ -83,7 +82,13 @@ def test_it_is_refused_exactly_where_llama_cpp_finds_other_tokens(pair, normaliz
         assert refuses == bool(differ), differ
 
 
-def test_an_added_token_with_the_sign_of_a_space_is_refused(tmp_path):
+def test_an_added_token_with_the_sign_of_a_space_is_said(tmp_path):
+    running = pytest.importorskip("tests.export.llama").Llama
     tokenizer = makers.legacy_pieces()
     tokenizer.add_tokens([AddedToken("▁foo", normalized=False)])
-    refused(makers.make_model(tmp_path / "model", "llama", tokenizer), "the added token '▁foo' has ▁ in it")
+    folder = makers.make_model(tmp_path / "model", "llama", tokenizer)
+    notes = export_gguf(folder, tmp_path / "out.gguf", "f16", progress=False)["notes"]
+    assert any("llama.cpp finds ▁foo also where a text has a space" in note for note in notes)
+    foo = tokenizer.convert_tokens_to_ids("▁foo")
+    assert foo in running(tmp_path / "out.gguf").ids("a foo")
+    assert foo not in tokenizer("a foo")["input_ids"]
