@@ -45,16 +45,18 @@ def ends_in_llama_cpp(vocabulary: Vocabulary, tokenizer, ends: list[int]) -> tup
     others = sorted(ends[1:], key=lambda number: vocabulary.tokens[number] in ENDS_BY_NAME)
     here = [vocabulary.tokens[number] for number in ends]
     never = {lost for beside, lost in TAKES_AWAY if there >= {*beside, lost}}
-    lost = [vocabulary.tokens[number] for number in others[2:] if vocabulary.tokens[number] not in ENDS_BY_NAME]
-    lost = [token for token in here if token in never or token in lost]
-    notes = []
-    if lost:
-        why = (
-            "other tokens of its vocabulary forbid it" if never & set(lost) else "a GGUF file names three tokens alone"
-        )
-        notes.append(f"llama.cpp does not end an answer at {' '.join(lost)}, because {why}")
-    more = [token for token in (*ENDS_BY_NAME, *NEWER_ENDS) if token in there - never - set(here)]
-    more += [token for token in PARTS_OF_CODE if token in there - set(here) and (template is None or token in template)]
+    beyond = [vocabulary.tokens[number] for number in others[2:]]
+    forbidden = [token for token in here if token in never]
+    unnamed = [token for token in beyond if token not in (*ENDS_BY_NAME, *forbidden)]
+    reasons = {"other tokens of its vocabulary forbid it": forbidden, "a GGUF file names three tokens alone": unnamed}
+    notes = [
+        f"llama.cpp does not end an answer at {' '.join(tokens)}, because {why}"
+        for why, tokens in reasons.items()
+        if tokens
+    ]
+    new = there - never - {*here, tokenizer.pad_token}  # a model does not learn to write what fills up a batch
+    more = [token for token in (*ENDS_BY_NAME, *NEWER_ENDS) if token in new]
+    more += [token for token in PARTS_OF_CODE if token in new and (template is None or token in template)]
     if more:
         notes.append(f"llama.cpp ends an answer at {' '.join(more)} too, which it knows by name")
     return others[:2], notes

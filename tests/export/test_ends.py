@@ -125,6 +125,15 @@ QWEN_CHATS = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_start|>"])
+def test_what_pads_a_batch_is_no_end_that_a_model_writes(pad, tmp_path):
+    tokenizer = makers.of_qwen2(chat_template=QWEN_CHATS, pad_token=pad)
+    folder = makers.make_model(tmp_path / "model", "qwen2", tokenizer)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
+    notes = " ".join(export_gguf(folder, tmp_path / "out.gguf", "q8_0", progress=False)["notes"])
+    assert ("<|endoftext|> too" in notes) is (pad != "<|endoftext|>")
+
+
 def test_a_qwen_has_three_notes_at_most(tmp_path):
     tokenizer = makers.of_qwen2(chat_template=QWEN_CHATS)
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in QWEN])
