@@ -3,6 +3,7 @@
 Names of keys and tensors are the `gguf` package's (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,20 +57,12 @@ def describe(config, name: str) -> Described:
             raise ExportError(f"{bias} = true in a {config.model_type} model: llama.cpp has no such biases there")
     if config.hidden_act != "silu":
         raise ExportError(f"hidden_act = {config.hidden_act!r}: llama.cpp computes silu for every {config.model_type}")
+    _check_numbers(config)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    done, length = Described(known, head, config.num_hidden_layers), config.max_position_embeddings
-    window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if config.model_type == "llama":  # transformers' Llama has no window, whatever its file says
-        window = None
-    if window and window < length and (layers is None or "sliding_attention" in layers):
-        length = window  # as long as a text fits into it, attention with a window and without are the same
-        done.notes.append(
-            f"the model attends to the last {window:,} tokens (sliding_window) and llama.cpp to all: "
-            f"the file's context ends at {window:,}, where the two are the same"
-        )
+    done = Described(known, head, config.num_hidden_layers)
     done.calls += [
-        ("add_name", name),
-        ("add_context_length", length),
+        ("add_name", _harmless(name, done)),
+        ("add_context_length", _context(config, done)),
         ("add_embedding_length", config.hidden_size),
         ("add_block_count", config.num_hidden_layers),
         ("add_feed_forward_length", config.intermediate_size),
@@ -83,6 +76,82 @@ def describe(config, name: str) -> Described:
     ]
     _describe_rope(config, done)
     return done
+
+
+def _harmless(name: str, done: Described) -> str:
+    """A model's name that does not change its tokens: of some names llama.cpp takes spaces beside special tokens away.
+
+    It looks for these three anywhere in the name, in small or capital letters (its llama-vocab.cpp).
+    """
+    changed = re.sub(
+        "(phi)-?(3)|(modern)-(bert)", lambda found: "_".join(filter(None, found.groups())), name, flags=re.I
+    )
+    if changed != name:
+        done.notes.append(
+            f"the model is called {changed} in the file: of the name {name} llama.cpp would make other tokens"
+        )
+    return changed
+
+
+LARGEST_WHOLE = 2**31 - 1  # llama.cpp counts tokens in 32 bits with a sign
+SMALLEST_FLOAT, LARGEST_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+WHOLE = ("max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "vocab_size", "sliding_window", "attention_chunk_size")  # fmt: skip
+PARTS = (
+    "rms_norm_eps",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+
+
+def _check_numbers(config) -> None:
+    """ExportError, which names the field, for a number that GGUF does not hold or that no model works with."""
+    for name, value in (vars(config) | dict(config.rope_parameters)).items():
+        if value is None:
+            continue
+        if name in WHOLE and (type(value) is not int or not 1 <= value <= LARGEST_WHOLE):
+            raise ExportError(f"{name} = {value!r}: config.json needs a whole number from 1 to {LARGEST_WHOLE:,}")
+        least = 0.0 if name == "rms_norm_eps" else SMALLEST_FLOAT
+        if name in PARTS and not (isinstance(value, int | float) and least <= value <= LARGEST_FLOAT):  # nor NaN
+            raise ExportError(f"{name} = {value!r}: config.json needs a number above 0 that float32 holds")
+    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    if heads % shared:
+        raise ExportError(
+            f"num_key_value_heads = {shared}: config.json needs a divisor of num_attention_heads, {heads}"
+        )
+
+
+def _context(config, done: Described) -> int:
+    """How many tokens llama.cpp is to read: those of which every one attends to all in front of it, as it does there."""
+    if not getattr(config, "is_causal", True):
+        raise ExportError(
+            f"is_causal = {config.is_causal!r}: the model attends to what stands behind a token too, and llama.cpp would not: "
+            f"take it out of config.json if the model was trained without it"
+        )
+    length, layers = config.max_position_embeddings, getattr(config, "layer_types", None)
+    odd = next((kind for kind in layers or () if kind not in ("full_attention", "sliding_attention")), None)
+    if odd is not None:
+        raise ExportError(f"layer_types has {odd!r}: full_attention and sliding_attention are carried, and no other")
+    window = None if layers and "sliding_attention" not in layers else getattr(config, "sliding_window", None)
+    if (
+        config.model_type == "llama"
+    ):  # without a window in its attention, but generate's cache has one where a file says so
+        chunk = None if layers else getattr(config, "attention_chunk_size", None)
+        for name, tokens in (("sliding_window", window), ("attention_chunk_size", chunk)):
+            if tokens and tokens < length:
+                done.notes.append(
+                    f"{name} = {tokens:,}: transformers' generate forgets what is older, llama.cpp does not"
+                )
+    elif window and window < length:
+        length = window  # as long as a text fits into it, attention with a window and without are the same
+        done.notes.append(
+            f"the model attends to the last {window:,} tokens (sliding_window) and llama.cpp to all: "
+            f"the file's context ends at {window:,}, where the two are the same"
+        )
+    return length
 
 
 # For each kind of scaling, the settings that are carried, and the value that llama.cpp computes with where it is not.

@@ -77,10 +77,10 @@ def _text(tokenizer, messages: list[dict], answer: bool, **words) -> str:
         raise ExportError(f"the chat template cannot be used ({type(error).__name__}: {str(error)[:150]})") from error
 
 
-def text_of(tokenizer, messages: list[dict]) -> str | None:
-    """The template's text of a chat with an answer to come; None where it takes no such chat."""
+def text_of(tokenizer, messages: list[dict], **words) -> str | None:
+    """The template's text of a chat with an answer to come; None where it takes no such chat. words: what else it is handed."""
     try:
-        return _text(tokenizer, messages, answer=True)
+        return _text(tokenizer, messages, answer=True, **words)
     except ExportError:
         return None
 
@@ -106,8 +106,9 @@ def begins_with(tokenizer) -> int:
 
 
 def writes_date(tokenizer) -> bool:
-    """Whether the template writes `date_string`, which llama.cpp gives every template, and transformers none."""
-    return _rendered(tokenizer, USER, answer=True, date_string=ANSWER) != _rendered(tokenizer, USER, answer=True)
+    """Whether the template writes a date that llama.cpp gives every template, and transformers none."""
+    dated = _rendered(tokenizer, USER, answer=True, date_string=ANSWER, datetime=ANSWER)
+    return dated != _rendered(tokenizer, USER, answer=True)
 
 
 def spaces_wanted(tokenizer, prefix: str) -> set[bool]:

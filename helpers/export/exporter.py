@@ -13,13 +13,12 @@ from helpers.data import ends_of_answers, with_template
 from helpers.export.beyond import HANDED_ON, OTHER, fields_read, roles_read
 from helpers.export.carried import Described, ExportError, describe
 from helpers.export.conversation import begins_with, modelfile, otherwise, spaces_wanted, take_apart, writes_date
+from helpers.export.ends import ends_in_llama_cpp, read_generation, settings_left_out
+from helpers.export.handed import for_llama_cpp
 from helpers.export.vocabulary import Vocabulary, read_vocabulary
 from helpers.export.weights import TYPES, plan_weights, write_weights
-from helpers.files import config_fault, finish_replacing, read_object
+from helpers.files import config_fault, finish_replacing
 from helpers.merging import Stored, alone, check_sums, find_base, read_base, same_bits
-
-# llama.cpp ends an answer at the three tokens that a file names for it, and at these by their names (its llama-vocab.cpp).
-ENDS_BY_NAME = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|endoftext|>", "<end_of_turn>", "<EOT>")
 
 
 def export_gguf(
@@ -72,8 +71,10 @@ def _export(
     if template == "alpaca":
         with_template(tokenizer, "alpaca")
     vocabulary = read_vocabulary(tokenizer, config.vocab_size)
-    ends = _ends(tokenizer, folder, config)
+    generation = read_generation(folder, config)
+    ends = ends_of_answers(tokenizer, generation)
     words = _describe_words(described, vocabulary, tokenizer, ends, out)
+    vocabulary.notes += settings_left_out(generation)
     check_sums(folder, {tensor.file for tensor in stored.values()})
     writer = gguf.GGUFWriter(None, described.architecture.name)
     for method, *arguments in described.calls:
@@ -88,13 +89,16 @@ def _export(
         if free < needed * 1.01:
             raise ExportError(f"{out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free")
         with _part_of(out) as part, _part_of(beside) as words_part:
-            write_weights(writer, weights, part, progress)
+            write_weights(writer, weights, part, progress, vocabulary.notes)
             words_part.write_text(words, encoding="utf-8", newline="\n")
             for file in (part, words_part):
                 _finish(file)
             _check_out(out, overwrite)  # writing took its time, and somebody may have put a file there
-            os.replace(words_part, beside)
-            os.replace(part, out)
+            try:
+                os.replace(part, out)
+            finally:  # an interrupt between the two leaves both files, and never a Modelfile alone
+                if not part.exists():
+                    os.replace(words_part, beside)
     return len(weights), [vocabulary.tokens[number] for number in ends], described.notes + vocabulary.notes
 
 
@@ -179,21 +183,6 @@ def _tied(stored: dict[str, Stored], wanted: dict[str, tuple]) -> tuple[dict[str
     return ({k: v for k, v in stored.items() if k != head}, {k: v for k, v in wanted.items() if k != head})
 
 
-def _ends(tokenizer, folder: Path, config) -> list[int]:
-    """The tokens that end an answer; as in transformers, config.json has a say where there is no generation_config.json."""
-    file = folder / "generation_config.json"
-    try:
-        given = read_object(file) if file.is_file() else {"eos_token_id": getattr(config, "eos_token_id", None)}
-    except ValueError as error:
-        raise ExportError(f"{folder}: {error}") from error
-    eos = given.get("eos_token_id")
-    for number in eos if isinstance(eos, list) else [] if eos is None else [eos]:
-        if type(number) is not int or not 0 <= number < config.vocab_size:  # a bool is an int too
-            where = file.name if file.is_file() else "config.json"
-            raise ExportError(f"eos_token_id = {eos!r} in {where}: {number!r} is no token of the model")
-    return ends_of_answers(tokenizer, given)
-
-
 def _describe_words(described: Described, vocabulary: Vocabulary, tokenizer, ends: list[int], out: Path) -> str:
     """Add tokenizer and chat template to what is described; returns the Modelfile's text.
 
@@ -202,16 +191,15 @@ def _describe_words(described: Described, vocabulary: Vocabulary, tokenizer, end
     """
     go: str | None = "{{ .Prompt }}"
     if tokenizer.chat_template:
-        described.calls.append(("add_chat_template", tokenizer.get_chat_template()))
         go = _fit_to_chats(vocabulary, tokenizer)
-    others = sorted(ends[1:], key=lambda number: vocabulary.tokens[number] in ENDS_BY_NAME)
-    described.calls += vocabulary.calls(_spaced(vocabulary, tokenizer), others[:2])
-    unknown = [vocabulary.tokens[number] for number in others[2:] if vocabulary.tokens[number] not in ENDS_BY_NAME]
-    if unknown:
-        vocabulary.notes.append(
-            f"a GGUF file names three tokens that end an answer, and this model has more: llama.cpp does not end at "
-            f"{' '.join(unknown)}"
-        )
+        written, notes = for_llama_cpp(tokenizer)
+        described.calls.append(("add_chat_template", written))
+        vocabulary.notes += notes
+    else:
+        vocabulary.notes.append("there is no chat template: llama.cpp writes chats as ChatML, and transformers none")
+    named, notes = ends_in_llama_cpp(vocabulary, tokenizer, ends)
+    described.calls += vocabulary.calls(_spaced(vocabulary, tokenizer), named)
+    vocabulary.notes += notes
     words, left_out = modelfile(out.name, go, {vocabulary.tokens[end]: vocabulary.text(end) for end in ends})
     if left_out:
         vocabulary.notes.append(f"a Modelfile cannot hold the text of {' '.join(left_out)}: it has no stop for that")

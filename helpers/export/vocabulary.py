@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from helpers.export.carried import ExportError
+from helpers.export.overlaps import check_overlaps
 
 SPACE = "▁"  # SentencePiece's sign for a space
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -114,6 +115,7 @@ def read_vocabulary(tokenizer, size: int) -> Vocabulary:
         odd = next((key for key in ("lstrip", "rstrip", "single_word") if token[key]), None)
         if odd:
             raise ExportError(f"the token {token['content']!r} has {odd} set, and llama.cpp would not follow that")
+    check_overlaps(added)
     done = _sentencepiece(described) if model["byte_fallback"] else _byte_level(described)
     done.tokens, done.types = _tokens(described, size)
     done.scores += [0.0] * (size - len(done.scores) if done.scores else 0)
@@ -148,6 +150,7 @@ def _byte_level(described: dict) -> Vocabulary:
     pre = next((pre for *known, pre in WAYS if tuple(known) == way), None)
     if pre is None or normalizer not in ([], [{"type": "NFC"}]):
         raise _unknown(described)
+    _check_bytes(model)
     done = Vocabulary("gpt2", pre, [], [], merges=[" ".join(pair) for pair in model["merges"]])
     if normalizer:
         done.notes.append(
@@ -155,6 +158,22 @@ def _byte_level(described: dict) -> Vocabulary:
             "a letter and its accent as two characters, gets other tokens there"
         )
     return done
+
+
+NOT_IN_TEXTS = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that stand in no text of UTF-8
+
+
+def _check_bytes(model: dict) -> None:
+    """ExportError if the tokenizer writes unk_token for a byte that it has no token for: llama.cpp leaves it out."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    signs = {byte: sign for byte, sign in bytes_to_unicode().items() if byte not in NOT_IN_TEXTS}
+    missing = next((byte for byte, sign in sorted(signs.items()) if sign not in model["vocab"]), None)
+    if model["unk_token"] is not None and missing is not None:
+        raise ExportError(
+            f"unk_token = {model['unk_token']!r} stands for the byte 0x{missing:02X}, which has no token, and llama.cpp leaves "
+            f"it out: train a tokenizer with all bytes as its initial alphabet"
+        )
 
 
 def _sentencepiece(described: dict) -> Vocabulary:
@@ -179,7 +198,11 @@ def _sentencepiece(described: dict) -> Vocabulary:
     odd = next((t["content"] for t in described["added_tokens"] if t["normalized"] and prefix == "prepend"), None)
     if odd:
         raise ExportError(f"the token {odd!r} is looked for in normalized text, and llama.cpp looks in the text itself")
-    return Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
+    done = Vocabulary("llama", "default", [], [], prefix=prefix, scores=_scores(model, described["added_tokens"]))
+    spaced = [token["content"] for token in described["added_tokens"] if SPACE in token["content"]]
+    if spaced:
+        done.notes.append(f"llama.cpp finds {' '.join(spaced)} also where a text has a space in place of {SPACE}")
+    return done
 
 
 def _scores(model: dict, added: list[dict]) -> list[float]:

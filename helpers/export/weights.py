@@ -1,6 +1,7 @@
 """The weights of a model as GGUF has them: under its names, some rows rearranged, quantized by `gguf`, in little memory."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from helpers.merging import FLOATS, Stored
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that `gguf` itself quantizes
 PIECE = 1 << 19  # numbers that are worked on at a time
 LARGEST_F16, LARGEST_BF16 = 65504.0, 3.38e38
+SMALL = 1e-5  # a block with a larger weight has a scale that float16 holds
+MAY_VANISH = 1e-3  # a part of a tensor's weights: of any large tensor a few are that small, and do not matter
 NOT_WEIGHTS = ".rotary_emb.inv_freq"  # old files hold these frequencies, which follow from the settings
 
 
@@ -68,12 +71,16 @@ def _kind(shape: tuple[int, ...], type: str):
     return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else gguf.GGMLQuantizationType.F16
 
 
-def write_weights(writer, weights: list[Weight], file: Path, progress: bool) -> None:
-    """Write the whole file: what `writer`, a GGUFWriter, was told, then the tensors, a piece at a time."""
+def write_weights(writer, weights: list[Weight], file: Path, progress: bool, notes: list[str]) -> None:
+    """Write the whole file: what `writer`, a GGUFWriter, was told, then the tensors, a piece at a time.
+
+    notes: gets a line on weights that are too small for the format, if there are any.
+    """
     from tqdm.auto import tqdm
 
     for weight in weights:
         writer.add_tensor_info(weight.name, weight.source.shape, np.dtype("float32"), weight.bytes, weight.kind)
+    vanished: Counter[str] = Counter()
     try:
         writer.write_header_to_file(file)
         writer.write_kv_data_to_file()
@@ -83,20 +90,31 @@ def write_weights(writer, weights: list[Weight], file: Path, progress: bool) -> 
         with tqdm(total=total, unit="B", unit_scale=True, desc="exporting", disable=not progress, leave=False) as bar:
             for weight in weights:
                 begin = opened.tell()
-                for piece in quantized(weight):
+                for piece in quantized(weight, vanished):
                     opened.write(piece)
                     bar.update(piece.nbytes)
                 writer.write_padding(opened, opened.tell() - begin)
     finally:
         writer.close()
+    lost = {w.name: vanished[w.name] for w in weights if vanished[w.name] > MAY_VANISH * math.prod(w.source.shape)}
+    if lost:
+        notes.append(
+            f"{sum(lost.values()):,} weights are too small for the format and become 0, most of them in "
+            f"{max(lost, key=lambda name: lost[name])}: choose bf16 or f32"
+        )
 
 
-def quantized(weight: Weight):
-    """Yield a tensor as it stands in the file, a piece at a time, each of whole rows."""
+def quantized(weight: Weight, vanished: Counter[str]):
+    """Yield a tensor as it stands in the file, a piece at a time, each of whole rows.
+
+    vanished: counts under the tensor's name the weights, none of them 0, that become 0 because float16 does not hold them,
+    or the scale of their block.
+    """
     import gguf
 
     for piece in _pieces(weight):
-        largest = np.abs(piece).max(initial=0)
+        sizes = np.abs(piece)
+        largest = sizes.max(initial=0)
         if not np.isfinite(largest):
             raise ExportError(f"{weight.name} holds NaN or infinity in float32: the model is broken")
         with np.errstate(all="ignore"):
@@ -106,7 +124,23 @@ def quantized(weight: Weight):
                 kind = weight.kind.name.lower()
                 wider = "bf16 or f32" if kind != "bf16" and largest < LARGEST_BF16 else "f32"
                 raise ExportError(f"{weight.name} holds {largest:.6g}, too large for {kind}: choose {wider}")
+            vanished[weight.name] += _vanished(sizes, weight.kind)
         yield data
+
+
+def _vanished(sizes: np.ndarray, kind) -> int:
+    """How many weights of these sizes, whole rows of them, become 0 with all of their block, which is one weight in float16."""
+    import gguf
+
+    if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.BF16):
+        return 0
+    blocks = sizes.reshape(-1, gguf.GGML_QUANT_SIZES[kind][0])
+    small = blocks.max(axis=1)
+    few = blocks[(small > 0) & (small < SMALL)]
+    if not few.size:
+        return 0
+    kept = gguf.dequantize(gguf.quantize(few, kind), kind).reshape(few.shape)
+    return int(np.count_nonzero(few[~kept.any(axis=1)]))
 
 
 def _pieces(weight: Weight):

@@ -4,8 +4,6 @@ import functools
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 
 import gguf
@@ -15,61 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
-from helpers import COURSE_ROOT
 from helpers.__main__ import main
 from helpers.export import ExportError, export_gguf, exporter
 from tests.export import makers
+from tests.export.refusing import edit, refused
 
 export = functools.partial(export_gguf, progress=False)
-
-
-def edit(file, change) -> None:
-    settings = json.loads(file.read_text())
-    change(settings)
-    file.write_text(json.dumps(settings))
-
-
-def refused(model, words, out=None, **settings) -> None:
-    """The export stops with one line that has the words in it, and leaves nothing where it would have written."""
-    out = out or model.parent / "out.gguf"
-    before = {file: file.lstat().st_mtime_ns for file in out.parent.iterdir()}
-    with pytest.raises(ExportError, match=words) as caught:
-        export(model, out, **settings)
-    assert "\n" not in str(caught.value)
-    assert {file: file.lstat().st_mtime_ns for file in out.parent.iterdir()} == before
-
-
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
-
-PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "words"),
-    [
-        ("gemma", {}, "is a 'gemma' model: llama, mistral, qwen2, qwen3 are exported here"),
-        ("qwen3", {"attention_bias": True}, "attention_bias = true in a qwen3 model"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type = 'dynamic'"),
-        ("qwen2", {"rope_parameters": LLAMA3}, "rope_type = 'llama3' in a qwen2 model"),
-        ("qwen3", {"rope_parameters": LLAMA3}, "rope_type = 'llama3' in a qwen3 model"),
-        ("llama", {"rope_parameters": YARN | {"attention_factor": 1.0}}, "attention_factor = 1.0 in yarn scaling"),
-        ("llama", {"rope_parameters": YARN | {"beta_fast": 16}}, "beta_fast = 16 in yarn scaling"),
-        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate = False in yarn scaling"),
-        ("llama", {"rope_parameters": PART}, "partial_rotary_factor"),
-        ("llama", {"rope_parameters": YARN | {"factor": None}}, "factor = None in yarn scaling"),
-        ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 64.5}}, "GGUF has whole numbers there"),
-    ],
-)  # fmt: skip
-def test_settings_that_llama_cpp_does_not_follow_are_refused_by_name(kind, settings, words, tmp_path):
-    config = makers.AutoConfig.for_model(kind, vocab_size=64, max_position_embeddings=256, **makers.SHAPE, **settings)
-    config.architectures = ["LlamaForCausalLM"]
-    (tmp_path / "model").mkdir()
-    config.save_pretrained(tmp_path / "model")
-    save_file({"model.norm.weight": torch.ones(64)}, tmp_path / "model" / "model.safetensors")
-    refused(tmp_path / "model", words)
 
 
 def cut_otherwise(backend):
@@ -364,40 +313,6 @@ def test_without_gguf_the_command_says_what_to_install(model, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert main(["export", str(model), str(model.parent / "out.gguf")]) == 2
     assert capsys.readouterr().err == "python -m helpers export: the package gguf is not installed: pip install gguf\n"
-
-
-@pytest.mark.parametrize(
-    ("where", "how", "there"),
-    [
-        ("helpers.export.weights.quantized", "before", False),
-        ("helpers.export.exporter.write_weights", "after", True),
-        ("os.replace", "before", False),
-        ("os.replace", "after", True),
-    ],
-)
-def test_a_killed_export_leaves_a_whole_file_or_none_and_the_next_sweeps_up(model, where, how, there, tmp_path):
-    out = tmp_path / "here" / "out.gguf"
-    out.parent.mkdir()
-    if there:
-        export(model, out, "f32")
-    old = out.read_bytes() if there else None
-    module, name = where.rsplit(".", 1)
-    body = (
-        "os.kill(os.getpid(), signal.SIGKILL)"
-        if how == "before"
-        else "done = whole(*a, **k); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    code = (
-        f"import os, signal, sys, {module}\nfrom helpers.export import export_gguf\nwhole = {module}.{name}\n"
-        f"def killed(*a, **k): {body}\n{module}.{name} = killed\n"
-        f"export_gguf(sys.argv[1], sys.argv[2], 'q8_0', overwrite=True, progress=False)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(model), str(out)], cwd=COURSE_ROOT, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    assert (out.read_bytes() if out.exists() else None) == old
-    export(model, out, "q8_0", overwrite=True)
-    assert sorted(file.name for file in out.parent.iterdir()) == ["out.Modelfile", "out.gguf"]
-    assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors} == {"F32", "Q8_0"}
 
 
 def test_the_command_writes_file_and_modelfile_and_says_where_answers_end(model, capsys):

@@ -35,7 +35,7 @@ MODELS = {
     "llama, yarn scaling": ("llama", {"rope_parameters": YARN}),
     "llama, another rope_theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
     "llama, as many kv heads as heads": ("llama", {"num_key_value_heads": 4, "head_dim": 16}),
-    "llama, a window that transformers does not know": ("llama", {"sliding_window": 16}),
+    "llama, a window that its attention does not know": ("llama", {"sliding_window": 16}),
     "llama, yarn scaling from 64.0": ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 64.0}}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral, window": ("mistral", {"sliding_window": 128}),
@@ -179,7 +179,9 @@ def test_answers_end_where_transformers_ends_them(where, ends, lost, tokenizer, 
         name = tokenizer.convert_ids_to_tokens(end)
         assert (tokens, why) == (([end], "eos") if name not in lost else ([end] * 4, "limit"))
     notes = " ".join(done["notes"])
-    assert (f"llama.cpp does not end at {' '.join(lost)}" in notes) if lost else ("does not end" not in notes)
+    assert (
+        (f"llama.cpp does not end an answer at {' '.join(lost)}," in notes) if lost else ("does not end" not in notes)
+    )
     assert {f'PARAMETER stop "{name}"' for name in lost} <= set((tmp_path / "m.Modelfile").read_text().splitlines())
 
 
@@ -190,7 +192,7 @@ def test_answers_end_where_transformers_ends_them(where, ends, lost, tokenizer, 
         ("mistral", 256),
         ("qwen2, window in some layers", 128),
         ("qwen2", 256),
-        ("llama, a window that transformers does not know", 256),
+        ("llama, a window that its attention does not know", 256),
     ],
 )
 def test_a_sliding_window_bounds_the_context_and_is_said(name, context, tokenizer, tmp_path):
@@ -199,7 +201,7 @@ def test_a_sliding_window_bounds_the_context_and_is_said(name, context, tokenize
     done = export_gguf(folder, tmp_path / "m.gguf", progress=False)
     held = fields(tmp_path / "m.gguf")
     assert held[f"{held['general.architecture']}.context_length"] == context
-    assert any("sliding_window" in note for note in done["notes"]) == (context == 128)
+    assert any("(sliding_window)" in note for note in done["notes"]) == (context == 128)
 
 
 def test_rows_that_are_no_whole_blocks_are_written_in_float16(tokenizer, tmp_path):
