@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers import CourseError, data, models, saving
 from helpers.files import adapter_fault, read_object, write_whole
-from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
+from helpers.memory import GPUS, CannotPredict, RunSpec, gpu_of, predict, shape_of, verdict
 from helpers.training import (
     adapters_to_float32,
     goes_padding_free,
@@ -93,14 +93,7 @@ class Training:
                 f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
                 f" of {total / 1e9:.2f} GB; predicted"
             )
-        whole = sum(weight_bytes(shape, self.settings.quant_type, self.settings.double_quant).values())
-        if way.name == "fsdp2" and whole > total:
-            lines.append(
-                f"does not fit: each GPU quantizes all of the model, {whole / 1e9:.2f} GB, before it keeps its part"
-            )
-        else:
-            lines.append("fits" if fits(found, self.gpu, total) else "does not fit")
-        return "\n".join(lines)
+        return "\n".join([*lines, verdict(found, self.gpu, total)])
 
     @property
     def identity(self) -> dict:

@@ -18,7 +18,7 @@ from helpers.memory.replay import Prediction, Step, least_peak, play_steps, pred
 from helpers.memory.runs import RunSpec, on_gpu, spec_of, trained_sizes
 from helpers.memory.shapes import CannotPredict, Shape, is_count, shape_of
 from helpers.memory.shares import shares_of, whole
-from helpers.memory.sizes import MIB, PAGE, layer_arrivals
+from helpers.memory.sizes import MIB, PAGE, layer_arrivals, weight_bytes
 from helpers.memory.tally import Tally
 
 WAYS = ("one", "ddp", "split", "fsdp2")
@@ -155,7 +155,12 @@ def _divided(shape: Shape, spec: RunSpec, gpu: str, gpus: int) -> Prediction:
     heap = _parts(shape, spec, gpus)
     before = heap.allocated
     play_steps(Divided(_from_here(heap), shape, spec, gpus), gpu, gpus)
-    return prediction(0, before, heap)
+    return dataclasses.replace(prediction(0, before, heap), whole_bytes=loaded_bytes(shape, spec))
+
+
+def loaded_bytes(shape: Shape, spec: RunSpec) -> int:
+    """Bytes of the whole model, loaded as the run wants it."""
+    return sum(weight_bytes(shape, spec.quant_type, spec.double_quant).values())
 
 
 def _parts(shape: Shape, spec: RunSpec, gpus: int) -> Allocator:

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 
 from helpers.machine import GIB
-from helpers.memory.across import checked_way, even_layers, least_of, predict
+from helpers.memory.across import checked_way, even_layers, least_of, loaded_bytes, predict
 from helpers.memory.replay import Prediction
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
-from helpers.memory.sizes import weight_bytes
 
 MARGIN = 0.05  # of a GPU, which tensors leave free: what a prediction may be off
 
@@ -34,12 +33,24 @@ def fits(prediction: Prediction, gpu: str, total_bytes: float | None = None, mar
 
     `total_bytes`: what it reports (`torch.cuda.get_device_properties(0).total_memory`), GPUS' figure unless given.
     `margin`: the share of it that tensors have to leave free besides, for what a prediction may be off; None is what
-    `plan` leaves. Of a run on several GPUs each has to fit. Raises CannotPredict for an unknown GPU.
+    `plan` leaves. Of a run on several GPUs each has to fit; with divided weights all of the model has to, while it is loaded.
+    Raises CannotPredict for an unknown GPU.
     """
     margin = MARGIN if margin is None else margin
     total = gpu_named(gpu).total_bytes if total_bytes is None else total_bytes
     each = prediction.each or (prediction,)
-    return all(one.held_bytes(gpu) <= total and one.peak_allocated <= (1 - margin) * total for one in each)
+    return all(one.most_bytes(gpu) <= total and one.peak_allocated <= (1 - margin) * total for one in each)
+
+
+def verdict(prediction: Prediction, gpu: str, total_bytes: float | None = None) -> str:
+    """In words whether a run `fits` a GPU, and why not where its training alone would fit."""
+    if fits(prediction, gpu, total_bytes):
+        return "fits"
+    trains = dataclasses.replace(prediction, each=(), whole_bytes=0)
+    if not prediction.whole_bytes or not fits(trains, gpu, total_bytes):
+        return "does not fit"
+    whole = f"{prediction.whole_bytes / 1e9:.2f} GB"
+    return f"does not fit: each GPU quantizes all of the model, {whole}, before it keeps its part"
 
 
 class DoesNotFit(CannotPredict):
@@ -109,8 +120,8 @@ def plan(
         raise CannotPredict(f"plan: budget_bytes is {budget_bytes!r}; give a number of bytes above 0")
     if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
         raise CannotPredict(f"plan: margin is {margin!r}; it must be at least 0 and below 1")
-    loaded = sum(weight_bytes(shape, base.quant_type, base.double_quant).values())
-    if not choices and budget_bytes * (1 if way == "ddp" else gpus) < loaded:
+    loaded = loaded_bytes(shape, base)
+    if not choices and budget_bytes * (gpus if way == "split" else 1) < loaded:  # all others load it whole on each GPU
         raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; the weights alone take {loaded:,}")
     usual = CHOICES if way != "fsdp2" else CHOICES | {"optimizer": ("adamw_torch",)}
     choices = _checked(base, usual if choices is None else choices)
@@ -131,8 +142,10 @@ def plan(
                 f"{margin:.0%} of {budget_bytes / GIB:.2f} are left free; torch reserves {prediction.peak_reserved / GIB:.2f}"
             )
             return Plan(candidate.spec, prediction, candidate.cost, reasons, len(candidates), len(fitting), shape, room)
-    least = min(candidate.least for candidate in candidates)
+    whole = min(loaded_bytes(shape, candidate.spec) for candidate in candidates) if way == "fsdp2" else 0
+    least = max(whole, min(candidate.least for candidate in candidates))
     smallest = f"the smallest of {len(candidates)} settings peaks at {least:,}"
+    smallest += " while each GPU quantizes all of the model" if least == whole else ""
     raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; {smallest}")
 
 

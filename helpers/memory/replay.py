@@ -31,6 +31,7 @@ class Prediction:
     notes: tuple[str, ...] = ()  # what this prediction leaves out or assumes
     each: tuple["Prediction", ...] = ()  # of a run on several GPUs, that of each; then this is the fullest one's
     layers: tuple[int, ...] = ()  # of a model that is split, how many lie on each GPU
+    whole_bytes: int = 0  # of divided weights: all of the model, which each GPU quantizes before it keeps its part
 
     @property
     def passing_bytes(self) -> int:
@@ -40,6 +41,10 @@ class Prediction:
     def held_bytes(self, gpu: str) -> int:
         """What a run holds of a GPU at its peak, as `nvidia-smi` shows it: what torch reserves, and the CUDA context."""
         return self.peak_reserved + gpu_named(gpu).context_bytes
+
+    def most_bytes(self, gpu: str) -> int:
+        """What it holds at most, be it at the peak of training or while the model is loaded."""
+        return max(self.peak_reserved, self.whole_bytes) + gpu_named(gpu).context_bytes
 
 
 @functools.lru_cache(maxsize=512)
