@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers import CourseError, data, models, saving
+from helpers.evaluation import completion_loss, rendered
 from helpers.files import adapter_fault, read_object, write_whole
 from helpers.memory import GPUS, CannotPredict, RunSpec, gpu_of, predict, shape_of, verdict
 from helpers.training import (
@@ -351,8 +352,6 @@ class Training:
 
         Never more rows at once than in training: that is what was planned, and more may not fit.
         """
-        from helpers.evaluation import completion_loss
-
         at_once = min(self.settings.batch_size, 32 if self.model.bundled else 4)
         return completion_loss(model, tokenizer, self.heldout, at_once, self.settings.max_length)
 
@@ -375,5 +374,6 @@ class Training:
 def row_lengths(tokenizer, row: dict) -> tuple[int, int]:
     """The tokens of a row's question, and of the question with its answer."""
     chat = data.to_chat(row)
-    asked = tokenizer.apply_chat_template(chat["prompt"], add_generation_prompt=True)["input_ids"]
-    return len(asked), len(tokenizer.apply_chat_template(chat["prompt"] + chat["completion"])["input_ids"])
+    texts = [rendered(tokenizer, chat["prompt"], True), rendered(tokenizer, chat["prompt"] + chat["completion"], False)]
+    asked, whole = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return asked, whole
