@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from helpers.machine import MOST_GPUS
 from helpers.memory import labels
 from helpers.memory.allocator import Allocator
 from helpers.memory.labels import ADAPTERS, CODES, GATHERED, TABLES, WEIGHT_GRADIENTS
@@ -46,8 +47,10 @@ def predict(config, spec, gpu: str = "h200", gpus: int = 1, way: str | None = No
 def checked_way(gpus: int, way: str | None, layers) -> str:
     """The way, "one" or "ddp" where none is named; CannotPredict for one that does not go with the rest."""
     way = ("one" if gpus == 1 else "ddp") if way is None else way
-    if not is_count(gpus):
-        raise CannotPredict(f"gpus is {gpus!r}; give a whole number from 1")
+    if not is_count(gpus) or gpus > MOST_GPUS:
+        shown = gpus if not isinstance(gpus, int) or abs(gpus) < 10**18 else "larger than that"
+        shown = f"more than {MOST_GPUS}" if is_count(gpus) else repr(gpus)
+        raise CannotPredict(f"gpus is {shown}; give a whole number from 1 to {MOST_GPUS}")
     if way not in WAYS or (way == "one") != (gpus == 1):
         raise CannotPredict(f"way is {way!r} with gpus {gpus!r}; one goes with 1, and ddp, split, fsdp2 with 2 or more")
     if layers is not None and way != "split":
@@ -83,6 +86,8 @@ def _refuse(spec: RunSpec, way: str) -> None:
     """CannotPredict for what is not described on several GPUs."""
     if spec.rank is None or spec.quant_type not in ("nf4", "fp4"):
         raise CannotPredict(f"way is {way!r}; several GPUs are predicted for adapters on 4-bit weights alone")
+    if spec.padding_free and way != "ddp":
+        raise CannotPredict(f"padding_free is True with way {way!r}; it goes with one and with ddp")
     if way == "fsdp2" and not spec.optimizer.startswith("adamw_torch"):
         raise CannotPredict(
             f"optimizer is {spec.optimizer!r} with way 'fsdp2'; bitsandbytes cannot take divided tensors"

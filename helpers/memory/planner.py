@@ -151,6 +151,10 @@ def plan(
 
 def _checked(base: RunSpec, choices: dict) -> dict[str, tuple]:
     """The choices, each value as RunSpec holds it. Raises CannotPredict for one that it refuses."""
+    if not isinstance(choices, dict):
+        raise CannotPredict(
+            f"plan: choices is {choices!r:.60}; give a dictionary of RunSpec's fields, each with a list of values"
+        )
     neutral = vars(base) | {"checkpoint_every": 1, "checkpoint_offload": False}  # offload needs checkpointing
     checked = {}
     for field, values in choices.items():
