@@ -10,7 +10,7 @@ from typing import Any
 from helpers import CourseError, data, models, saving
 from helpers.evaluation import completion_loss, rendered
 from helpers.files import adapter_fault, read_object, write_whole
-from helpers.memory import GPUS, CannotPredict, RunSpec, gpu_of, predict, shape_of, verdict
+from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of
 from helpers.training import (
     adapters_to_float32,
     goes_padding_free,
@@ -97,7 +97,9 @@ class Training:
                 f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
                 f" of {total / 1e9:.2f} GB; predicted"
             )
-        return "\n".join([*lines, verdict(found, self.gpu, total)])
+        why = found.why_not_loaded(self.gpu, total)
+        lines.append("fits" if fits(found, self.gpu, total) else "does not fit" + (why and f": {why}"))
+        return "\n".join(lines)
 
     @property
     def identity(self) -> dict:

@@ -99,13 +99,13 @@ def show(prediction, shape, gpu: str) -> None:
         print(f"{name:<42} {size / 1e9:8.3f} GB")
     print(f"{'peak allocated, in the ' + prediction.moment:<42.42} {prediction.peak_allocated / 1e9:8.3f} GB")
     print(f"{'peak reserved':<42} {prediction.peak_reserved / 1e9:8.3f} GB")
-    verdict, _, why = memory.verdict(prediction, gpu).partition(": ")
+    verdict = "fits" if memory.fits(prediction, gpu) else "does not fit"
     held = prediction.held_bytes(gpu) / GIB
     print(
         f"{verdict} {gpu}: {held:.2f} of {total / GIB:.2f} GiB, the CUDA context's "
         f"{memory.GPUS[gpu].context_bytes / GIB:.2f} included{assumed(shape)}"
     )
-    if why:
+    if why := prediction.why_not_loaded(gpu, total):
         print(f"why: {why}")
     for note in prediction.notes:
         print(f"note: {note}")

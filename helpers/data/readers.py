@@ -155,8 +155,9 @@ ROW = json.JSONDecoder(strict=False, parse_int=_whole_number, object_pairs_hook=
 
 def fault_of_json(error: Exception) -> str:
     """What is wrong with a text that `ROW` does not take."""
-    why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-    return str(error) if isinstance(error, _Twice) else f"no JSON ({why})"
+    if isinstance(error, _Twice):
+        return str(error)
+    return f"no JSON ({error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__})"
 
 
 def _kind_of_json(path: Path, encoding: str, start: str, suffix: str) -> str:
@@ -166,9 +167,7 @@ def _kind_of_json(path: Path, encoding: str, start: str, suffix: str) -> str:
         return "JSON lines"
     lines = filter(str.strip, _lines(RowFile(path, "JSON lines", encoding), longest=10 * LONGEST_LINE))
     try:
-        ROW.decode(next(lines, ""))
-    except _Twice:
-        pass
+        json.JSONDecoder(strict=False, parse_int=_whole_number).decode(next(lines, ""))
     except (ValueError, RecursionError):
         return "JSON object"
     return "JSON lines" if next(lines, "") else "JSON object"
@@ -304,9 +303,7 @@ def _object(file: RowFile) -> Iterator[tuple[int, dict]]:
         whole = ROW.decode(text)
     except (ValueError, RecursionError) as error:
         at = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(
-            f"{file.path.name}{at}: {fault_of_json(error)}; give one object a line, or an array of objects"
-        ) from error
+        raise DataError(f"{file.path.name}{at}: {fault_of_json(error)}; give one object a line, or an array") from error
     lists = [v for k, v in whole.items() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
     if len(whole) > 1 and all(isinstance(v, dict) for v in whole.values()):
         raise DataError(

@@ -28,7 +28,7 @@ Sources, read in the releases named: transformers 5.24 (modeling files, `integra
 
 from helpers.memory.across import predict
 from helpers.memory.over_time import step_over_time
-from helpers.memory.planner import DoesNotFit, fits, plan, verdict
+from helpers.memory.planner import DoesNotFit, fits, plan
 from helpers.memory.rows import gpu_of, score
 from helpers.memory.runs import GPUS, RunSpec
 from helpers.memory.shapes import CannotPredict, shape_of
@@ -40,7 +40,6 @@ __all__ = [
     "step_over_time",  # memory through one step
     "plan",  # the fastest setting that fits
     "fits",  # whether a prediction fits a GPU
-    "verdict",  # the same in words, with a reason that the peak does not tell
     "CannotPredict",  # what cannot be predicted, and why
     "DoesNotFit",  # no setting fits
     "shape_of",  # a model's sizes, from its configuration

@@ -42,17 +42,6 @@ def fits(prediction: Prediction, gpu: str, total_bytes: float | None = None, mar
     return all(one.most_bytes(gpu) <= total and one.peak_allocated <= (1 - margin) * total for one in each)
 
 
-def verdict(prediction: Prediction, gpu: str, total_bytes: float | None = None) -> str:
-    """In words whether a run `fits` a GPU, and why not where its training alone would fit."""
-    if fits(prediction, gpu, total_bytes):
-        return "fits"
-    trains = dataclasses.replace(prediction, each=(), whole_bytes=0)
-    if not prediction.whole_bytes or not fits(trains, gpu, total_bytes):
-        return "does not fit"
-    whole = f"{prediction.whole_bytes / 1e9:.2f} GB"
-    return f"does not fit: each GPU quantizes all of the model, {whole}, before it keeps its part"
-
-
 class DoesNotFit(CannotPredict):
     """No setting that may be chosen fits the GPU."""
 

@@ -46,6 +46,12 @@ class Prediction:
         """What it holds at most, be it at the peak of training or while the model is loaded."""
         return max(self.peak_reserved, self.whole_bytes) + gpu_named(gpu).context_bytes
 
+    def why_not_loaded(self, gpu: str, total_bytes: float) -> str:
+        """Why a run does not fit whose training alone would, in words; "" where that is not so."""
+        if not self.held_bytes(gpu) <= total_bytes < self.most_bytes(gpu):
+            return ""
+        return f"each GPU quantizes all of the model, {self.whole_bytes / 1e9:.2f} GB, before it keeps its part"
+
 
 @functools.lru_cache(maxsize=512)
 def replayed(shape: Shape, spec: RunSpec, gpu: str) -> Prediction:

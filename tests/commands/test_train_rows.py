@@ -9,10 +9,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from helpers import CourseError, machine
-from helpers.commands import _job
+from helpers.commands import _job, _training
 from helpers.commands._training import Training
 from helpers.data import with_template
+from helpers.memory import shape_of
 from helpers.models import BUNDLED_MODEL
+from tests.memory.test_loaded_whole import LARGE
 
 
 @pytest.fixture
@@ -141,3 +143,15 @@ def test_several_processes_with_too_few_rows_are_told_what_helps_before_and_in_t
         running.outlook()
     with pytest.raises(CourseError, match=wanted):
         running.used_rows(tokenizer)
+
+
+# --- a model that is loaded whole -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gpu_gib", "fits"), [(14.56, False), (17.0, False), (22.0, True)])
+def test_a_dry_run_says_that_each_gpu_loads_the_whole_model(base, monkeypatch, gpu_gib, fits):
+    monkeypatch.setattr(_training, "shape_of", lambda path: shape_of(LARGE))
+    more = {"gradient_accumulation": 1, "way": "fsdp2", "gpus": 4, "gpu_gib": gpu_gib}
+    running = training(base, [*map(short, range(20))], **more)
+    verdict = running.outlook().splitlines()[-1]
+    assert verdict == "fits" if fits else verdict.startswith("does not fit: each GPU quantizes all of the model, 1")

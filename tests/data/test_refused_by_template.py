@@ -32,7 +32,9 @@ def talk(number: int, turns: int = 2) -> dict:
 
 PLAIN = [{"instruction": f"What is {n}?", "input": "", "output": f"It is {n}.", "messages": ""} for n in range(4)]
 LONG = {"instruction": "tree " * 20, "input": "", "output": "yes", "messages": ""}
-WANTED = r"template refuses the row that begins with '{}.* \({}\): {}.*leave such rows out, or set template to \"alpaca\""
+WANTED = (
+    r"template refuses the row that begins with '{}.* \({}\): {}.*leave such rows out, or set template to \"alpaca\""
+)
 REFUSED = {
     "two turns": (SINGLE, talk(7), WANTED.format("q7 a more 7", "user, assistant, user", "TemplateError: one question alone")),
     "long": (NO_LONG, LONG, WANTED.format("tree tree", "user", "TemplateError: one question alone")),
@@ -92,7 +94,9 @@ def test_a_look_names_the_row(tmp_path, capsys):
     (base / "chat_template.jinja").write_text(SINGLE)
     (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": json.loads(talk(7)["messages"])}))
     assert main(["data", "look", str(tmp_path / "mine.jsonl"), "--tokens", str(base)]) == 2
-    assert "refuses the row that begins with 'q7 a more 7 b' (user, assistant, user, assistant)" in capsys.readouterr().err
+    assert (
+        "refuses the row that begins with 'q7 a more 7 b' (user, assistant, user, assistant)" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("template", ["alpaca", "question"])

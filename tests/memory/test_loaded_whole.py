@@ -6,7 +6,7 @@ import json
 import pytest
 
 from helpers.__main__ import main
-from helpers.memory import GPUS, DoesNotFit, RunSpec, fits, plan, predict, verdict
+from helpers.memory import GPUS, DoesNotFit, RunSpec, fits, plan, predict
 from tests.memory.cases import MISTRAL
 
 LARGE = {
@@ -24,7 +24,7 @@ def test_all_of_the_model_has_to_fit_each_gpu(gpu, gpus, large, middling):
         found = predict(config, SPEC, gpu, gpus, "fsdp2")
         assert found.held_bytes(gpu) < GPUS[gpu].total_bytes, TRAINS
         assert fits(found, gpu) == wanted
-        assert ("each GPU quantizes all of the model" in verdict(found, gpu)) == (not wanted)
+        assert bool(found.why_not_loaded(gpu, GPUS[gpu].total_bytes)) == (not wanted)
 
 
 def test_the_border_lies_where_the_whole_model_and_the_context_do():
@@ -32,19 +32,23 @@ def test_the_border_lies_where_the_whole_model_and_the_context_do():
     needed = found.whole_bytes + GPUS["t4"].context_bytes
     assert fits(found, "t4", needed)
     assert not fits(found, "t4", needed - 1)
-    assert verdict(found, "t4", needed) == "fits"
+    assert found.why_not_loaded("t4", needed) == ""
+    assert found.why_not_loaded("t4", needed - 1).startswith("each GPU quantizes all of the model, ")
 
 
 @pytest.mark.parametrize("way", ["split", "ddp"])
 def test_no_other_way_loads_more_than_it_keeps(way):
     found = predict(MISTRAL, SPEC, "t4", 2, way)
     assert found.whole_bytes == 0
-    assert verdict(found, "t4", found.peak_allocated // 2) == "does not fit"
+    assert not fits(found, "t4", found.peak_allocated // 2)
+    assert found.why_not_loaded("t4", found.peak_allocated // 2) == ""
 
 
 def test_a_run_whose_training_does_not_fit_either_is_not_blamed_on_loading():
     spec = dataclasses.replace(SPEC, batch_size=64, seq_len=2048)
-    assert verdict(predict(LARGE, spec, "t4", 4, "fsdp2"), "t4") == "does not fit"
+    found = predict(LARGE, spec, "t4", 4, "fsdp2")
+    assert not fits(found, "t4")
+    assert found.why_not_loaded("t4", GPUS["t4"].total_bytes) == ""
 
 
 @pytest.mark.parametrize("choices", [None, {"batch_size": (1, 2)}, {"double_quant": (True, False)}], ids=str)
