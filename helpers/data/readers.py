@@ -179,7 +179,7 @@ def _check_encoding(encoding: str) -> None:
         b"a".decode(encoding, errors="ignore")  # some that Python lists decode no file: "idna", "undefined"
     except (LookupError, ValueError) as error:
         raise DataError(
-            f'encoding = {encoding!r} is none of a file of rows: say "utf-8", "cp1252" or "utf-16"'
+            f'encoding = {encoding!r} is not known as that of a file: say "utf-8", "cp1252" or "utf-16"'
         ) from error
 
 

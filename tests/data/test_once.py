@@ -117,4 +117,4 @@ def test_an_encoding_that_does_not_fit_is_one_line(tmp_path, name, encoding):
         read(file, encoding=encoding)
     assert str(error.value).isprintable()
     if encoding.lower() in ("idna", "undefined"):
-        assert f"encoding = {encoding!r} is none of a file of rows: say " in str(error.value)
+        assert f"encoding = {encoding!r} is not known as that of a file: say " in str(error.value)
