@@ -21,6 +21,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal or a pipe of Windows cannot show is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     parser = Parser(
         prog="python -m helpers",
         description=__doc__,

@@ -1,9 +1,11 @@
 """A training by a file of settings: what the file says, and what each of its processes does."""
 
 import contextlib
+import json
 import os
+import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from helpers import CourseError, data, machine, models
 from helpers.commands._processes import LOG_HEAD
 from helpers.files import output_folder, read_object
 from helpers.lesson import RULES, Rule, validate
-from helpers.machine import GIB
+from helpers.machine import GIB, MOST_GPUS
 from helpers.memory import CannotPredict, shape_of
 from helpers.training import Way
 
@@ -26,7 +28,6 @@ PARAMETERS = {
 }  # fmt: skip
 OWN: dict[str, Any] = {"way": "one", "gpus": 1, "layers": None, "gpu_gib": None, "output_dir": None}
 LOCK = ".training"  # in the output folder, while a training writes to it
-MOST_GPUS = 16  # of one computer
 
 
 def _whole(value, most: float) -> bool:
@@ -38,7 +39,10 @@ def _gib(value) -> bool:
 
 
 OWN_RULES = {
-    "way": Rule(", ".join(Way.NAMES), lambda value: isinstance(value, str) and value in Way.NAMES),
+    "way": Rule(
+        "one of " + ", ".join(f'"{name}"' for name in Way.NAMES),
+        lambda value: isinstance(value, str) and value in Way.NAMES,
+    ),
     "gpus": Rule(f"a whole number from 1 to {MOST_GPUS}", lambda value: _whole(value, MOST_GPUS)),
     "layers": Rule(
         "a list of whole numbers from 1, one for each GPU",
@@ -48,7 +52,10 @@ OWN_RULES = {
     "output_dir": RULES["output_dir"],
     "padding_free": RULES["double_quant"],  # true or false
 }
-FILE_RULES = {name: RULES[name] for name in PARAMETERS if name in RULES} | OWN_RULES
+FILE_RULES = {
+    name: replace(rule, allowed=rule.allowed.replace("True", "true").replace("False", "false"))  # as TOML writes them
+    for name, rule in ({name: RULES[name] for name in PARAMETERS if name in RULES} | OWN_RULES).items()
+}
 
 LARGEST = 1_000_000  # bytes of a file of settings; what never ends, such as /dev/zero, is told from one
 
@@ -67,6 +74,40 @@ def _has_the_keys_of_a_result(file: Path) -> bool:
 
 def _is_empty(file: Path) -> bool:
     return file.is_file() and not file.stat().st_size
+
+
+def _in_toml(value) -> str:
+    """A value as TOML writes it, cut where it is long."""
+    text = _written(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _written(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        shown = json.dumps(value, ensure_ascii=False)
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {_written(one)}' for name, one in value.items())}}}"
+    try:
+        return str(value)  # a number, a date or a time
+    except ValueError:  # Python does not write out a number of thousands of digits
+        return hex(value)
+
+
+def _of_python(text: bytes, fault: str) -> str:
+    """A hint where the line of a TOML file that is at fault has a word of Python; else nothing."""
+    place = re.search(r"at line (\d+)", fault)
+    line = text.splitlines()[int(place[1]) - 1 :][:1] if place else []
+    word = re.search(rb"[=\[,]\s*(True|False|TRUE|FALSE|None)\b", line[0]) if line else None
+    if not word:
+        return ""
+    if word[1] == b"None":
+        return "; TOML has no None: leave the line out"
+    return f"; in TOML it is {word[1].decode().lower()}, in small letters"
 
 
 class ConfigError(CourseError):
@@ -95,9 +136,9 @@ class Job:
         except OSError as error:
             raise ConfigError(f"{file}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or brackets in brackets in brackets
-            raise ConfigError(f"{file} is no TOML: {str(error)[:200]}") from error
+            raise ConfigError(f"{file} is no TOML: {str(error)[:200]}{_of_python(text, str(error))}") from error
         try:
-            validate(given, rules=FILE_RULES)
+            validate(given, rules=FILE_RULES, shown=_in_toml)
             own = {name: given.pop(name, default) for name, default in OWN.items()}
             if own["output_dir"] is None:
                 raise ConfigError("output_dir is missing: name a folder that can be written")

@@ -11,7 +11,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from helpers import CourseError
+from helpers import CourseError, one_line
 from helpers.files import write_whole
 
 LEASH = "COURSE_LEASH"  # the variable that names a pipe which ends when the command does
@@ -84,7 +84,7 @@ def told(words: Path, work) -> int:
     except (Exception, KeyboardInterrupt) as error:  # whatever the libraries raise, or somebody sends
         traceback.print_exc()
         first = str(error).strip().partition("\n")[0]
-        said = STOPPED + ": ".join(filter(None, (type(error).__name__, first[:MOST])))
+        said = STOPPED + ": ".join(filter(None, (type(error).__name__, one_line(first[:MOST]))))
     else:
         return 0
     write_whole(words / os.environ.get("RANK", "0"), said)

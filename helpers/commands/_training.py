@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers import CourseError, data, models, saving
+from helpers.evaluation import completion_loss, rendered
 from helpers.files import adapter_fault, read_object, write_whole
-from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of, weight_bytes
+from helpers.memory import GPUS, CannotPredict, RunSpec, fits, gpu_of, predict, shape_of
 from helpers.training import (
     adapters_to_float32,
     goes_padding_free,
@@ -76,9 +77,12 @@ class Training:
         way, total = self.way, self.job.gpu_bytes or self.here.gpu_bytes or GPUS[self.gpu].total_bytes
         on = f", {' and '.join(map(str, way.layers))} layers" if way.layers else ""
         at_once = f"at most {self.tokens_at_once:,} tokens" if self.settings.padding_free else self.settings.batch_size
+        there = len(self.rows["train"])
+        self.require_a_step(there)
+        of = f"{self.rows_per_step} rows" if there >= self.rows_per_step else f"{there} rows, all that there are"
         lines = [
             f"{self.model.name}, {way.name} on {way.gpus} GPU{'s' * (way.gpus > 1)}{on}: {self.settings.max_steps} steps of "
-            f"{self.rows_per_step} rows, {at_once} at once",
+            f"{of}, {at_once} at once",
             *self.understood,
         ]
         if self.here.device == "cpu":
@@ -93,13 +97,8 @@ class Training:
                 f"GPU {number}: {one.peak_allocated / 1e9:.2f} GB at the peak, {one.held_bytes(self.gpu) / 1e9:.2f} GB held"
                 f" of {total / 1e9:.2f} GB; predicted"
             )
-        whole = sum(weight_bytes(shape, self.settings.quant_type, self.settings.double_quant).values())
-        if way.name == "fsdp2" and whole > total:
-            lines.append(
-                f"does not fit: each GPU quantizes all of the model, {whole / 1e9:.2f} GB, before it keeps its part"
-            )
-        else:
-            lines.append("fits" if fits(found, self.gpu, total) else "does not fit")
+        why = found.why_not_loaded(self.gpu, total)
+        lines.append("fits" if fits(found, self.gpu, total) else "does not fit" + (why and f": {why}"))
         return "\n".join(lines)
 
     @property
@@ -137,6 +136,7 @@ class Training:
             self.say_what_is_kept(folder)
         tokenizer = data.with_template(AutoTokenizer.from_pretrained(self.model.path), self.settings.template)
         rows, said = self.used_rows(tokenizer)
+        said += self.lost_of_heldout(tokenizer)
         for line in [*self.understood, *said] if first else []:
             print(line)
         model = self.load()
@@ -155,7 +155,7 @@ class Training:
         found = {
             "run": folder.name,
             "way": self.way.name, "gpus": self.way.gpus, "layers": list(self.way.layers), "machine": str(self.here),
-            "model": self.model.name, "data": self.data_name, "rows_per_step": self.rows_per_step,
+            "model": self.model.name, "data": self.data_name, "rows_per_step": min(self.rows_per_step, len(rows)),
             "losses": [entry["loss"] for entry in history if "loss" in entry],
             "gradient_norms": [entry["grad_norm"] for entry in history if "grad_norm" in entry],
             "heldout_loss_before": before, "heldout_loss_after": after, "resumed_from": last and last.name,
@@ -279,7 +279,8 @@ class Training:
         )
 
     def used_rows(self, tokenizer) -> tuple[Any, list[str]]:
-        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them; and what is said of those left out.
+        """The rows that the steps of this run come to, as lesson 03 shuffles and shapes them; and what is said of those left out
+        and of those that are cut.
 
         TRL leaves out, without a word, a row whose question alone fills max_length. Were rows counted before that, those
         left would be repeated while others are never used. And a pass over the rows has whole steps alone, so that each step has
@@ -287,15 +288,17 @@ class Training:
         """
         rows, longest = self.rows["train"].shuffle(seed=self.settings.seed), self.settings.max_length
         kept: list[int] = []
+        lengths: list[int] = []  # of those that are kept, with their answers
         too_long: list[int] = []
         for number, row in enumerate(rows):
             if len(kept) == self.settings.max_steps * self.rows_per_step:
                 break
-            asked = tokenizer.apply_chat_template(data.to_chat(row)["prompt"], add_generation_prompt=True)["input_ids"]
-            if len(asked) < longest:
+            asked, whole = row_lengths(tokenizer, row)
+            if asked < longest:
                 kept.append(number)
+                lengths.append(whole)
             else:
-                too_long.append(len(asked))
+                too_long.append(asked)
         why = f"max_length = {longest} leaves nothing of their answers"
         if not kept:
             raise CourseError(
@@ -303,28 +306,56 @@ class Training:
                 "tokens, so set it higher"
             )
         said = [f"left out: {len(too_long):,} of {len(kept) + len(too_long):,} rows, since {why}"] if too_long else []
-        whole, over = divmod(len(kept), self.rows_per_step)
-        if not whole and self.way.processes > 1:
-            raise CourseError(
-                f"a step takes {self.rows_per_step} rows, and there are {len(kept)}: lower batch_size or gradient_accumulation"
+        steps, over = divmod(len(kept), self.rows_per_step)
+        self.require_a_step(len(kept))
+        if not steps:
+            said.append(
+                f"rows in a step: {len(kept)}, all that there are, and not {self.rows_per_step}: add rows, or lower batch_size "
+                "or gradient_accumulation"
             )
-        if (
-            whole and over
-        ):  # in the last step of each pass several processes would fill up theirs with rows of the first
+        elif over:  # in the last step of each pass several processes would fill up theirs with rows of the first
             said.append(f"left out: {over} of {len(kept):,} rows, so that all steps have {self.rows_per_step}")
             kept = kept[:-over]
+        cut = [whole for whole in lengths[: len(kept)] if whole > longest]
+        if cut:
+            said.append(
+                f"cut: {len(cut):,} of {len(kept):,} rows lose the end of their answers at max_length = {longest}: set it "
+                f"higher, up to {max(cut):,}, the tokens of the longest"
+            )
         return rows.select(kept).map(data.to_chat, remove_columns=rows.column_names), said
+
+    def require_a_step(self, rows: int) -> None:
+        """Raise CourseError, one line, where several processes have fewer rows than a step takes: some would get none."""
+        if self.way.processes == 1 or rows >= self.rows_per_step:
+            return
+        cure = "lower batch_size or gradient_accumulation"
+        if rows < self.way.processes:
+            cure = f"add rows, at least one for each of the {self.way.processes} GPUs, or train on one"
+        raise CourseError(f"a step takes {self.rows_per_step} rows, and there are {rows}: {cure}")
+
+    @property
+    def heldout(self):
+        """The held-out rows that are scored."""
+        return self.rows["heldout"].select(range(min(self.settings.eval_rows, len(self.rows["heldout"]))))
+
+    def lost_of_heldout(self, tokenizer) -> list[str]:
+        """What is said of held-out rows that max_length leaves no answer: they are not in the held-out loss."""
+        longest, scored = self.settings.max_length, self.heldout
+        lost = sum(row_lengths(tokenizer, row)[0] >= longest for row in scored)
+        if not lost:
+            return []
+        return [
+            f"held out: {lost:,} of {len(scored):,} rows are not in the loss, since max_length = {longest} leaves nothing of "
+            "their answers"
+        ]
 
     def heldout_loss(self, model, tokenizer) -> float:
         """On the same rows in every process: what the trainer logs depends on who had which rows.
 
         Never more rows at once than in training: that is what was planned, and more may not fit.
         """
-        from helpers.evaluation import completion_loss
-
-        rows = self.rows["heldout"].select(range(min(self.settings.eval_rows, len(self.rows["heldout"]))))
         at_once = min(self.settings.batch_size, 32 if self.model.bundled else 4)
-        return completion_loss(model, tokenizer, rows, at_once, self.settings.max_length)
+        return completion_loss(model, tokenizer, self.heldout, at_once, self.settings.max_length)
 
     def peaks(self) -> list[int]:
         """The most bytes that torch has allocated on each of this process's GPUs."""
@@ -340,3 +371,11 @@ class Training:
                 trainer.accelerator.unwrap_model(trainer.model).save_pretrained(new, state_dict=state)
                 tokenizer.save_pretrained(new)
         trainer.accelerator.wait_for_everyone()
+
+
+def row_lengths(tokenizer, row: dict) -> tuple[int, int]:
+    """The tokens of a row's question, and of the question with its answer."""
+    chat = data.to_chat(row)
+    texts = [rendered(tokenizer, chat["prompt"], True), rendered(tokenizer, chat["prompt"] + chat["completion"], False)]
+    asked, whole = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return asked, whole

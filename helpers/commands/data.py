@@ -11,7 +11,7 @@ What is shown stays on this screen: nothing is written or sent. Lessons take the
 import itertools
 import os
 
-from helpers import CourseError, data, models
+from helpers import CourseError, data, evaluation, models
 
 AT_MOST = 50_000  # rows: a second or two
 COUNTED = 10_000  # rows whose tokens are counted
@@ -66,8 +66,8 @@ def of_tokens(rows: list[dict], model, max_length: int, template: str = "auto") 
     brought = tokenizer.chat_template
     data.with_template(tokenizer, template)
     pairs = [data.to_chat(row) for row in rows]
-    texts = [tokenizer.apply_chat_template(p["prompt"] + p["completion"], tokenize=False) for p in pairs]
-    asks = [tokenizer.apply_chat_template(p["prompt"], tokenize=False, add_generation_prompt=True) for p in pairs]
+    texts = [evaluation.rendered(tokenizer, p["prompt"] + p["completion"], False) for p in pairs]
+    asks = [evaluation.rendered(tokenizer, p["prompt"], True) for p in pairs]
     asked, whole = ([len(ids) for ids in tokenizer(t, add_special_tokens=False)["input_ids"]] for t in (asks, texts))
     ordered = sorted(whole)
     cut = sum(length > max_length for length in whole)

@@ -105,6 +105,8 @@ def show(prediction, shape, gpu: str) -> None:
         f"{verdict} {gpu}: {held:.2f} of {total / GIB:.2f} GiB, the CUDA context's "
         f"{memory.GPUS[gpu].context_bytes / GIB:.2f} included{assumed(shape)}"
     )
+    if why := prediction.why_not_loaded(gpu, total):
+        print(f"why: {why}")
     for note in prediction.notes:
         print(f"note: {note}")
 

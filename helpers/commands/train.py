@@ -13,9 +13,10 @@ The file has lesson 03's parameters, those that shall not be "auto", and how the
 
 Paths in it are relative to where the command is run. batch_size is what each process computes at once. Without a GPU, "ddp"
 and "fsdp2" train in processes on the CPU. A run that was killed goes on from its last whole checkpoint; other settings,
-another model, other rows or another template are another run. Nothing that this command did not write is replaced. Of rows
-too few for all steps each pass has whole steps alone, so that a step has the same rows whatever the way. A model in a folder
-is the same as long as its files hold the same, wherever they lie.
+another model, other rows or another template are another run. Nothing that this command did not write is replaced. Of rows too
+few for all steps each pass has whole steps alone, so that a step has the same rows whatever the way; where there are fewer
+than one step takes, one process has them all in a step, and several are refused. Answers that max_length cuts are counted. A
+model in a folder is the same as long as its files hold the same, wherever they lie.
 """
 
 import argparse

@@ -114,7 +114,7 @@ def read_template(template: str) -> str:
     if template in ("auto", *TEMPLATES):
         return ""
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return Path(template).expanduser().read_text(encoding="utf-8-sig")  # a byte order mark is no part of it
     except (OSError, ValueError) as error:
         names = ", ".join(f'"{name}"' for name in ("auto", *TEMPLATES))
         raise DataError(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from helpers.data.readers import DataError
+from helpers.data.readers import ROW, DataError, fault_of_json
 
 # What a role may be called in columns="prompt=Question,completion=Answer".
 ROLES = {
@@ -212,9 +212,10 @@ class Converter:
         the turns themselves as JSON in "messages", where there are several that take turns as templates want it."""
         if isinstance(messages, str) and messages.lstrip().startswith("["):  # as a table keeps them
             try:
-                messages = json.loads(messages)
-            except ValueError as error:
-                raise DataError(f"{self.name}, {self.unit} {place}: the messages are no JSON") from error
+                messages = ROW.decode(messages)
+            except (ValueError, RecursionError) as error:
+                why = fault_of_json(error)
+                raise DataError(f"{self.name}, {self.unit} {place}: of the messages, {why}") from error
         if messages is None or messages == [] or messages == "":
             return self._leave("without a message", place)
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):

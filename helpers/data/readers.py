@@ -118,7 +118,8 @@ def opened(path: Path, encoding: str = "auto") -> RowFile:
     if not head.strip():
         raise DataError(f"{path.name} is empty: there are no rows in it")
     encoding = _encoding(path, head, encoding)
-    start = head.decode(encoding, errors="ignore").lstrip("\ufeff \t\r\n")
+    with _in_one_line(path, encoding):
+        start = head.decode(encoding, errors="ignore").lstrip("\ufeff \t\r\n")
     if start[:1] not in ("{", "[") and not kind:
         raise DataError(f"{path.name} holds no rows that are known here: give {TAKEN}")
     with _in_one_line(path, encoding):
@@ -128,6 +129,37 @@ def opened(path: Path, encoding: str = "auto") -> RowFile:
         return RowFile(path, _kind_of_json(path, encoding, start, _suffix(path)), encoding)
 
 
+class _Twice(ValueError):
+    """A name that stands twice in one object of JSON."""
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """An object of JSON. Of a name that stands twice in it Python would keep the last value, without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return row
+
+
+def _whole_number(digits: str) -> int | str:
+    """A whole number of JSON; as text where it has more digits than Python makes a number of."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+ROW = json.JSONDecoder(strict=False, parse_int=_whole_number, object_pairs_hook=_once)
+
+
+def fault_of_json(error: Exception) -> str:
+    """What is wrong with a text that `ROW` does not take."""
+    if isinstance(error, _Twice):
+        return str(error)
+    return f"no JSON ({error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__})"
+
+
 def _kind_of_json(path: Path, encoding: str, start: str, suffix: str) -> str:
     if start.startswith("["):
         return "JSON array"
@@ -135,7 +167,7 @@ def _kind_of_json(path: Path, encoding: str, start: str, suffix: str) -> str:
         return "JSON lines"
     lines = filter(str.strip, _lines(RowFile(path, "JSON lines", encoding), longest=10 * LONGEST_LINE))
     try:
-        json.loads(next(lines, ""), strict=False)
+        json.JSONDecoder(strict=False, parse_int=_whole_number).decode(next(lines, ""))
     except (ValueError, RecursionError):
         return "JSON object"
     return "JSON lines" if next(lines, "") else "JSON object"
@@ -144,8 +176,11 @@ def _kind_of_json(path: Path, encoding: str, start: str, suffix: str) -> str:
 def _check_encoding(encoding: str) -> None:
     try:
         io.TextIOWrapper(io.BytesIO(), encoding).close()
+        b"a".decode(encoding, errors="ignore")  # some that Python lists decode no file: "idna", "undefined"
     except (LookupError, ValueError) as error:
-        raise DataError(f'encoding = {encoding!r} is not known: say "utf-8", "cp1252" or "utf-16"') from error
+        raise DataError(
+            f'encoding = {encoding!r} is not known as that of a file: say "utf-8", "cp1252" or "utf-16"'
+        ) from error
 
 
 def _encoding(path: Path, head: bytes, asked: str) -> str:
@@ -191,10 +226,11 @@ def _json_lines(file: RowFile) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(_lines(file), 1):
         if line.strip():
             try:
-                row = json.loads(line, strict=False)
+                row = ROW.decode(line)
             except (ValueError, RecursionError) as error:
-                why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-                raise DataError(f"{file.path.name}, line {number}: no JSON ({why}); each line is one object") from error
+                raise DataError(
+                    f"{file.path.name}, line {number}: {fault_of_json(error)}; each line is one object"
+                ) from error
             yield number, _row(row, file, number)
 
 
@@ -234,7 +270,7 @@ def _whole(file: RowFile) -> str:
 
 
 def _array(file: RowFile) -> Iterator[tuple[int, dict]]:
-    text, decoder, space = _whole(file), json.JSONDecoder(strict=False), re.compile(r"[\ufeff\s]*")
+    text, space = _whole(file), re.compile(r"[\ufeff\s]*")
     place = space.match(text).end() + 1  # type: ignore[union-attr]
     line, counted, expected = 1, 0, "]"
     while True:
@@ -250,11 +286,10 @@ def _array(file: RowFile) -> Iterator[tuple[int, dict]]:
             place, expected = place + 1, "row"
             continue
         try:
-            row, place = decoder.raw_decode(text, place)
+            row, place = ROW.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             at = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            raise DataError(f"{file.path.name}, line {at}: no JSON ({why})") from error
+            raise DataError(f"{file.path.name}, line {at}: {fault_of_json(error)}") from error
         yield line, _row(row, file, line)
         expected = ",]"
     if text[place + 1 :].strip():
@@ -265,10 +300,10 @@ def _object(file: RowFile) -> Iterator[tuple[int, dict]]:
     """The rows of a file that is one JSON object: its only list of objects, or the object itself."""
     text = _whole(file).removeprefix("\ufeff")
     try:
-        whole = json.loads(text, strict=False)
+        whole = ROW.decode(text)
     except (ValueError, RecursionError) as error:
         at = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{file.path.name}{at}: no JSON; give one object a line, or an array of objects") from error
+        raise DataError(f"{file.path.name}{at}: {fault_of_json(error)}; give one object a line, or an array") from error
     lists = [v for k, v in whole.items() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
     if len(whole) > 1 and all(isinstance(v, dict) for v in whole.values()):
         raise DataError(
@@ -330,6 +365,9 @@ def _parquet(file: RowFile) -> Iterator[tuple[int, dict]]:
     try:
         # Without these two pyarrow reads a whole row group ahead, and many files have only one.
         with parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as opened:
+            twice = _twice(opened.schema_arrow)
+            if twice is not None:
+                raise DataError(f"{file.path.name}: two columns, or two fields of one, are called {twice!r}")
             number = 0
             for group in range(opened.num_row_groups):  # over all at once pyarrow keeps what it has read
                 for batch in opened.iter_batches(batch_size=256, row_groups=[group], use_threads=False):
@@ -339,6 +377,14 @@ def _parquet(file: RowFile) -> Iterator[tuple[int, dict]]:
                 pyarrow.default_memory_pool().release_unused()
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{file.path.name} is no readable Parquet file: cut off or damaged") from error
+
+
+def _twice(fields) -> str | None:
+    """A name that two of these fields of a Parquet file have, or two within one of them; None if there is none."""
+    fields = list(fields)
+    names = [field.name for field in fields]
+    inside = [_twice(kind.field(i) for i in range(kind.num_fields)) for kind in (field.type for field in fields)]
+    return next((name for name in [*(n for n in names if names.count(n) > 1), *inside] if name is not None), None)
 
 
 def _unpacked(file: RowFile) -> bytes:

@@ -22,7 +22,7 @@ def answer(model, tokenizer, prompts: list, max_new_tokens: int = 16, batch_size
     tokenizer.padding_side = "left"
     begun = tokenizer.bos_token or tokenizer.eos_token  # where nothing is asked, a model needs a token to go on from
     chats = any(not isinstance(prompt, str) for prompt in prompts)  # then the template says what stands in front
-    texts = [prompt if isinstance(prompt, str) else _rendered(tokenizer, prompt, True) for prompt in prompts]
+    texts = [prompt if isinstance(prompt, str) else rendered(tokenizer, prompt, True) for prompt in prompts]
     ends = ends_of_answers(tokenizer, model.generation_config.to_dict())
     for start in range(0, len(texts), batch_size):
         batch = [text or begun for text in texts[start : start + batch_size]]
@@ -41,9 +41,19 @@ def answer(model, tokenizer, prompts: list, max_new_tokens: int = 16, batch_size
     return answers
 
 
-def _rendered(tokenizer, messages: list, asked: bool) -> str:
-    """Messages as the text that the template makes of them; `asked`: with an answer to come."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+def rendered(tokenizer, messages: list, asked: bool) -> str:
+    """Messages as the text that the template makes of them; `asked`: with an answer to come.
+
+    Raises DataError, one line that says which row it is, for messages that the template refuses.
+    """
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+    except Exception as error:  # whatever Jinja, or the template itself, raises
+        roles, said = ", ".join(one["role"] for one in messages), " ".join(one["content"] for one in messages)
+        raise DataError(
+            f"the chat template refuses the row that begins with {said[:60]!r} ({roles[:80]}): {type(error).__name__}: "
+            f'{str(error)[:150]}; leave such rows out, or set template to "alpaca" or to a file that takes them'
+        ) from error
 
 
 @contextlib.contextmanager
@@ -62,7 +72,7 @@ def prompt_texts(tokenizer, rows) -> list[str]:
     The token that the tokenizer puts in front of every text is left out: it would stand there twice.
     """
     with _templated(tokenizer):
-        texts = [_rendered(tokenizer, to_chat(row)["prompt"], True) for row in rows]
+        texts = [rendered(tokenizer, to_chat(row)["prompt"], True) for row in rows]
     begin = tokenizer.decode(tokenizer("")["input_ids"])
     return [text.removeprefix(begin) for text in texts]
 
@@ -201,8 +211,8 @@ def _row_losses(model, tokenizer, rows, batch_size: int, max_length: int) -> lis
 def _tokens(tokenizer, pairs: list[dict]) -> tuple[list[int], list[list[int]]]:
     """(where each answer begins, all tokens of each row), as TRL tokenizes a conversational prompt and completion."""
     with _templated(tokenizer):
-        asked = [_rendered(tokenizer, pair["prompt"], True) for pair in pairs]
-        texts = [_rendered(tokenizer, pair["prompt"] + pair["completion"], False) for pair in pairs]
+        asked = [rendered(tokenizer, pair["prompt"], True) for pair in pairs]
+        texts = [rendered(tokenizer, pair["prompt"] + pair["completion"], False) for pair in pairs]
     asked, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (asked, texts))
     begins = [len(os.path.commonprefix([a, b])) for a, b in zip(asked, whole, strict=True)]
     return begins, whole

@@ -43,7 +43,8 @@ def _one_of(*values) -> Rule:
     def holds(value):
         return type(value) is type(values[0]) and value in values
 
-    return Rule("one of " + ", ".join(map(str, values)), holds)
+    shown = ", ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in values)
+    return Rule(f"one of {shown}", holds)
 
 
 def _or_auto(rule: Rule) -> Rule:
@@ -135,6 +136,44 @@ RULES: dict[str, Rule] = {
 }
 
 
+# What other programs, and people, call a parameter; the first of several that a lesson has is meant.
+CALLED = {
+    "rank": "r lora_r lora_rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "lora_target_modules lora_target modules targets",
+    "learning_rate": "lr",
+    "epochs": "epoch num_epochs num_train_epochs n_epochs",
+    "max_steps": "steps num_steps train_steps num_train_steps epochs epoch num_epochs num_train_epochs n_epochs",
+    "batch_size": "per_device_train_batch_size per_gpu_train_batch_size train_batch_size micro_batch_size batch bs",
+    "gradient_accumulation": "gradient_accumulation_steps grad_accum grad_accum_steps grad_accumulation accumulation_steps "
+    "accumulate_grad_batches",
+    "max_length": "max_seq_length max_seq_len seq_len seq_length sequence_len sequence_length cutoff_len context_length "
+    "model_max_length",
+    "model_id": "model base_model model_name model_name_or_path model_path",
+    "dataset_id": "dataset data data_path dataset_name dataset_path train_file data_files rows",
+    "data_file": "dataset data data_path dataset_name dataset_path train_file data_files rows",
+    "optimizer": "optim",
+    "checkpointing": "gradient_checkpointing use_gradient_checkpointing activation_checkpointing",
+    "quant_type": "bnb_4bit_quant_type",
+    "double_quant": "bnb_4bit_use_double_quant use_double_quant",
+    "template": "chat_template",
+    "seed": "random_seed random_state",
+    "output_dir": "output out output_folder",
+    "gpus": "num_gpus n_gpus gpu num_processes nproc_per_node",
+    "gpu_gib": "gpu_memory max_memory",
+}
+
+
+def _meant(name: str, known: set[str]) -> str | None:
+    """The parameter that somebody means who writes `name`, in words; None where there is none like it."""
+    written = name[:80].lower().replace("-", "_")
+    called = next((ours for ours, others in CALLED.items() if ours in known and written in others.split()), None)
+    if called == "max_steps" and "epoch" in written:
+        return "max_steps, which counts steps and not passes over the rows"
+    return called or next(iter(difflib.get_close_matches(written, known, n=1)), None)
+
+
 def _shown(value) -> str:
     """A value as Python writes it, cut where it is long; Python does not write out a number of thousands of digits."""
     try:
@@ -144,20 +183,23 @@ def _shown(value) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def validate(parameters: dict, known: set[str] | None = None, rules: dict[str, Rule] = RULES) -> None:
+def validate(
+    parameters: dict, known: set[str] | None = None, rules: dict[str, Rule] = RULES, shown: Callable = _shown
+) -> None:
     """Raise ParameterError, one line with name, value and what is allowed, for the first bad one.
 
-    `known` names the parameters a lesson has; None means all that there are `rules` for.
+    `known` names the parameters a lesson has; None means all that there are `rules` for. `shown` writes a value as its reader
+    would write it.
     """
     known = set(rules) if known is None else known
     for name, value in parameters.items():
         if name not in known:
-            close = difflib.get_close_matches(name[:80].lower(), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
+            meant = _meant(name, known)
+            hint = f"; did you mean {meant}?" if meant else "."
             raise ParameterError(f"no parameter {_shown(name)}{hint} There are: {', '.join(sorted(known))}")
         rule = rules[name]
         if not rule.holds(value):
-            raise ParameterError(f"{name} = {_shown(value)} is not possible; allowed: {rule.allowed}")
+            raise ParameterError(f"{name} = {shown(value)} is not possible; allowed: {rule.allowed}")
     if parameters.get("data_file") == "auto" and parameters.get("encoding", "auto") != "auto":
         raise ParameterError(f"encoding = {parameters['encoding']!r} is for a file of your own: name it as data_file")
     if "auto" not in (parameters.get("epochs", "auto"), parameters.get("max_steps", "auto")):

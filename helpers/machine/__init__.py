@@ -3,6 +3,7 @@
 from helpers.machine.hardware import (
     ALL_GPUS,
     GIB,
+    MOST_GPUS,
     T4_BYTES,
     Machine,
     choose_one_gpu,
@@ -25,6 +26,7 @@ __all__ = [
     "own_gpus",  # those in sight that this process uses
     "ALL_GPUS",  # the environment variable that keeps what CUDA_VISIBLE_DEVICES was before
     "GIB",  # 2**30 bytes
+    "MOST_GPUS",  # of one computer
     "T4_BYTES",  # the memory that a T4 reports
     "peak_resident",  # the most memory this process has held
     "MemoryMonitor",  # GPU memory over time, by phase

@@ -23,6 +23,7 @@ def peak_resident() -> int:
 
 ALL_GPUS = "COURSE_ALL_GPUS"  # the variable that keeps what CUDA_VISIBLE_DEVICES was before one GPU was chosen: nothing
 GIB = 2**30
+MOST_GPUS = 16  # of one computer
 T4_BYTES = int(14.56 * GIB)  # what a Colab T4 reports as its total memory
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from helpers.machine import MOST_GPUS
 from helpers.memory import labels
 from helpers.memory.allocator import Allocator
 from helpers.memory.labels import ADAPTERS, CODES, GATHERED, TABLES, WEIGHT_GRADIENTS
@@ -18,7 +19,7 @@ from helpers.memory.replay import Prediction, Step, least_peak, play_steps, pred
 from helpers.memory.runs import RunSpec, on_gpu, spec_of, trained_sizes
 from helpers.memory.shapes import CannotPredict, Shape, is_count, shape_of
 from helpers.memory.shares import shares_of, whole
-from helpers.memory.sizes import MIB, PAGE, layer_arrivals
+from helpers.memory.sizes import MIB, PAGE, layer_arrivals, weight_bytes
 from helpers.memory.tally import Tally
 
 WAYS = ("one", "ddp", "split", "fsdp2")
@@ -46,8 +47,10 @@ def predict(config, spec, gpu: str = "h200", gpus: int = 1, way: str | None = No
 def checked_way(gpus: int, way: str | None, layers) -> str:
     """The way, "one" or "ddp" where none is named; CannotPredict for one that does not go with the rest."""
     way = ("one" if gpus == 1 else "ddp") if way is None else way
-    if not is_count(gpus):
-        raise CannotPredict(f"gpus is {gpus!r}; give a whole number from 1")
+    if not is_count(gpus) or gpus > MOST_GPUS:
+        shown = gpus if not isinstance(gpus, int) or abs(gpus) < 10**18 else "larger than that"
+        shown = f"more than {MOST_GPUS}" if is_count(gpus) else repr(gpus)
+        raise CannotPredict(f"gpus is {shown}; give a whole number from 1 to {MOST_GPUS}")
     if way not in WAYS or (way == "one") != (gpus == 1):
         raise CannotPredict(f"way is {way!r} with gpus {gpus!r}; one goes with 1, and ddp, split, fsdp2 with 2 or more")
     if layers is not None and way != "split":
@@ -83,6 +86,8 @@ def _refuse(spec: RunSpec, way: str) -> None:
     """CannotPredict for what is not described on several GPUs."""
     if spec.rank is None or spec.quant_type not in ("nf4", "fp4"):
         raise CannotPredict(f"way is {way!r}; several GPUs are predicted for adapters on 4-bit weights alone")
+    if spec.padding_free and way != "ddp":
+        raise CannotPredict(f"padding_free is True with way {way!r}; it goes with one and with ddp")
     if way == "fsdp2" and not spec.optimizer.startswith("adamw_torch"):
         raise CannotPredict(
             f"optimizer is {spec.optimizer!r} with way 'fsdp2'; bitsandbytes cannot take divided tensors"
@@ -155,7 +160,12 @@ def _divided(shape: Shape, spec: RunSpec, gpu: str, gpus: int) -> Prediction:
     heap = _parts(shape, spec, gpus)
     before = heap.allocated
     play_steps(Divided(_from_here(heap), shape, spec, gpus), gpu, gpus)
-    return prediction(0, before, heap)
+    return dataclasses.replace(prediction(0, before, heap), whole_bytes=loaded_bytes(shape, spec))
+
+
+def loaded_bytes(shape: Shape, spec: RunSpec) -> int:
+    """Bytes of the whole model, loaded as the run wants it."""
+    return sum(weight_bytes(shape, spec.quant_type, spec.double_quant).values())
 
 
 def _parts(shape: Shape, spec: RunSpec, gpus: int) -> Allocator:

@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 
 from helpers.machine import GIB
-from helpers.memory.across import checked_way, even_layers, least_of, predict
-from helpers.memory.replay import Prediction
+from helpers.memory.across import checked_way, even_layers, least_of, loaded_bytes, predict
+from helpers.memory.replay import SPARE, Prediction
 from helpers.memory.runs import RunSpec, gpu_named, on_gpu, spec_of
 from helpers.memory.shapes import CannotPredict, Shape, shape_of
-from helpers.memory.sizes import weight_bytes
 
-SPARE = 0.01  # of a GPU, which every run that fits leaves free: as much as predicted peaks of measured runs were off
 MARGIN = 0.05  # of a GPU, which a plan's tensors leave free: what a prediction may be off
 
 # A pass over the weights costs as much as 256 tokens, whatever the batch: dequantizing a weight moves 2.5 bytes, a
@@ -35,13 +33,14 @@ def fits(prediction: Prediction, gpu: str, total_bytes: float | None = None, mar
 
     `total_bytes`: what it reports (`torch.cuda.get_device_properties(0).total_memory`), GPUS' figure unless given.
     `margin`: the share of it that tensors alone have to leave free, for what a prediction may be off; None is `plan`'s.
-    Of a run on several GPUs each has to fit. Raises CannotPredict for an unknown GPU.
+    Of a run on several GPUs each has to fit; with divided weights all of the model has to, while it is loaded.
+    Raises CannotPredict for an unknown GPU.
     """
     margin = MARGIN if margin is None else margin
     total = gpu_named(gpu).total_bytes if total_bytes is None else total_bytes
     each = prediction.each or (prediction,)
     return all(
-        one.held_bytes(gpu) <= (1 - SPARE) * total and one.peak_allocated <= (1 - margin) * total for one in each
+        one.most_bytes(gpu) <= (1 - SPARE) * total and one.peak_allocated <= (1 - margin) * total for one in each
     )
 
 
@@ -112,8 +111,8 @@ def plan(
         raise CannotPredict(f"plan: budget_bytes is {budget_bytes!r}; give a number of bytes above 0")
     if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
         raise CannotPredict(f"plan: margin is {margin!r}; it must be at least 0 and below 1")
-    loaded = sum(weight_bytes(shape, base.quant_type, base.double_quant).values())
-    if not choices and budget_bytes * (1 if way == "ddp" else gpus) < loaded:
+    loaded = loaded_bytes(shape, base)
+    if not choices and budget_bytes * (gpus if way == "split" else 1) < loaded:  # all others load it whole on each GPU
         raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; the weights alone take {loaded:,}")
     usual = CHOICES if way != "fsdp2" else CHOICES | {"optimizer": ("adamw_torch",)}
     choices = _checked(base, usual if choices is None else choices)
@@ -134,13 +133,19 @@ def plan(
                 f"{margin:.0%} of {budget_bytes / GIB:.2f} are left free; torch reserves {prediction.peak_reserved / GIB:.2f}"
             )
             return Plan(candidate.spec, prediction, candidate.cost, reasons, len(candidates), len(fitting), shape, room)
-    least = min(candidate.least for candidate in candidates)
+    whole = min(loaded_bytes(shape, candidate.spec) for candidate in candidates) if way == "fsdp2" else 0
+    least = max(whole, min(candidate.least for candidate in candidates))
     smallest = f"the smallest of {len(candidates)} settings peaks at {least:,}"
+    smallest += " while each GPU quantizes all of the model" if least == whole else ""
     raise DoesNotFit(f"plan: budget_bytes is {int(budget_bytes):,}; {smallest}")
 
 
 def _checked(base: RunSpec, choices: dict) -> dict[str, tuple]:
     """The choices, each value as RunSpec holds it. Raises CannotPredict for one that it refuses."""
+    if not isinstance(choices, dict):
+        raise CannotPredict(
+            f"plan: choices is {choices!r:.60}; give a dictionary of RunSpec's fields, each with a list of values"
+        )
     neutral = vars(base) | {"checkpoint_every": 1, "checkpoint_offload": False}  # offload needs checkpointing
     checked = {}
     for field, values in choices.items():

@@ -13,6 +13,8 @@ from helpers.memory.shares import whole
 from helpers.memory.sizes import PAGE, blocks, state_sizes
 from helpers.memory.tally import Tally
 
+SPARE = 0.01  # of a GPU, which every run that fits leaves free: as much as predicted peaks of measured runs were off
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -31,6 +33,7 @@ class Prediction:
     notes: tuple[str, ...] = ()  # what this prediction leaves out or assumes
     each: tuple["Prediction", ...] = ()  # of a run on several GPUs, that of each; then this is the fullest one's
     layers: tuple[int, ...] = ()  # of a model that is split, how many lie on each GPU
+    whole_bytes: int = 0  # of divided weights: all of the model, which each GPU quantizes before it keeps its part
 
     @property
     def passing_bytes(self) -> int:
@@ -40,6 +43,16 @@ class Prediction:
     def held_bytes(self, gpu: str) -> int:
         """What a run holds of a GPU at its peak, as `nvidia-smi` shows it: what torch reserves, and the CUDA context."""
         return self.peak_reserved + gpu_named(gpu).context_bytes
+
+    def most_bytes(self, gpu: str) -> int:
+        """What it holds at most, be it at the peak of training or while the model is loaded."""
+        return max(self.peak_reserved, self.whole_bytes) + gpu_named(gpu).context_bytes
+
+    def why_not_loaded(self, gpu: str, total_bytes: float) -> str:
+        """Why a run does not fit whose training alone would, in words; "" where that is not so."""
+        if not self.held_bytes(gpu) <= (1 - SPARE) * total_bytes < self.most_bytes(gpu):
+            return ""
+        return f"each GPU quantizes all of the model, {self.whole_bytes / 1e9:.2f} GB, before it keeps its part"
 
 
 @functools.lru_cache(maxsize=512)

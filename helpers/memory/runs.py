@@ -174,7 +174,7 @@ def spec_of(spec) -> RunSpec:
 
 def gpu_named(name: str) -> Gpu:
     """A GPU's entry in GPUS. Raises CannotPredict for an unknown name."""
-    if name not in GPUS:
+    if not isinstance(name, str) or name not in GPUS:
         raise CannotPredict(f"gpu: {name!r} is not known; known are {', '.join(GPUS)}")
     return GPUS[name]
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from helpers.evaluation import fields_right, json_object, score_fields, wilson_interval
+from helpers.evaluation import fields_right, score_fields, wilson_interval
+from helpers.evaluation.fields import json_object
 
 WANTED = {"name": "Ana Costa", "request": "move", "place": "Cape Town", "day": "Friday", "time": "09:00"}
 

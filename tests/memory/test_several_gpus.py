@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from helpers.__main__ import main
 from helpers.memory import CannotPredict, DoesNotFit, RunSpec, fits, labels, plan, predict, shape_of
 from helpers.memory.across import _split, least_of
 from helpers.models import PRESETS
@@ -148,7 +149,9 @@ def test_a_split_takes_half_of_one_gpu_copies_a_little_more_and_divided_weights_
         ({"gpus": 2, "way": "split", "layers": [[16], [16]]}, "for 2 GPUs"),
         ({"gpus": 2, "way": "split", "layers": [16.0, 16.0]}, "for 2 GPUs"),
         ({"gpus": 2, "way": "split", "layers": []}, "for 2 GPUs"),
-        ({"gpus": 33, "way": "split"}, "the model has 32 layers"),
+        ({"gpus": 17, "way": "split"}, "gpus is more than 16; give a whole number from 1 to 16"),
+        ({"gpus": 100_000_000}, "gpus is more than 16"),
+        ({"gpus": 10**5000, "way": "fsdp2"}, "gpus is more than 16"),
     ],
 )
 @pytest.mark.parametrize("plans", [False, True], ids=["predicted", "planned"])
@@ -156,6 +159,52 @@ def test_what_cannot_be_is_refused_in_one_line(given, said, plans):
     with pytest.raises(CannotPredict, match=said) as refused:
         plan(MISTRAL, int(T4_BYTES), LEAN, gpu="t4", **given) if plans else predict(MISTRAL, LEAN, "t4", **given)
     assert "\n" not in str(refused.value)
+
+
+def test_a_split_has_no_more_gpus_than_the_model_has_layers():
+    with pytest.raises(CannotPredict, match="gpus is 9; the model has 8 layers"):
+        predict({**MISTRAL, "num_hidden_layers": 8}, LEAN, "t4", 9, "split")
+
+
+@pytest.mark.parametrize("way", ["one", "ddp", "split", "fsdp2"])
+@pytest.mark.parametrize("plans", [False, True], ids=["predicted", "planned"])
+def test_without_padding_goes_what_the_training_takes(way, plans):
+    spec, several = dataclasses.replace(LEAN, padding_free=True), {"gpus": 1 if way == "one" else 2, "way": way}
+
+    def ask():
+        return plan(MISTRAL, int(T4_BYTES), spec, **several) if plans else predict(MISTRAL, spec, "t4", **several)
+
+    if way in ("one", "ddp"):
+        assert ask()
+    else:
+        with pytest.raises(
+            CannotPredict, match=f"padding_free is True with way '{way}'; it goes with one and with ddp"
+        ):
+            ask()
+
+
+@pytest.mark.parametrize("gpu", [["t4"], {"t4": 1}, {"t4"}, None, 4, b"t4"], ids=str)
+@pytest.mark.parametrize("way", ["one", "ddp"])
+def test_a_gpu_that_is_no_name_is_refused_in_one_line(gpu, way):
+    several = {"gpus": 1 if way == "one" else 2, "way": way}
+    for ask in (lambda: predict(MISTRAL, LEAN, gpu, **several), lambda: plan(MISTRAL, 15e9, LEAN, gpu=gpu, **several)):
+        with pytest.raises(CannotPredict, match="^gpu: .* is not known; known are t4"):
+            ask()
+
+
+@pytest.mark.parametrize("choices", [["batch_size"], ("batch_size", (1, 2)), "batch_size", 4, {1, 2}], ids=str)
+def test_choices_that_are_no_dictionary_are_refused_in_one_line(choices):
+    with pytest.raises(CannotPredict, match="plan: choices is .*; give a dictionary"):
+        plan(MISTRAL, 15e9, LEAN, choices)
+
+
+@pytest.mark.parametrize("gpus", ["100000000", "17", "0"])
+@pytest.mark.parametrize("more", [[], ["--way", "fsdp2"], ["--plan"]], ids=str)
+def test_the_command_answers_at_once_for_more_gpus_than_a_computer_has(gpus, more, capsys):
+    assert main(["memory", "predict", "qwen2.5-0.5b", "--gpus", gpus, *more]) == 2
+    said = capsys.readouterr().err
+    assert "give a whole number from 1 to 16" in said
+    assert said.count("\n") == 1
 
 
 def test_optimizers_of_bitsandbytes_are_refused_where_every_weight_is_divided():
