@@ -133,7 +133,7 @@ def at_least_as_good(low):
 
 
 # %% [markdown]
-# (An interval may also lie within the margin and not hold zero. Then there is a difference, and it is too small to matter. By the bootstrap of section 3, none of the comparisons below came out so.)
+# An interval may also lie within the margin and not hold zero. Then there is a difference, and it is too small to matter. Section 4 has one such case, by one of two ways to look.
 #
 # ## 2 Three runs of your own
 #
@@ -210,14 +210,14 @@ if as_recorded:
             before.exact_match < 0.05 and min(score.exact_match for score in yours.values()) > 0.5)  # fmt: skip
 record(exact_match={arm: score.exact_match for arm, score in yours.items()})
 recorded = runs[runs.task == "form"].groupby("arm").score
-table([(arms.named(arm), f"{rates[arm]:g}", score.exact_match, *score.interval, recorded.min()[arm], recorded.max()[arm])
+table([(arms.named(arm), f"{rates[arm]:g}", f"{score.exact_match:.1%}", *score.interval, recorded.min()[arm], recorded.max()[arm])
        for arm, score in yours.items()], "{:.0%}",
       columns=("arm", "learning rate", "yours", "from", "to", "lowest recorded", "highest recorded"))  # fmt: skip
 
 # %% [markdown]
 # "From" and "to" are the interval of your score if only the choice of questions were to blame (lesson 04). The last two columns are the lowest and the highest of the eight recorded runs. They were trained on a GPU, each on 32 rows of its own, and asked other questions, so yours may lie a little outside.
 #
-# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? In seven of the eight recorded seeds the three did, although the scores of one arm lie more than ten points apart and the three means within five: what makes a seed hard makes it hard for all three. But your three runs, though nothing is wrong with them, cannot say whether yours is such a seed. You need more seeds, and a fair way to put them side by side.
+# Did yours come in the order of the first figure, LoRA before QLoRA before full fine-tuning? In seven of the eight recorded seeds the three did, although the scores of one arm lie more than ten points apart and the three means within five: what makes a seed hard makes it hard for all three. But each of your intervals is some 13 points wide, so your three runs cannot settle the order. You need more seeds, and a fair way to put them side by side.
 #
 # ## 3 The same seed, the same question
 #
@@ -315,7 +315,7 @@ table({"unpaired": (*(100 * end for end in wide), says(*wide)), "paired": (*(100
 #
 # These five were written into the design before anything was measured, each with what is subtracted from what. That matters: from ten arms one can make 45 pairs, and some of these would look different by luck. (*Attention alone* puts adapters on q, k, v and o only, with a larger rank, so that as many numbers are trained.)
 #
-# One more thing. For what comes from the seeds, a bootstrap of eight is too narrow, and of five still narrower. Where most of the spread is chance in single answers, it is too wide ([Owen 2007](https://doi.org/10.1214/07-AOAS122)). So look a second time, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers. It asks about other seeds only and takes the questions as they are, so where the questions matter more it may come out narrower. We say what both say, and where they disagree "cannot tell".
+# One more thing. The bootstrap errs both ways. With few seeds its interval is too narrow. Where most of the spread is luck in single answers, it is too wide ([Owen 2007](https://doi.org/10.1214/07-AOAS122)). So look a second time, at the means of the seeds alone, with [Student's t](../site/glossary.md#students-t), which was made for few numbers. It asks about other seeds only and takes the questions as they are, so where the questions matter more it may come out narrower. We say what both say, and where they disagree "cannot tell".
 
 # %% tags=["student"]
 t_point = {5: 2.776, 8: 2.365}  # 95% of Student's t with 4 and 7 degrees of freedom lie within so much of zero
@@ -346,23 +346,25 @@ table([(one["task"], one["arm"], one["minus"], *(100 * x for x in (*one["interva
       columns=("task", "arm", "minus", "points", "from", "to", "t: from", "t: to", "we say", "at least as good?"))  # fmt: skip
 
 # %% [markdown]
-# Three times the two disagree. On the form t leaves zero out where the bootstrap holds it, for QLoRA minus LoRA and for NF4 minus FP4. On messages it is the other way round, for QLoRA minus LoRA.
+# Three times the two disagree. On the form t leaves zero out where the bootstrap holds it, for QLoRA minus LoRA and for NF4 minus FP4. On messages it is the other way round, for QLoRA minus LoRA. Look at the first. By t QLoRA loses something on the form, but less than the margin. By the bootstrap it may lose 2.6 points, or gain 0.7. So we say "cannot tell".
 #
-# The figure leaves out attention alone: its distance on the facts is so large that the margin could not be seen beside it.
+# A 95% interval misses in about one case of twenty. Of thirteen independent ones at least one would miss in about half of all such experiments ($1 - 0.95^{13} = 49\%$). So trust what lies far from zero, and repeat what barely leaves it out.
+#
+# The figure leaves out attention alone, whose large distance on the facts would hide the margin. A thick line is the bootstrap's interval, a thin one Student's t's.
 
 # %% tags=["five-figure"]
-panels, notes, equivalent = {}, {}, [one["says"] for one in found].count("equivalent")
-for one in [one for one in found if "attention" not in one["minus"]]:
+panels, notes, thin = {}, {}, {}
+drawn = [one for one in found if "attention" not in one["minus"]]
+for one in drawn:
     label = f"{one['arm']}\nminus {one['minus']}"
-    held = one["says"] == "different" and one["then"] != "different"
     panels.setdefault(one["task"], {})[label] = one["interval"]
-    notes.setdefault(one["task"], {})[label] = "not by t" if held else one["says"]
-figure = diagrams.intervals(panels, f"Of {len(found)} comparisons, {equivalent or 'none'} lets us say 'equivalent'",
-                            "difference (points out of a hundred)", band=margin, notes=notes)  # fmt: skip
-show(
-    figure,
-    alt="Eleven differences on three tasks: six hold zero and reach beyond the margin, five do not hold it, one barely",
-)
+    thin.setdefault(one["task"], {})[label] = one["by seeds"]
+    notes.setdefault(one["task"], {})[label] = one["we say"]
+equivalent = [one["we say"] for one in drawn].count("equivalent")
+figure = diagrams.intervals(panels, f"Of these {len(drawn)} comparisons, {equivalent or 'none'} lets us say 'equivalent'",
+                            "difference (points out of a hundred)", band=margin, notes=notes, thin=thin)  # fmt: skip
+show(figure, alt="Eleven differences on three tasks, each with two intervals. By both looks four are different, of seven we cannot "
+     "tell. Of the thick intervals six hold zero and reach beyond the margin, five do not hold it, one barely")  # fmt: skip
 
 # %%
 different = [one for one in found if one["says"] == "different"]
@@ -420,7 +422,7 @@ table({name: [100 * panels[task][name][0] if name in panels[task] else "" for ta
 # %% [markdown]
 # **New facts.** In 80 steps full fine-tuning learns nearly all of them. LoRA of rank 16 trains a twelfth as many numbers and learns some seven in ten. Is the number the reason? These rows cannot tell: rank 4 and rank 64 could not be told apart, and rsLoRA, which trains as many numbers as rank 64, scores above 90% (see *Rank and scale* below).
 #
-# **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32, a third of the learning rate and eight times as many steps, and came to 85%. Nobody has measured how far full fine-tuning
+# **Messages.** In 60 steps full fine-tuning answers more than half of the messages right, LoRA some four in ten, and QLoRA a third. LoRA trains one number for every 28 of full fine-tuning. Does it never get there? Lesson 07 trained QLoRA on the same rows, with rank 32, a third of the learning rate and eight times as many steps, and came to 85%. Nobody has measured which of the three did it, or how far full fine-tuning
 # would have come. On the GPU full fine-tuning held two and a half times the memory of QLoRA at its peak, and took about half its time: adapters are work of their own, and QLoRA also turns its weights back to 16 bits each time it uses them.
 
 # %% tags=["costs"]
@@ -459,7 +461,7 @@ print(f"rsLoRA minus LoRA, both of rank 64: {100 * mean:+.0f} points ({100 * lea
 #
 # | Question | What these rows say | How sure | What to do |
 # |---|---|---|---|
-# | All weights, or an adapter? | full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree; only QLoRA's pair was planned. A rate between those tried may close the gap on the form | for new facts in few steps train all weights, if they fit; if not, give the adapter more steps |
+# | All weights, or an adapter? | full fine-tuning is ahead on facts and messages, every adapter on the form | both looks agree; only QLoRA's pair was planned. A rate between those tried may close the gap on the form | for new facts in few steps train all weights, if they fit; if not, try more steps with the adapter, and look |
 # | 4 bits under LoRA? | QLoRA is ahead on the facts; else we cannot tell | each base was rounded once | take 4 bits where memory asks for it, and measure on your task |
 # | NF4 or FP4? | we cannot tell NF4 from FP4 on any task | on the facts either may be ahead by more than the margin | NF4: rounding to FP4 harmed the chat model more (section 6) |
 # | 8 bits under LoRA? † | equivalent to LoRA on form and facts; on messages we cannot tell | both looks agree | try it where 4 bits cost too much and time does not matter |
@@ -516,7 +518,7 @@ table({name: (*interval_of_mean(more.to_numpy()[:, None], [0]), *by_seeds(more.t
       "{:+.1f}", columns=("lost by LoRA minus lost by full fine-tuning", "mean", "from", "to", "t: from", "t: to"))  # fmt: skip
 
 # %% [markdown]
-# "LoRA forgets less" is a finding about large models and long trainings (section 9). On the facts our rows agree, in perplexity and at one rate for both. On the form and on messages they do not. There LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason: at full fine-tuning's rate rsLoRA recalls as much as full fine-tuning. It cannot be the only one: on the form FP4 had LoRA's rate and attention alone three times that rate, and both recall more than LoRA. And on messages full fine-tuning and 8 bits name *more* capitals after training than before, so of a chat model this
+# "LoRA forgets less" is a finding about large models and long trainings (section 9). On the facts our rows agree, in perplexity and at one rate for both. On the form and on messages they do not. There LoRA had a higher learning rate than full fine-tuning, three times as high on the form and ten times on messages, since that was best for the task. The rate is one candidate for the reason: at full fine-tuning's rate rsLoRA recalls as much as full fine-tuning. It cannot be the only one: on the form FP4 had LoRA's rate and attention alone three times that rate, and both recall more than LoRA. And on messages three arms of five (full fine-tuning, FP4, 8 bits) name *more* capitals after training than before, so of a chat model this
 # recall is no clean measure of what was forgotten.
 #
 # ## 7 The learning rate, and two traps
@@ -565,7 +567,7 @@ tried = tries[(tries.task == "facts") & tries.arm.isin(["dora", "lora", "full"])
 table(tried[["arm", "learning_rate", "loss", "score"]], "{:.3f}", learning_rate="{:g}", score="{:.0%}")
 
 # %% [markdown]
-# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. At the smaller one, which is LoRA's, DoRA's try scored as LoRA's did. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. What the smaller rate would have done with them, nobody has run. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the figure of section 5 tells you next to nothing of DoRA at any other.
+# Two of DoRA's rates were as good as equal in the one try, by a loss that differs in the third digit. The larger one won. At the smaller one, which is LoRA's, DoRA's try scored as LoRA's did. (Full fine-tuning's two best were as close, and there the larger one did no harm to the score.) With eight other seeds it scores from very little to more than the try had promised. The interval of DoRA is true of DoRA *at this rate*, and DoRA's place in the figure of section 5 tells you next to nothing of DoRA at any other.
 #
 # So these arms are to be read with care, since their rate lies at the edge of what was tried: on the facts full fine-tuning, attention alone and DoRA, and on the form rsLoRA.
 
@@ -577,8 +579,8 @@ table(at_edge, "{:g}", columns=("task", "arm", "rate at the edge"))
 # %% [markdown]
 # ## 8 Does the adapter repair the rounding?
 #
-# On the answers that it trained on: partly, on two tasks of three. On other text: no. Many texts say that an adapter learns to make up for the errors of quantization. What could be measured of that? Take how far a quantized model's guesses lie from those of the model that is not quantized. The distance between two such guesses is their
-# [Kullback-Leibler divergence](../site/glossary.md#kullback-leibler-divergence), here its mean per token of the right answers. *Before*: the rounded base beside the base. *After*: QLoRA beside the LoRA run of the same seed on the base that was not rounded. The same distances are taken on other text, which no run learned. Four models, then:
+# On the answers to held-out questions: partly, on two tasks of three. On other text: no. Many texts say that an adapter learns to make up for the errors of quantization. What could be measured of that? Take how far a quantized model's guesses lie from those of the model that is not quantized. The distance between two such guesses is their
+# [Kullback-Leibler divergence](../site/glossary.md#kullback-leibler-divergence), here its mean per token of the right answers to those questions. *Before*: the rounded base beside the base. *After*: QLoRA beside the LoRA run of the same seed on the base that was not rounded. The same distances are taken on other text, which no run learned. Four models, then:
 #
 # ```
 #   base  <------- before ------->  base in 4 bits
@@ -860,7 +862,7 @@ check("08.8", distance)
 #
 # For your own work:
 #
-# - If only QLoRA fits your GPU, use it, and give it more steps before you give it up: in lesson 07, with eight times as many steps, twice the rank and a third of the rate, it came to 85%, and to 48% on messages written by hand, which is the better forecast.
+# - If only QLoRA fits your GPU, use it. Here it answered 34% of the messages right. In lesson 07 it came to 85%, and to 48% on messages written by hand, which is the better forecast. Steps, rank and rate all differed there, so try more steps first, and look.
 # - Search the learning rate for each method by itself, on rows kept for that. Nothing in this lesson moved a score as much.
 # - Before you call one of two ways better, run both with at least five seeds, subtract seed by seed, and say which margin you had in mind.
 #

@@ -10,14 +10,23 @@ BAND = "#E3EDF4"
 
 
 def intervals(
-    panels: dict, title: str, x: str, kinds: dict | None = None, *, hollow=None, band: float | None = None, notes=None
+    panels: dict,
+    title: str,
+    x: str,
+    kinds: dict | None = None,
+    *,
+    hollow=None,
+    band: float | None = None,
+    notes=None,
+    thin=None,
 ):
     """Means with their intervals: `panels` maps a panel's name to {label: (mean, low, high)}, all as shares from 0 to 1.
 
     The axis is in per cent. `kinds` maps a label to the kind that it is, at most four of them; a kind has a colour and a
     shape. Without `kinds` all are drawn alike. `hollow` maps a panel's name to the labels that are drawn hollow. `band`: the
     share on both sides of zero within which a difference is too small to matter. `notes` maps a panel's name to {label:
-    words}, written at the right. A label that a panel lacks is "not measured" there.
+    words}, written at the right; `thin` maps it to {label: (low, high)}, a second interval, drawn as a thin line below. A
+    label that a panel lacks is "not measured" there.
     """
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
     every = dict.fromkeys((kinds or {}).values())  # those that this figure lacks too, so that figures look alike
@@ -28,6 +37,9 @@ def intervals(
     figure, ax = axes(title, x, "", size=size, ncols=len(panels), sharey=True, squeeze=False)
     for each, (name, panel) in zip(ax.flat, panels.items(), strict=True):
         _panel(each, name, panel, labels, marked, (hollow or {}).get(name, ()))
+        for label, ends in (thin or {}).get(name, {}).items():
+            row = labels.index(label) + 0.22
+            each.plot([100 * end for end in ends], [row, row], color=PASSING, linewidth=1.2, zorder=2)
         if band is not None:
             each.axvspan(-100 * band, 100 * band, color=BAND, zorder=0, label="too small to matter")
             each.axvline(0, color=INK, linewidth=0.9, zorder=1)
