@@ -62,16 +62,17 @@ show(figure, alt="Copies on two GPUs compute 1.7 times the tokens of one GPU, di
      "two GPUs with divided layers trained 40 and 47 billion weights, one GPU 24")  # fmt: skip
 
 # %% [markdown]
-# So if you lack memory, divide the layers. If you lack time, take copies, and first read on: one GPU alone may do as well.
+# So if you lack memory, divide the layers. If you lack time, look at section 7 first: one GPU alone may do as well as copies. For a 7B model on two T4s, the end of section 2 has a file, and says how to time both.
 #
 # Here are the numbers behind the left side. Mistral-7B's shape was trained with rows of 512 tokens, rank 8 on q, k, v and o, in float16. With copies and divided weights each GPU computed 4 rows at once; with one GPU or divided layers it was 4 rows in all.
 
 # %%
 faster = four.tokens_per_second / four.tokens_per_second.iloc[0]
 well = measured_runs("h200_speed").query("rules == 't4'").groupby("recipe").tokens_per_second.median()
-print("one H200, eight rows at once, before layers are fused: {:,.0f} tokens a second".format(well["fused Adam"]))
-print("one H200 with what section 7 shows: {:,.0f} tokens a second".format(well["every third layer"]))
-print("one H200 with that, and CUDA graphs: {:,.0f} tokens a second".format(well["recorded"]))
+lines = {"eight rows at once, before layers are fused": "fused Adam", "eight rows at once, with what section 7 shows": "every third layer",
+         "two batches of four rows, nothing recomputed, CUDA graphs": "recorded"}  # fmt: skip
+for words, recipe in lines.items():
+    print(f"one H200, {words}: {well[recipe]:,.0f} tokens a second")
 table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, faster, four.fullest_bytes / 1e9)), "{:.2f}",
       columns=("way", "GPUs", "seconds a step", "tokens a second", "times one GPU", "GB of tensors, fullest GPU"),
       GPUs="{}", tokens_a_second="{:,.0f}")  # fmt: skip
@@ -79,7 +80,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 # %% [markdown]
 # Copies are faster and save no memory. Divided layers save nearly half of the memory and are not faster. Divided weights lie between the two, in both.
 #
-# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above the table were measured on another day. With eight rows at once one H200 trained as many tokens as the two copies with four each, before any layer was fused: small batches leave these GPUs waiting for Python. With section 7's changes it was half as many again, and by GPU time they bring a factor of 1.6. **So if time is what you lack, run lesson 03 as it is on one GPU first.** The program that trains copies does not have those changes. Nobody has timed which of the two wins on T4s: run ten steps of each, and keep the one with more tokens a second.
+# All four runs of the table recomputed every layer, and had none of section 7's fused layers. The lines above it were measured on another day. With eight rows at once one H200 trained as many tokens as the two copies with four each, before any layer was fused: small batches leave these GPUs waiting for Python. With section 7's changes it was half as many again, and by GPU time they bring a factor of 1.6. **So if time is what you lack, run lesson 03 as it is on one GPU first.** The program that trains copies does not have those changes. Nobody has timed which of the two wins on T4s; the end of section 2 says how you can.
 #
 # On the right side, the largest model that was trained on one GPU of a T4's memory (14.56 GiB, which is 15.6 GB) is a 24B model, with one row of 512 tokens and the settings that save most memory (the end of lesson 03). On two such GPUs Qwen2.5-32B's shape was trained with one row of 2,048 tokens. Then layers were added to it, until about 0.9 GB were left beside the CUDA context, and nothing larger was tried. The settings differ: the 24B run spared more memory (Liger, and the inputs of layers kept in the computer's memory).
 #
@@ -88,7 +89,7 @@ table(list(zip(four.way, four.gpus, four.step_seconds, four.tokens_per_second, f
 #
 # ## 1 Who holds what
 #
-# There are three ways to train one model on two GPUs. Take Qwen2.5-32B's shape, with rank 8 on all linear layers and one row of 2,048 tokens. What would each GPU hold at its peak? The memory model of lesson 02 answers that for several GPUs too: `predict` takes `gpus` and `way`, and its result has `each`, a prediction for each GPU.
+# Take Qwen2.5-32B's shape, with rank 8 on all linear layers and one row of 2,048 tokens. What would each GPU hold at its peak? The memory model of lesson 02 answers that for several GPUs too: `predict` takes `gpus` and `way`, and its result has `each`, a prediction for each GPU.
 
 # %%
 large = pair.loc["32b-split-all-2048"]  # a measured run: `config` is the model's shape, `spec` how it was trained
@@ -132,7 +133,7 @@ show(figure, alt="Stacked columns for each GPU: one GPU and copies hold 23 GB ea
 # `ddp_find_unused_parameters=False` says that every adapter gets a gradient in each step, so that DDP need not look for those that do not. `process` is the number of a process, 0 or 1. (torch calls that number its *rank*, which has nothing to do with LoRA's.) A plain notebook is one process, and it stays one. accelerate's `notebook_launcher` would start more, but it refuses once bitsandbytes has been imported. So a training in several processes is a program of its own, and the notebook starts it. This course has such a program, `python -m helpers train`. It takes a file of
 # settings, and cures on its way what this lesson calls traps. "Further down" has a script for copies that needs nothing of this course.
 #
-# ## 2 Twice as fast: copies
+# ## 2 Sooner: copies
 #
 # Each process computes the gradient of its own rows. Is the mean of two such gradients the gradient of all rows? Try it with a model of one number, $w$: it guesses $y$ as $w x$, and its loss for one token is $(w x - y)^2 / 2$. The gradient by $w$ is then the mean of $(w x - y)\, x$ over the tokens.
 
@@ -274,7 +275,7 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
       "{:,.0f}", columns=("what DDP would exchange in a step", "size"))  # fmt: skip
 
 # %% [markdown]
-# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that can decide. For two T4s it is a reason for hope: their bus matters less than it would for full fine-tuning. Nobody has measured how much.
+# Here LoRA has a third advantage, beside the optimizer's memory and the small file: full fine-tuning would have to exchange some five hundred times as much in every step. On GPUs that are joined by a slow bus, that can decide.
 #
 # ### A file for a 7B model
 #
@@ -294,11 +295,13 @@ table({"gradients of the adapters (MB)": exchanged / 1e6, "gradients of all weig
 #
 # Lesson 03 accumulates four batches of four rows on one GPU. Here each of two GPUs accumulates two, so a step has the same sixteen rows. The columns of `rows.csv` are those that lesson 03 takes, such as prompt and completion. `padding_free` leaves padding out, which section 7 explains.
 #
-# Choose `max_steps` by your own number of rows: steps = rows × epochs / 16. The 60 steps of the file see 60 × 16 = 960 rows. So 960 rows are seen once, and of 40,000 rows all but 960 are never seen. For two epochs of 5,000 rows write 625.
+# Choose `max_steps` by the number of rows that are left to learn, beside the held-out ones: steps = epochs × (rows / 16, rounded down), since each pass has whole steps only. The 60 steps of the file see 60 × 16 = 960 rows; of 40,000 rows all but these are never seen. For two epochs of 5,000 rows write 624.
 #
 # Then `from helpers import COURSE_ROOT`, and start it with `!cd {COURSE_ROOT} && python -m helpers train /kaggle/working/7b.toml --dry-run`. Leave `--dry-run` out when you like what it says.
 #
-# ## 3 Twice as large: divided layers
+# Is that sooner than lesson 03 on one GPU? Start this file with `max_steps = 12` and then with `max_steps = 44`, each time with an `output_dir` of its own. The folder's `train.json` has `train_seconds`: subtract the smaller from the larger. What comes only once, as compiling does, drops out, and 32 steps are left. Do the same in lesson 03, which prints "12 steps in ... s", with the same model, 704 rows or more, and the same `max_length`. With these two numbers of steps it computes the held-out loss equally often, so that drops out too. The smaller difference wins.
+#
+# ## 3 Larger: divided layers
 #
 # If the model does not fit one GPU, put the first layers on one GPU and the others on the next. Where should the cut be? A GPU that has one layer more has less room for everything else, and it is the fullest GPU that runs out of memory. So choose the cut at which the fullest GPU takes the least.
 #
@@ -483,20 +486,17 @@ table({name: [len(found), sum(np.prod(shape) for shape in found.values())] for n
 # %% [markdown]
 # ### Three ways, beside each other
 #
-# Here are the runs of one shape that were measured in several ways, with the tokens that both GPUs together train in a second. "Rows at once" are those of each process:
+# The first table had rows of 512 tokens, and adapters on q, k, v and o. Here is the same shape with adapters on all linear layers. Each process computes one row of 2,048 tokens at once:
 
 # %% tags=["ways"]
-same = ["7b-one-qkvo", "7b-ddp-qkvo", "7b-split-qkvo", "7b-fsdp2-qkvo",
-        "7b-ddp-all-2048", "7b-split-all-2048", "7b-fsdp2-all-2048"]  # fmt: skip
-alike = pair.loc[same].replace({"way": names})
-table(list(zip(alike.way, alike.batch_size, alike.seq_len, alike.fullest_bytes / 1e9, alike.tokens_per_second)), "{:.2f}",
-      columns=("way", "rows at once", "tokens in a row", "tensors, fullest GPU (GB)", "tokens a second"),
-      rows_at_once="{}", tokens_in_a_row="{:,}", tokens_a_second="{:,.0f}")  # fmt: skip
+longer = pair.loc[["7b-ddp-all-2048", "7b-split-all-2048", "7b-fsdp2-all-2048"]].replace({"way": names})
+table(list(zip(longer.way, longer.fullest_bytes / 1e9, longer.tokens_per_second)), "{:.2f}",
+      columns=("way", "tensors, fullest GPU (GB)", "tokens a second"), tokens_a_second="{:,.0f}")  # fmt: skip
 
 # %% [markdown]
 # Where all three can train a model, copies do it fastest. Divided weights take less memory than copies, and more than divided layers, and their exchange goes on all through the step. On H200s, which are joined by a fast link, they trained 17 to 27% fewer tokens a second than copies. Over PCIe it should be worse, and nobody has measured it. (These runs were measured before the trap of damaged weights had its cure. That changes what is learned, and hardly what it takes. Their optimizer was `adamw_torch`.)
 #
-# So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** Divided weights were 1.4 and 1.7 times as fast as divided layers here. Still, a model has to fit each GPU whole while it is loaded for them, their exchange over PCIe is not measured, and the two traps wait. FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
+# So for QLoRA: **copies, if the model fits one GPU; divided layers, if it does not.** Divided weights were 1.4 and 1.7 times as fast as divided layers in the two tables. Still, a model has to fit each GPU whole while it is loaded for them, and the two traps wait. FSDP2 divides gradients and optimizer states as well. In full fine-tuning these are the largest part (lesson 02), and there it has its place. With QLoRA they are small.
 #
 # ## 5 Killed, and resumed
 #
@@ -528,7 +528,6 @@ planned = plan(large.config, t4, large.spec, gpu="t4", gpus=2, way="split")
 print(
     f"layers {planned.prediction.layers}, {planned.spec.batch_size} rows at once; {large.spec['batch_size']} was measured"
 )
-print("room:", planned.reasons["room"])
 
 
 # %% tags=["left-free"]
@@ -542,7 +541,7 @@ verdict("by prediction a 32B shape fits two GPUs of a T4's size with divided lay
 settings_of = {"planned, 2 rows": planned.prediction.each, "as measured, 1 row": at_peak["split"].each}
 table([(name, f"GPU {n}", gpu.peak_allocated / 1e9, gpu.held_bytes("t4") / 1e9, (t4 - gpu.held_bytes("t4")) / 1e9)
        for name, gpus in settings_of.items() for n, gpu in enumerate(gpus)],
-      "{:.2f}", columns=("setting", "", "tensors (GB)", "with reserve and context", "left free"))  # fmt: skip
+      "{:.2f}", columns=("setting", "", "tensors (GB)", "with reserve and context", f"left free of {t4 / 1e9:.2f}"))  # fmt: skip
 
 # %% [markdown]
 # All of this is predicted, for a T4: two rows fit, and the plan takes them since that is faster. The second setting, one row, is the one that was measured, on two H200s held to 14.56 GiB each: there the tensors took 11.60 and 11.63 GB. How long may a row be on such a pair? **Guess whether 4,096 and 8,192 tokens fit**, then run it.
@@ -590,12 +589,12 @@ table(bounds, "{:.0f}", columns=("a T4 makes (teraflops)", "a row, at least (s)"
 #
 # ## 7 What makes it fast on one GPU
 #
-# Before you take a second GPU, see that the first one is used well. A GPU works through [kernels](../site/glossary.md#kernel): small programs, which Python starts one after the other, thousands of them in a step. So a step has two times. The *clock* says how long you wait. The *busy* time is the sum of what the kernels take. Where the GPU is so fast that Python cannot keep up, it waits between two kernels, and the clock says more than
-# the busy time. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the busy time first. Nobody has timed any of this on a T4.
+# With one GPU or with two, see that each is used well. A GPU works through [kernels](../site/glossary.md#kernel): small programs, which Python starts one after the other, thousands of them in a step. So a step has two times. The *clock* says how long you wait. The *busy* time is the sum of what the kernels take. Where the GPU is so fast that Python cannot keep up, it waits between two kernels, and the clock says more than
+# the busy time. A T4 computes many times slower and should hardly ever wait, so for a T4 look at the busy time first.
 #
 # ### One change after the other
 #
-# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16), on an H200 that was held to a T4's attention kernels and to its memory, 15.6 GB. Each pair of bars keeps what the bars above it changed, and is the median of three runs (CUDA graphs: one run). The dashed line is the least that such a step can take, by the H200's data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
+# Here is one step of 8 × 512 tokens on Mistral-7B's shape (rank 8 on q, k, v and o, float16), on an H200 that was held to a T4's attention kernels and to its memory, 15.6 GB. Each pair of bars keeps what the bars above it changed, but the last two recompute nothing and take the eight rows in two halves. Each is the median of three runs (CUDA graphs: one run). The dashed line is the least that such a step can take, by the H200's data sheet: each token needs 2 operations for each frozen weight on the way forward, and 2 on the way back.
 
 # %% tags=["recipes"]
 changes = {"source": "the tutorials' recipe", "no upcast": "no float32 copies", "no dropout": "no dropout", "repeated heads": "fused attention",
@@ -625,8 +624,8 @@ show(figure, alt="GPU time of a step falls from 0.68 s with the tutorials' recip
 # - **Fused layers.** The norms, the rotation by which attention knows positions, and the product in the middle of the MLP become one kernel each ([Liger](../site/glossary.md#liger)). These kernels compile for a T4.
 # - **Adapters in one operation.** q, k and v read the same input, and so do gate and up. With their adapters they become one operation (`fuse_lora`), which spares copies.
 # - **Fewer walks.** The trainer no longer visits all 1,705 modules five times a step. That should spare Python, too; in three runs it was less than what their times vary by.
-# - **Recompute a third, or nothing.** Memory that is left over buys speed: [checkpointing](../site/glossary.md#checkpointing) is taken back for two layers of three, or for all. For the latter, fewer rows go through at once, so the GPU waits more often, and by the clock the step is longer (0.33 and 0.45 s).
-# - **CUDA graphs.** A [CUDA graph](../site/glossary.md#cuda-graph) is a pass that was recorded once and is replayed as a whole, so Python hardly matters. The GPU has as much to do as before: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. Graphs need rows that are filled up to a few lengths, so lesson 03 takes them on request only (`cuda_graphs=True`).
+# - **Recompute a third, or nothing.** Memory that is left over buys speed: [checkpointing](../site/glossary.md#checkpointing) is taken back for two layers of three, or for all. For the latter, four rows go through at once, so the GPU waits more often, and by the clock the step is longer (0.33 and 0.45 s).
+# - **CUDA graphs.** A [CUDA graph](../site/glossary.md#cuda-graph) is a pass that was recorded once and is replayed as a whole, so Python hardly matters. The GPU has as much to do as before: by the clock a step fell from 0.45 to 0.28 s, by GPU time it did not. Graphs need rows that are filled up to a few lengths, and nothing recomputed. Where lesson 03 leaves padding out, it takes them only with `cuda_graphs=True`, and pads then; with `"auto"` it never takes them on a T4.
 #
 # ### Rows of real lengths
 #
@@ -658,7 +657,7 @@ show(figure, alt="Tokens a second of GPU time: padded 7,000, rebalanced 8,100, s
 #
 # `python -m helpers train` pads by default, since it is used to compare ways. For rows of real lengths write `padding_free = true` into its file; that goes with one GPU and with copies. (Two processes then learn what one learns; the tests run that on two CPU processes and on two GPUs.)
 #
-# This program leaves out the rest of what makes lesson 03 fast: fused layers, adapters in one operation, and layers that are not recomputed. In the first figure of this section that is 0.41 s of GPU time against 0.25 s, a factor of 1.6, and copies on two GPUs brought a factor of 1.7. So compare it with your run of lesson 03 on one GPU before you give that up.
+# This program leaves out the rest of what makes lesson 03 fast: fused layers, adapters in one operation, and layers that are not recomputed. In the first figure of this section that is 0.41 s of GPU time against 0.25 s, a factor of 1.6, and copies on two GPUs brought a factor of 1.7. So time both first, as the end of section 2 says.
 #
 # ### Profile your own run
 #
@@ -697,7 +696,7 @@ table([(name[:48], 1e3 * seconds, seconds / spent.total()) for name, seconds in 
       columns=("on a GPU kernels, on a CPU operations", "milliseconds", "share"), share="{:.0%}")  # fmt: skip
 
 # %% [markdown]
-# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize` unpacks the weights for them. If copies, casts (`copy_`, `to`) or operations that go element by element (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python. (The profiler slows Python, so the clock alone is better read without it.)
+# Read it from the top. Products of matrices (`mm`, `gemm`, or bitsandbytes' own on some CPUs) should lead, since they are the work. `dequantize` unpacks the weights for them. On a CPU its share varies: it took two thirds of one run of this cell, where it led, and less than a tenth of others. If copies, casts (`copy_`, `to`) or operations that go element by element (`mul`, `add`) take more than the products, there is something to spare. On a GPU, compare the two numbers above the table: the difference is what the GPU waits for Python. (The profiler slows Python, so the clock alone is better read without it.)
 
 # %%
 record(adapters_apart={name: apart("one", name) for name in ("copies", "divided", "broken")},
@@ -848,7 +847,7 @@ check("09.6", choice)
 # check("09.6", choice)
 # ```
 #
-# For A `"one"` is right too, if it means lesson 03's notebook on one GPU: its changes bring a factor of 1.6 by GPU time, and copies brought 1.7. Nobody has timed the two on T4s, so run ten steps of each.
+# For A `"one"` is right too, if it means lesson 03's notebook on one GPU: its changes may bring as much as a second GPU does (section 7). The end of section 2 says how to time both.
 #
 # C's four trainings need nothing of each other. Two at a time, one on each GPU, they exchange nothing and lose nothing.
 # </details>
@@ -896,7 +895,7 @@ check("09.7", steps_needed)
 
 # %% tags=["unsloth"]
 tried = {
-    "ours, one": ("512 tokens", "this course"), "Unsloth, one, kept": ("512 tokens", "Unsloth, nothing recomputed"),
+    "ours, one": ("512 tokens", "this course, CUDA graphs"), "Unsloth, one, kept": ("512 tokens", "Unsloth, nothing recomputed"),
     "Unsloth, one": ("512 tokens", "Unsloth, its default"), "ours, real": ("real lengths", "this course"),
     "Unsloth, real, packed": ("real lengths", "Unsloth, nothing recomputed, packed"),
     "Unsloth, real, kept": ("real lengths", "Unsloth, nothing recomputed"), "Unsloth, real": ("real lengths", "Unsloth, its default"),
@@ -907,7 +906,7 @@ table([(*words, beside.tokens_per_busy_second[name], beside.tokens_per_clock_sec
       columns=("rows", "setting", "tokens a second, GPU busy", "by the clock", "GB"))  # fmt: skip
 
 # %% [markdown]
-# Compare each side's fastest. GPU time does not decide between them: with rows of one length this course has 0.99 times the speed of Unsloth, and with real lengths 0.98 times. By the clock, on this fast GPU, the course is 1.31 times as fast with rows of one length, where it records graphs. Unsloth is 1.23 times as fast with real lengths, where it packs and needs less of Python; the computer beside the GPU alone makes about as large a difference. Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 12 to 14. Neither was timed on a T4.
+# Compare each side's fastest. GPU time does not decide between them: with rows of one length this course has 0.99 times the speed of Unsloth, and with real lengths 0.98 times. By the clock, on this fast GPU, the course is 1.31 times as fast with rows of one length, where it records CUDA graphs; on a T4 lesson 03 leaves them out unless you ask. Unsloth is 1.23 times as fast with real lengths, where it packs and needs less of Python; the computer beside the GPU alone makes about as large a difference. Unsloth's default recomputes every layer: that is slower, and it takes 5 GB where the other settings take 12 to 14. In its row of 512 tokens the clock is ahead of the busy GPU, by 3%: steps were timed first, and kernels later, in other steps. So 3% are no difference here. Neither was timed on a T4.
 #
 # ### A script of your own
 #

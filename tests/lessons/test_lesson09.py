@@ -557,16 +557,27 @@ def test_the_line_that_starts_the_script_names_its_file_by_a_variable_and_so_wor
 
 def test_the_steps_that_the_text_tells_for_so_many_rows_are_rows_times_epochs_by_those_of_a_step(tmp_path):
     run, _ = planned("7b", tmp_path, PRESETS["qwen2.5-7b"].shape)
-    assert f"steps = rows × epochs / {run.rows_per_step}" in PROSE
+    assert f"steps = epochs × (rows / {run.rows_per_step}, rounded down)" in PROSE
     steps = run.settings.max_steps
     assert (
         f"The {steps} steps of the file see {steps} × {run.rows_per_step} = {steps * run.rows_per_step} rows" in PROSE
     )
-    assert f"For two epochs of 5,000 rows write {2 * 5000 // run.rows_per_step}." in PROSE
+    assert f"For two epochs of 5,000 rows write {2 * (5000 // run.rows_per_step)}." in PROSE
     (file,) = (
         text for text in re.findall(r"^# ```toml\n(.*?)^# ```", SOURCE, re.DOTALL | re.MULTILINE) if '/7b"' in text
     )
     assert f"# max_steps = {steps}\n" in file
+
+
+def test_the_two_runs_that_are_timed_need_so_many_rows_and_are_evaluated_equally_often_by_lesson_03():
+    short, long = map(int, re.search(r"with `max_steps = (\d+)` and then with `max_steps = (\d+)`", PROSE).groups())
+    assert f"{long - short} steps are left" in PROSE
+    assert f'"{short} steps in ... s"' in PROSE
+    assert f"{16 * long} rows or more" in PROSE
+    assert '"eval_steps": max(1, settings.max_steps // 4)' in course.find_lesson("03").read_text(encoding="utf-8")
+    for steps in (short, long):  # transformers evaluates once more at the end where that is no multiple
+        assert steps % (steps // 4) == 0
+        assert steps // (steps // 4) == 4
 
 
 def test_the_question_and_the_picture_come_before_any_table():
