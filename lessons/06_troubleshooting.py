@@ -9,18 +9,18 @@
 # %% [markdown]
 # # 06 Troubleshooting
 #
-# At the end of this lesson you can name the cause of a failed run: from the last line of its error, or from its symptoms where there is no error.
+# At the end of this lesson you can name the cause of a failed run: from its error, or from its symptoms where there is none.
 #
 # You will learn to
 #
 # - tell from the loss, the gradient and a few answers what is wrong with a run that ended without any error;
 # - read an error from its end, and look up what is known about it;
-# - cure seven failures that stop a run;
+# - cure the failures that stop a run most often;
 # - work out why a GPU had no memory left to give, and which settings to change in which order.
 #
-# Has a run of yours failed just now? The last line of its error says where to go:
+# Has a run of yours failed just now? Look for the last line that begins with a type, such as `RuntimeError:`. It or the lines below it say where to go:
 #
-# | the last line | section |
+# | what it says | section |
 # |---|---|
 # | `device-side assert triggered` | 3 |
 # | `got an unexpected keyword argument` | 4 |
@@ -31,6 +31,7 @@
 # | `CUDA out of memory` | 9 |
 # | `PytorchStreamReader failed`, `Killed`, or the notebook restarted by itself | 10 |
 # | `num_samples should be a positive integer value` | 11 |
+# | no error, and `grad_norm` is nan, or the loss is 0 or nan | 2 (run E) and 11 |
 # | no error, and a bad model | 1 and 2 |
 # | something else | [the page of failures](../site/failures.md) |
 #
@@ -40,7 +41,7 @@
 # - For a log that you saved beside your notebook: `!cd qlora-course && python -m helpers explain ../log.txt`
 # - For a notebook that failed, and was saved there: `!cd qlora-course && python -m helpers explain ../NAME.ipynb`
 #
-# If you read on, you meet the twelve failures that people ask about most: five that raise no error (sections 1 and 2), and seven that do (sections 4 to 10). You cause each of them, or replay what a GPU said, and a public thread is linked.
+# If you read on, you meet the twelve failures that people ask about most: five that raise no error (sections 1 and 2), and seven that do (sections 4 to 10). Section 11 adds one of each kind. You cause each of them, or replay what a GPU said, and a public thread is linked.
 #
 # **Time:** 50 minutes to read, 60 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 03, and no GPU:
 # what only a GPU says was recorded on one.
@@ -124,28 +125,34 @@ check("06.1", diagnosis)
 #
 # What follows gives them away, one after the other. In each case the cure is what the healthy run did, and its row in the table of section 1 is the check.
 #
-# ### B: the learning rate
+# ### Run B
 #
-# *Met in [a run with a rate of 1e-6](https://github.com/OpenBMB/MiniCPM-V/issues/141).* The loss goes up and down and falls nowhere, and the gradient is still strong at the end. So something pulls, and hardly anything follows:
-# the steps are too small. The trainer logs the rate, so read it.
+# The fault of B is the learning rate. *Met in [a run with a rate of 1e-6](https://github.com/OpenBMB/MiniCPM-V/issues/141).* The loss goes up and down, since each line of the log sees other rows, and it falls nowhere. Is the rate too high, or too low?
+# The held-out loss decides. The next cell compares it with that of the base model, and reads the rate, which the trainer logs.
 
-# %%
+# %% tags=["small-rate"]
+from helpers.evaluation import completion_loss
+
 for name in ("healthy", "B"):
     print(f"{name:8} learning rate {max(float(entry['learning_rate']) for entry in runs[name].log):.1e}")
-fell = {name: curve(name)[1][0] - curve(name)[1][-1] for name in ("healthy", "B")}
-verdict("at a thousandth of the rate the loss falls by less than a third as much", fell["B"] < fell["healthy"] / 3)
+with runs["B"].model.disable_adapter():  # as before the training
+    before = completion_loss(runs["B"].model, runs["B"].tokenizer, heldout)
+verdict("B's held-out loss is within a tenth of the base model's", abs(runs["B"].heldout_loss / before - 1) < 0.1)
 
 # %% [markdown]
-# The healthy run's rate, 3e-3, is large because the model is tiny: do not copy it. LoRA takes a larger rate than full fine-tuning: the QLoRA paper took 2e-4 for its 7B models ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314), appendix B).
+# So the weights hardly moved, although the gradient is still strong at the end: the steps are too small. The healthy run's rate, 3e-3, is large because the model is tiny: do not copy it. LoRA takes a larger rate than full fine-tuning: the QLoRA paper took 2e-4 for its 7B models ([arXiv 2305.14314](https://arxiv.org/abs/2305.14314), appendix B).
 #
-# ### E: the number format
+# ### Run E
 #
-# *Met by [people whose loss became 0](https://github.com/huggingface/trl/issues/618).* This was the best loss of all six. Look at the log again, with the gradient beside it.
+# The fault of E is the number format. *Met by [people whose loss became 0](https://github.com/huggingface/trl/issues/618).* This was the best loss of all six. Look at the log again, with the gradient beside it. `recognise` says what the course knows of its last line.
 
 # %% tags=["nbval-ignore-output", "nan-log"] reason="the first loss varies in its last digits"
+from helpers.failures import last_error, recognise
+
 log = runs["E"].log
 verdict("the log never shows NaN as the loss, while grad_norm and the held-out loss are NaN",
         all(float(e["loss"]) >= 0 for e in log) and str(log[-1]["grad_norm"]) == "nan" and runs["E"].heldout_loss != runs["E"].heldout_loss)  # fmt: skip
+print(recognise(str(log[-1])))
 table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry in log], "{:.3f}",
       columns=("step", "loss in the log", "grad_norm"))  # fmt: skip
 
@@ -154,11 +161,14 @@ table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry 
 # line of the log. Where that is nothing, it logs 0 (`logging_nan_inf_filter`, on by default). So a log can show a plausible loss, and then 0, for a run that died in its first steps. grad_norm is not filtered.
 #
 # Why NaN? The adapters were float16, and so were Adam's averages. Adam divides each step by the root of the average of squared gradients, plus a small constant. These squares were too small for float16: nearly all of them became 0. So Adam divided by almost nothing. In the second step
-# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. (A test of this course looks at them.) When all scores are NaN, generation takes the first token of the vocabulary. Here that is padding, so the answers look blank. (The run had no gradient scaler, which would have refused such adapters: section 7.) *Cure:* what is trained is float32. In a run of your own, watch grad_norm.
+# the largest weight jumped from 0.06 to 50, two steps later it was 470, and in the fifth step the loss was NaN. When all scores are NaN, generation takes the first token of the vocabulary. Here that is padding, so the answers look blank. (The run had no gradient scaler, which would have refused such adapters: section 7.) *Cure:* what is trained is float32.
 #
-# ### C: the padding
+# In a run of your own, ask in this order. Are the trained weights float32? If they are: is every grad_norm NaN or inf from the first line on? Then the model itself may overflow float16: take another, or bfloat16 on a newer GPU. Or only from a later line on? Then try a lower rate.
+# (A single one may be the scaler, which skips that step.)
 #
-# *Met by [readers of a well-known notebook](https://github.com/mlabonne/llm-course/issues/33).* The answers begin right and go on for ever. `tokenizer.pad_token = tokenizer.eos_token` stands in many notebooks, and
+# ### Run C
+#
+# The fault of C is the padding. *Met by [readers of a well-known notebook](https://github.com/mlabonne/llm-course/issues/33).* The answers begin right and go on for ever. `tokenizer.pad_token = tokenizer.eos_token` stands in many notebooks, and
 # transformers' own [collator](../site/glossary.md#collator), which puts rows into a batch, masks every padding token in the labels ([transformers#23530](https://github.com/huggingface/transformers/issues/23530)). So count the ends of sequence among the labels of eight rows, with a padding token of its own
 # and without.
 
@@ -182,9 +192,9 @@ verdict("with eos as padding, no end is among the labels", list(kept.values()) =
 # A model that never sees an end never ends. That is also why its held-out loss is high although its answers begin right: each row there ends, and C never expects it. (C's training loss cannot be compared with the others': this collator teaches the prompts, too.) *Cure:* a padding token of its own, or the collator of `SFTTrainer`, which masks by position. Look at the labels of one batch before
 # a long run; lesson 03 shows them in colour.
 #
-# ### A: the template
+# ### Run A
 #
-# *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
+# The fault of A is the template. *Met by [somebody who changed the prompt](https://github.com/unslothai/unsloth/issues/1834).* Loss, gradient and held-out loss are the healthy run's to the last digit. So the training is good, and the fault came
 # later: the questions were asked in the template of other models, `[INST] ... [/INST]`. To them the model answers by ending at once, so its answers are empty. That is easy to see. But how exact must a template be?
 # Change it a little, and ask again. Which of these changes hurt? Guess first.
 
@@ -204,10 +214,10 @@ table(grid, "{:.0%}", columns=("change of the template", f"right, of {len(heldou
 # %% [markdown]
 # What you see least hurts much: a space at the end. In training no answer stood behind a space. Header and newline cost this model nothing, but another one may mind them. *Cure:* one function for training and for use. Exercise 8 writes the tool that finds a difference.
 #
-# ### D: the adapter that was not loaded
+# ### Run D
 #
-# *Met [here](https://github.com/huggingface/peft/issues/2566).* The log is the healthy run's again, but the held-out loss is about that of B, which hardly learned anything. So what answered was not what was trained: the
-# base model, without its adapter. That happens more easily than it sounds. A model that also sees images has its layers under another name. Save the healthy adapter,
+# The adapter of D was not loaded. *Met [here](https://github.com/huggingface/peft/issues/2566).* The log is the healthy run's again, but the held-out loss is the base model's, which B's cell measured. So what answered was not what was trained: the
+# base model, without its adapter. That happens, for instance, where a model that also sees images has its layers under another name. Save the healthy adapter,
 # and rename its tensors in that way.
 
 # %% tags=["not-loaded"]
@@ -224,15 +234,13 @@ elsewhere = {
 save_file(elsewhere, file)
 
 # %% [markdown]
-# Load both files, and ask how much of each arrived. `recognise` says what the course knows of the warning.
+# Load both files, and ask how much of each arrived.
 
 # %% tags=["loaded"]
 import warnings
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-
-from helpers.failures import last_error, recognise
 
 
 def arrived(folder):
@@ -301,7 +309,7 @@ def provoke(action):
 provoke(lambda: trainer.train())  # returns "not-defined"
 
 # %% [markdown]
-# Now the seven that raise an error. Each section causes a failure, reads it, cures it, and checks the cure where this machine can.
+# Now those that raise an error. Each section causes a failure, reads it, cures it, and checks the cure where this machine can.
 #
 # ## 4 A name from an old text
 #
@@ -315,8 +323,7 @@ from_an_old_text = {"tokenizer": None}
 found = provoke(lambda: SFTTrainer(model=None, **from_an_old_text))
 
 # %% [markdown]
-# With this message the text is often old. It need not be a typing mistake. So do not try
-# spellings: ask the installed library which names it has, first with the whole old name, and then with a part of it. The next cell can be taken home.
+# With this message the text is often old, so do not try spellings: ask the installed library which names it has, first with the whole old name, and then with a part of it. The next cell can be taken home.
 
 # %% tags=["copy"]
 # Which arguments of a class have a word in their name?
@@ -410,7 +417,7 @@ log = re.sub(r"/\S+/", "", log)  # without the folders of this machine
 verdict("the missing file is recognised in the log", read(log) == "bitsandbytes-binary")
 
 # %% [markdown]
-# The last line does not name the cause. It stands further down in the message, behind "Original error". The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). Check it:
+# The `RuntimeError` line does not name the cause; the line below it, "Original error", does. The cure is to take the variable away (`unset BNB_CUDA_VERSION`, or `os.environ.pop` before the import). Check it:
 # the file for torch's CUDA is there, and bitsandbytes quantizes. (Without a GPU it quantizes by its code for CPUs, and that file is not loaded.)
 
 # %%
@@ -470,7 +477,7 @@ names = [read(log, also=("Cannot access", "Repository Not Found")) for log in lo
 verdict("gated, unknown, and no network are told apart", names == ["gated", "unknown-model", "no-network"])
 
 # %% [markdown]
-# The first two have the same last line, "401 Client Error": only the sentence below it tells them apart. To log in is half of the cure for a gated page: the other half is to accept its terms in the browser. This lesson cannot check that cure, because it
+# The first two both say "401 Client Error". The type before the colon tells them apart, and so does the sentence below. To log in is half of the cure for a gated page: the other half is to accept its terms in the browser. This lesson cannot check that cure, because it
 # needs your account. Where it takes too long, an open model is the better cure; `model_id="qwen2.5-0.5b"` needs no account.
 #
 # ## 7 The gradient scaler
@@ -507,7 +514,7 @@ verdict("the related error is recognised, and in float32 the same step is taken"
         found == "unscale-fp16" and bool((scaled_step(torch.float32) < 1).all()))  # fmt: skip
 
 # %% [markdown]
-# It helps here too. It cured the recorded run of the bfloat16 error, and lesson 03 trains with it (trap 5). The line stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
+# It helps here too, and lesson 03 trains with it (trap 5). The line stands under "Do this". The frozen model may stay in float16, since it has no gradients that could be divided.
 
 # %% [markdown]
 # ## 8 No gradient
@@ -612,11 +619,12 @@ plots.show(
 # import os
 #
 # os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+# os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # the older name
 # ```
 #
 # > **Trap: two names of one setting.** Older texts, and the end of the message, say `PYTORCH_CUDA_ALLOC_CONF`. That is an
 # > [alias](https://github.com/pytorch/pytorch/pull/167659) now. *What you see:* on some releases a warning that it is deprecated; on torch 2.9.1 the *new* name was
-# > [ignored without a word](https://github.com/pytorch/pytorch/issues/183387). *Cure:* set both names, and on a GPU ask whether it is on:
+# > [ignored without a word](https://github.com/pytorch/pytorch/issues/183387). *Cure:* set both names, as above, and on a GPU ask whether it is on:
 # > `torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]`.
 #
 # > **Trap: Kaggle lends two T4s.** *What you see:* "SFTTrainer does not support `nn.DataParallel`"; or "Expected all tensors to be on the same device", with `cuda:0 and cuda:1`; or one GPU is full while the other is empty.
@@ -636,7 +644,7 @@ print(
 verdict("the setting could not have saved the recorded run", whole.peak_allocated / GIB > recorded["has"])
 
 # %% [markdown]
-# So the order is: predict first. If the whole run does not fit, the setting cannot save it. If it should fit, and the rule says holes, set it. Of the thread's run we do not know the
+# So predict first. If the whole run does not fit, the setting cannot save it. If it should fit, and the rule says holes, set it. Of the thread's run we do not know the
 # settings; there it is worth a try.
 #
 # ### Which setting first?
@@ -675,10 +683,10 @@ figure = plots.diagrams.ladder(held, tensors, recorded["has"], title)
 plots.show(figure, alt="Predicted memory after each cure: orange bars beyond a T4's memory, then green ones below it")
 
 # %% [markdown]
-# Repeated heads save most, and the run fits with the fifth cure, half the rows. Two things may surprise you. Adam's averages and the weights, which most texts speak of, save little here: the activations fill this GPU. And look at the ticks, which mark what the tensors
+# Repeated heads save most. Repeating takes a little memory, but without it a T4 falls back to a kernel that writes down a table of all tokens by all tokens. The run fits with the fifth cure, half the rows. Two things may surprise you. Adam's averages and the weights, which most texts speak of, save little here: the activations fill this GPU. And look at the ticks, which mark what the tensors
 # alone take: in two of the orange bars the tick lies below the line. These runs would fit if you counted tensors, and yet they do not: torch reserves more than it gives out, and CUDA takes its part. These are predictions; `measurements/measured_pairs.py` prints beside them what was measured on a GPU.
 #
-# What a cure saves depends on those before it, so the figure holds for this order alone. Three of these five would do. Which two would you leave out? Write down your three, and then run the next cell.
+# What a cure saves depends on those before it, so the figure holds for this order alone. Three of these five would do. Write down your three, and then run the next cell.
 
 # %% tags=["threes"]
 from itertools import combinations
@@ -926,7 +934,7 @@ check("06.4", learns_to_stop)
 # </details>
 #
 # **5. Write** (10 minutes, •••). Write `died_at(log)`: the first step at which a run was dead, from a trainer's log, without the summary at its end, such as `[{"step": 5, "loss": "1.9", "grad_norm": "0.4"}, ...]`, or None. Numbers may come as text. A single NaN
-# in grad_norm may be the scaler, which skips a step; so a run is dead from the first NaN after which every grad_norm is NaN, even if it is the last line.
+# in grad_norm may be the scaler, which skips a step; so a run is dead from the first NaN after which every grad_norm is NaN, even if it is the last line. (A gradient that overflowed may also have the norm inf; no log of this exercise has one.)
 
 
 # %%
@@ -1032,7 +1040,7 @@ check("06.8", first_difference)
 #
 # ## What you did
 #
-# You named five faults that say nothing, from the loss, the gradient and the answers alone. You caused or replayed seven failures that say what is wrong, read their last line, and saw what cures them. And when a GPU is full, you first predict the
+# You named five faults that say nothing, from the loss, the gradient and the answers alone. You caused or replayed failures that say what is wrong, read them from their end, and saw what cures them. And when a GPU is full, you first predict the
 # whole run, and then change settings in the order of their price.
 #
 # When none of it fits: reduce the failure to the smallest cell that still fails, search [the page](../site/failures.md) and the library's issues for its last line, and put what `python -m helpers doctor` prints

@@ -352,16 +352,15 @@ def test_a_failure_leads_to_the_section_of_lesson_06_that_treats_it(page, site):
     heading = page.evaluate(
         "document.getElementById(location.hash.slice(1)).closest('section').querySelector('h3').innerText"
     )
-    assert heading.startswith("C: the padding")
+    assert heading.startswith("Run C")
 
 
 def test_a_link_to_a_section_that_is_gone_fails_the_build(site, tmp_path):
     shutil.copytree(site, tmp_path / "html")
     file = tmp_path / "html" / "lessons" / "06_troubleshooting.html"
-    file.write_text(file.read_text().replace('id="c-the-padding"', 'id="c-the-stuffing"'))
+    file.write_text(file.read_text().replace('id="run-c"', 'id="run-x"'))
     assert any(
-        "failures.html: lessons/06_troubleshooting.html#c-the-padding" in fault
-        for fault in checks.faults(tmp_path / "html")
+        "failures.html: lessons/06_troubleshooting.html#run-c" in fault for fault in checks.faults(tmp_path / "html")
     )
 
 
