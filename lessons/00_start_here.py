@@ -392,7 +392,8 @@ from helpers.memory import GPUS, RunSpec, predict, shape_of, weight_bytes
 
 
 def activations(quant_type):
-    spec = RunSpec(quant_type=quant_type, batch_size=4, load_dtype="float16", compute_dtype="float16")
+    fp16 = {"load_dtype": "float16", "compute_dtype": "float16"}
+    spec = RunSpec(quant_type=quant_type, batch_size=4, lora_dropout=0.0, **fp16)
     return {"activations": predict(seven_b, spec, "t4").passing_bytes}
 
 
@@ -426,7 +427,7 @@ plots.show(figure, alt="Stacked bars: full fine-tuning is longer than every card
 # > 80 GB" has 85.0, and one "with 24 GB" has 23.6. The driver takes a few hundred MB for itself.
 # >
 # > The first bar has no grey: full fine-tuning needs most memory when the optimizer moves the weights, and then the activations are gone.
-# > Other recipes change the lengths. Without checkpointing the activations of the other two bars would take some 21 GB, and none of the
+# > Other recipes change the lengths. Without checkpointing the activations of the other two bars would take 18 to 19 GB, and none of the
 # > three would fit a T4. Optimizers that remember less shorten the first bar: averages in bfloat16 by a third, averages in 8 bits by
 # > half.
 #

@@ -25,7 +25,7 @@
 # Nobody has run this on a physical T4 yet. What is said of a T4 is a prediction, or was measured under *T4 rules*: on a larger GPU that was allowed a T4's memory
 # (14.56 GiB), its number format (float16) and the attention programs that it has. For this, models of 7B and more had their real shapes and random weights.
 #
-# **Time:** 45 minutes to read, 40 for the exercises. The cells take {{cpu_time}} on two CPU cores; {{t4_time}} on a T4. **Needs:** lesson 00.
+# **Time:** 45 minutes to read, 40 for the exercises. The cells take {{cpu_time}} on two CPU cores that do nothing else, and longer on busy ones; {{t4_time}} on a T4. **Needs:** lesson 00.
 # Lessons 01 and 02 explain the 4-bit numbers and the memory.
 #
 # **On a GPU, before you run anything:**
@@ -39,13 +39,15 @@
 
 # %% tags=["parameters"]
 model_id = "auto"  # the bundled model on a CPU, a 7B model on a GPU; or a preset, a folder, a hub id
+output_dir = "auto"  # in Colab "drive": adapter and checkpoints go to your Google Drive, which outlives the machine
+seed = 0
+# The first time you need none of what follows.
 dataset_id = "auto"  # or rows of your own: a file or a folder (JSON, CSV, TSV, Parquet), or owner/name on the hub
 columns = "auto"  # or which of its columns is which: section 1 shows how
 encoding = "auto"  # of a file that is not UTF-8, such as "cp1252"
 split = "auto"  # of a data set on the hub: "train", or another
 revision = "auto"  # of a data set on the hub: a branch, a tag or a commit
 template = "auto"  # a chat model's own, else Alpaca's; or "alpaca", "question", or a file with a Jinja template
-seed = 0
 rank = "auto"  # "auto", here and below: what the recipe for the model says (helpers/models/presets.py)
 lora_alpha = "auto"
 lora_dropout = "auto"
@@ -67,7 +69,6 @@ hub_repo = "none"  # or owner/name: checkpoints are pushed there, to a private r
 eval_rows = 256
 max_new_tokens = "auto"  # of an answer: 16 for the bundled model, which answers in a few words, else 128
 plain = False  # True leaves out all that this course adds, but the two cures without which nothing runs
-output_dir = "auto"  # in Colab "drive": adapter and checkpoints go to your Google Drive, which outlives the machine
 
 # %%
 from helpers.lesson import begin, check, record, table, verdict
@@ -105,16 +106,9 @@ table({
 # two columns, among other forms: a *prompt*, which is given, and a *completion*, which is learned. `to_chat` makes both of them messages: the user asks, the assistant
 # answers. How messages become one text is decided by a template, which comes next.
 #
-# > **Rows of your own?** Name a file or a folder as `dataset_id`: JSON lines, a JSON array, CSV, TSV or Parquet, each also packed as `.gz`; or `owner/name` on the hub. In Colab, drag
-# > the file into the file browser on the left first. Columns called instruction and output, prompt and completion or question and answer are known by their names, and so are `messages` and
-# > `conversations`. For others say `columns="prompt=Question,completion=Answer"`. The table above then says what was understood, and what was left out and why.
-# >
-# > One row in ten is held out without your doing. Rows that ask the same, or nearly the same, stay on one side. With `group=Customer` in `columns`, so do all rows of one customer.
-# > `from helpers.data import load_rows` and `print(load_rows("mine.csv"))` show all this before you begin, with three of the rows.
-#
-# On a CPU the rows are the course's own. On a GPU `"auto"` takes [Alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca), 52,000 rows that were written by a
-# model and may not be used commercially. There many answers are right, so exact match stays near zero, and you will have to look at the loss and at the answers. In a class, or to see the
-# numbers of this page, set `dataset_id = "bundled"`.
+# With the bundled model, or without a GPU, the rows are the course's own. With another model on a GPU, `"auto"` takes [Alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca), 52,000 rows that were written by a
+# model and may not be used commercially. There many answers are right, so exact match stays near zero, and you will have to look at the loss and at the answers. To train that model on
+# the course's rows, as in a class, set `dataset_id = "bundled"`.
 
 # %%
 from helpers.data import to_chat
@@ -129,8 +123,8 @@ print(
 )
 
 # %% [markdown]
-# The held-out rows are never trained on. With the bundled data no training row of the same subject asks about the same thing: training rows may ask what follows February, but only held-out rows
-# have it translated. So a model that answers them has learned how to answer, and not a list of answers.
+# The held-out rows are never trained on. With the bundled data no training row of the same subject asks about the same thing. Training rows ask which month follows February; its translations are asked
+# only in held-out rows. So a model that answers them has learned how to answer, and not a list of answers.
 #
 # ### The template
 #
@@ -153,6 +147,13 @@ def as_text(row):
 print(as_text(train_rows[0]))
 
 # %% [markdown]
+# > **Rows of your own?** Name a file or a folder as `dataset_id`: JSON lines, a JSON array, CSV, TSV or Parquet, each also packed as `.gz`; or `owner/name` on the hub. In Colab, drag
+# > the file into the file browser on the left first. Columns called instruction and output, prompt and completion or question and answer are known by their names, and so are `messages` and
+# > `conversations`. For others say `columns="prompt=Question,completion=Answer"`. The table at the top then says what was understood, and what was left out and why.
+# >
+# > One row in ten is held out without your doing. Rows that ask the same, or nearly the same, stay on one side. With `group=Customer` in `columns`, so do all rows of one customer.
+# > `from helpers.data import load_rows` and `print(load_rows("mine.csv"))` show all this before you begin, with three of the rows.
+#
 # ### Which tokens does the loss see?
 #
 # Training compares the model's guess for each token with the token that really follows. A token whose *label* is -100 is left out of that
@@ -396,7 +397,7 @@ arguments = SFTConfig(output_dir=str(run.checkpoints), seed=settings.seed, **ste
 # ## 5 Train and save
 #
 # `SFTTrainer` puts the adapters on the model, tokenizes the rows and builds the labels. It also casts the adapters of a quantized model to bfloat16, so `cures.after_building()` puts them back to float32 (trap 5 in section 7).
-# It also has training stop at the first loss that is not a number, and on a GPU, or for a model of your own, it computes in one operation the layers that read the same input.
+# It also has training stop at the first loss that is not a number.
 
 # %%
 from transformers import PrinterCallback
@@ -556,8 +557,8 @@ verdict("the training loss ends near zero while the held-out loss has risen agai
 
 # %% [markdown]
 # This is *overfitting*, and the training loss alone would have told you that all is well. `load_best_model_at_end=True` with
-# `metric_for_best_model="eval_loss"` among the arguments in `keeping` keeps the best saved step in place of the last one. `save_steps` must then be a multiple of `eval_steps`, or transformers refuses the arguments. In the 7B recipe it is none:
-# give `"save_steps"` in `keeping` the value of `"eval_steps"` as well. Then judge on a third set of rows, since those that chose the step flatter it. More rows help more.
+# `metric_for_best_model="eval_loss"` among the arguments in `keeping` keeps the best saved step in place of the last one. `save_steps` must then be a multiple of `eval_steps`, or transformers refuses the arguments. The 7B recipe saves every 10
+# steps and evaluates every 15, so it would be refused: set `"save_steps"` to 15 too. Then judge on a third set of rows, since those that chose the step flatter it. More rows help more.
 #
 # ## 7 What you would meet on a T4
 #
@@ -596,17 +597,17 @@ if minutes:
 # > *Cure:* ask for the GPU's generation, `torch.cuda.get_device_capability()`, as the course does: bfloat16 from (8, 0) on, and float16 before, with `fp16=True, bf16=False` in the
 # > training arguments. A T4 says (7, 5).
 #
-# > **Trap 2: grouped queries take the slow attention kernel.** (If attention is new to you, skip this one.) In today's models several query heads share one key and value head.
+# > **Trap 2: grouped queries take the slow attention kernel.** (If attention is new to you, skip this one.) A *kernel* is a program that runs on the GPU. In today's models several query heads share one key and value head.
 # > transformers hands them to torch as they are, and a T4's fast kernels refuse different numbers of heads
 # > ([transformers#48633](https://github.com/huggingface/transformers/issues/48633)).
 # >
-# > *What you see:* no error, but a slower program (a *kernel*) is used, whose memory grows with the square of the length. *Cure:* repeat the shared heads before attention. In this
+# > *What you see:* no error, but a slower kernel is used, whose memory grows with the square of the length. *Cure:* repeat the shared heads before attention. In this
 # > lesson `cures.before_loading()` does it with `repeat_kv_heads`. In code of your own, such as lesson 00's nine steps, which avoid the other four traps, two lines do it before the model is loaded:
 # > `from transformers.integrations import sdpa_attention` and `sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False`.
 #
-# Lesson 00 had to recompute layers, and Qwen2.5-7B's plan for a T4 need not. With this cure attention builds no table of all tokens by all tokens, no LoRA dropout is used, and fewer than lesson 00's 2,048 tokens go through at once.
+# Lesson 00 recomputes its layers, and Qwen2.5-7B's plan for a T4 need not. Without that, the activations of lesson 00's 2,048 tokens would take 17.6 GB. With this cure they take 13.1, and for 1,280 tokens 8.3: that fits.
 #
-# > **Trap 3: flash attention.** `attn_implementation="flash_attention_2"` stands in many recipes.
+# > **Trap 3: flash attention.** That is a fast kernel in a package of its own. `attn_implementation="flash_attention_2"` stands in many recipes.
 # >
 # > *What you see:* an error that the package is missing; or, where it is installed, on a T4, "FlashAttention only supports Ampere GPUs or newer" when the model first computes
 # > ([flash-attention#762](https://github.com/Dao-AILab/flash-attention/issues/762)). *Cure:* leave the argument out. The default, `sdpa`, takes the best kernel
@@ -659,7 +660,9 @@ show(figure, alt="GPU memory over one training step: it climbs in the forward pa
 # %% tags=["nbval-ignore-output"] reason="on a GPU it prints bytes that were measured"
 trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 predicted, measured = plan.peak_beside(monitor, trainable, cures.shapes)
-print(f"{predicted / 1e9:.2f} GB predicted, {measured / 1e9:.2f} GB measured")
+compared = plan.own and plan.chosen and monitor.tokens
+whose = "this run" if compared else "Mistral-7B's shape, one row of 2,048 tokens, H200 under T4 rules"
+print(f"{whose}: {predicted / 1e9:.2f} GB predicted, {measured / 1e9:.2f} GB measured")
 verdict("predicted and measured peak agree within 5%", abs(predicted / measured - 1) < 0.05)
 
 # %% [markdown]
@@ -846,7 +849,7 @@ check("03.4", heldout_losses, guess)
 # </details>
 #
 # **5. Predict, then run** (5 minutes, ••). The 7B model is trained on a T4, two rows at once, and all layers are recomputed. Of its 28 layers each keeps its input, 3,584 numbers of 2 bytes
-# for each token. The weights take 5.5 GB, and the adapters with their optimizer 0.2 GB. What comes and goes in a layer is, for both rows of 512 tokens together, 0.35 GB that grows with the tokens and 0.15 GB that does not (a dequantized weight and workspaces). Now
+# for each token. The weights take 5.5 GB, and the adapters with their optimizer 0.2 GB. What comes and goes in a layer is, for both rows of 512 tokens together, 0.28 GB that grows with the tokens and 0.17 GB that does not (mostly a dequantized weight). Now
 # the rows have 2,048 tokens. How many times as much will the *peak* be? Reckon; the check predicts it and takes what is within 0.02.
 
 # %%
@@ -858,8 +861,8 @@ check("03.5", my_guess)
 #
 # ```python
 # inputs = 28 * 3584 * 2 * 2 * 512 / 1e9  # two rows of 512 tokens: 0.2 GB
-# stays = 5.5 + 0.2 + 0.15
-# my_guess = (stays + 4 * (inputs + 0.35)) / (stays + inputs + 0.35)
+# stays = 5.5 + 0.2 + 0.17
+# my_guess = (stays + 4 * (inputs + 0.28)) / (stays + inputs + 0.28)
 # check("03.5", my_guess)
 # ```
 #

@@ -428,8 +428,9 @@ def test_the_stored_notebook_does_not_give_an_exercise_away(number):
 def test_what_the_text_says_of_other_recipes_is_so(finished):
     config, t4 = finished["seven_b"], GPUS["t4"].total_bytes
     common = {"batch_size": 4, "load_dtype": "float16", "compute_dtype": "float16", "checkpoint_every": 0}
+    common["lora_dropout"] = 0.0  # peft's default, and step 7 names none
     kept = [predict(config, RunSpec(quant_type=quant, **common), "t4") for quant in (None, "nf4")]
-    assert all(20.5e9 < run.passing_bytes < 21.5e9 and run.peak_allocated > t4 for run in kept)
+    assert all(17.5e9 < run.passing_bytes < 19.5e9 and run.peak_allocated > t4 for run in kept)
     full, n = finished["totals"]["full fine-tuning"], finished["n"]
     assert 4 * n / full == pytest.approx(1 / 3)  # float32 averages to bfloat16
     assert 6 * n / full == pytest.approx(1 / 2)  # to 8 bits
