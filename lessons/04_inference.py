@@ -67,7 +67,7 @@ second_adapter, _ = adapter_for(run, "yes or no")
 
 # %% [markdown]
 # An adapter is useless without the base that it was trained on. Its configuration names that base, and says which layers have a branch. `PeftConfig` reads the configuration alone, and no weights. Look at it before you
-# load somebody else's adapter. The last three lines name what is loaded next; in a notebook of your own you would type such names.
+# load somebody else's adapter. The last two lines name what is loaded next; in a notebook of your own you would type such names.
 
 # %%
 from peft import PeftConfig
@@ -188,7 +188,7 @@ if usual:
             shares["a space at the end"] <= min(0.75 * shares["as in training"], shares["no header"]))  # fmt: skip
 
 # %% [markdown]
-# In the run shown, a chat format that the model never saw costs every answer, as one might guess. But one newline too few costs every answer as well, and so does one newline too many. One space too many costs most of them. The missing sentence at the top costs nothing. Look at the tokens at the end of each prompt, and at the token that is the likeliest behind them. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
+# Compare your guesses. In the run shown, the missing header costs nothing. The chat format, which the model never saw, costs every answer, and the space most of them. But one newline too few costs every answer as well, and so does one newline too many. Look at the tokens at the end of each prompt, and at the token that is the likeliest behind them. (`Ċ` is how this tokenizer writes a newline, and `Ġ` a space.)
 
 
 # %%
@@ -217,7 +217,7 @@ table(rows, and_answers="{!r:.30}", columns=headings)
 # > a space at its end the prompt ends in a token that stood there in no row of the training, and the model must go on from a place where it has never been. *The cure:* write the form once, in one function, and call that function in training and at use.
 #
 # And the newlines? The table shows a likely reason. With none at the end, and with two, the base goes on with a newline. It does the same behind an answer, and there training taught the model to write the token that ends
-# an answer (`</s>`; section 4). The tuned model writes it here too, and both answers are empty. "The question alone" has almost nothing of the training but its last newline, and still gets most answers. So the last tokens matter more than the words above them. They are not all that matters: ChatML ends with a newline, too.
+# an answer (`</s>`; section 4). The tuned model writes it here too, and both answers are empty. "The question alone" has almost nothing of the training but its last newline, and still gets most answers. So the last tokens matter more than the words above them. They are not all that matters: ChatML ends with a newline, too. But its markers are no tokens of this model. They are cut into pieces (`<`, `|`, `im` and more), and behind them the tuned model goes on as the base does, with another quiz question.
 #
 # How much each of the small changes costs differs from one training to the next: with another seed, or some more steps, a bar may move far. (With so few questions, a gap of three answers says little; section 7 shows why.) Nothing in the training decided what happens there, so do not
 # rely on it.
@@ -225,11 +225,13 @@ table(rows, and_answers="{!r:.30}", columns=headings)
 # ## 3 A conversation
 #
 # A chat model brings its form along, its [chat template](../site/glossary.md#chat-template): a small program, kept with the tokenizer, that writes a conversation as text. `apply_chat_template` runs it.
-# The bundled model is no chat model and has none, so lesson 03 gave it the form of the training as its template, and kept that beside the adapter. For an adapter without one, `FORM` is Alpaca's form, with and without an input. The tokenizer stays as it is: whatever asks the model later
+# The bundled model is no chat model and has none, so lesson 03 gave it the form of the training as its template, and kept that beside the adapter. Where the tokenizer has none, `FORM` is Alpaca's form, with and without an input. The tokenizer stays as it is: whatever asks the model later
 # must find the template that belongs to the adapter. (`eos_token` marks the end of an answer; section 4 is about it.)
+#
+# Mind an adapter whose folder holds no tokenizer. Then the base's is loaded, and some base models carry the template of their chat model. If the training had Alpaca's form, write `tokenizer.chat_template = None` before step 2, or you make the mistake of section 2.
 
 # %% tags=["copy"]
-# Step 2: a conversation as text, in the chat template that lies beside the adapter, where there is one
+# Step 2: a conversation as text, in the tokenizer's chat template, where it has one
 FORM = (
     "{% for m in messages %}{% if m.role == 'user' and m.content %}Below is an instruction that describes a task"
     "{% if m.input %}, paired with an input that provides further context{% endif %}. Write a response that appropriately "
@@ -519,6 +521,7 @@ verdict("reading a token of the prompt costs less than making a token", times[1,
 verdict("16 rows make more than twice the tokens per second of one row", gain > 2)
 print(f"Reading 512 tokens takes {times[1, 512][0] / (512 * times[1, 512][1]):.1%} of the time of making 512.")
 print(f"16 rows make {gain:.1f} times the tokens per second of one row.")
+print(f"Reading 16 prompts takes {times[16, 128][0] / times[1, 128][0]:.0f} times as long as reading one.")
 rows = [
     (*size, first / one_step, later / one_step, size[0] * one_step / later) for size, (first, later) in times.items()
 ]
@@ -526,10 +529,11 @@ headings = ("rows", "prompt tokens", "first token", "each later token", "tokens 
 table(rows, "{:,.1f}", rows="{}", prompt_tokens="{}", columns=headings)
 
 # %% [markdown]
-# The unit of time is one decode step of a single row in this run, after a prompt of 128 tokens. The two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: run the cell again to see how far they move. A step for 16 rows is never faster than a step for one, so more than 16 times can only be noise.
+# The unit of time is one decode step of a single row in this run, after a prompt of 128 tokens. The first two printed lines answer your guesses. The times of a small model on a busy CPU are noisy: run the cell again to see how far they move.
 #
 # A decode step goes through all the weights, for one row or for many. So each step has fixed costs, such as unpacking the weights here, which all rows share, and more rows make more tokens per second. On a GPU with a large model, fetching the weights from memory is that cost, which is said as: decoding is limited by memory bandwidth.
-# Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic. Every prompt token, in every row, delays the first new token. Many rows are no gift: each row for itself gets its tokens no faster, and often slower. The ratios hold for
+# Prefill has the fixed costs once for all tokens of the prompt; it is limited by arithmetic, and a batch does not spare that. So every prompt token, in every row, delays the first new token, and a batch helps far less with reading than with decoding. The third printed line shows it: sixteen times would be no gain at all, and
+# more than that is noise. (Timed five times more on a busy computer, it was between 7 and 17.) Each row for itself gets its tokens no faster, and often slower. The ratios hold for
 # this machine and this model. On a T4, mind trap 2 of lesson 03 with long prompts: attention that falls back to a slow kernel.
 #
 # ## 9 The KV cache
@@ -571,7 +575,7 @@ record(
     heldout_loss_base=scored["base"].loss, heldout_loss_tuned=scored["tuned"].loss, adapter_made_now=made_now,
     by_form=shares, same_padded_left=same_left, same_padded_right=same_right,
     kv_cache_bytes_a_token=kv_cache_bytes(model.config, 1, 1, run.machine.dtype), tokens_of_16_rows=gain,
-    chat_template="kept with the adapter" if has_own else "Alpaca's",
+    chat_template="the tokenizer's" if has_own else "Alpaca's",
     seconds_first_and_later_token={f"{b} x {n}": list(pair) for (b, n), pair in times.items()},
 )  # fmt: skip
 
@@ -600,20 +604,25 @@ record(
 #   [cut after 16 tokens](https://github.com/vllm-project/vllm/blob/d5dba2d7b0ab9b98096560c69db7126b54b14d79/vllm/entrypoints/openai/completion/protocol.py), and one to `/v1/chat/completions` may
 #   [run on until the context is full](https://github.com/vllm-project/vllm/blob/00a5fdd20935ba7679750db22997dcf539ca4591/vllm/entrypoints/serve/utils/api_utils.py). Without `temperature`, both draw at random, at temperature 1. The model's `generation_config.json` may name other values.
 #   Section 1 was greedy: temperature 0.
-# - **The base, quantized as in training.** `--quantization bitsandbytes` has vLLM quantize a 16-bit base while it loads it, to NF4 with double quantization as this course does
-#   ([its page](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md),
-#   [the loader](https://github.com/vllm-project/vllm/blob/0406fb9fb92d0e562d3c8201b7f1940e088be3f4/vllm/model_executor/model_loader/bitsandbytes_loader.py)); if you trained with FP4 or without double quantization, name a base that was saved in 4 bits that way.
 # - **The rank.** `--max-lora-rank` is 16 unless you say otherwise, and an adapter of a higher rank is [refused](https://github.com/vllm-project/vllm/issues/2847): take the smallest of
 #   [1, 8, 16, 32, 64, 128, 256, 320 and 512](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) that holds your adapters, because [room for it is reserved](https://github.com/vllm-project/vllm/pull/22782).
 # - **The kind of adapter.** Plain and rank-stabilized LoRA (`use_rslora=True`) are read; DoRA (`use_dora=True`, a variant that also trains the length of each weight vector) and layers that were trained whole (`modules_to_save`) are
 #   [refused](https://github.com/vllm-project/vllm/blob/02143692ba86a7ba6198a67e12982c5317c8bd2f/vllm/lora/peft_helper.py), so merge these first (lesson 05).
 # - **The name.** A client asks for the adapter as if it were [a model](https://github.com/vllm-project/vllm/blob/05863f17683849086f056a80d1163edb761b3449/docs/features/lora.md), here `"model": "mine"`.
+# - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. That template leaves out system messages here as well. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
+#
+# <details><summary>More about vLLM: the base, several adapters, long conversations, the hardware</summary>
+#
+# - **The base, quantized as in training.** `--quantization bitsandbytes` has vLLM quantize a 16-bit base while it loads it, to NF4 with double quantization as this course does
+#   ([its page](https://github.com/vllm-project/vllm/blob/1de5d6b656f14be46d9d677ddccd63c26016f08c/docs/features/quantization/bnb.md),
+#   [the loader](https://github.com/vllm-project/vllm/blob/0406fb9fb92d0e562d3c8201b7f1940e088be3f4/vllm/model_executor/model_loader/bitsandbytes_loader.py)); if you trained with FP4 or without double quantization, name a base that was saved in 4 bits that way.
 # - **Several adapters.** Name them all behind `--lora-modules`, and set `--max-loras`: it says how many of them share one batch, and in
 #   [the version that was read](https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py) it is 1 by default. `--max-cpu-loras`, how many wait in the computer's memory, is no more unless you say so.
-# - **The form.** A chat goes through the template of the tokenizer that is served, and that is the base's: section 2's mistake, made by the server. Name the one that lies beside your adapter, `--chat-template path/to/adapter/chat_template.jinja`, or send whole prompts to `/v1/completions`. That template leaves out system messages here as well. (The bundled model's template also reads `message.input`: try whether a request may carry it.)
 # - **A long conversation.** With [prefix caching](https://github.com/vllm-project/vllm/blob/0fdc121666ceaea138003c6a0a66c271275a76a6/docs/features/automatic_prefix_caching.md) a server keeps the keys and values of a beginning that it has read, so a chat that grows is not read anew for each answer, as section 3 does.
 # - **The hardware.** bitsandbytes is [listed](https://github.com/vllm-project/vllm/blob/0328802bed2bb6ca346ea10acb61221a0c607768/docs/features/quantization/README.md) for NVIDIA GPUs from Volta to Hopper, a T4 among them, and for no CPU; the 4-bit products are computed
 #   [in bfloat16](https://github.com/vllm-project/vllm/blob/01f5395fdf04e971bac08504ccf5a2c7c0c7cda6/vllm/model_executor/layers/quantization/bitsandbytes.py), for which a T4 has no units.
+#
+# </details>
 #
 # This was read on 2026-11-26 and 27, in the versions that the links name; they are not the newest. Nobody has run it for this course. vLLM changes fast: look at [its documentation](https://docs.vllm.ai) before you build on it, and compare its
 # first answers, at temperature 0, with those of section 1. For a laptop, or a server without a GPU, lesson 05 makes a GGUF file for llama.cpp.
@@ -854,6 +863,9 @@ def stop_faults(model, tokenizer):
 
 # %% tags=["copy", "early-check"]
 # Step 8: does the model compute, and does it say anything?
+import torch
+
+
 def answer_faults(model, tokenizer, prompts):
     faults, heard = [], ""
     for prompt in prompts:
@@ -1013,21 +1025,24 @@ def sampled(temperature, top_k):
 # %%
 from helpers import plots
 
-temperatures = (1.0, 1.5, 2.0, 2.5, 3.0)
+temperatures = (0.3, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0)
 lines = {"drawn among the 50 likeliest": 50, "drawn among all tokens": 0}
 lines = {name: (temperatures, [100 * sampled(t, top_k) for t in temperatures]) for name, top_k in lines.items()}
 at_two = lines["drawn among all tokens"][1][temperatures.index(2.0)] / 100
 title = f"Greedy answers {shares['as in training']:.0%} right; drawn among all tokens at temperature 2, {at_two:.0%}"
 greedy_line = {"line": 100 * shares["as in training"], "line_label": "greedy"}
 figure = plots.curves(lines, title, "temperature", f"answered exactly (% of {len(asked)})", **greedy_line)
-show(figure, alt="Share of questions answered exactly falls with the temperature, faster if drawn among all tokens")
+show(
+    figure,
+    alt="Share of questions answered exactly, by temperature: a high one loses answers, more if drawn among all tokens",
+)
 
 # %%
 if usual:
     verdict("a high temperature loses answers that greedy decoding has", at_two < shares["as in training"])
 
 # %% [markdown]
-# For questions with one right answer take greedy decoding. For a story, the same story every time is not what you want. Say `do_sample` in either case: what happens otherwise stands in the model's
+# In the run shown, drawing loses little or nothing up to a temperature of 1: the model is that sure of these answers. The fall begins above it. For questions with one right answer take greedy decoding all the same: it costs nothing, and gives the same answer each time. For a story, the same story every time is not what you want. Say `do_sample` in either case: what happens otherwise stands in the model's
 # `generation_config.json`, and a chat model often switches sampling on there.
 #
 # ### A text as the stop

@@ -372,7 +372,7 @@ def prefill_and_decode(prompt: list[str], made: list[str], title: str):
             fed = place >= begin
             _box(ax, place, y, texts[place], PASSING if fed else PALE, ink="white" if fed else INK, size=8.5)
         _box(ax, x, y, "all layers", FROZEN, width=1.9, ink="white")
-        _box(ax, x + 1.9, y, "", TRAINED, width=0.25)
+        ax.fill_between([x + 0.02, x + 1.88], y + 0.64, y + 0.8, color=TRAINED, linewidth=0)  # it is beside each layer
         ax.annotate("", (x - 0.05, y + 0.4), (end + 0.05, y + 0.4), arrowprops={"arrowstyle": "->", "color": INK})
         if begin:  # what was kept is read as well: a line below the kept boxes, into the layers from below
             ax.plot([0.05, begin - 0.05], [y - 0.1] * 2, color=INK, linewidth=2.5, solid_capstyle="butt")
@@ -380,7 +380,7 @@ def prefill_and_decode(prompt: list[str], made: list[str], title: str):
             ax.annotate("", (x + 0.95, y + 0.03), (x + 0.95, y - 0.12), arrowprops={"arrowstyle": "->", "color": INK})
         if step == 1:
             ax.text(x + 1.1, y - 0.2, "cache, read by attention", va="center", fontsize=8.5, color=INK)
-        ax.text(x + 2.4, y + 0.4, f"→ {texts[end]}", va="center", fontsize=10, color=INK)
+        ax.text(x + 2.1, y + 0.4, f"→ {texts[end]}", va="center", fontsize=10, color=INK)
     names = {
         "fed in this step; its keys and values are kept": PASSING,
         "keys and values in the cache": PALE,

@@ -125,7 +125,7 @@ def test_pasted_where_the_course_is_not_they_load_talk_and_check(tmp_path):
 @pytest.fixture(scope="module")
 def checks():
     """The three checks that stand before a training, by name."""
-    names = {"torch": torch}
+    names = {}
     for cell in CELLS:
         if "early-check" in cell.metadata.get("tags", []):
             exec(cell.source, names)
@@ -472,6 +472,8 @@ def test_the_forms_cost_what_the_prose_says():
     for form in ("no newline at the end", "two newlines at the end"):
         *_, of_base, of_tuned, answered = line(output("rows.append((name, last_tokens"), form)
         assert (of_base, of_tuned, answered) == ("Ċ", "</s>", "''"), "as the prose says"
+    chat = line(output("rows.append((name, last_tokens"), "ChatML, a chat format")
+    assert "Ċ What What 'What is" in " ".join(chat), "on as the base, with another quiz question"
 
 
 def test_the_intervals_hold_the_truth_as_often_as_the_prose_says(statistics):
@@ -734,7 +736,7 @@ def test_the_lesson_holds_for_a_chat_model_a_weak_adapter_and_two_rows_of_ones_o
     record = verdicts(run)
     assert not record["adapter_made_now"]
     assert record["rows"] == 2
-    assert record["chat_template"] == "kept with the adapter"
+    assert record["chat_template"] == "the tokenizer's"
     assert "the tuned model ends its answer by itself" not in record["held"]
     assert "switched off, the model is its base, bit for bit; switched on, it is not" in record["held"]
     assert "every real cache has the predicted size, to the byte" in record["held"]
