@@ -131,12 +131,9 @@ check("06.1", diagnosis)
 # The held-out loss decides. The next cell compares it with that of the base model, and reads the rate, which the trainer logs.
 
 # %% tags=["small-rate"]
-from helpers.evaluation import completion_loss
-
 for name in ("healthy", "B"):
     print(f"{name:8} learning rate {max(float(entry['learning_rate']) for entry in runs[name].log):.1e}")
-with runs["B"].model.disable_adapter():  # as before the training
-    before = completion_loss(runs["B"].model, runs["B"].tokenizer, heldout)
+before = runs["B"].base_loss(heldout)  # without the adapter, as before the training
 verdict("B's held-out loss is within a tenth of the base model's", abs(runs["B"].heldout_loss / before - 1) < 0.1)
 
 # %% [markdown]
@@ -153,8 +150,11 @@ log = runs["E"].log
 verdict("the log never shows NaN as the loss, while grad_norm and the held-out loss are NaN",
         all(float(e["loss"]) >= 0 for e in log) and str(log[-1]["grad_norm"]) == "nan" and runs["E"].heldout_loss != runs["E"].heldout_loss)  # fmt: skip
 print(recognise(str(log[-1])))
-table([(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry in log], "{:.3f}",
-      columns=("step", "loss in the log", "grad_norm"))  # fmt: skip
+table(
+    [(e["step"], float(e["loss"]), str(e["grad_norm"])) for e in log],
+    "{:.3f}",
+    columns=("step", "loss in the log", "grad_norm"),
+)
 
 # %% [markdown]
 # From the fifth step on every real loss was [NaN](../site/glossary.md#nan), "not a number". The trainer does not log that. It leaves such a loss out, and adds a guess in its place: a share of what it has summed up since the last

@@ -47,6 +47,13 @@ class EndedRun:
         """The share of `rows` that its model answers exactly, asked with the template of its training after a `change`."""
         return _asked(self.model, self.tokenizer, rows, change=change)[1]
 
+    def base_loss(self, rows) -> float:
+        """The loss of `rows` without the adapter, as before the training, in nats per token."""
+        from helpers.evaluation import completion_loss
+
+        with self.model.disable_adapter():
+            return completion_loss(self.model, self.tokenizer, rows)
+
 
 def broken_runs(run, heldout, steps: int = 40) -> dict[str, EndedRun]:
     """A healthy training of the bundled model, and runs A to E with one fault each; `heldout` are instructions."""
