@@ -146,15 +146,11 @@ verdict("B's held-out loss is within a tenth of the base model's", abs(runs["B"]
 # %% tags=["nbval-ignore-output", "nan-log"] reason="the first loss varies in its last digits"
 from helpers.failures import last_error, recognise
 
-log = runs["E"].log
+seen = [(entry["step"], float(entry["loss"]), str(entry["grad_norm"])) for entry in runs["E"].log]
 verdict("the log never shows NaN as the loss, while grad_norm and the held-out loss are NaN",
-        all(float(e["loss"]) >= 0 for e in log) and str(log[-1]["grad_norm"]) == "nan" and runs["E"].heldout_loss != runs["E"].heldout_loss)  # fmt: skip
-print(recognise(str(log[-1])))
-table(
-    [(e["step"], float(e["loss"]), str(e["grad_norm"])) for e in log],
-    "{:.3f}",
-    columns=("step", "loss in the log", "grad_norm"),
-)
+        all(loss >= 0 for _, loss, _ in seen) and seen[-1][2] == "nan" and runs["E"].heldout_loss != runs["E"].heldout_loss)  # fmt: skip
+print(recognise(str(runs["E"].log[-1])))
+table(seen, "{:.3f}", columns=("step", "loss in the log", "grad_norm"))
 
 # %% [markdown]
 # From the fifth step on every real loss was [NaN](../site/glossary.md#nan), "not a number". The trainer does not log that. It leaves such a loss out, and adds a guess in its place: a share of what it has summed up since the last
