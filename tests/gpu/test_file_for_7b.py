@@ -32,7 +32,7 @@ def make_model(folder: Path) -> None:
     code = """
 import sys, torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
+from helpers.models import BUNDLED_MODEL, PRESETS
 shape = {k: v for k, v in PRESETS["qwen2.5-7b"].shape.items() if k != "model_type"}
 tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
 torch.manual_seed(0)
