@@ -1,6 +1,7 @@
 """What each process of a training by a file of settings does: load, train or go on, save, record."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -56,12 +57,10 @@ class Training:
     @property
     def spec(self) -> RunSpec:
         """The run as helpers.memory knows it; without padding as many tokens go through at once as a padded batch may have."""
-        more = (
-            {"padding_free": True, "batch_size": 1, "seq_len": self.tokens_at_once}
-            if self.settings.padding_free
-            else {}
-        )
-        return RunSpec.of_settings(self.settings, not self.here.native_bfloat16, **more)
+        at_once = {"padding_free": True, "batch_size": 1, "seq_len": self.tokens_at_once}
+        more = at_once if self.settings.padding_free else {}
+        like_t4 = self.here.device == "cpu" or not self.here.native_bfloat16  # on a CPU it is predicted for T4s
+        return RunSpec.of_settings(self.settings, like_t4, **more)
 
     @property
     def tokens_at_once(self) -> int:
@@ -89,7 +88,9 @@ class Training:
             lines.append("no GPU can be seen: it would train on the CPU; what follows is predicted for T4s")
         try:
             shape = shape_of(self.model.path)
-            found = predict(shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
+            found = self.with_waiting_gradients(
+                predict(shape, self.spec, self.gpu, way.gpus, way.name, way.layers or None)
+            )
         except CannotPredict as unknown:
             return "\n".join([*lines, f"memory: no prediction ({unknown})"])
         for number, one in enumerate(found.each or (found,)):
@@ -100,6 +101,22 @@ class Training:
         why = found.why_not_loaded(self.gpu, total)
         lines.append("fits" if fits(found, self.gpu, total) else "does not fit" + (why and f": {why}"))
         return "\n".join(lines)
+
+    def with_waiting_gradients(self, found):
+        """A prediction, which is of one batch, for a step of several: the gradients of the earlier ones wait, four bytes each.
+
+        FSDP2 keeps waiting gradients whole on each GPU (torch's `set_requires_gradient_sync`); that was not measured.
+        """
+        if self.settings.gradient_accumulation == 1:
+            return found
+        share = self.way.gpus if self.way.name == "fsdp2" else 1
+
+        def waits(one):
+            more = share * one.parts["adapters"]
+            peaks = {"peak_allocated": one.peak_allocated + more, "peak_reserved": one.peak_reserved + more}
+            return dataclasses.replace(one, **peaks)
+
+        return dataclasses.replace(waits(found), each=tuple(waits(one) for one in found.each))
 
     @property
     def identity(self) -> dict:

@@ -85,6 +85,7 @@ def run_lesson(lesson: Path, folder: Path, values: dict, cwd: str | None = None,
             kernel_name="python3",
             cwd=cwd or os.getcwd(),
             progress_bar=progress_bar,
+            start_timeout=300,  # seconds until a kernel answers; papermill's 60 are too few where many start at once
         )
         os.replace(part, done)
         failed.unlink(missing_ok=True)

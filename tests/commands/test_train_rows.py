@@ -8,12 +8,12 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from helpers import CourseError, machine
+from helpers import COURSE_ROOT, CourseError, machine
 from helpers.commands import _job, _training
 from helpers.commands._training import Training
 from helpers.data import with_template
-from helpers.memory import shape_of
-from helpers.models import BUNDLED_MODEL
+from helpers.memory import predict, shape_of
+from helpers.models import BUNDLED_MODEL, PRESETS
 from tests.memory.test_loaded_whole import LARGE
 
 
@@ -155,3 +155,35 @@ def test_a_dry_run_says_that_each_gpu_loads_the_whole_model(base, monkeypatch, g
     running = training(base, [*map(short, range(20))], **more)
     verdict = running.outlook().splitlines()[-1]
     assert verdict == "fits" if fits else verdict.startswith("does not fit: each GPU quantizes all of the model, 1")
+
+
+# --- gradients that wait --------------------------------------------------------------------------------------------
+
+SEVEN = {"rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "max_length": 512,
+         "optimizer": "paged_adamw_8bit", "checkpointing": True, "batch_size": 4}  # fmt: skip
+
+
+def peaks(base, gpu="t4", **more) -> list[int]:
+    """What a dry run takes each GPU's peak to be, in bytes, with a model of Qwen2.5-7B's shape."""
+    running = training(base, [*map(short, range(40))], **SEVEN | more)
+    way, shape = running.job.way, shape_of(PRESETS["qwen2.5-7b"].shape)
+    found = running.with_waiting_gradients(predict(shape, running.spec, gpu, way.gpus, way.name))
+    return [one.peak_allocated for one in found.each or (found,)]
+
+
+@pytest.mark.parametrize(("way", "gpus", "sets"), [("one", 1, 1), ("ddp", 2, 2), ("split", 2, 1), ("fsdp2", 2, 2)])
+def test_a_step_of_several_batches_holds_the_gradients_of_the_earlier_ones(base, way, gpus, sets):
+    """FSDP2 keeps them whole on each GPU; divided layers keep those of their own, so all GPUs together have one set."""
+    more = {"way": way, "gpus": gpus} | ({"optimizer": "adamw_torch"} if way == "fsdp2" else {})
+    alone, several = (peaks(base, gradient_accumulation=count, **more) for count in (1, 2))
+    assert sum(several) - sum(alone) == 4 * sets * 40_370_176  # trained numbers: rank 16 on all seven projections
+    assert all(a < b for a, b in zip(alone, several, strict=True))
+    assert peaks(base, gradient_accumulation=4, **more) == several
+
+
+def test_lesson_09s_file_for_a_7b_model_took_what_the_dry_run_says(base):
+    """Measured by tests/gpu/test_file_for_7b.py on two H200 under T4 rules."""
+    row = json.loads((COURSE_ROOT / "measurements" / "two_gpus_file_7b.json").read_text(encoding="utf-8"))
+    kept = {name: row["parameters"][name] for name in (*SEVEN, "gradient_accumulation", "padding_free")}
+    found = peaks(base, "h200", way=row["way"], gpus=row["gpus"], **kept)
+    assert found == pytest.approx(row["peak_bytes"], rel=0.003)
