@@ -350,7 +350,12 @@ class Planned(Training):
     """The plan of a run whose model is not on this disk: of the same shape, and with the same recipe."""
 
     def __init__(self, job, model):
-        self.job, self.here, self.model, self.way = job, SimpleNamespace(native_bfloat16=False), model, job.way
+        self.job, self.here, self.model, self.way = (
+            job,
+            SimpleNamespace(native_bfloat16=False, device="cuda"),
+            model,
+            job.way,
+        )
         recipe = recipe_for(model)
         self.settings = SimpleNamespace(
             **{k: recipe.get(k, v) if v == "auto" else v for k, v in job.parameters.items()}
