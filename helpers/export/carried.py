@@ -136,9 +136,7 @@ def _context(config, done: Described) -> int:
     if odd is not None:
         raise ExportError(f"layer_types has {odd!r}: full_attention and sliding_attention are carried, and no other")
     window = None if layers and "sliding_attention" not in layers else getattr(config, "sliding_window", None)
-    if (
-        config.model_type == "llama"
-    ):  # without a window in its attention, but generate's cache has one where a file says so
+    if config.model_type == "llama":  # its attention has no window, but generate's cache has one where a file says so
         chunk = None if layers else getattr(config, "attention_chunk_size", None)
         for name, tokens in (("sliding_window", window), ("attention_chunk_size", chunk)):
             if tokens and tokens < length:

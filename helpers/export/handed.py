@@ -20,17 +20,16 @@ THINKING = {(False,): "is false", (True,): "is true", (False, True): "is set"}
 def for_llama_cpp(tokenizer) -> tuple[str, list[str]]:
     """(the chat template for the file, notes on where llama.cpp still makes another text of it than transformers)."""
     template, notes = tokenizer.get_chat_template(), []
+    plain = [text_of(tokenizer, chat) for chat in CHATS]
 
     def differs(before: str = "", **words) -> bool:
-        changed = [text_of(tokenizer, chat, chat_template=before + template, **words) for chat in CHATS]
-        return changed != [text_of(tokenizer, chat) for chat in CHATS]
+        return plain != [text_of(tokenizer, chat, chat_template=before + template, **words) for chat in CHATS]
 
     def undefined(names) -> list[str]:
         return [name for name in names if name in template and differs(NOTHING.format(name))]
 
-    lines = {
-        name: KEPT.format(name) for name in undefined(("tools", "documents"))
-    }  # None in transformers, undefined there
+    # These two are None in transformers, and undefined there.
+    lines = {name: KEPT.format(name) for name in undefined(("tools", "documents"))}
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     others = undefined(special.keys() - {"bos_token", "eos_token"})
     lines |= {name: f"{{% set {name} = {json.dumps(special[name], ensure_ascii=False)} %}}" for name in sorted(others)}
@@ -62,12 +61,9 @@ def _reads_parts(tokenizer) -> bool:
 
 def _formats_text(template: str) -> list[str]:
     """A note for each way in which the template fills in a text with %s, of which llama.cpp knows none."""
+    known = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)  # without a mark of transformers' own
     try:
-        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            re.sub(
-                r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template
-            )  # a mark of transformers' own, which writes nothing
-        )
+        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(known)
     except jinja2.TemplateSyntaxError:  # transformers says what is wrong with it
         return []
     texts = {  # names that are a text

@@ -48,7 +48,6 @@ def checked_way(gpus: int, way: str | None, layers) -> str:
     """The way, "one" or "ddp" where none is named; CannotPredict for one that does not go with the rest."""
     way = ("one" if gpus == 1 else "ddp") if way is None else way
     if not is_count(gpus) or gpus > MOST_GPUS:
-        shown = gpus if not isinstance(gpus, int) or abs(gpus) < 10**18 else "larger than that"
         shown = f"more than {MOST_GPUS}" if is_count(gpus) else repr(gpus)
         raise CannotPredict(f"gpus is {shown}; give a whole number from 1 to {MOST_GPUS}")
     if way not in WAYS or (way == "one") != (gpus == 1):
